@@ -1,0 +1,207 @@
+"""The bundle: the one contract between export, the Python runtime and the C++ runtime.
+
+    manifest.json                 everything below, sized and hashed, and what the runtime must know
+    vision.onnx (+ .data)         pixel_values [T, 3, h, w] -> visual_tokens [N, D]; N is a constant
+    llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
+    llm/embed_tokens.npy          [V, D], memory-mapped; llm/tokenizer.json, llm/chat_template.jinja
+    reference/                    a fixed input and torch's output for it, in Polygraphy's formats
+    engines/                      engines built later; they carry their own build.json and are not in the manifest
+
+Sizes are checked at every load, hashes at the first load of a path, after any change of a file's size or time, and by
+`inspect --verify`: a bundle of 2 GB that was seen before starts at once.
+
+T frames, H, W patch rows and columns, D hidden, N visual tokens, S prompt positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BundleError
+from runtime.files import atomic_file, sha256_of
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+VISION = "vision"  # graph names; the file of a graph is `<name>.onnx`
+DECODER = "llm/decoder"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says; one field a key.
+
+    family            registry name of the model family, e.g. "llava-ov"
+    checkpoint        {"id": hub id or directory name, "sha256": digest over the weight files}
+    compression       {"preset", "spec": expanded spec, "place": "after-projector" | "before-projector"}
+    frames            T, the frames that a clip is sampled to
+    grid              [H, W] patch tokens of one frame
+    tokens_per_clip   N, rows of `visual_tokens`, the closing newline token included
+    hidden_size       D of the LLM
+    preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}
+    prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids"}; {} without an LLM
+    llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention"}; {} without an LLM
+    precision         "fp32" | "fp16", of both graphs' weights and activations
+    opset             ONNX opset of both graphs
+    limits            {"max_context": KV positions}; {} without an LLM
+    stages            [{"name", "graph", "tensor", "every"}]: tensors of the graphs that parity compares, in order
+    report            what the surgeon passes did: [{"graph", "pass", "rewrites", "note"}]
+    files             {relative path: {"size": bytes, "sha256": hex}}
+    versions          {tool: version} of everything that wrote the bundle
+    """
+
+    family: str
+    checkpoint: dict[str, str]
+    compression: dict[str, str]
+    frames: int
+    grid: list[int]
+    tokens_per_clip: int
+    hidden_size: int
+    preprocessing: dict[str, Any]
+    prompt: dict[str, Any]
+    llm: dict[str, Any]
+    precision: str
+    opset: int
+    limits: dict[str, int]
+    stages: list[dict[str, Any]]
+    report: list[dict[str, Any]]
+    versions: dict[str, str]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def patch_tokens(self) -> int:
+        """Patch tokens of a clip before compression, T * H * W."""
+        return self.frames * self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its directory and its manifest, files checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False, progress: Callable[[str], None] | None = None) -> Bundle:
+        """Read and check the bundle in directory `path`.
+
+        verify: hash every file even where size and time are those of an earlier check.
+        Raises BundleError, naming the file, for anything missing, truncated, altered or of a newer schema.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        _check_files(path, manifest, verify, progress)
+        return cls(path, manifest)
+
+    @property
+    def has_llm(self) -> bool:
+        return bool(self.manifest.llm)
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists; BundleError where it lists none of that name."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {name}: it was exported without it; export again without --only")
+        return self.path / name
+
+    def model(self, graph: str) -> Path:
+        """Path of a graph's ONNX file (`graph` is VISION or DECODER)."""
+        return self.file(f"{graph}.onnx")
+
+    def sha256(self, graph: str) -> str:
+        """One digest for a graph and its external data; engines are keyed by it."""
+        names = sorted(name for name in self.manifest.files if name.startswith(f"{graph}.onnx"))
+        if not names:
+            self.model(graph)  # raises with the message for an absent graph
+        return sha256("".join(self.manifest.files[name]["sha256"] for name in names).encode()).hexdigest()
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Size and hash every file under `directory` into the manifest and write it there; return what was written."""
+    found = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    listed = {
+        p.relative_to(directory).as_posix(): {"size": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in found
+        if p.relative_to(directory).parts[0] != "engines"
+    }
+    values = asdict(manifest) | {"files": listed}
+    (directory / MANIFEST).write_text(json.dumps({"schema_version": values.pop("schema_version")} | values, indent=1) + "\n")
+    return Manifest(**values)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.exists():
+        raise BundleError(f"no bundle at {path}: no such directory; write one with `python -m export --model llava-ov --out {path}`")
+    file = path / MANIFEST
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; expected a directory that `python -m export` wrote") from None
+    except NotADirectoryError:
+        raise BundleError(f"{path} is a file; expected the bundle's directory") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{file} is not valid JSON ({error}); export the bundle again") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{file} has no schema_version; expected {SCHEMA_VERSION}, export the bundle again")
+    if version > SCHEMA_VERSION:
+        raise BundleError(f"{file} has schema {version}, this runtime reads up to {SCHEMA_VERSION}: update the runtime")
+    known = {f.name for f in fields(Manifest)}
+    missing = sorted(known - {"schema_version"} - values.keys())
+    if missing:
+        raise BundleError(f"{file} lacks {', '.join(missing)}; export the bundle again")
+    for f in fields(Manifest):
+        expected = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
+        if not isinstance(values[f.name], expected) or isinstance(values[f.name], bool):
+            raise BundleError(f"{file}: {f.name} is {type(values[f.name]).__name__}, expected {expected.__name__}; export the bundle again")
+    # Keys that a later minor revision of the same schema added are of no concern to this reader.
+    return Manifest(**{key: value for key, value in values.items() if key in known})
+
+
+def _check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable[[str], None] | None) -> None:
+    root = path.resolve()
+    stamps: dict[str, list[int]] = {}
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(root):
+            raise BundleError(f"{path / MANIFEST} lists {name}, which lies outside the bundle; export the bundle again")
+        try:
+            stat = file.stat()
+        except OSError:
+            raise BundleError(f"{file} is missing; copy the whole bundle directory or export it again") from None
+        if stat.st_size != entry["size"]:
+            raise BundleError(
+                f"{file} has {stat.st_size} bytes, the manifest says {entry['size']}: it is truncated or altered; copy or export it again"
+            )
+        stamps[name] = [stat.st_size, stat.st_mtime_ns]
+    seen = _stamp_file(root)
+    identity = {"manifest": sha256_of(path / MANIFEST), "stamps": stamps}
+    if not verify and _read_json(seen) == identity:
+        return
+    for name, entry in manifest.files.items():
+        if progress:
+            progress(f"checking {name}")
+        if sha256_of(path / name) != entry["sha256"]:
+            raise BundleError(f"{path / name} was altered: its SHA-256 is not the manifest's; copy or export it again")
+    try:
+        with atomic_file(seen) as temporary:
+            temporary.write_text(json.dumps(identity))
+    except OSError:
+        pass  # no writable cache: the next load hashes again
+
+
+def _stamp_file(root: Path) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "st-gridpool" / "verified" / f"{sha256(str(root).encode()).hexdigest()[:32]}.json"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

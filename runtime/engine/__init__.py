@@ -1,0 +1,121 @@
+"""Engines: one protocol, one registry. A backend is one file here and one line in BACKENDS.
+
+An engine runs one graph of a bundle on NumPy arrays; inputs are checked by name, dtype and shape before anything is
+launched. Tensors that a graph reads and writes back (the KV cache) are a `State`: they stay where the engine computes,
+and one buffer is bound as input and output at once, so a decode step copies no cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.errors import EngineError, UserError, nearest
+
+BACKENDS = {
+    "onnx": "runtime.engine.onnx:OnnxEngine",
+    "tensorrt": "runtime.engine.tensorrt:TensorRTEngine",
+    "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph's input or output; a str in the shape is a dimension known at run time."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """device: "cpu" | "cuda"; threads: CPU threads of one run, 0 for the backend's own choice."""
+
+    device: str = "cpu"
+    threads: int = 0
+
+
+class State(Protocol):
+    """Opaque device buffers that a graph updates in place; one per conversation."""
+
+
+class Engine(Protocol):
+    """One loaded graph.
+
+    backend, device     where it runs, for reports
+    inputs, outputs     all tensors of the graph, state included
+    """
+
+    backend: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        """Why this backend can't run on `device` here, as one line with what to do; None where it can."""
+
+    @classmethod
+    def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> Engine:
+        """Load `graph` (VISION or DECODER) of `bundle`; EngineError says what was wrong and what to run."""
+
+    def new_state(self, pairs: Mapping[str, str]) -> State:
+        """Zeroed buffers for {input name: output name} pairs of equal dtype and shape."""
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: State | None = None) -> dict[str, np.ndarray]:
+        """Run once; `feeds` holds every input that `state` does not, the result every output that it does not."""
+
+    def close(self) -> None: ...
+
+
+def backend_class(name: str) -> Any:
+    """The engine class registered under `name`; EngineError names the nearest for a misspelt one."""
+    if name not in BACKENDS:
+        raise EngineError(f'no backend "{name}"{nearest(name, BACKENDS)}')
+    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
+    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine."""
+    if backend != "auto":
+        engine = backend_class(backend)
+        reason = engine.unavailable(options.device)
+        if reason:
+            raise EngineError(f"backend {backend} can't run here: {reason}")
+        return engine.open(bundle, graph, options)
+    order = ["tensorrt", "tensorrt-rtx", "onnx"] if options.device == "cuda" else ["onnx"]
+    reasons = []
+    for name in order:
+        engine = backend_class(name)
+        reason = engine.unavailable(options.device)
+        if reason is None:
+            try:
+                return engine.open(bundle, graph, options)
+            except UserError as error:
+                reason = str(error)
+        reasons.append(f"{name}: {reason}")
+    raise EngineError(f"no backend can run {graph} on {options.device}: " + "; ".join(reasons))
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], bound: frozenset[str] = frozenset()) -> None:
+    """Refuse feeds whose names, dtypes or shapes are not the graph's; `bound` are inputs that a state holds."""
+    expected = {spec.name: spec for spec in specs if spec.name not in bound}
+    if feeds.keys() != expected.keys():
+        raise EngineError(f"inputs are {sorted(feeds)}, the graph takes {sorted(expected)}")
+    sizes: dict[str, int] = {}
+    for name, spec in expected.items():
+        array = feeds[name]
+        if array.dtype != spec.dtype:
+            raise EngineError(f"{name} is {array.dtype}, the graph takes {spec.dtype}")
+        fits = array.ndim == len(spec.shape) and all(
+            got == (sizes.setdefault(want, got) if isinstance(want, str) else want) for got, want in zip(array.shape, spec.shape)
+        )
+        if not fits:
+            raise EngineError(f"{name} has shape {list(array.shape)}, the graph takes {list(spec.shape)}")

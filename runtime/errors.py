@@ -1,0 +1,80 @@
+"""Errors that a user can cause and mend, and the one place where a command line prints them.
+
+Every message is one line: what was got, what was expected, what to do. The CLIs print it and exit with 2;
+anything that is not a `UserError` is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Root of the errors that a user can mend; `str(error)` is one line."""
+
+
+class SpecError(UserError):
+    """A compression spec, preset or option that does not exist or does not fit the grid."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint directory that can't be read as the family says."""
+
+
+class ExportError(UserError):
+    """An export that can't be made, or a graph that does not compute what torch computed."""
+
+
+class BundleError(UserError):
+    """A bundle that is missing, altered, incomplete or of a newer schema."""
+
+
+class VideoError(UserError):
+    """A file that can't be decoded to the frames that were asked for."""
+
+
+class EngineError(UserError):
+    """An engine that can't be built, loaded or fed here."""
+
+
+class PromptError(UserError):
+    """A question, or a context length, that the LLM half can't take."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A ' (did you mean "x"?)' for a misspelt name, or the list of known ones where nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
+
+
+def missing_package(package: str, needed_for: str, extra: str) -> UserError:
+    """The error for an optional dependency that is not installed: what needs it and the command that brings it."""
+    return UserError(f'{needed_for} needs the package "{package}", which is not installed: pip install "st-gridpool[{extra}]"')
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a CLI command: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130, a full disk 2."""
+    try:
+        return command() or 0
+    except UserError as error:
+        _say(error)
+        return 2
+    except KeyboardInterrupt:
+        _say("interrupted; nothing that was there before has been changed")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away (`| head`); the interpreter must not complain too
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _say(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another path, nothing was changed")
+        return 2
+
+
+def _say(message: object) -> None:
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
