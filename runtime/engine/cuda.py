@@ -105,7 +105,7 @@ class Cuda:
         self._call("cudaMallocHost", byref(pointer), c_size_t(nbytes), doing=f"page-locking {nbytes / 2**20:.0f} MiB")
         self._allocated[pointer.value or 0] = self._lib.cudaFreeHost
         raw = (ctypes.c_char * nbytes).from_address(pointer.value or 0)
-        return np.frombuffer(raw, dtype, count).reshape(shape)
+        return np.frombuffer(memoryview(raw), dtype, count).reshape(shape)
 
     def zero(self, address: int, nbytes: int) -> None:
         self._call("cudaMemsetAsync", c_void_p(address), 0, c_size_t(nbytes), c_void_p(self.stream))

@@ -1,0 +1,267 @@
+"""Engines are really built here, by NVIDIA's ahead-of-time builder, which needs no GPU; none is executed."""
+
+from __future__ import annotations
+
+import _thread
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from trt_bundle import make_bundle
+
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.engine import build as build_module
+from runtime.engine import cuda, trt
+from runtime.engine.build import BuildOptions, build, dimension_names, find_engine
+from runtime.errors import EngineError, UserError
+
+needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
+RTX = BuildOptions(backend="tensorrt-rtx")
+HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return make_bundle(tmp_path / "bundle")
+
+
+def digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@needs_rtx
+class TestBuild:
+    def test_both_graphs_are_built_and_recorded(self, bundle: Bundle, capfd: pytest.CaptureFixture) -> None:
+        built = build(bundle, RTX)
+        directory = bundle.path / "engines" / "tensorrt-rtx-any-fp32"
+        assert [engine.graph for engine in built] == [VISION, DECODER]
+        assert sorted(digests(directory)) == ["build.json", "llm/decoder.engine", "vision.engine"]
+        record = json.loads((directory / "build.json").read_text())
+        assert (record["backend"], record["target"], record["precision"]) == ("tensorrt-rtx", "any", "fp32")
+        assert record["version"] == trt.load("tensorrt-rtx").__version__
+        for engine in built:
+            assert not engine.reused
+            assert engine.size == engine.path.stat().st_size == record["graphs"][engine.graph]["size"] > 0
+            assert record["graphs"][engine.graph]["onnx_sha256"] == bundle.sha256(engine.graph)
+        out, err = capfd.readouterr()
+        assert out == ""  # results have stdout to themselves, C++ prints included
+        assert "building vision for any with tensorrt-rtx" in err
+
+    def test_dynamic_dimensions_keep_their_names(self, bundle: Bundle) -> None:
+        decoder = next(engine for engine in build(bundle, RTX) if engine.graph == DECODER)
+        names = dimension_names(decoder.path, DECODER)
+        assert names["inputs_embeds"] == [1, "S", 16]
+        assert names["position_ids"] == [1, "S"]
+        assert names["attention_mask"] == [1, "T"]
+        assert names["past"] == [1, 2, 64, 8]
+
+    def test_a_second_build_reuses_and_says_so_and_force_does_not(self, bundle: Bundle, capfd: pytest.CaptureFixture) -> None:
+        first = build(bundle, RTX)
+        before = digests(bundle.path / "engines")
+        capfd.readouterr()
+        assert [engine.reused for engine in build(bundle, RTX)] == [True, True]
+        assert "is up to date" in capfd.readouterr().err
+        assert digests(bundle.path / "engines") == before
+        forced = build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(VISION,), force=True))
+        assert [engine.reused for engine in forced] == [False]
+        assert first[1].path.exists()  # the other graph's engine came along
+
+    def test_a_changed_graph_is_built_again_and_the_other_kept(self, bundle: Bundle) -> None:
+        build(bundle, RTX)
+        kept = (bundle.path / "engines/tensorrt-rtx-any-fp32/llm/decoder.engine").stat().st_ino
+        changed = make_bundle(bundle.path, vision_op="Sigmoid")
+        assert [(engine.graph, engine.reused) for engine in build(changed, RTX)] == [(VISION, False), (DECODER, True)]
+        assert (bundle.path / "engines/tensorrt-rtx-any-fp32/llm/decoder.engine").stat().st_ino == kept
+
+    def test_other_options_build_again(self, bundle: Bundle) -> None:
+        only_vision = BuildOptions(backend="tensorrt-rtx", graphs=(VISION,))
+        build(bundle, only_vision)
+        with_tf32 = BuildOptions(backend="tensorrt-rtx", graphs=(VISION,), tf32=True)
+        assert not build(bundle, with_tf32)[0].reused
+
+    @pytest.mark.parametrize("target", ["sm89", "sm86,sm120"])
+    def test_named_architectures_have_a_directory_of_their_own(self, bundle: Bundle, target: str) -> None:
+        built = build(bundle, BuildOptions(backend="tensorrt-rtx", target=target, graphs=(VISION,)))
+        assert built[0].path.parent.name == f"tensorrt-rtx-{target.replace(',', '+')}-fp32"
+
+    def test_a_parser_error_names_the_node(self, tmp_path: Path) -> None:
+        bad = make_bundle(tmp_path / "bad", vision_op="Det")
+        with pytest.raises(EngineError, match=r"vision\.onnx: node compress/last \(Det\)") as error:
+            build(bad, RTX)
+        assert "\n" not in str(error.value)
+        assert not (bad.path / "engines" / "tensorrt-rtx-any-fp32").exists()
+
+    def test_what_the_builder_refuses_is_one_line(self, bundle: Bundle) -> None:
+        with pytest.raises(
+            EngineError, match=r"could not build the engine: .*Turing \(SM75\)"
+        ) as error:  # has no fp32 matrix product
+            build(bundle, BuildOptions(backend="tensorrt-rtx", target="sm75", graphs=(VISION,)))
+        assert "\n" not in str(error.value)
+
+    def test_what_is_no_onnx_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "vision.onnx").write_bytes(b"hello")
+        with pytest.raises(EngineError, match=r"can't read .*vision\.onnx"):
+            trt.parse("tensorrt-rtx", tmp_path / "vision.onnx")
+
+    def test_fp32_attention_is_decomposed(self, tmp_path: Path) -> None:
+        from onnx import TensorProto, helper, save
+
+        values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 8, 16]) for name in ("q", "k", "v", "y")]
+        graph = helper.make_graph([helper.make_node("Attention", ["q", "k", "v"], ["y"])], "g", values[:3], values[3:])
+        save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "attention.onnx")
+        builder, network, parser = trt.parse("tensorrt-rtx", tmp_path / "attention.onnx")
+        assert trt.decompose_attention("tensorrt-rtx", network) == 1
+        engine = trt.serialize("tensorrt-rtx", builder, network, builder.create_builder_config(), lambda *step: None)
+        assert engine.nbytes > 0
+        del parser
+
+
+@needs_rtx
+class TestInterrupted:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), EngineError("broken")])
+    def test_the_old_engines_stay_as_they_were(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+        build(bundle, RTX)
+        before = digests(bundle.path / "engines")
+        calls = []
+        real = trt.serialize
+
+        def fails_at_the_second(*arguments: object) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                raise error
+            return real(*arguments)
+
+        monkeypatch.setattr(trt, "serialize", fails_at_the_second)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            build(bundle, BuildOptions(backend="tensorrt-rtx", force=True))
+        assert len(calls) == 2
+        assert digests(bundle.path / "engines") == before
+
+    def test_ctrl_c_reaches_the_builder_at_its_next_step(self, bundle: Bundle) -> None:
+        builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(VISION))
+        steps, interrupted, ended = [], threading.Event(), []
+
+        def progress(phase: str, done: int, of: int) -> None:
+            steps.append((phase, done))
+            if not interrupted.is_set():
+                interrupted.set()
+                _thread.interrupt_main()
+            threading.Event().wait(0.3)  # the main thread gets to see it
+            ended.append(phase)
+
+        with pytest.raises(KeyboardInterrupt):
+            trt.serialize("tensorrt-rtx", builder, network, builder.create_builder_config(), progress)
+        assert 1 <= len(steps) <= 3
+        assert len(ended) == len(steps)  # nothing of the build still runs
+        del parser
+
+
+@needs_rtx
+class TestRefusals:
+    def test_an_unknown_target_names_the_known_ones(self, bundle: Bundle) -> None:
+        with pytest.raises(UserError, match=r'no target "sm99"; known: any, current, sm75, sm80, .*sm120'):
+            build(bundle, BuildOptions(backend="tensorrt-rtx", target="sm99"))
+
+    def test_the_current_gpu_is_no_target_without_one(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: ())
+        with pytest.raises(EngineError, match='target "current" is the GPU of this machine, and '):
+            build(bundle, BuildOptions(backend="tensorrt-rtx", target="current"))
+
+    def test_an_unknown_graph_names_the_nearest(self, bundle: Bundle) -> None:
+        with pytest.raises(EngineError, match='did you mean "vision"'):
+            build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=("vison",)))
+
+    def test_an_unknown_backend_names_the_nearest(self, bundle: Bundle) -> None:
+        with pytest.raises(EngineError, match='did you mean "tensorrt-rtx"'):
+            build(bundle, BuildOptions(backend="tensort-rtx"))
+
+    def test_a_dynamic_graph_without_a_context_limit(self, bundle: Bundle) -> None:
+        bundle.manifest.limits.clear()
+        with pytest.raises(EngineError, match=r"inputs_embeds has the shape \[1, 'S', 16\] and the manifest no max_context"):
+            build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(DECODER,)))
+
+
+@needs_rtx
+class TestFindEngine:
+    command = r"run `python -m runtime build .*bundle --backend tensorrt-rtx`"
+
+    def test_what_was_built_is_found(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        built = build(bundle, RTX)
+        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+        assert find_engine(bundle, "tensorrt-rtx", DECODER) == built[1].path
+
+    def test_nothing_built(self, bundle: Bundle) -> None:
+        with pytest.raises(EngineError, match=rf"has no tensorrt-rtx engine for vision: {self.command}"):
+            find_engine(bundle, "tensorrt-rtx", VISION)
+
+    def test_a_graph_that_was_not_built(self, bundle: Bundle) -> None:
+        build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(VISION,)))
+        with pytest.raises(EngineError, match=rf"decoder\.engine was not built: {self.command}"):
+            find_engine(bundle, "tensorrt-rtx", DECODER)
+
+    def test_another_onnx(self, bundle: Bundle) -> None:
+        build(bundle, RTX)
+        changed = make_bundle(bundle.path, seed=1)
+        with pytest.raises(EngineError, match=rf"was built from another ONNX graph: {self.command}"):
+            find_engine(changed, "tensorrt-rtx", VISION)
+
+    def test_another_version(self, bundle: Bundle) -> None:
+        record = build(bundle, RTX)[0].path.parent / "build.json"
+        values = json.loads(record.read_text())
+        record.write_text(json.dumps(values | {"version": "1.2.3.4"}))
+        with pytest.raises(EngineError, match=rf"was built by version 1\.2\.3\.4, here is .*: {self.command}"):
+            find_engine(bundle, "tensorrt-rtx", VISION)
+        assert not build(bundle, RTX)[0].reused
+
+    def test_another_gpu(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+        build(bundle, BuildOptions(backend="tensorrt-rtx", target="sm86,sm120", graphs=(VISION,)))
+        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+        with pytest.raises(EngineError, match=rf"was built for sm86,sm120, here is Test GPU \(sm89\): {self.command}"):
+            find_engine(bundle, "tensorrt-rtx", VISION)
+        build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(VISION,)))
+        assert find_engine(bundle, "tensorrt-rtx", VISION).parent.name == "tensorrt-rtx-any-fp32"
+
+    def test_a_truncated_engine_is_refused_and_built_again(self, bundle: Bundle) -> None:
+        engine = build(bundle, RTX)[0].path
+        engine.write_bytes(engine.read_bytes()[:-1])
+        with pytest.raises(EngineError, match=rf"is missing or truncated: {self.command}"):
+            find_engine(bundle, "tensorrt-rtx", VISION)
+        assert [built.reused for built in build(bundle, RTX)] == [False, True]
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 2, "graphs": {}}'])
+    def test_an_unreadable_record_counts_as_none(self, bundle: Bundle, content: str) -> None:
+        (build(bundle, RTX)[0].path.parent / "build.json").write_text(content)
+        with pytest.raises(EngineError, match="has no tensorrt-rtx engine"):
+            find_engine(bundle, "tensorrt-rtx", VISION)
+        assert not build(bundle, RTX)[0].reused
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "runs"),
+    [
+        ("any", (8, 0), True),
+        ("any", (7, 5), False),
+        ("ampere-plus", (9, 0), True),
+        ("sm86,sm120", (12, 0), True),
+        ("sm87", (8, 6), False),
+    ],
+)
+def test_which_gpus_a_target_runs_on(target: str, capability: tuple[int, int], runs: bool) -> None:
+    assert build_module._runs_on(target, capability) is runs
+
+
+def test_tensorrt_itself_builds_only_on_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "gpus", lambda: ())
+    monkeypatch.setattr(trt, "load", lambda backend: type("module", (), {"__version__": "10.3.0"}))
+    with pytest.raises(EngineError, match=r"tensorrt builds on the GPU that it builds for, and .*--backend tensorrt-rtx"):
+        build(bundle, BuildOptions(backend="tensorrt"))
+
+
+def test_a_missing_package_says_what_brings_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "installed", lambda backend: False)
+    with pytest.raises(UserError, match=r'pip install "st-gridpool\[gpu\]"'):
+        build(bundle, BuildOptions(backend="tensorrt"))
