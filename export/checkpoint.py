@@ -1,0 +1,156 @@
+"""A checkpoint directory in Hugging Face layout: where it is, what its configs say, and its weights, checked.
+
+In: nothing (the checkpoint that ships with this package), a local directory, or a hub id.
+Out: configs as dicts, the digest of the weight files, and `load_weights`, which fills a module and refuses weights that
+are missing, extra, of another shape or not finite. Weights are read shard by shard from safetensors, only those that the
+module asks for, so that exporting the vision half of a 7B model never reads its LLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.demo import CHECKPOINT
+from runtime.errors import CheckpointError
+from runtime.files import sha256_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", "chat_template.*"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """path: its directory; id: the hub id, or the directory's name; demo: it is the one that ships with the package."""
+
+    path: Path
+    id: str
+    demo: bool = False
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in file `name`, None where there is no such file."""
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file} holds a {type(values).__name__}, expected a JSON object")
+        return values
+
+    def config(self) -> dict[str, Any]:
+        """`config.json`; CheckpointError where the directory has none."""
+        values = self.json("config.json")
+        if values is None:
+            raise CheckpointError(f"{self.path} has no config.json; expected a Hugging Face checkpoint directory")
+        return values
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, those of the index where there is one."""
+        index = self.json("model.safetensors.index.json")
+        if index is None:
+            files = sorted(self.path.glob("*.safetensors"))
+        else:
+            files = [self.path / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        if not files:
+            raise CheckpointError(f"{self.path} has no *.safetensors; convert the checkpoint with transformers' save_pretrained")
+        for file in files:
+            if not file.exists():
+                raise CheckpointError(f"{file} is missing, the index lists it; download or copy the checkpoint again")
+        return files
+
+    def sha256(self) -> str:
+        """One digest over the weight files, in the order of their names."""
+        return sha256("".join(sha256_of(file) for file in self.weight_files()).encode()).hexdigest()
+
+
+def open_checkpoint(source: str | None) -> Checkpoint:
+    """Find a checkpoint: None for the one that ships here, a directory, or a hub id (downloaded through huggingface_hub)."""
+    if source is None:
+        return Checkpoint(CHECKPOINT, "st-gridpool-demo", demo=True)
+    path = Path(source)
+    if path.is_dir():
+        return Checkpoint(path, path.resolve().name)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; expected a Hugging Face checkpoint directory or a hub id")
+    if not _HUB_ID.match(source):
+        raise CheckpointError(f"no checkpoint at {source}: no such directory; expected one, or a hub id such as llava-hf/NAME")
+    return Checkpoint(_download(source), source)
+
+
+def load_weights(checkpoint: Checkpoint, module: nn.Module, rename: Callable[[str], str | None], tied: dict[str, str]) -> None:
+    """Fill `module` (its parameters' storage is replaced) from the checkpoint, in the module's own dtype.
+
+    rename: checkpoint key -> name in `module.state_dict()`, None for a key that belongs to a half that was not asked for
+    tied:   {name: name that it shares its tensor with} where the config ties them and the file may lack the first
+    """
+    import torch
+
+    wanted = module.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    extra: list[str] = []
+    for key, read in _tensors(checkpoint):
+        name = rename(key)
+        if name is None:
+            continue
+        if name not in wanted:
+            extra.append(key)
+            continue
+        tensor = read()
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {key} has shape {list(tensor.shape)}, the config asks for {list(wanted[name].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")
+        found[name] = tensor.to(wanted[name].dtype)
+    for name, source in tied.items():
+        if source in found:
+            found[name] = found[source]
+    _refuse(checkpoint, "lacks", sorted(wanted.keys() - found.keys()))
+    _refuse(checkpoint, "has unknown", sorted(extra))
+    module.load_state_dict(found, assign=True)
+    module.requires_grad_(False)
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    from safetensors import SafetensorError, safe_open
+
+    for file in checkpoint.weight_files():
+        try:
+            with safe_open(file, framework="pt") as shard:
+                for key in shard.keys():  # noqa: SIM118 - a safe_open is no mapping
+                    yield key, lambda shard=shard, key=key: shard.get_tensor(key)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is not a readable safetensors file ({error}); download or copy it again") from None
+
+
+def _refuse(checkpoint: Checkpoint, verb: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"{checkpoint.path} {verb} weights: {', '.join(names[:3])}{more}; its config and weights do not belong together"
+        )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises many kinds: offline, unknown id, gated, no disk
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{hub_id} could not be downloaded ({reason}); check the id and the network, or pass a local directory to --checkpoint"
+        ) from None

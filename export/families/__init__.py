@@ -1,0 +1,71 @@
+"""Model families: one file each, one line in FAMILIES. A family knows what is special about its models and nothing else.
+
+A family module offers
+    NAME, MODEL_TYPE, HUB_ID        registry name, the config's model_type, a published checkpoint to name in messages
+    FRAMES, COMPRESS                defaults of --frames and --compress
+    load(checkpoint, llm) -> Model   with `llm` False the language model is neither built nor read
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from export.checkpoint import Checkpoint
+from runtime.errors import CheckpointError, ExportError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FAMILIES = {"llava-ov": "export.families.llava_ov"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model in the parts that the export needs, all float32, in eval mode, sharing storage with the reference.
+
+    T frames, H, W patch rows and columns, C encoder width, D hidden, S prompt positions, V vocabulary.
+
+    grid              (H, W)
+    frames            the checkpoint's own number of frames a clip, or the family's default
+    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], spelled for export
+    projector         [..., C] -> [..., D]
+    newline           [1, D], the token that closes a clip
+    reference_encoder the library's own encoder, same signature, that verify compares with
+    llm               the library's own causal LM (transformers), None where only vision was asked for
+    preprocessing     what `runtime.preprocess` needs
+    prompt            {"chat_template": text, "video_token", "video_token_id", "eos_token_ids"}
+    """
+
+    family: str
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    frames: int
+    hidden_size: int
+    encoder: nn.Module
+    projector: nn.Module
+    newline: torch.Tensor
+    reference_encoder: nn.Module
+    llm: nn.Module | None
+    preprocessing: dict[str, Any]
+    prompt: dict[str, Any]
+
+
+def family(name: str) -> ModuleType:
+    """The family registered as `name`; ExportError names the nearest for a misspelt one."""
+    if name not in FAMILIES:
+        raise ExportError(f'no model family "{name}"{nearest(name, FAMILIES)}')
+    return importlib.import_module(FAMILIES[name])
+
+
+def check_model_type(checkpoint: Checkpoint, expected: str) -> dict[str, Any]:
+    """The checkpoint's config, refused where its model_type is another family's."""
+    config = checkpoint.config()
+    got = config.get("model_type")
+    if got != expected:
+        known = ", ".join(f"{name} (model_type {family(name).MODEL_TYPE})" for name in sorted(FAMILIES))
+        raise CheckpointError(f'{checkpoint.path} is of model_type "{got}", expected "{expected}"; families known: {known}')
+    return config

@@ -1,0 +1,70 @@
+"""SigLIP's vision transformer, spelled for export; its weights are those of transformers' module, not copies.
+
+pixel_values [T, 3, h, w] float -> patch features [T, P, C]
+
+T frames, P patches a frame (H*W), C width, A heads, F MLP width. Layers after the last one that is asked for, and
+post_layernorm, are left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class SiglipEncoder(nn.Module):
+    """tower: transformers' SiglipVisionModel. layers: indices into its hidden states (0 is the embedding's output)."""
+
+    def __init__(self, tower: nn.Module, layers: list[int]):
+        super().__init__()
+        count = len(tower.encoder.layers)
+        self.wanted = [layer % (count + 1) for layer in layers]
+        self.embeddings = _Embeddings(tower.embeddings)
+        self.layers = nn.ModuleList(_Layer(layer) for layer in tower.encoder.layers[: max(self.wanted)])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        states = [self.embeddings(pixel_values)]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        features = [states[index] for index in self.wanted]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=-1)  # [T, P, C]
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        self.patch_embedding = source.patch_embedding
+        self.position_embedding = source.position_embedding.weight
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [T, P, C]
+        return patches + self.position_embedding
+
+
+class _Layer(nn.Module):
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        self.layer_norm1, self.layer_norm2 = source.layer_norm1, source.layer_norm2
+        self.self_attn = _Attention(source.self_attn)
+        self.mlp = source.mlp
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, source: nn.Module):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = source.q_proj, source.k_proj, source.v_proj, source.out_proj
+        self.heads, self.head_dim = source.num_heads, source.head_dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames, patches, width = x.shape
+
+        def heads(projected: torch.Tensor) -> torch.Tensor:
+            return projected.view(frames, patches, self.heads, self.head_dim).transpose(1, 2)  # [T, A, P, C/A]
+
+        mixed = functional.scaled_dot_product_attention(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)))
+        return self.out_proj(mixed.transpose(1, 2).reshape(frames, patches, width))

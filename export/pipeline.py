@@ -1,0 +1,184 @@
+"""The whole way from a checkpoint to a bundle, on one screen.
+
+read the checkpoint -> export and check each half -> write the manifest, all in a temporary directory that takes the
+bundle's name only at the end: an interrupted export leaves an older bundle as it was.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from export.checkpoint import open_checkpoint
+from runtime import __version__
+from runtime.bundle import MANIFEST, Bundle, Manifest, write_manifest
+from runtime.errors import ExportError
+from runtime.files import atomic_directory
+from runtime.progress import say, step
+
+_ANSWER_POSITIONS = 1024  # room for question and answer in the default context
+_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and how; the CLI's options are these fields.
+
+    model        family name
+    checkpoint   directory or hub id; None for the checkpoint that ships with the package
+    out          the bundle's directory; None for bundles/<model>
+    frames       T; None for the checkpoint's or the family's own
+    compress     preset or spec; None for the family's default
+    place        where compression stands: after-projector (the paper) or before-projector (a cheaper projector)
+    precision    fp32 | fp16 weights and activations, of both halves
+    attention    portable | standard spelling of the decoder
+    tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
+    max_context  KV positions; None for the clip and about a thousand more
+    only         vision | llm to export one half
+    force        replace an existing bundle
+    """
+
+    model: str = "llava-ov"
+    checkpoint: str | None = None
+    out: str | None = None
+    frames: int | None = None
+    compress: str | None = None
+    place: str = "after-projector"
+    precision: str = "fp32"
+    attention: str = "portable"
+    tensorrt: str | None = None
+    max_context: int | None = None
+    only: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The written bundle, the verification table, and what the TensorRT checks said."""
+
+    bundle: Bundle
+    verified: list[dict[str, Any]]
+    tensorrt: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.path),
+            "checkpoint": manifest.checkpoint,
+            "compression": manifest.compression,
+            "frames": manifest.frames,
+            "patch_tokens": manifest.patch_tokens,
+            "tokens_per_clip": manifest.tokens_per_clip,
+            "precision": manifest.precision,
+            "max_context": manifest.limits.get("max_context"),
+            "bytes": sum(entry["size"] for entry in manifest.files.values()),
+            "passes": manifest.report,
+            "tensorrt": self.tensorrt,
+            "verified": self.verified,
+        }
+
+
+def export_bundle(options: ExportOptions) -> ExportResult:
+    """Write a bundle. UserError for anything that the user can mend; an older bundle then stays as it was."""
+    from export.compress import expand, make
+    from export.families import family
+
+    out = _goal(options)
+    kind = family(options.model)
+    preset = options.compress or kind.COMPRESS
+    expand(preset)  # a misspelt preset is refused before a checkpoint is read
+    checkpoint = open_checkpoint(options.checkpoint)
+    if checkpoint.demo:
+        say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
+    from export.decoder import OPSET
+    from export.halves import Half, check_llm, export_llm, export_vision
+    from export.trace import Vision
+
+    with step("reading the checkpoint"):
+        model = kind.load(checkpoint, llm=options.only != "vision")
+        digest = checkpoint.sha256()
+    frames = _frames(model.frames if options.frames is None else options.frames)
+    compress = make(preset, frames=frames, height=model.grid[0], width=model.grid[1])
+    tokens = compress.num_tokens + len(model.newline)
+    max_context = _max_context(options, tokens, model)
+
+    with atomic_directory(out) as directory:
+        vision, llm = Half(), Half()
+        if options.only != "llm":
+            vision = export_vision(directory, Vision(model, compress, options.place).eval(), model, frames, options)
+        if options.only != "vision":
+            llm = export_llm(directory, model, checkpoint, options, max_context)
+        manifest = Manifest(
+            family=options.model,
+            checkpoint={"id": checkpoint.id, "sha256": digest},
+            compression={"preset": preset, "spec": compress.spec, "place": options.place},
+            frames=frames,
+            grid=list(model.grid),
+            tokens_per_clip=tokens,
+            hidden_size=model.hidden_size,
+            preprocessing=model.preprocessing,
+            prompt=model.prompt | {"chat_template": "chat_template.jinja"} if model.llm else {},
+            llm=llm.facts,
+            precision=options.precision,
+            opset=OPSET[options.attention],
+            limits={"max_context": max_context} if model.llm else {},
+            stages=vision.stages,
+            report=vision.report + llm.report,
+            versions=_versions(),
+        )
+        if model.llm:
+            names = {path.relative_to(directory).as_posix(): {} for path in (directory / "llm").iterdir()}
+            check_llm(llm, Bundle(directory, replace(manifest, files=names)), model, vision.visual_tokens)
+        manifest = write_manifest(directory, manifest)
+    verified = [result.as_dict() for result in vision.verified + llm.verified]
+    return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt)
+
+
+def _goal(options: ExportOptions) -> Path:
+    out = Path(options.out or f"bundles/{options.model}")
+    if out.is_file():
+        raise ExportError(f"{out} is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MANIFEST).exists():
+            raise ExportError(f"{out} is a directory with other things in it; choose another --out")
+        if not options.force:
+            raise ExportError(f"{out} holds a bundle; pass --force to replace it, or another --out")
+    return out
+
+
+def _frames(frames: int) -> int:
+    if not 1 <= frames <= 1024:
+        raise ExportError(f"--frames is {frames}, expected 1 to 1024")
+    return frames
+
+
+def _max_context(options: ExportOptions, tokens: int, model: Any) -> int:
+    if model.llm is None:
+        return 0
+    limit = model.llm.config.max_position_embeddings
+    needed = tokens + 1
+    chosen = options.max_context
+    if chosen is None:
+        chosen = min(limit, -(-(tokens + _ANSWER_POSITIONS) // 256) * 256)
+        if chosen < needed:
+            raise ExportError(
+                f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
+            )
+    if chosen < needed:
+        raise ExportError(f"--max-context is {chosen}, the clip alone has {tokens} visual tokens; expected more than that")
+    if chosen > limit:
+        raise ExportError(f"--max-context is {chosen}, the LLM was made for {limit} positions at most")
+    return chosen
+
+
+def _versions() -> dict[str, str]:
+    versions = {"st-gridpool": __version__, "python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,122 @@
+"""What torch computes for a fixed input, stage by stage, with the libraries' own modules: the truth of a bundle.
+
+Written to `reference/` in Polygraphy's formats, so that the stock command checks a bundle too:
+    polygraphy run vision.onnx --onnxrt --load-inputs reference/inputs.json --load-outputs reference/torch.json
+
+T frames, h, w pixels, H, W patch rows and columns, C encoder width, D hidden, N visual tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from export.families import Model
+from export.trace import Vision
+from runtime.prompt import PromptIds
+
+if TYPE_CHECKING:
+    from polygraphy.comparator import RunResults
+
+LLM_VISUAL_TOKENS = 1024  # visual tokens of the LLM's reference prompt at most: parity needs no longer one
+GREEDY = 16
+_STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages are thinned to every k-th value
+
+
+@dataclass(frozen=True)
+class LLMReference:
+    """ids: the prompt around the visual tokens; logits [V] after it; greedy ids, each with its margin over the second best."""
+
+    ids: PromptIds
+    logits: np.ndarray
+    greedy: list[int]
+    margins: list[float]
+
+
+def pixel_values(model: Model, frames: int) -> np.ndarray:
+    """A seeded clip [T, 3, h, w] float32 in the encoder's range: drifting waves under noise, so that frames and patches differ."""
+    rng = np.random.default_rng(0)
+    height, width = model.image_size
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
+    clip = np.empty((frames, 3, height, width), np.float32)
+    waves = rng.uniform(2, 24, (3, 4)).astype(np.float32)
+    for frame in range(frames):
+        for channel, (fx, fy, drift, phase) in enumerate(waves):
+            clip[frame, channel] = np.sin(fx * x + fy * y * y + 0.11 * drift * frame + phase)
+    noise = rng.standard_normal(clip.shape, np.float32)
+    return np.clip(0.7 * clip + 0.3 * noise, -1, 1)
+
+
+def stages(vision: Vision, model: Model, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, output) of every stage in order, then ("visual_tokens", [N, D]); encoder by the library's own forward, 4 frames a time."""
+    with torch.inference_mode():
+        parts = [model.reference_encoder(torch.from_numpy(pixels[at : at + 4])) for at in range(0, len(pixels), 4)]
+        tokens = torch.cat(parts)  # [T, H*W, C]
+        yield "vision/encoder", tokens.numpy()
+        if vision.place == "after-projector":
+            tokens = torch.cat([model.projector(frame[None]) for frame in tokens])
+            yield "vision/projector", tokens.numpy()
+        tokens = tokens.unflatten(1, model.grid)
+        for name, stage in vision.compress.stages:
+            tokens = stage(tokens)
+            yield f"compress/{name}", tokens.numpy()
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        if vision.place == "before-projector":
+            tokens = model.projector(tokens)
+            yield "vision/projector", tokens.numpy()
+        yield "visual_tokens", torch.cat([tokens, model.newline]).numpy()
+
+
+def llm(model: Model, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReference:
+    """transformers' own prefill logits and greedy ids for a prompt around visual tokens [n, D]."""
+    embed = model.llm.get_input_embeddings()
+
+    def embedded(part: list[int]) -> torch.Tensor:
+        return embed(torch.tensor(part, dtype=torch.long))
+
+    with torch.inference_mode():
+        prompt = torch.cat([embedded(ids.before), torch.from_numpy(visual_tokens), embedded(ids.after)])[None]  # [1, S, D]
+        output = model.llm(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
+        first = output.logits[0, -1].numpy().copy()
+        greedy, margins = [], []
+        for _ in range(GREEDY):
+            best = output.logits[0, -1].topk(2)
+            greedy.append(int(best.indices[0]))
+            margins.append(float(best.values[0] - best.values[1]))
+            output = model.llm(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
+    return LLMReference(ids, first, greedy, margins)
+
+
+def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, int]:
+    """Write inputs.json, torch.json and stages.json; return {stage: k}, every k-th value of its flattened output was kept."""
+    from polygraphy.json import save_json
+
+    directory.mkdir(parents=True, exist_ok=True)
+    save_json([{"pixel_values": pixels}], str(directory / "inputs.json"))
+    _results({"visual_tokens": outputs["visual_tokens"]}).save(str(directory / "torch.json"))
+    every = {name: -(-array.size // _STAGE_VALUES) for name, array in outputs.items()}
+    _results({name: array.reshape(-1)[:: every[name]].copy() for name, array in outputs.items()}).save(
+        str(directory / "stages.json")
+    )
+    return every
+
+
+def save_llm(directory: Path, expected: LLMReference, visual_tokens: np.ndarray) -> None:
+    """Write llm.json (prompt ids, greedy ids, margins), llm_logits.npy [V] and llm_visual_tokens.npy [n, D]."""
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = {"before": expected.ids.before, "after": expected.ids.after, "greedy": expected.greedy, "margins": expected.margins}
+    (directory / "llm.json").write_text(json.dumps(facts))
+    np.save(directory / "llm_logits.npy", expected.logits)
+    np.save(directory / "llm_visual_tokens.npy", visual_tokens)
+
+
+def _results(arrays: dict[str, np.ndarray]) -> RunResults:
+    from polygraphy.comparator import IterationResult, RunResults
+
+    return RunResults([("torch", [IterationResult(outputs=arrays, runtime=0.0, runner_name="torch")])])

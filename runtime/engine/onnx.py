@@ -1,0 +1,137 @@
+"""ONNX Runtime: the engine that runs everywhere. CPU, or CUDA where the GPU wheel and a device are present.
+
+The state of a graph lives in OrtValues on the device; each is bound as input and as output of one run, and ONNX Runtime's
+ScatterElements/TensorScatter then update it where it is, copying nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.engine import EngineOptions, TensorSpec, check_feeds
+from runtime.errors import EngineError, missing_package
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_DTYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class OnnxState:
+    """pairs: {input name: output name}; values: {input name: the OrtValue that both are bound to}."""
+
+    pairs: dict[str, str]
+    values: dict[str, Any]
+
+
+class OnnxEngine:
+    """One ONNX Runtime session."""
+
+    backend = "onnx"
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: str):
+        self.session, self.device = session, device
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        try:
+            import onnxruntime
+        except ImportError:
+            return str(missing_package("onnxruntime", "the onnx backend", "runtime"))
+        if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return (
+                "this onnxruntime has no CUDA provider; the CPU and GPU wheels exclude each other: "
+                'pip uninstall onnxruntime, then pip install "st-gridpool[gpu]"'
+            )
+        return None
+
+    @classmethod
+    def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OnnxEngine:
+        return cls.load(bundle.model(graph), options)
+
+    @classmethod
+    def load(cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None) -> OnnxEngine:
+        """Load an ONNX file, or a serialised model whose external data lie in directory `data`."""
+        reason = cls.unavailable(options.device)
+        if reason:
+            raise EngineError(f"backend onnx can't run on {options.device}: {reason}")
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.intra_op_num_threads = options.threads
+        if data is not None:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
+        providers = ["CUDAExecutionProvider"] if options.device == "cuda" else []
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            session = onnxruntime.InferenceSession(source, settings, providers=[*providers, "CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            name = model if isinstance(model, Path) else "the model"
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} can't load {name}: {error}") from None
+        if providers and providers[0] not in session.get_providers():
+            raise EngineError(
+                "ONNX Runtime fell back to the CPU: no usable CUDA device; `python -m runtime doctor` says what is missing"
+            )
+        return cls(session, options.device)
+
+    def new_state(self, pairs: Mapping[str, str]) -> OnnxState:
+        import onnxruntime
+
+        specs = {spec.name: spec for spec in self.inputs}
+        values = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(specs[name].shape, specs[name].dtype), self.device)
+            for name in pairs
+        }
+        return OnnxState(dict(pairs), values)
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: OnnxState | None = None) -> dict[str, np.ndarray]:
+        check_feeds(self.inputs, feeds, frozenset(state.pairs) if state else frozenset())
+        bound = set(state.pairs.values()) if state else set()
+        wanted = [spec.name for spec in self.outputs if spec.name not in bound]
+        try:
+            if state is None and self.device == "cpu":
+                return dict(zip(wanted, self.session.run(wanted, dict(feeds)), strict=True))
+            return self._run_bound(feeds, state, wanted)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"ONNX Runtime failed on {self.device}: {error}") from None
+
+    def close(self) -> None:
+        del self.session
+
+    def _run_bound(self, feeds: Mapping[str, np.ndarray], state: OnnxState | None, wanted: list[str]) -> dict[str, np.ndarray]:
+        binding = self.session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, output in state.pairs.items() if state else ():
+            binding.bind_ortvalue_input(name, state.values[name])
+            binding.bind_ortvalue_output(output, state.values[name])
+        for name in wanted:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding)
+        outputs = binding.get_outputs()[len(state.pairs) if state else 0 :]  # in the order of binding: state first
+        return {name: value.numpy() for name, value in zip(wanted, outputs, strict=True)}
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
+    if node.type not in _DTYPES:
+        raise EngineError(f"{node.name} is {node.type}, which this runtime can't feed")
+    return TensorSpec(node.name, _DTYPES[node.type], shape)

@@ -1,0 +1,1 @@
+"""The LLM half: a local ONNX decoder (decoder.py) and how the next token is chosen (sampling.py)."""

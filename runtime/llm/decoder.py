@@ -1,0 +1,94 @@
+"""The local LLM half of a bundle: prefill in chunks, decode token by token, KV cache updated in place.
+
+S prompt positions, P positions read, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from runtime.bundle import DECODER, Bundle
+from runtime.engine import Engine, EngineOptions, State, open_engine
+from runtime.errors import EngineError, PromptError
+
+PREFILL_CHUNK = 512  # positions a run: bounds the score matrix to heads x 512 x P
+
+
+class LocalDecoder:
+    """One loaded decoder graph; each `Conversation` has a cache of its own."""
+
+    def __init__(self, bundle: Bundle, engine: Engine):
+        self.engine = engine
+        self.max_context = bundle.manifest.limits["max_context"]
+        self.dtype = next(spec.dtype for spec in engine.inputs if spec.name == "inputs_embeds")
+        layers = range(bundle.manifest.llm["layers"])
+        self.cache_pairs = {
+            f"past_key_values.{layer}.{half}": f"present.{layer}.{half}" for layer in layers for half in ("key", "value")
+        }
+
+    @classmethod
+    def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> LocalDecoder:
+        return cls(bundle, open_engine(bundle, DECODER, backend, options))
+
+    def conversation(self) -> Conversation:
+        return Conversation(self, self.engine.new_state(self.cache_pairs))
+
+
+class Conversation:
+    """A KV cache and how far it is filled."""
+
+    def __init__(self, decoder: LocalDecoder, state: State):
+        self.decoder, self.state = decoder, state
+        self.length = 0
+
+    def extend(self, embeddings: np.ndarray, chunk: int = PREFILL_CHUNK) -> np.ndarray:
+        """Append embeddings [1, S, D]; return the logits [V] float32 after the last of them."""
+        check_context(self.length + embeddings.shape[1], self.decoder.max_context)
+        for start in range(0, embeddings.shape[1], chunk):
+            logits = self._step(embeddings[:, start : start + chunk])
+        if not np.isfinite(logits).all():
+            raise EngineError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
+        return logits
+
+    def generate(
+        self,
+        logits: np.ndarray,
+        embed: Callable[[int], np.ndarray],
+        choose: Callable[[np.ndarray], int],
+        eos: frozenset[int],
+        limit: int,
+    ) -> Iterator[int]:
+        """Yield ids chosen from `logits` on, at most `limit`, until one of `eos` (not yielded) or the cache is full.
+
+        embed: id -> embedding [1, 1, D].
+        """
+        for produced in range(limit):
+            token = choose(logits)
+            if token in eos:
+                return
+            yield token
+            if produced + 1 == limit or self.length == self.decoder.max_context:
+                return
+            logits = self.extend(embed(token))
+
+    def _step(self, embeddings: np.ndarray) -> np.ndarray:
+        positions = np.arange(self.length, self.length + embeddings.shape[1], dtype=np.int64)[None]
+        feeds = {
+            "inputs_embeds": embeddings.astype(self.decoder.dtype, copy=False),
+            "position_ids": positions,
+            "attention_mask": np.ones((1, positions[0, -1] + 1), np.int64),
+        }
+        logits = self.decoder.engine.run(feeds, self.state)["logits"]
+        self.length += embeddings.shape[1]
+        return logits[0, -1].astype(np.float32, copy=False)
+
+
+def check_context(needed: int, max_context: int) -> None:
+    """Refuse a prompt that the cache can't hold."""
+    if needed > max_context:
+        raise PromptError(
+            f"the prompt needs {needed} positions, the bundle holds {max_context}; "
+            "ask a shorter question, or export with a larger --max-context or stronger --compress"
+        )

@@ -1,0 +1,105 @@
+"""VideoChat: video and question -> streamed answer, with the token counts and stage timings of that answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import Bundle
+from runtime.engine import EngineOptions
+from runtime.errors import PromptError
+from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.sampling import Sampling
+from runtime.prompt import Prompt, TextStream
+from runtime.vision import VisionEncoder, VisualTokens
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """max_new_tokens: the answer's length at most; sampling: greedy unless told otherwise."""
+
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+
+
+@dataclass
+class Answer:
+    """What was said and what it cost; `seconds` by stage, complete once the stream has ended."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    patch_tokens: int = 0
+    visual_tokens: int = 0
+    prompt_tokens: int = 0
+    frames: list[int] = field(default_factory=list)
+    repeated_frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["compression"] = round(self.patch_tokens / max(1, self.visual_tokens), 2)
+        return values
+
+
+class VideoChat:
+    """A bundle ready to answer questions: both engines loaded."""
+
+    def __init__(self, bundle: Bundle, vision: VisionEncoder, decoder: LocalDecoder):
+        self.bundle, self.vision, self.decoder, self.prompt = bundle, vision, decoder, Prompt(bundle)
+        self.answer = Answer()  # of the latest question
+
+    @classmethod
+    def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> VideoChat:
+        """Load both halves. The context is checked against the clip's tokens before the LLM is loaded."""
+        manifest = bundle.manifest
+        bundle.file("llm/decoder.onnx")  # says how to get one where the bundle has none
+        check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
+        return cls(bundle, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
+
+    def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
+        """Stream the answer's text; `self.answer` holds the counts and timings."""
+        ids = self.prompt.ids(question)  # a bad question is refused before the video is decoded
+        check_context(len(ids) + self.bundle.manifest.tokens_per_clip, self.decoder.max_context)
+        return self.ask_about(self.vision.encode(video), question, options)
+
+    def ask_about(self, visual: VisualTokens, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
+        """Stream an answer about a clip that was encoded before."""
+        start = time.perf_counter()
+        ids = self.prompt.ids(question)
+        embeddings = self.prompt.embed(ids, visual.tokens)
+        answer = self.answer = Answer(
+            patch_tokens=self.bundle.manifest.patch_tokens,
+            visual_tokens=len(visual.tokens),
+            prompt_tokens=embeddings.shape[1],
+            frames=list(visual.clip.indices),
+            repeated_frames=visual.clip.repeated,
+            seconds=dict(visual.seconds),
+        )
+        conversation = self.decoder.conversation()
+        logits = conversation.extend(embeddings)
+        prefilled = time.perf_counter()
+        answer.seconds["prefill"] = prefilled - start
+        answer.seconds["time_to_first_token"] = sum(visual.seconds.values()) + prefilled - start
+        stream = TextStream(self.prompt)
+        table = self.prompt.embeddings
+        choose = options.sampling.chooser()
+        for token in conversation.generate(
+            logits, lambda token: table[[token]][None], choose, self.prompt.eos, options.max_new_tokens
+        ):
+            answer.ids.append(token)
+            answer.seconds["decode"] = time.perf_counter() - prefilled
+            yield from self._say(answer, stream.push(token))
+        yield from self._say(answer, stream.finish())
+
+    @staticmethod
+    def _say(answer: Answer, piece: str) -> Iterator[str]:
+        if piece:
+            answer.text += piece
+            yield piece

@@ -1,0 +1,117 @@
+"""The prompt of a question about a clip: chat template, tokenizer, and where the visual tokens are spliced in.
+
+D hidden, N visual tokens, S prompt positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.errors import PromptError, missing_package
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """Token ids before and after the visual tokens."""
+
+    before: list[int]
+    after: list[int]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+class Prompt:
+    """Text in and out of one bundle's LLM."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle = bundle
+        self.facts = bundle.manifest.prompt
+        self.eos = frozenset(self.facts["eos_token_ids"])
+
+    @cached_property
+    def tokenizer(self):
+        """The checkpoint's own tokenizer (Hugging Face tokenizers)."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise missing_package("tokenizers", "asking a question", "runtime") from None
+        return Tokenizer.from_file(str(self.bundle.file("llm/tokenizer.json")))
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """[V, D], memory-mapped: only the rows that a prompt uses are read."""
+        return np.load(self.bundle.file("llm/embed_tokens.npy"), mmap_mode="r")
+
+    def ids(self, question: str) -> PromptIds:
+        """Ids of the chat-template prompt around one clip.
+
+        PromptError for an empty question, and for one that contains a special token of the model: as text it would be
+        taken for the token.
+        """
+        if not question.strip():
+            raise PromptError("the question is empty; expected some text")
+        for token in sorted(added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special):
+            if token in question:
+                raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
+        text = self.render([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}])
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        marker = self.facts["video_token_id"]
+        if ids.count(marker) != 1:
+            raise PromptError(
+                f'the chat template puts "{self.facts["video_token"]}" {ids.count(marker)} times into the prompt, expected once'
+            )
+        at = ids.index(marker)
+        return PromptIds(ids[:at], ids[at + 1 :])
+
+    def render(self, messages: list[dict]) -> str:
+        """The chat template on `messages`, with the generation prompt, under Hugging Face's rules for templates."""
+        try:
+            from jinja2.ext import loopcontrols
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise missing_package("jinja2", "asking a question", "runtime") from None
+
+        def refuse(message: str):
+            raise PromptError(f"the chat template refuses the messages: {message}")
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = refuse
+        template = self.bundle.file(f"llm/{self.facts['chat_template']}").read_text(encoding="utf-8")
+        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+
+    def embed(self, ids: PromptIds, visual_tokens: np.ndarray) -> np.ndarray:
+        """[1, S, D]: embeddings of the prompt with the visual tokens [N, D] in their place."""
+        table = self.embeddings
+        return np.concatenate([table[ids.before], visual_tokens.astype(table.dtype, copy=False), table[ids.after]])[None]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class TextStream:
+    """Ids in, finished text out: a character whose bytes span several tokens is held back until it is whole."""
+
+    def __init__(self, prompt: Prompt):
+        self.prompt = prompt
+        self.ids: list[int] = []
+        self.sent = 0  # characters handed out
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, "" where none is complete yet."""
+        self.ids.append(token)
+        text = self.prompt.decode(self.ids)
+        return self._take(text) if not text.endswith("\ufffd") else ""
+
+    def finish(self) -> str:
+        """What was held back when the answer ended."""
+        return self._take(self.prompt.decode(self.ids))
+
+    def _take(self, text: str) -> str:
+        piece, self.sent = text[self.sent :], max(self.sent, len(text))
+        return piece

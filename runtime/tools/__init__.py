@@ -1,0 +1,1 @@
+"""Ways to look at a bundle: parity, bench, plot, inspect, doctor."""

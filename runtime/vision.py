@@ -1,0 +1,55 @@
+"""Video -> compressed visual tokens: decode, preprocess, one run of the vision graph.
+
+T frames, h, w pixels of a preprocessed frame, N visual tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from runtime.bundle import VISION, Bundle
+from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.errors import EngineError
+from runtime.preprocess import Preprocessor, load_clip
+from runtime.video import Clip
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """tokens [N, D] float; clip: which frames they came from; seconds: {stage: duration}."""
+
+    tokens: np.ndarray
+    clip: Clip
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class VisionEncoder:
+    """The vision half of a bundle on one engine."""
+
+    def __init__(self, bundle: Bundle, engine: Engine):
+        self.bundle, self.engine = bundle, engine
+        self.preprocessor = Preprocessor(bundle.manifest.preprocessing)
+
+    @classmethod
+    def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> VisionEncoder:
+        return cls(bundle, open_engine(bundle, VISION, backend, options))
+
+    def encode(self, video: str | Path) -> VisualTokens:
+        """Compressed tokens of a video file. VideoError for a file that can't be decoded, EngineError for a failed run."""
+        start = time.perf_counter()
+        pixel_values, clip = load_clip(video, self.bundle.manifest.frames, self.preprocessor)
+        decoded = time.perf_counter()
+        tokens = self.tokens(pixel_values)
+        return VisualTokens(tokens, clip, {"decode+preprocess": decoded - start, "encode+compress": time.perf_counter() - decoded})
+
+    def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
+        """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""
+        (spec,) = self.engine.inputs
+        tokens = self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})["visual_tokens"]
+        if not np.isfinite(tokens).all():
+            raise EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32")
+        return tokens
