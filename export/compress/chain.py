@@ -1,0 +1,56 @@
+"""A chain of stages as one module: [T, H, W, D] -> [N, D], N a constant.
+
+The children carry the stages' names (`ptg`, `nsp`, a second one `nsp_2`), so node scopes, profiles and parity tables do too.
+
+T frames, H, W patch rows and columns, D hidden, N visual tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.compress.stage import Stage
+from runtime.errors import SpecError
+
+
+class Compressor(nn.Module):
+    """stages, in order, each a (name, module); spec, expanded; num_tokens, N."""
+
+    def __init__(self, stages: list[tuple[str, type[Stage], Any]], spec: str, frames: int, height: int, width: int):
+        super().__init__()
+        if min(frames, height, width) < 1:
+            raise SpecError(
+                f"a clip of {frames} frames of {height}x{width} tokens has nothing to compress; expected at least one of each"
+            )
+        self.spec = spec
+        self.grid_in = (frames, height, width)
+        self.num_tokens = frames * height * width
+        self._names: list[str] = []
+        grid: tuple[int, int, int] | None = self.grid_in
+        for kind, make_stage, options in stages:
+            if grid is None:
+                raise SpecError(
+                    f'"{kind}" stands after the select stage "{self._names[-1]}", which leaves no grid; a select stage must be last'
+                )
+            stage = make_stage(options, *grid)
+            repeats = sum(name.split("_")[0] == kind for name in self._names)
+            name = f"{kind}_{repeats + 1}" if repeats else kind
+            self.add_module(name, stage)
+            self._names.append(name)
+            grid, self.num_tokens = stage.grid_out, stage.num_tokens
+
+    @property
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        return [(name, getattr(self, name)) for name in self._names]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if tuple(x.shape[:3]) != self.grid_in or x.dim() != 4:
+            raise ValueError(
+                f"got tokens of shape {list(x.shape)}, this compressor was made for [{', '.join(map(str, self.grid_in))}, D]"
+            )
+        for _, stage in self.stages:
+            x = stage(x)
+        return x.reshape(self.num_tokens, x.shape[-1])

@@ -1,0 +1,49 @@
+"""Efficient Video Sampling (arXiv 2510.14624, "token selection"): [T, H, W, D] -> [K, D], K = max(H * W, floor(keep * T * H * W)).
+
+A token that looks like the token at its place one frame before says nothing new: the score of a token is 1 - cosine similarity to
+it, the first frame is kept whole, and the K highest scores of the clip stay, in raster order. The paper scores pixel patches; the
+serving stacks that ship the method score embeddings, which is what a stage behind the encoder can see, and so does this one.
+K is the constant that they compute from the pruning rate q = 1 - keep.
+
+T frames, H, W patch rows and columns, D hidden, K tokens kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from export.compress.selection import RasterIndex, TopMask
+from export.compress.spec import option
+from export.compress.stage import Stage, kept, token_norm
+
+FIRST_FRAME = 4.0  # above every dissimilarity, which ends at 2
+
+
+@dataclass(frozen=True)
+class Options:
+    keep: float = option(0.5, "fraction of the tokens that is kept; the first frame always is", above=0, at_most=1)
+
+
+class EVS(Stage):
+    Options = Options
+    select = True
+
+    def __init__(self, options: Options, frames: int, height: int, width: int):
+        super().__init__(options, frames, height, width)
+        self.set_selected(max(height * width, kept(options.keep, frames * height * width)))
+        self.best = TopMask(frames, height, width)
+        self.index = RasterIndex(frames, height, width, self.num_tokens)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        frames, height, width = self.grid_in
+        first = torch.full((1, height, width), FIRST_FRAME, device=x.device)
+        score = first
+        if frames > 1:
+            norm = token_norm(x)
+            direction = x.float() / norm.clamp(min=1e-8)[..., None]  # scaled by sqrt(D): dots of fp16 tokens can't overflow
+            cosine = (direction[1:] * direction[:-1]).mean(-1)
+            score = torch.cat([first, 1 - cosine])  # [T, H, W]
+        mask = self.best(score[None], self.num_tokens)[0]
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.index(mask))

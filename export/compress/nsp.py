@@ -1,0 +1,62 @@
+"""Norm-based Spatial Pooling of ST-GridPool (arXiv 2605.22078): [T, H, W, D] -> [T, H', W', D].
+
+Each window of window x window tokens becomes their weighted mean; the weights are a softmax over the window of
+temperature * ||x||_p / D^(1/p). Windows do not overlap and a remainder is dropped (27 -> 13); `padding` adds zero tokens around the
+frame that do take part in the softmax.
+
+The windows are never unfolded: token (i, j) of all windows at once is a strided view of the grid, so the clip is read twice, once
+for the norms and once for the sum, and nothing of its size is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from export.compress.spec import option
+from export.compress.stage import Stage, refuse_misfit, token_norm
+from runtime.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Options:
+    window: int = option(2, "side of the square of patches that becomes one token", at_least=1)
+    temperature: float = option(1.0, "factor on the norms before the softmax; 0 is average pooling", at_least=0, at_most=1e6)
+    order: float = option(2.0, "p of the norm; inf for the largest magnitude", at_least=1)
+    padding: int = option(0, "rings of zero tokens around the frame that take part", at_least=0, only_if_set=True)
+
+
+class NSP(Stage):
+    Options = Options
+
+    def __init__(self, options: Options, frames: int, height: int, width: int):
+        super().__init__(options, frames, height, width)
+        ring = 2 * options.padding
+        refuse_misfit("nsp", "window", options.window, height + ring, width + ring)
+        if options.padding and options.padding >= options.window:
+            raise SpecError(
+                f"nsp: padding {options.padding} would make windows of window {options.window} without a token; choose a smaller padding"
+            )
+        self.set_grid(frames, (height + ring) // options.window, (width + ring) // options.window)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        k, ring = self.options.window, self.options.padding
+        frames, rows, columns = self.grid_out
+        if ring:
+            x = nn.functional.pad(x, (0, 0, ring, ring, ring, ring))
+        logits = token_norm(x, self.options.order) * self.options.temperature
+        logits = logits[:, : rows * k, : columns * k].reshape(frames, rows, k, columns, k)
+        logits = logits.permute(0, 1, 3, 2, 4).reshape(frames, rows, columns, k * k)
+        weights = torch.softmax(logits, dim=-1)
+
+        pooled = None
+        for i in range(k):
+            row = x[:, i : rows * k : k]
+            for j in range(k):
+                token = row[:, :, j : columns * k : k].float()  # [T, H', W', D]
+                weight = weights[..., i * k + j, None]
+                # in place: a fresh sum for each of the k * k terms would cost more than the arithmetic
+                pooled = token * weight if pooled is None else pooled.addcmul_(token, weight)
+        return pooled.to(x.dtype)

@@ -1,0 +1,57 @@
+"""When Pyramid Temporal Gridding writes which frame: the schedule, computed before any frame is seen.
+
+In: frames T, group sizes and strides of the levels. Out: for each level its groups: the frames that are read and the frame that
+their tiled summary replaces. Export unrolls it into the graph, plots draw it, the plugin hands it to its kernel, so it needs
+neither torch nor a graph: standard library and NumPy only.
+
+The frames must be those of the authors' code (ST-GridPool, arXiv 2605.22078), which rounds `torch.linspace` in float32, half to
+even. `_linspace` repeats that function's float32 steps: from the start for the first half of the points, from the end for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Group:
+    """One summary: `reads` are tiled row by row in this order, the result replaces frame `writes` (the last one read)."""
+
+    reads: tuple[int, ...]
+    writes: int
+
+
+def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> list[list[Group]]:
+    """Groups of every level; levels run one after another, all reads of a level are of the values before that level.
+
+    A level samples `frames // stride` frames evenly and takes them in groups of `size`; leftovers form no group.
+    """
+    if len(sizes) != len(strides):
+        raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")
+    return [_level(frames, size, stride) for size, stride in zip(sizes, strides)]
+
+
+def tile_layout(size: int) -> tuple[int, int]:
+    """(rows, columns) in which `size` frames are tiled: the most square factor pair, rows >= columns."""
+    columns = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+    return size // columns, columns
+
+
+def _level(frames: int, size: int, stride: int) -> list[Group]:
+    count = frames // stride
+    if count == 0:
+        return []
+    sampled = np.rint(_linspace(frames, count + 1)[1:] - np.float32(1)).astype(int).tolist()
+    groups = [tuple(sampled[i : i + size]) for i in range(0, count - size + 1, size)]
+    return [Group(reads, reads[-1]) for reads in groups]
+
+
+def _linspace(end: int, points: int) -> np.ndarray:
+    """`torch.linspace(0, end, points)` in float32."""
+    step = np.float32(end) / np.float32(points - 1)
+    index = np.arange(points, dtype=np.float32)
+    return np.where(index < points // 2, step * index, np.float32(end) - step * (np.float32(points - 1) - index))
