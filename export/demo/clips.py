@@ -1,0 +1,71 @@
+"""Generated clips as video files: what a camera's file is to a real checkpoint, they are to the demo's.
+
+Each generated frame is shown for HOLD frames of the file, so that a clip of 16 lasts four seconds at RATE frames a second,
+and magnified without smoothing, so that the file has an ordinary size and the model's own resizing something to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.demo.world import MIN_FRAMES, SIZE, DemoClip, make_clip
+from runtime.errors import ExportError, missing_package
+from runtime.files import atomic_file
+
+RATE = 16
+HOLD = 4
+MAX_SCALE = 16
+MAX_FRAMES = 1024
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """seed of the generator; frames that are generated; scale of the picture, in pixels of the file a pixel."""
+
+    seed: int = 0
+    frames: int = 16
+    scale: int = 3
+
+
+def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DemoClip:
+    """Generate the clip of `options.seed`, write it to `path` as H.264 in an mp4 file, and return it.
+
+    Raises ExportError for options out of range and for a path that can't be written.
+    """
+    if options.seed < 0:
+        raise ExportError(f"seed {options.seed}; expected 0 or more")
+    if not MIN_FRAMES <= options.frames <= MAX_FRAMES:
+        raise ExportError(f"{options.frames} frames; expected {MIN_FRAMES} to {MAX_FRAMES}")
+    if not 1 <= options.scale <= MAX_SCALE:
+        raise ExportError(f"scale {options.scale}; expected 1 to {MAX_SCALE}")
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory; expected the name of a file to write, such as {path / 'clip.mp4'}")
+    clip = make_clip(np.random.default_rng(options.seed), options.frames)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ExportError(f"{path.parent} is not a directory; expected a place for {path.name}") from None
+    with atomic_file(path) as temporary:
+        write_mp4(temporary, clip.frames, options.scale)
+    return clip
+
+
+def write_mp4(path: Path, frames: np.ndarray, scale: int = 1) -> None:
+    """Write RGB uint8 [T, S, S, 3] as H.264 yuv420p, each frame HOLD times."""
+    try:
+        import av
+    except ImportError:
+        raise missing_package("av", "writing a clip", "runtime") from None
+    with av.open(str(path), "w", format="mp4") as container:
+        # One thread: x264 then writes the same bytes on every machine that runs the same release.
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "threads": "1"})
+        stream.width = stream.height = SIZE * scale
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            magnified = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            for _ in range(HOLD):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(magnified, format="rgb24")))
+        container.mux(stream.encode())
