@@ -143,13 +143,15 @@ class Cuda:
     def drop_graph(self, graph: int) -> None:
         self._lib.cudaGraphExecDestroy(c_void_p(graph))
 
-    def free(self, address: int) -> None:
-        self._allocated.pop(address)(c_void_p(address))
+    def free(self, *addresses: int) -> None:
+        """Free what was allocated here; what `close` has freed already is left alone."""
+        for address in addresses:
+            if address in self._allocated:
+                self._allocated.pop(address)(c_void_p(address))
 
     def close(self) -> None:
         """Free everything that was allocated here, and the stream."""
-        for address in list(self._allocated):
-            self.free(address)
+        self.free(*self._allocated)
         if self.stream:
             self._lib.cudaStreamDestroy(c_void_p(self.stream))
             self.stream = 0
