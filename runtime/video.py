@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -143,11 +144,11 @@ class _Timeline:
 
 
 def _timeline(times: Sequence[int], last: int | None, stream: VideoStream, tick: Fraction, keys: Sequence[int] = ()) -> _Timeline:
-    """`last` is how long the file says its last frame is shown; where it doesn't, as long as the frames before, on average."""
+    """`last` is how long the file says its last frame is shown; where it doesn't, as long as most frames before it."""
     if last:
         shown = Fraction(last)
     elif len(times) > 1:
-        shown = Fraction(times[-1] - times[0], len(times) - 1)
+        shown = Fraction(median_low(later - earlier for earlier, later in pairwise(times)))
     else:
         shown = 1 / (stream.average_rate * tick) if stream.average_rate else Fraction(0)
     return _Timeline(times, times[-1] - times[0] + shown, tick, keys)
@@ -161,11 +162,16 @@ def _packet_timeline(path: Path) -> _Timeline | None:
     """The timeline as the packets tell it; None where they don't tell every frame's time."""
     durations: dict[int, int | None] = {}
     keys: list[int] = []
+    damaged_at: int | None = None
     with _opened(path) as (container, stream):
         _check_length(path, stream)
         for packet in _packets(container, stream):
             if packet.pts is None or packet.pts in durations:
                 return None
+            if damaged_at is not None:  # and the file goes on: it is not just that a recording was stopped there
+                raise _damage(path, float((damaged_at - keys[0]) * _tick(stream)), "packets are missing or incomplete")
+            if packet.is_corrupt and keys:
+                damaged_at = packet.pts
             if packet.is_keyframe:
                 keys.append(packet.pts)
             # What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
@@ -247,7 +253,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         )
     except av.FFmpegError as error:
         raise VideoError(
-            f"{path} is not a video that can be read ({error.strerror}); expected a file such as mp4, mkv or webm"
+            f"{path} is not a video, or not all of one ({error.strerror}); expected a file such as mp4, mkv or webm"
         ) from None
     with container:
         covers = av.stream.Disposition.attached_pic
@@ -319,10 +325,12 @@ def _checked(frames: Iterable[VideoFrame], path: Path) -> Iterator[VideoFrame]:
                 last = frame.time - first
             yield frame
     except av.FFmpegError as error:
-        where = "at its first frame" if last is None else f"after {last:.2f} s"
-        raise VideoError(
-            f"{path} is damaged {where} ({error.strerror}); expected a file that plays to its end, copy it again"
-        ) from None
+        raise _damage(path, last, error.strerror) from None
+
+
+def _damage(path: Path, seconds: float | None, reason: str | None) -> VideoError:
+    where = "at its first frame" if seconds is None else f"after {max(0.0, seconds):.2f} s"
+    return VideoError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")
 
 
 def _upright_rgb(frame: VideoFrame) -> np.ndarray:

@@ -1,0 +1,114 @@
+"""Pixel values against transformers' own processor on the Pillow backend: the same bits, not nearly the same values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers.image_processing_backends import PilBackend
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from video_files import frames_of, pattern, write_video
+
+from runtime.errors import BundleError
+from runtime.preprocess import Preprocessor, load_clip
+
+SIGLIP = {"size": [384, 384], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CLIP = SIGLIP | {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+
+
+class VideoFrameProcessor(PilBackend):
+    """What transformers does to a video's frames (resize, rescale, normalise; no tiles, no padding), on its Pillow backend."""
+
+    do_resize = do_rescale = do_normalize = do_convert_rgb = True
+
+
+def reference(frames, preprocessing) -> np.ndarray:
+    height, width = preprocessing["size"]
+    processor = VideoFrameProcessor(
+        size={"height": height, "width": width},
+        resample=3,
+        rescale_factor=preprocessing["rescale_factor"],
+        image_mean=preprocessing["image_mean"],
+        image_std=preprocessing["image_std"],
+    )
+    return np.stack(processor.preprocess(list(frames), input_data_format="channels_last")["pixel_values"])
+
+
+@pytest.mark.parametrize("preprocessing", [SIGLIP, CLIP, SIGLIP | {"size": [112, 112]}, CLIP | {"size": [98, 140]}])
+@pytest.mark.parametrize("size", [(384, 384), (112, 112), (75, 113), (1, 1), (3, 700), (720, 1280), (1081, 1919), (37, 41)])
+def test_pixel_values_have_the_bits_of_the_checkpoints_processor(preprocessing, size):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    preprocessor = Preprocessor(preprocessing)
+    ours = preprocessor.normalise(np.stack([preprocessor.resize(frame) for frame in frames]))
+    theirs = reference(frames, preprocessing)
+    assert ours.dtype == theirs.dtype == np.float32
+    assert ours.flags.c_contiguous
+    np.testing.assert_array_equal(ours.view(np.int32), np.ascontiguousarray(theirs).view(np.int32))
+
+
+def test_a_square_image_has_the_bits_of_the_whole_image_processor():
+    image = np.random.default_rng(1).integers(0, 256, (384, 384, 3), dtype=np.uint8)
+    processor = LlavaOnevisionImageProcessorPil(image_mean=SIGLIP["image_mean"], image_std=SIGLIP["image_std"])
+    theirs = processor.preprocess([image], return_tensors="np")["pixel_values"][0][0]  # the first tile is the image itself
+    preprocessor = Preprocessor(SIGLIP)
+    np.testing.assert_array_equal(preprocessor.normalise(preprocessor.resize(image)[None])[0], theirs)
+
+
+def test_every_grey_level_is_right_in_every_channel():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    ours = Preprocessor(CLIP | {"size": [16, 16]}).normalise(levels)
+    exact = (levels[0].astype(np.float64) / 255 - CLIP["image_mean"]) / CLIP["image_std"]
+    np.testing.assert_allclose(ours[0], exact.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_float16_is_float32_rounded():
+    frames = np.random.default_rng(2).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    preprocessor = Preprocessor(CLIP | {"size": [8, 8]})
+    half = preprocessor.normalise(frames, np.float16)
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, preprocessor.normalise(frames).astype(np.float16))
+
+
+def test_load_clip_gives_pixel_values_and_the_frames_they_come_from(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", pattern(20))
+    preprocessing = CLIP | {"size": [56, 70]}
+    pixel_values, clip = load_clip(path, 5, Preprocessor(preprocessing))
+    assert clip.frames.shape == (5, 56, 70, 3) and clip.frames.dtype == np.uint8
+    decoded = frames_of(path)
+    np.testing.assert_array_equal(pixel_values, reference([decoded[i] for i in (0, 4, 8, 12, 16)], preprocessing))
+
+
+def test_one_number_serves_all_channels_and_pillows_numbers_name_the_filter():
+    frames = np.random.default_rng(3).integers(0, 256, (1, 9, 9, 3), dtype=np.uint8)
+    short = Preprocessor(SIGLIP | {"size": [9, 9], "resample": 3, "image_mean": 0.5, "image_std": 0.5})
+    full = Preprocessor(SIGLIP | {"size": [9, 9]})
+    np.testing.assert_array_equal(short.normalise(frames), full.normalise(frames))
+    np.testing.assert_array_equal(short.resize(frames[0, :5]), full.resize(frames[0, :5]))
+
+
+def test_frames_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"expected uint8 \[T, 384, 384, 3\]"):
+        Preprocessor(SIGLIP).normalise(np.zeros((1, 384, 383, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": [384]}, "size"),
+        ({"size": [0, 384]}, "size"),
+        ({"resample": "bicubik"}, 'did you mean "bicubic"'),
+        ({"resample": 9}, "resample"),
+        ({"rescale_factor": "1/255"}, "rescale_factor"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean"),
+        ({"image_mean": "half"}, "image_mean"),
+        ({"image_std": [0.5, float("nan"), 0.5]}, "image_std"),
+        ({"image_std": [0.5, 0, 0.5]}, "zero in image_std"),
+    ],
+)
+def test_preprocessing_that_makes_no_sense_is_a_bundle_error(change, message):
+    with pytest.raises(BundleError, match=message):
+        Preprocessor(SIGLIP | change)
+
+
+def test_preprocessing_that_lacks_a_key_is_a_bundle_error():
+    with pytest.raises(BundleError, match="lacks image_std, size"):
+        Preprocessor({key: value for key, value in SIGLIP.items() if key not in ("size", "image_std")})

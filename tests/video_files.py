@@ -1,0 +1,68 @@
+"""Video files for tests: a moving pattern whose every frame is different, written with PyAV in whatever way a test asks.
+
+`frames_of(path)` is the reference: every frame of a file, decoded from the start without options or seeks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def pattern(count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
+    """RGB uint8 frames with waves that travel, so that inter-frame prediction has work and no two frames are equal."""
+    y, x = np.mgrid[:height, :width]
+    waves = [
+        np.stack([128 + 100 * np.sin((x + 3 * i) / 9), 128 + 100 * np.cos((y - 2 * i) / 7), np.full(x.shape, 5 * i % 256)], -1)
+        for i in range(count)
+    ]
+    return [wave.astype(np.uint8) for wave in waves]
+
+
+def write_video(
+    path: Path,
+    images: Sequence[np.ndarray],
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    rate: int = 16,
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    rotation: int = 0,
+    **container: object,
+) -> Path:
+    """times: presentation times in milliseconds, for a variable rate; rotation: counter-clockwise degrees to show it at."""
+    height, width = images[0].shape[:2]
+    with av.open(str(path), "w", **container) as output:
+        stream = output.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for index, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[index], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """One second of silence, AAC in an mp4 container."""
+    with av.open(str(path), "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
