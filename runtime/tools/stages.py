@@ -1,0 +1,74 @@
+"""A bundle's vision graph with its stages as outputs, for the tools that look inside: parity and plot.
+
+The stages that `manifest.stages` names are tensors of `vision.onnx`; here they become outputs of the graph, in memory: the
+file stays as it is and its external weights are not read twice. Only ONNX Runtime can do that; a built engine has one output.
+
+T frames, H, W patch rows and columns, C encoder width, D hidden, N visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.bundle import VISION, Bundle
+from runtime.engine import EngineOptions
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import BundleError, missing_package
+
+VISUAL_TOKENS = "visual_tokens"  # the vision graph's own output, the last stage
+
+
+@dataclass(frozen=True)
+class Stages:
+    """tensors: {stage: array} in the graph's order; ranks: {stage: rank} of all stages of the manifest."""
+
+    tensors: dict[str, np.ndarray]
+    ranks: dict[str, int]
+
+    @property
+    def selected(self) -> frozenset[str]:
+        """Stages whose rows are a choice: the first compression stage that leaves no grid, and all after it."""
+        names = list(self.ranks)
+        first = next((at for at, name in enumerate(names) if is_compression(name) and self.ranks[name] == 2), len(names))
+        return frozenset(names[first:])
+
+
+def is_compression(stage: str) -> bool:
+    return stage.startswith("compress/")
+
+
+def run_stages(
+    bundle: Bundle, pixel_values: np.ndarray, options: EngineOptions = EngineOptions(), names: Iterable[str] | None = None
+) -> Stages:
+    """Run pixel_values [T, 3, h, w] float32 through ONNX Runtime and keep the outputs of the stages `names` (None for all)."""
+    tensors = {stage["name"]: stage["tensor"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    engine = _engine(bundle, tensors, options)
+    wanted = list(tensors) if names is None else list(names)
+    try:
+        (spec,) = engine.inputs
+        outputs = engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})
+        ranks = {output.name: len(output.shape) for output in engine.outputs}
+    finally:
+        engine.close()
+    return Stages({name: outputs[tensors[name]] for name in wanted}, {name: ranks[tensor] for name, tensor in tensors.items()})
+
+
+def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) -> OnnxEngine:
+    try:
+        import onnx
+    except ImportError:
+        raise missing_package("onnx", "looking inside the vision graph", "runtime") from None
+    path = bundle.model(VISION)
+    model = onnx.load(str(path), load_external_data=False)
+    written = {name for node in model.graph.node for name in node.output}
+    already = {output.name for output in model.graph.output}
+    for stage, tensor in tensors.items():
+        if tensor not in written:
+            raise BundleError(f'{path} has no tensor "{tensor}", which the manifest names for {stage}; export the bundle again')
+        if tensor not in already:  # ONNX Runtime infers type and shape of an output that has only a name
+            model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+            already.add(tensor)
+    return OnnxEngine.load(model.SerializeToString(), options, path.parent)
