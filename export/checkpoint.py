@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from export.demo import CHECKPOINT
@@ -89,7 +91,9 @@ def open_checkpoint(source: str | None) -> Checkpoint:
     return Checkpoint(_download(source), source)
 
 
-def load_weights(checkpoint: Checkpoint, module: nn.Module, rename: Callable[[str], str | None], tied: dict[str, str]) -> None:
+def load_weights(
+    checkpoint: Checkpoint, module: nn.Module, rename: Callable[[str], str | None], tied: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Fill `module` (its parameters' storage is replaced) from the checkpoint, in the module's own dtype.
 
     rename: checkpoint key -> name in `module.state_dict()`, None for a key that belongs to a half that was not asked for
@@ -131,7 +135,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[], torch.T
         try:
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():  # noqa: SIM118 - a safe_open is no mapping
-                    yield key, lambda shard=shard, key=key: shard.get_tensor(key)
+                    yield key, partial(shard.get_tensor, key)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is not a readable safetensors file ({error}); download or copy it again") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from export.compress import presets, stage_options
+from export.compress import presets, stage_help, stage_options
 from export.families import FAMILIES, family
 
 
@@ -13,18 +13,18 @@ def options_table() -> dict[str, Any]:
     return {
         "families": {name: family(name).HUB_ID for name in FAMILIES},
         "presets": presets(),
-        "stages": stage_options(),
+        "stages": {name: {option.name: option.default for option in options} for name, options in stage_options().items()},
     }
 
 
 def listing_text() -> str:
-    """The same for a person."""
-    table = options_table()
+    """The same for a person, with a line on what each stage and option does."""
     lines = ["families"]
-    lines += [f"  {name:<14} {hub}" for name, hub in table["families"].items()]
+    lines += [f"  {name:<16}{family(name).HUB_ID}" for name in FAMILIES]
     lines.append("presets")
-    lines += [f"  {name:<14} {spec}" for name, spec in table["presets"].items()]
-    lines.append("stages (a spec is stage[:key=value,...][+stage...])")
-    for name, options in table["stages"].items():
-        lines.append(f"  {name:<14} " + ", ".join(f"{key}={value}" for key, value in options.items()))
+    lines += [f"  {name:<16}{spec}" for name, spec in presets().items()]
+    lines.append("stages (a spec is stage[:key=value,...][+stage...], lists with /)")
+    for name, text in stage_help().items():
+        lines.append(f"  {name:<16}{text}")
+        lines += [f"    {option.name + '=' + option.default:<20}{option.help}" for option in stage_options()[name]]
     return "\n".join(lines)

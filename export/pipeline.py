@@ -94,45 +94,57 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     if checkpoint.demo:
         say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
-    from export.halves import Half, check_llm, export_llm, export_vision
+    from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision
     from export.trace import Vision
 
-    with step("reading the checkpoint"):
-        model = kind.load(checkpoint, llm=options.only != "vision")
+    with step("reading the vision half"):
         digest = checkpoint.sha256()
-    frames = _frames(model.frames if options.frames is None else options.frames)
-    compress = make(preset, frames=frames, height=model.grid[0], width=model.grid[1])
-    tokens = compress.num_tokens + len(model.newline)
-    max_context = _max_context(options, tokens, model)
+        source = kind.load_vision(checkpoint)
+    frames = _frames(source.frames if options.frames is None else options.frames)
+    compress = make(preset, frames=frames, height=source.grid[0], width=source.grid[1])
+    tokens = compress.num_tokens + len(source.newline)
+    max_context = _max_context(options.max_context, tokens, kind.max_positions(checkpoint)) if options.only != "vision" else 0
 
     with atomic_directory(out) as directory:
         vision, llm = Half(), Half()
         if options.only != "llm":
-            vision = export_vision(directory, Vision(model, compress, options.place).eval(), model, frames, options)
-        if options.only != "vision":
-            llm = export_llm(directory, model, checkpoint, options, max_context)
+            vision = export_vision(directory, Vision(source, compress, options.place).eval(), source, frames, options)
         manifest = Manifest(
             family=options.model,
             checkpoint={"id": checkpoint.id, "sha256": digest},
             compression={"preset": preset, "spec": compress.spec, "place": options.place},
             frames=frames,
-            grid=list(model.grid),
+            grid=list(source.grid),
             tokens_per_clip=tokens,
-            hidden_size=model.hidden_size,
-            preprocessing=model.preprocessing,
-            prompt=model.prompt | {"chat_template": "chat_template.jinja"} if model.llm else {},
-            llm=llm.facts,
+            hidden_size=source.hidden_size,
+            preprocessing=source.preprocessing,
+            prompt={},
+            llm={},
             precision=options.precision,
             opset=OPSET[options.attention],
-            limits={"max_context": max_context} if model.llm else {},
+            limits={},
             stages=vision.stages,
-            report=vision.report + llm.report,
+            report=vision.report,
             versions=_versions(),
         )
-        if model.llm:
-            names = {path.relative_to(directory).as_posix(): {} for path in (directory / "llm").iterdir()}
-            check_llm(llm, Bundle(directory, replace(manifest, files=names)), model, vision.visual_tokens)
-        manifest = write_manifest(directory, manifest)
+        del source  # one half at a time: the LLM is read when the encoder is gone
+        if options.only != "vision":
+            with step("reading the LLM half"):
+                language = kind.load_llm(checkpoint)
+            llm = export_llm(directory, language, checkpoint, options, max_context)
+            manifest = replace(
+                manifest,
+                prompt=language.prompt | {"chat_template": CHAT_TEMPLATE},
+                llm=llm.facts,
+                limits={"max_context": max_context},
+                report=vision.report + llm.report,
+            )
+            unhashed: dict[str, dict[str, Any]] = {
+                path.relative_to(directory).as_posix(): {} for path in (directory / "llm").iterdir()
+            }
+            check_llm(llm, Bundle(directory, replace(manifest, files=unhashed)), language, vision.visual_tokens)
+        with step("hashing the bundle"):
+            manifest = write_manifest(directory, manifest)
     verified = [result.as_dict() for result in vision.verified + llm.verified]
     return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt)
 
@@ -155,19 +167,14 @@ def _frames(frames: int) -> int:
     return frames
 
 
-def _max_context(options: ExportOptions, tokens: int, model: Any) -> int:
-    if model.llm is None:
-        return 0
-    limit = model.llm.config.max_position_embeddings
-    needed = tokens + 1
-    chosen = options.max_context
+def _max_context(chosen: int | None, tokens: int, limit: int) -> int:
     if chosen is None:
         chosen = min(limit, -(-(tokens + _ANSWER_POSITIONS) // 256) * 256)
-        if chosen < needed:
+        if chosen <= tokens:
             raise ExportError(
                 f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
             )
-    if chosen < needed:
+    if chosen <= tokens:
         raise ExportError(f"--max-context is {chosen}, the clip alone has {tokens} visual tokens; expected more than that")
     if chosen > limit:
         raise ExportError(f"--max-context is {chosen}, the LLM was made for {limit} positions at most")

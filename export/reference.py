@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from export.families import Model
+from export.families import LLMHalf, VisionHalf
 from export.trace import Vision
 from runtime.prompt import PromptIds
 
@@ -39,10 +39,10 @@ class LLMReference:
     margins: list[float]
 
 
-def pixel_values(model: Model, frames: int) -> np.ndarray:
+def pixel_values(half: VisionHalf, frames: int) -> np.ndarray:
     """A seeded clip [T, 3, h, w] float32 in the encoder's range: drifting waves under noise, so that frames and patches differ."""
     rng = np.random.default_rng(0)
-    height, width = model.image_size
+    height, width = half.preprocessing["size"]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     clip = np.empty((frames, 3, height, width), np.float32)
     waves = rng.uniform(2, 24, (3, 4)).astype(np.float32)
@@ -53,49 +53,50 @@ def pixel_values(model: Model, frames: int) -> np.ndarray:
     return np.clip(0.7 * clip + 0.3 * noise, -1, 1)
 
 
-def stages(vision: Vision, model: Model, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+def stages(vision: Vision, half: VisionHalf, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """(name, output) of every stage in order, then ("visual_tokens", [N, D]); encoder by the library's own forward, 4 frames a time."""
     with torch.inference_mode():
-        parts = [model.reference_encoder(torch.from_numpy(pixels[at : at + 4])) for at in range(0, len(pixels), 4)]
+        parts = [half.reference_encoder(torch.from_numpy(pixels[at : at + 4])) for at in range(0, len(pixels), 4)]
         tokens = torch.cat(parts)  # [T, H*W, C]
         yield "vision/encoder", tokens.numpy()
         if vision.place == "after-projector":
-            tokens = torch.cat([model.projector(frame[None]) for frame in tokens])
+            tokens = torch.cat([half.projector(frame[None]) for frame in tokens])
             yield "vision/projector", tokens.numpy()
-        tokens = tokens.unflatten(1, model.grid)
+        tokens = tokens.unflatten(1, half.grid)
         for name, stage in vision.compress.stages:
             tokens = stage(tokens)
             yield f"compress/{name}", tokens.numpy()
         tokens = tokens.reshape(-1, tokens.shape[-1])
         if vision.place == "before-projector":
-            tokens = model.projector(tokens)
+            tokens = half.projector(tokens)
             yield "vision/projector", tokens.numpy()
-        yield "visual_tokens", torch.cat([tokens, model.newline]).numpy()
+        yield "visual_tokens", torch.cat([tokens, half.newline]).numpy()
 
 
-def llm(model: Model, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReference:
+def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReference:
     """transformers' own prefill logits and greedy ids for a prompt around visual tokens [n, D]."""
-    embed = model.llm.get_input_embeddings()
+    embed = half.causal_lm.get_input_embeddings()
 
     def embedded(part: list[int]) -> torch.Tensor:
         return embed(torch.tensor(part, dtype=torch.long))
 
     with torch.inference_mode():
         prompt = torch.cat([embedded(ids.before), torch.from_numpy(visual_tokens), embedded(ids.after)])[None]  # [1, S, D]
-        output = model.llm(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
+        output = half.causal_lm(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
         first = output.logits[0, -1].numpy().copy()
         greedy, margins = [], []
         for _ in range(GREEDY):
             best = output.logits[0, -1].topk(2)
             greedy.append(int(best.indices[0]))
             margins.append(float(best.values[0] - best.values[1]))
-            output = model.llm(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
+            output = half.causal_lm(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
     return LLMReference(ids, first, greedy, margins)
 
 
 def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, int]:
     """Write inputs.json, torch.json and stages.json; return {stage: k}, every k-th value of its flattened output was kept."""
     from polygraphy.json import save_json
+    from polygraphy.logger import G_LOGGER
 
     directory.mkdir(parents=True, exist_ok=True)
     save_json([{"pixel_values": pixels}], str(directory / "inputs.json"))

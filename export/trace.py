@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from export.decoder import OPSET, Decoder
-from export.families import Model
+from export.families import VisionHalf
 
 if TYPE_CHECKING:
     import onnx
@@ -32,11 +32,11 @@ _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 class Vision(nn.Module):
     """pixel_values [T, 3, h, w] -> (visual_tokens [N, D], then every stage's output, in order)."""
 
-    def __init__(self, model: Model, compress: Compressor, place: str):
+    def __init__(self, half: VisionHalf, compress: Compressor, place: str):
         super().__init__()
-        self.encoder, self.projector, self.compress = model.encoder, model.projector, compress
-        self.newline = nn.Parameter(model.newline, requires_grad=False)
-        self.grid, self.place = model.grid, place
+        self.encoder, self.projector, self.compress = half.encoder, half.projector, compress
+        self.newline = nn.Parameter(half.newline, requires_grad=False)
+        self.grid, self.place = half.grid, place
 
     def stage_names(self) -> list[str]:
         """Names of the outputs after the first."""

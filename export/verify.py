@@ -38,10 +38,11 @@ class StageResult:
 
 def verify_vision(
     engine: OnnxEngine, vision: Vision, reference: Mapping[str, np.ndarray], pixels: np.ndarray, precision: str
-) -> list[StageResult]:
-    """Compare a vision graph whose stages are outputs (`<stage>/output`) with torch; ExportError names the first that differs.
+) -> tuple[list[StageResult], np.ndarray]:
+    """Compare a vision graph whose stages are outputs (`<stage>/output`) with torch; return the table and the graph's tokens.
 
     vision: the float32 module that the graph was traced from. reference: `export.reference.stages` by name.
+    ExportError names the first stage that differs.
     """
     (spec,) = engine.inputs
     got = engine.run({spec.name: pixels.astype(spec.dtype)})
@@ -55,7 +56,16 @@ def verify_vision(
         results.append(_judge(name, output, expected, precision))
         before = output.reshape(len(output), *vision.grid, -1) if output.ndim == 3 else output  # patches [T, H*W, .] to a grid
     tokens = np.concatenate([before.reshape(-1, before.shape[-1]), reference["visual_tokens"][-1:]])
-    return [*results, _judge("visual_tokens", got["visual_tokens"], tokens, precision)]
+    results.append(_judge("visual_tokens", got["visual_tokens"], tokens, precision))
+    return results, got["visual_tokens"]
+
+
+def verify_batched(engine: OnnxEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str) -> StageResult:
+    """The graph that takes all frames at once against the tokens of the one that was compared stage by stage."""
+    (spec,) = engine.inputs
+    got = engine.run({spec.name: pixels.astype(spec.dtype)})["visual_tokens"]
+    selected = any(stage.select for _, stage in vision.compress.stages)
+    return _judge("visual_tokens (batched)", got, tokens, precision, selected)
 
 
 def verify_llm(bundle: Bundle, expected: LLMReference, visual_tokens: np.ndarray, precision: str) -> list[StageResult]:
@@ -75,8 +85,8 @@ def verify_llm(bundle: Bundle, expected: LLMReference, visual_tokens: np.ndarray
     return [*results, StageResult("llm/greedy_ids", 0.0, True)]
 
 
-def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str) -> StageResult:
-    difference = compare(got.reshape(expected.shape) if got.size == expected.size else got, expected, precision)
+def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, selected: bool = False) -> StageResult:
+    difference = compare(got, expected, precision, selected)
     if not difference.ok:
         raise ExportError(
             f"{name} differs between torch and ONNX Runtime: relative error {difference.error:.2e}, allowed {TOLERANCE[precision]:.0e} "

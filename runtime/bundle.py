@@ -2,6 +2,7 @@
 
     manifest.json                 everything below, sized and hashed, and what the runtime must know
     vision.onnx (+ .data)         pixel_values [T, 3, h, w] -> visual_tokens [N, D]; N is a constant
+    vision.loop.onnx              the same over the same weights, frame by frame: what a CPU runs
     llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
     llm/embed_tokens.npy          [V, D], memory-mapped; llm/tokenizer.json, llm/chat_template.jinja
     reference/                    a fixed input and torch's output for it, in Polygraphy's formats
@@ -136,12 +137,16 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 
 def _read_manifest(path: Path) -> Manifest:
     if not path.exists():
-        raise BundleError(f"no bundle at {path}: no such directory; write one with `python -m export --model llava-ov --out {path}`")
+        raise BundleError(
+            f"no bundle at {path}: no such directory; write one with `python -m export --model llava-ov --out {path}`"
+        )
     file = path / MANIFEST
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}; expected a directory that `python -m export` wrote") from None
+        raise BundleError(
+            f"{path} is not a bundle: it has no {MANIFEST}; expected a directory that `python -m export` wrote"
+        ) from None
     except NotADirectoryError:
         raise BundleError(f"{path} is a file; expected the bundle's directory") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -158,7 +163,9 @@ def _read_manifest(path: Path) -> Manifest:
     for f in fields(Manifest):
         expected = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
         if not isinstance(values[f.name], expected) or isinstance(values[f.name], bool):
-            raise BundleError(f"{file}: {f.name} is {type(values[f.name]).__name__}, expected {expected.__name__}; export the bundle again")
+            raise BundleError(
+                f"{file}: {f.name} is {type(values[f.name]).__name__}, expected {expected.__name__}; export the bundle again"
+            )
     # Keys that a later minor revision of the same schema added are of no concern to this reader.
     return Manifest(**{key: value for key, value in values.items() if key in known})
 

@@ -3,7 +3,10 @@
 A family module offers
     NAME, MODEL_TYPE, HUB_ID        registry name, the config's model_type, a published checkpoint to name in messages
     FRAMES, COMPRESS                defaults of --frames and --compress
-    load(checkpoint, llm) -> Model   with `llm` False the language model is neither built nor read
+    load_vision(checkpoint) -> VisionHalf
+    load_llm(checkpoint) -> LLMHalf
+    max_positions(checkpoint) -> int         positions that the LLM was made for, without reading weights
+Each half is read alone, so that an export never holds both.
 """
 
 from __future__ import annotations
@@ -24,33 +27,35 @@ FAMILIES = {"llava-ov": "export.families.llava_ov"}
 
 
 @dataclass(frozen=True)
-class Model:
-    """A loaded model in the parts that the export needs, all float32, in eval mode, sharing storage with the reference.
+class VisionHalf:
+    """The vision half in the parts that the export needs, float32, in eval mode.
 
-    T frames, H, W patch rows and columns, C encoder width, D hidden, S prompt positions, V vocabulary.
+    T frames, H, W patch rows and columns, h, w pixels, C encoder width, D hidden.
 
     grid              (H, W)
     frames            the checkpoint's own number of frames a clip, or the family's default
     encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], spelled for export
+    reference_encoder the library's own encoder, same signature and storage, that verify compares with
     projector         [..., C] -> [..., D]
     newline           [1, D], the token that closes a clip
-    reference_encoder the library's own encoder, same signature, that verify compares with
-    llm               the library's own causal LM (transformers), None where only vision was asked for
     preprocessing     what `runtime.preprocess` needs
-    prompt            {"chat_template": text, "video_token", "video_token_id", "eos_token_ids"}
     """
 
-    family: str
     grid: tuple[int, int]
-    image_size: tuple[int, int]
     frames: int
     hidden_size: int
     encoder: nn.Module
+    reference_encoder: nn.Module
     projector: nn.Module
     newline: torch.Tensor
-    reference_encoder: nn.Module
-    llm: nn.Module | None
     preprocessing: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LLMHalf:
+    """causal_lm: the library's own (transformers), float32; prompt: {"chat_template": text, "video_token", "video_token_id", "eos_token_ids"}."""
+
+    causal_lm: nn.Module
     prompt: dict[str, Any]
 
 

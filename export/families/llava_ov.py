@@ -10,19 +10,16 @@ T frames, H, W patch rows and columns, C encoder width, D hidden.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
 
 from export.checkpoint import Checkpoint, load_weights
-from export.families import Model, check_model_type
+from export.families import LLMHalf, VisionHalf, check_model_type
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
 from runtime.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from transformers import LlavaOnevisionConfig
 
 NAME = "llava-ov"
 MODEL_TYPE = "llava_onevision"
@@ -36,78 +33,100 @@ _RENAMES = [
     (re.compile(r"^language_model\.model\."), "language_model."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 ]
+_PARTS = ("vision_tower.", "multi_modal_projector.", "image_newline", "language_model.", "lm_head.")
 # Buffers that old files hold, and SigLIP's pooling head, which LLaVA-OneVision has no use for.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.")
 
 
-def load(checkpoint: Checkpoint, llm: bool = True) -> Model:
-    """Read a checkpoint; with `llm` False the language model is neither built nor read."""
+def load_vision(checkpoint: Checkpoint) -> VisionHalf:
+    """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
+    config = _config(checkpoint)
+    if config.vision_feature_select_strategy != "full":
+        raise CheckpointError(
+            f'{checkpoint.path}: vision_feature_select_strategy is "{config.vision_feature_select_strategy}"; '
+            'SigLIP has no class token to drop: expected "full"'
+        )
+    size = config.vision_config.image_size
+    preprocessing, frames = read_preprocessing(checkpoint)
+    if preprocessing["size"] != [size, size]:
+        raise CheckpointError(f"{checkpoint.path}: frames are resized to {preprocessing['size']}, the encoder takes {[size, size]}")
+
+    parts = _VisionParts(config)
+    load_weights(checkpoint, parts, lambda key: _canonical(key, ("vision_tower.", "multi_modal_projector.", "image_newline")))
+    layers = config.vision_feature_layer
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    side = size // config.vision_config.patch_size
+    return VisionHalf(
+        grid=(side, side),
+        frames=frames or FRAMES,
+        hidden_size=config.text_config.hidden_size,
+        encoder=SiglipEncoder(parts.vision_tower, layers),
+        reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
+        projector=parts.multi_modal_projector,
+        newline=parts.image_newline[None],
+        preprocessing=preprocessing,
+    )
+
+
+def load_llm(checkpoint: Checkpoint) -> LLMHalf:
+    """Qwen2 and the prompt's facts of a checkpoint. CheckpointError says what does not fit."""
+    config = _config(checkpoint)
+    prompt = read_chat(checkpoint, config.video_token_id)
+    parts = _LLMParts(config)
+    tied = {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+    load_weights(checkpoint, parts, lambda key: _canonical(key, ("language_model.", "lm_head.")), tied)
+    return LLMHalf(parts.causal_lm[0], prompt)
+
+
+def max_positions(checkpoint: Checkpoint) -> int:
+    """Positions that the LLM was made for."""
+    return _config(checkpoint).text_config.max_position_embeddings
+
+
+def _config(checkpoint: Checkpoint) -> Any:
     from transformers import LlavaOnevisionConfig
 
     raw = check_model_type(checkpoint, MODEL_TYPE)
     for part, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
-        got = raw.get(part, {}).get("model_type", expected)
+        got = (raw.get(part) or {}).get("model_type", expected)
         if got != expected:
             raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
     try:
         config = LlavaOnevisionConfig(**raw)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.path / 'config.json'}: {error}") from None
-    if config.vision_feature_select_strategy != "full":
-        raise CheckpointError(
-            f'{checkpoint.path}: vision_feature_select_strategy is "{config.vision_feature_select_strategy}", SigLIP has no class token: expected "full"'
-        )
-
-    parts = _Parts(config, llm)
-    tied = {"lm_head.weight": "language_model.embed_tokens.weight"} if llm and config.tie_word_embeddings else {}
-    load_weights(checkpoint, parts, lambda key: _canonical(key, llm), tied)
-    parts.eval()
-
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    preprocessing, frames = read_preprocessing(checkpoint)
-    if preprocessing["size"] != [config.vision_config.image_size] * 2:
-        raise CheckpointError(
-            f"{checkpoint.path}: frames are resized to {preprocessing['size']}, the encoder takes {[config.vision_config.image_size] * 2}"
-        )
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    return Model(
-        family=NAME,
-        grid=(side, side),
-        image_size=(config.vision_config.image_size,) * 2,
-        frames=frames or FRAMES,
-        hidden_size=config.text_config.hidden_size,
-        encoder=SiglipEncoder(parts.vision_tower, layers),
-        projector=parts.multi_modal_projector,
-        newline=parts.image_newline[None],
-        reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
-        llm=parts.causal_lm[0] if llm else None,
-        preprocessing=preprocessing,
-        prompt=read_chat(checkpoint, config.video_token_id) if llm else {},
-    )
+    config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings
+    return config
 
 
-class _Parts(nn.Module):
-    """The whole model with the checkpoint's own names; parameters are not initialised, `load_weights` brings them."""
+class _VisionParts(nn.Module):
+    """The vision half under the checkpoint's own names; parameters are not initialised, `load_weights` brings them."""
 
-    def __init__(self, config: LlavaOnevisionConfig, llm: bool):
-        from transformers import Qwen2ForCausalLM, SiglipVisionModel
+    def __init__(self, config: Any):
+        from transformers import SiglipVisionModel
         from transformers.initialization import no_init_weights
         from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
         super().__init__()
-        config.vision_config._attn_implementation = "sdpa"
-        config.text_config._attn_implementation = "sdpa"
-        config.text_config.tie_word_embeddings = config.tie_word_embeddings
         with no_init_weights():
-            self.vision_tower = SiglipVisionModel(config.vision_config)
-            self.multi_modal_projector = LlavaOnevisionMultiModalProjector(config)
-            self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
-            if llm:
-                causal_lm = Qwen2ForCausalLM(config.text_config)
-                self.language_model = causal_lm.model
-                self.lm_head = causal_lm.lm_head
-                self.causal_lm = (causal_lm,)  # a tuple, so that its parameters are not registered twice
+            self.vision_tower = SiglipVisionModel(config.vision_config).eval()
+            self.multi_modal_projector = LlavaOnevisionMultiModalProjector(config).eval()
+        self.image_newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+
+
+class _LLMParts(nn.Module):
+    """The LLM half, likewise."""
+
+    def __init__(self, config: Any):
+        from transformers import Qwen2ForCausalLM
+        from transformers.initialization import no_init_weights
+
+        super().__init__()
+        with no_init_weights():
+            causal_lm = Qwen2ForCausalLM(config.text_config).eval()
+        self.language_model, self.lm_head = causal_lm.model, causal_lm.lm_head
+        self.causal_lm = (causal_lm,)  # a tuple, so that its parameters are not registered twice
 
 
 class _ReferenceEncoder(nn.Module):
@@ -122,9 +141,10 @@ class _ReferenceEncoder(nn.Module):
         return torch.cat([states[layer] for layer in self.layers], dim=-1)  # [T, H*W, C]
 
 
-def _canonical(key: str, llm: bool) -> str | None:
+def _canonical(key: str, halves: tuple[str, ...]) -> str | None:
+    """Today's name of a weight, None for what no model uses and for the known parts that `halves` leaves out."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
-    if _UNUSED.search(key) or (not llm and key.startswith(("language_model.", "lm_head."))):
+    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(halves)):
         return None
     return key

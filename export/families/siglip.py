@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 
 class SiglipEncoder(nn.Module):
@@ -58,7 +57,7 @@ class _Attention(nn.Module):
     def __init__(self, source: nn.Module):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = source.q_proj, source.k_proj, source.v_proj, source.out_proj
-        self.heads, self.head_dim = source.num_heads, source.head_dim
+        self.heads, self.head_dim, self.scale = source.num_heads, source.head_dim, source.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         frames, patches, width = x.shape
@@ -66,5 +65,7 @@ class _Attention(nn.Module):
         def heads(projected: torch.Tensor) -> torch.Tensor:
             return projected.view(frames, patches, self.heads, self.head_dim).transpose(1, 2)  # [T, A, P, C/A]
 
-        mixed = functional.scaled_dot_product_attention(heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x)))
-        return self.out_proj(mixed.transpose(1, 2).reshape(frames, patches, width))
+        # Spelled out: the exporter's decomposition of scaled_dot_product_attention adds six nodes a layer and gains nothing.
+        query, key, value = heads(self.q_proj(x)) * self.scale, heads(self.k_proj(x)), heads(self.v_proj(x))
+        weights = (query @ key.transpose(2, 3)).softmax(-1)  # [T, A, P, P]
+        return self.out_proj((weights @ value).transpose(1, 2).reshape(frames, patches, width))

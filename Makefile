@@ -1,0 +1,40 @@
+# make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
+# make test   the tests that fit a quarter of an hour;  make test-slow  the rest
+# make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+BUNDLE := bundles/llava-ov
+CLIP   := export/demo/clips/shapes.mp4
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.installed
+	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
+	$(PY) -m runtime build $(BUNDLE) --backend tensorrt-rtx
+	$(PY) -m runtime parity $(BUNDLE)
+	$(PY) -m runtime run $(BUNDLE) $(CLIP) "$(QUESTION)"
+
+test: $(VENV)/.installed
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed
+	$(PY) -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed
+	$(PY) benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) bundles build *.egg-info
+
+# Installed again when what it depends on changes; torch comes first because every other package accepts it then.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,plot,test]"
+	touch $@

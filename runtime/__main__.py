@@ -1,0 +1,201 @@
+"""`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
+
+run · tokens · build · parity · bench · plot · inspect · doctor
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.engine import BACKENDS, EngineOptions
+from runtime.errors import exit_code
+from runtime.progress import say
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (0, 1 for a parity past tolerance, 2 for a user's error, 130 for Ctrl-C)."""
+    args = _parser().parse_args(argv)
+    return exit_code(lambda: args.command(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from runtime.llm.sampling import Sampling
+    from runtime.pipeline import AskOptions, VideoChat
+
+    options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
+    chat = VideoChat.open(_bundle(args), args.backend, _engine_options(args))
+    pieces = chat.ask(args.video, args.question, options)
+    if chat.answer.repeated_frames:
+        say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")
+    for piece in pieces:
+        if not args.json:
+            print(piece, end="", flush=True)
+    print(json.dumps(chat.answer.as_dict()) if args.json else "")
+    return 0
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from runtime.files import atomic_file
+    from runtime.vision import VisionEncoder
+
+    visual = VisionEncoder.open(_bundle(args), args.backend, _engine_options(args)).encode(args.video)
+    facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
+    with atomic_file(args.output) as temporary, open(temporary, "wb") as file:
+        np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
+    if visual.clip.repeated:
+        say(f"the clip is shorter than {len(visual.clip.indices)} frames: {visual.clip.repeated} are repeated")
+    _print(
+        args,
+        facts | {"file": str(args.output), "seconds": visual.seconds},
+        f"{args.output}: visual_tokens {facts['shape']} {facts['dtype']}",
+    )
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from runtime.engine.build import BuildOptions, build
+
+    options = {"backend": args.backend, "force": args.force} | ({"target": args.target} if args.target else {})
+    built = [engine.as_dict() for engine in build(_bundle(args), BuildOptions(**options))]
+    lines = [
+        f"{one['path']}  {one['bytes'] / 1e6:.1f} MB  {one['seconds']:.1f} s{'  (reused)' if one['reused'] else ''}"
+        for one in built
+    ]
+    _print(args, built, "\n".join(lines))
+    return 0
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from runtime.tools import parity
+
+    report = parity.parity(_bundle(args), args.backend, _engine_options(args))
+    _print(args, report.as_dict(), parity.text(report))
+    return 0 if report.ok else 1
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from runtime.tools import bench
+
+    options = bench.BenchOptions(
+        video=args.video,
+        rounds=args.rounds,
+        new_tokens=args.max_new_tokens,
+        backend=args.backend,
+        device=args.device,
+        threads=args.threads,
+    )
+    report = bench.bench(_bundle(args), options)
+    _print(args, report.as_dict(), bench.text(report))
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from runtime.tools.plot import plot
+
+    plot(_bundle(args), args.video, args.output, _engine_options(args))
+    _print(args, {"file": str(args.output)}, str(args.output))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from runtime.tools import inspect
+
+    facts = inspect.inspect(_bundle(args, verify=args.verify))
+    _print(args, facts.as_dict(), inspect.text(facts))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from runtime.tools import doctor
+
+    checks = doctor.report()
+    _print(args, [check.as_dict() for check in checks], doctor.text(checks))
+    return 0
+
+
+def _bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
+    from runtime.bundle import Bundle
+
+    return Bundle.open(args.bundle, verify=verify, progress=say if verify else None)
+
+
+def _engine_options(args: argparse.Namespace) -> EngineOptions:
+    return EngineOptions(device=args.device, threads=args.threads)
+
+
+def _print(args: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, indent=1) if args.json else text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime", description="Answer questions about videos from a bundle, without torch."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str, bundle: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        if bundle:
+            sub.add_argument("bundle", type=Path, help="directory that `python -m export` wrote")
+        sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        return sub
+
+    def engine(sub: argparse.ArgumentParser, backend: bool = True) -> None:
+        if backend:
+            sub.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
+        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: the backend's choice)")
+
+    run = command("run", _run, "answer a question about a video; the answer streams")
+    run.add_argument("video", type=Path)
+    run.add_argument("question")
+    run.add_argument("--max-new-tokens", type=int, default=128)
+    run.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    run.add_argument("--top-p", type=float, default=1.0)
+    run.add_argument("--seed", type=int)
+    engine(run)
+
+    tokens = command("tokens", _tokens, "write a video's compressed visual tokens")
+    tokens.add_argument("video", type=Path)
+    tokens.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
+    engine(tokens)
+
+    build = command("build", _build, "build TensorRT engines")
+    build.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")
+    build.add_argument("--target", help="GPU to build for (default: what the backend can do here)")
+    build.add_argument("--force", action="store_true", help="build again where an engine of this very graph exists")
+
+    parity = command("parity", _parity, "compare engines with torch's recorded outputs, stage by stage; exit 1 past tolerance")
+    parity.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=["onnx"])
+    engine(parity, backend=False)
+
+    bench = command("bench", _bench, "time every stage: median and p90")
+    bench.add_argument("--video", type=Path, help="decode and preprocess this file too (default: the recorded input)")
+    bench.add_argument("--rounds", type=int, default=5)
+    bench.add_argument("--max-new-tokens", type=int, default=32)
+    engine(bench)
+
+    plot = command("plot", _plot, "draw the frames with token norms, NSP's weights and PTG's summaries")
+    plot.add_argument("video", type=Path)
+    plot.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
+    engine(plot, backend=False)
+
+    inspect = command("inspect", _inspect, "what a bundle is, its token budget, the memory that it will need")
+    inspect.add_argument("--verify", action="store_true", help="hash every file")
+
+    command("doctor", _doctor, "what is installed and usable here", bundle=False)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
