@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from export import tensorrt_support
 from export.tensorrt_operators import PARSERS
 from export.tensorrt_support import RELEASES, check, parse_with_rtx, release_of, require
 from runtime.engine import trt
@@ -234,6 +235,8 @@ class TestRequire:
         )
         made.graph.initializer[0].external_data.add(key="location", value="w.data")
         assert check(made, "10.3") == []
+        made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((8, 2**15), np.float32), "w"))
+        assert tensorrt_support._without_weights(made).ByteSize() < 1000 < made.ByteSize()
 
 
 @pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -87,6 +88,23 @@ class TestBuild:
     def test_named_architectures_have_a_directory_of_their_own(self, bundle: Bundle, target: str) -> None:
         built = build(bundle, BuildOptions(backend="tensorrt-rtx", target=target, graphs=(VISION,)))
         assert built[0].path.parent.name == f"tensorrt-rtx-{target.replace(',', '+')}-fp32"
+
+    @pytest.mark.parametrize("tf32", [False, True])
+    def test_fp32_stays_fp32_unless_tf32_is_allowed(self, tf32: bool) -> None:
+        library = trt.load("tensorrt-rtx")
+        config = library.Builder(trt.logger("tensorrt-rtx")).create_builder_config()
+        build_module._configure(config, BuildOptions(backend="tensorrt-rtx", tf32=tf32), "any")
+        assert config.get_flag(library.BuilderFlag.TF32) is tf32
+
+    def test_one_profile_from_one_position_to_the_whole_context(self, bundle: Bundle) -> None:
+        builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(DECODER))
+        profiles: list = []
+        config = type("Config", (), {"add_optimization_profile": lambda self, profile: profiles.append(profile)})()
+        build_module._add_profile(builder, network, config, 64)
+        (profile,) = profiles
+        assert [tuple(shape) for shape in profile.get_shape("inputs_embeds")] == [(1, 1, 16), (1, 1, 16), (1, 64, 16)]
+        assert [tuple(shape) for shape in profile.get_shape("attention_mask")] == [(1, 1), (1, 32), (1, 64)]
+        del parser
 
     def test_a_parser_error_names_the_node(self, tmp_path: Path) -> None:
         bad = make_bundle(tmp_path / "bad", vision_op="Det")
@@ -238,6 +256,13 @@ class TestFindEngine:
         with pytest.raises(EngineError, match="has no tensorrt-rtx engine"):
             find_engine(bundle, "tensorrt-rtx", VISION)
         assert not build(bundle, RTX)[0].reused
+
+
+def test_what_c_prints_on_stdout_goes_to_stderr(capfd: pytest.CaptureFixture) -> None:
+    with trt.stdout_to_stderr():
+        os.write(1, b"from C++")
+    os.write(1, b"after")
+    assert capfd.readouterr() == ("after", "from C++")
 
 
 @pytest.mark.parametrize(
