@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from runtime.errors import BundleError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a key by identity: options are a dict
 class SpecStage:
     """One stage: its name in the manifest's `stages` without "compress/" (a second nsp is nsp_2), its kind, its options.
 
