@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class BuiltEngine:
     size: int
     seconds: float
     reused: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON, with the size under "bytes"."""
+        values = asdict(self) | {"path": str(self.path), "bytes": self.size}
+        del values["size"]
+        return values
 
 
 def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:

@@ -71,6 +71,13 @@ def driver_version() -> str | None:
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
+def runtime_version() -> str:
+    """The version of the CUDA runtime library, e.g. "13.0"; EngineError where there is none."""
+    version = c_int()
+    _runtime().cudaRuntimeGetVersion(byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def no_gpu() -> str | None:
     """Why nothing can run on a GPU here, as one line; None where there is one."""
     if gpus():

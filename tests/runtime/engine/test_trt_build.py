@@ -48,6 +48,7 @@ class TestBuild:
             assert not engine.reused
             assert engine.size == engine.path.stat().st_size == record["graphs"][engine.graph]["size"] > 0
             assert record["graphs"][engine.graph]["onnx_sha256"] == bundle.sha256(engine.graph)
+        assert json.loads(json.dumps(built[0].as_dict())).keys() == {"graph", "path", "bytes", "seconds", "reused"}
         out, err = capfd.readouterr()
         assert out == ""  # results have stdout to themselves, C++ prints included
         assert "building vision for any with tensorrt-rtx" in err

@@ -1,0 +1,169 @@
+"""What is installed and usable on this machine, and what each missing thing would give, with the command that brings it.
+
+`report()` returns the facts, `text()` lays them out. Nothing here fails: a package that does not even import is reported
+as broken, with its own words.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.engine import cuda, trt
+from runtime.errors import UserError
+from runtime.tools.table import size, table
+
+_RUNTIME, _GPU, _RTX = (f'pip install "st-gridpool[{extra}]"' for extra in ("runtime", "gpu", "rtx"))
+
+
+@dataclass(frozen=True)
+class Check:
+    """name: of the thing; ok: usable here; found: version and details, or what is wrong; gives: what it is for, how to get it."""
+
+    name: str
+    ok: bool
+    found: str
+    gives: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def report() -> list[Check]:
+    """Every check, in the order in which data travels: machine, decoding, prompt, engines, GPU."""
+    return [
+        _python(),
+        Check("processor", True, f"{_cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
+        Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
+        _package("numpy", "every array", _RUNTIME),
+        _package("av", "decoding video", _RUNTIME, _av),
+        _package("PIL", "resizing frames as the checkpoint's processor does", _RUNTIME, distribution="pillow"),
+        _package("tokenizers", "the prompt's tokens; without it `tokens` still works", _RUNTIME),
+        _package("jinja2", "the chat template; without it `tokens` still works", _RUNTIME),
+        _onnxruntime(),
+        _package("onnx", "stages for `parity`", _RUNTIME),
+        _package("polygraphy", "`parity` and its comparisons", _RUNTIME),
+        _package("matplotlib", "`plot`", 'pip install "st-gridpool[plot]"'),
+        _driver(),
+        _cuda_runtime(),
+        _tensorrt("tensorrt", "the fastest engines, for the GPU of this machine", _GPU),
+        _tensorrt("tensorrt-rtx", "engines for GeForce and RTX cards, built without a GPU", _RTX),
+        _plugin(),
+    ]
+
+
+def text(checks: list[Check]) -> str:
+    """The checks as a table: what is usable first seen, then what it gives or would give."""
+    rows = [[check.name, "yes" if check.ok else "no", check.found, check.gives] for check in checks]
+    return table(["", "usable", "found", "gives"], rows)
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check("python", sys.version_info >= (3, 10), found, "3.10 or newer")
+
+
+def _package(module: str, gives: str, install: str, details: Callable[[Any], str] | None = None, distribution: str = "") -> Check:
+    name = distribution or module
+    if importlib.util.find_spec(module) is None:
+        return Check(name, False, "not installed", f"{gives}: {install}")
+    try:
+        imported = importlib.import_module(module)
+        found = importlib.metadata.version(name) + (f", {details(imported)}" if details else "")
+    except Exception as error:  # whatever a broken installation raises is what is to be reported
+        return Check(name, False, f"broken: {_one_line(error)}", f"{gives}: {install} --force-reinstall")
+    return Check(name, True, found, gives)
+
+
+def _av(module: Any) -> str:
+    return "libavcodec " + ".".join(map(str, module.library_versions["libavcodec"]))
+
+
+def _onnxruntime() -> Check:
+    """The CPU and the GPU wheel put their files into the same directory: with both, neither is whole."""
+    wheels = [wheel for wheel in ("onnxruntime", "onnxruntime-gpu") if _version(wheel)]
+    if len(wheels) == 2:
+        found = " and ".join(f"{wheel} {_version(wheel)}" for wheel in wheels)
+        mend = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+        return Check("onnxruntime", False, found, f"the two wheels exclude each other: {mend}")
+    gives = "the onnx backend, on every machine"
+    check = _package("onnxruntime", gives, _RUNTIME, _providers, wheels[0] if wheels else "onnxruntime")
+    on_gpu = "CUDAExecutionProvider" in check.found
+    if check.ok and not on_gpu and cuda.gpus():
+        return Check(check.name, True, check.found, f"{gives}; on the GPU with: pip uninstall -y onnxruntime, then {_GPU}")
+    return check
+
+
+def _providers(module: Any) -> str:
+    return ", ".join(module.get_available_providers())
+
+
+def _driver() -> Check:
+    gives = "running on the GPU"
+    reason = cuda.no_gpu()
+    if reason:
+        return Check("gpu", False, reason.split(";")[0], f"{gives}; everything else works without")
+    found = ", ".join(f"{gpu.name} ({gpu.target}, {size(gpu.memory)})" for gpu in cuda.gpus())
+    return Check("gpu", True, f"{found}, driver for CUDA {cuda.driver_version()}", gives)
+
+
+def _cuda_runtime() -> Check:
+    gives = "buffers of the TensorRT engines"
+    try:
+        version = cuda.runtime_version()
+    except UserError as error:
+        return Check("cuda runtime", False, "not installed", f"{gives}: {_one_line(error).split(': ', 1)[-1]}")
+    return Check("cuda runtime", True, f"libcudart {version}", gives)
+
+
+def _tensorrt(backend: str, gives: str, install: str) -> Check:
+    if not trt.installed(backend):
+        return Check(backend, False, "not installed", f"{gives}: {install}")
+    try:
+        version = trt.load(backend).__version__
+    except UserError as error:
+        return Check(backend, False, _one_line(error), f"{gives}: {install}")
+    uses = "builds and runs engines" if cuda.gpus() else "builds engines, runs none without a GPU"
+    return Check(backend, bool(cuda.gpus()) or backend == "tensorrt-rtx", f"{version}, {uses}", gives)
+
+
+def _plugin() -> Check:
+    """The fused compression kernel, which TensorRT can take in place of the graph's own nodes."""
+    found = sorted((Path(__file__).parents[2] / "plugins").rglob("libgridpool*.so"))
+    gives = "compression in one kernel; without it TensorRT runs the same nodes one by one"
+    return Check("plugin", bool(found), str(found[0]) if found else "not built", gives)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = next(
+            int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
+        )
+    except (OSError, ValueError, StopIteration):
+        return "memory unknown"
+    return f"{size(free)} of {size(total)} memory free"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,147 @@
+"""The doctor on this machine, and on machines that are made to look like others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from runtime.engine import cuda, trt
+from runtime.errors import EngineError
+from runtime.tools import doctor
+from runtime.tools.doctor import Check, report, text
+
+
+def named(name: str) -> Check:
+    return next(check for check in report() if check.name == name)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch):
+    """Make a module look as if it was not installed."""
+    real = importlib.util.find_spec
+
+    def hide(*modules: str) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else real(name, *rest))
+
+    return hide
+
+
+@pytest.fixture
+def wheels(monkeypatch: pytest.MonkeyPatch):
+    """Say which versions of distributions are installed."""
+    real = importlib.metadata.version
+
+    def install(**versions: str | None) -> None:
+        def version(name: str) -> str:
+            key = name.replace("-", "_")
+            if key not in versions:
+                return real(name)
+            if versions[key] is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return versions[key]
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return install
+
+
+def test_what_is_installed_is_named_with_its_version() -> None:
+    check = named("numpy")
+    assert check.ok and check.found == np.__version__
+
+
+def test_the_report_is_json_and_the_text_has_one_line_each() -> None:
+    checks = report()
+    assert json.loads(json.dumps([check.as_dict() for check in checks]))[0].keys() == {"name", "ok", "found", "gives"}
+    assert len(text(checks).splitlines()) == len(checks) + 2
+    assert len({check.name for check in checks}) == len(checks)
+
+
+def test_a_missing_package_says_what_it_gives_and_the_command(without) -> None:
+    without("av")
+    assert named("av") == Check("av", False, "not installed", 'decoding video: pip install "st-gridpool[runtime]"')
+
+
+def test_a_broken_package_is_reported_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> types.ModuleType:
+        raise OSError("libavcodec.so.62:\n cannot open shared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", import_module)
+    check = doctor._package("av", "decoding video", "pip install x")
+    assert not check.ok and check.found == "broken: libavcodec.so.62: cannot open shared object file"
+    assert check.gives.endswith("pip install x --force-reinstall")
+
+
+def test_both_onnxruntime_wheels_exclude_each_other(wheels) -> None:
+    wheels(onnxruntime="1.31.0", onnxruntime_gpu="1.30.0")
+    check = named("onnxruntime")
+    assert not check.ok and check.found == "onnxruntime 1.31.0 and onnxruntime-gpu 1.30.0"
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in check.gives
+
+
+def test_the_gpu_wheel_alone_is_found_and_shows_its_providers(wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels(onnxruntime=None, onnxruntime_gpu="1.30.0")
+    module = types.ModuleType("onnxruntime")
+    module.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]  # type: ignore[attr-defined]
+    module.__spec__ = importlib.util.spec_from_loader("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    assert named("onnxruntime-gpu").found == "1.30.0, CUDAExecutionProvider, CPUExecutionProvider"
+
+
+def test_the_cpu_wheel_on_a_gpu_says_how_to_change(wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels(onnxruntime="1.31.0", onnxruntime_gpu=None)
+    module = types.ModuleType("onnxruntime")
+    module.get_available_providers = lambda: ["CPUExecutionProvider"]  # type: ignore[attr-defined]
+    module.__spec__ = importlib.util.spec_from_loader("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 2**33),))
+    check = named("onnxruntime")
+    assert check.ok and 'pip uninstall -y onnxruntime, then pip install "st-gridpool[gpu]"' in check.gives
+
+
+class TestGpu:
+    def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: ())
+        check = named("gpu")
+        assert not check.ok and "NVIDIA" in check.found
+
+    def test_one_with_its_compute_capability(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 8_000_000_000),))
+        monkeypatch.setattr(cuda, "driver_version", lambda: "12.6")
+        assert named("gpu").found == "Orin (sm87, 8.0 GB), driver for CUDA 12.6"
+
+    def test_a_missing_cuda_runtime_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing() -> str:
+            raise EngineError("libcudart was not found: install the CUDA toolkit")
+
+        monkeypatch.setattr(cuda, "runtime_version", missing)
+        assert named("cuda runtime").gives.endswith("engines: install the CUDA toolkit")
+
+
+class TestTensorRT:
+    def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trt, "installed", lambda backend: False)
+        assert named("tensorrt").gives.endswith('pip install "st-gridpool[gpu]"')
+        assert named("tensorrt-rtx").gives.endswith('pip install "st-gridpool[rtx]"')
+
+    @pytest.mark.parametrize(("backend", "usable"), [("tensorrt", False), ("tensorrt-rtx", True)])
+    def test_without_a_gpu_only_rtx_is_of_use(self, backend: str, usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: ())
+        monkeypatch.setattr(trt, "installed", lambda backend: True)
+        monkeypatch.setattr(trt, "load", lambda backend: types.SimpleNamespace(__version__="10.3.0"))
+        check = named(backend)
+        assert check.ok is usable and check.found == "10.3.0, builds engines, runs none without a GPU"
+
+    def test_an_installation_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(backend: str) -> None:
+            raise EngineError("tensorrt is installed but does not load (libnvinfer.so.10)")
+
+        monkeypatch.setattr(trt, "installed", lambda backend: True)
+        monkeypatch.setattr(trt, "load", broken)
+        assert named("tensorrt").found == "tensorrt is installed but does not load (libnvinfer.so.10)"
