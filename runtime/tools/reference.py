@@ -5,6 +5,8 @@ T frames, h, w pixels, D hidden, V vocabulary, n visual tokens of the LLM's refe
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,15 +32,18 @@ class LLMReference:
 
 
 def pixel_values(bundle: Bundle) -> np.ndarray:
-    """The reference clip, float32 [T, 3, h, w]."""
-    path = bundle.file("reference/inputs.json")
-    with quiet_polygraphy():
-        from polygraphy.json import load_json
+    """The reference clip, float32 [T, 3, h, w].
 
-        (feed,) = load_json(str(path))
-    if "pixel_values" not in feed:
-        raise BundleError(f"{path} has no pixel_values (it has {sorted(feed)}); export the bundle again")
-    return np.asarray(feed["pixel_values"])
+    Polygraphy's JSON holds an array as the base64 of a .npy file. It is read here without Polygraphy, which would import
+    torch where that is installed: a measurement of this runtime must not carry torch along.
+    """
+    path = bundle.file("reference/inputs.json")
+    try:
+        (feed,) = json.loads(path.read_text())
+        array = np.load(io.BytesIO(base64.b64decode(feed["pixel_values"]["array"])), allow_pickle=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is no list of one feed with pixel_values ({error!r}); export the bundle again") from None
+    return array
 
 
 def outputs(bundle: Bundle, name: str) -> dict[str, np.ndarray]:

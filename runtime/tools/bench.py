@@ -1,0 +1,280 @@
+"""How long each stage of an answer takes here: median and 90th percentile over rounds, after a warm-up that does not count.
+
+In: a bundle, and a video or else the bundle's reference input. Out: rows by stage, memory, and the hardware they were
+measured on. A round is one whole answer of `new_tokens` tokens: decode and preprocess the video (where one is given), encode
+and compress, prefill, then greedy decoding that no end-of-answer token shortens.
+
+T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.engine import EngineOptions
+from runtime.errors import BundleError, EngineError
+from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.sampling import Sampling
+from runtime.preprocess import Preprocessor
+from runtime.progress import say
+from runtime.prompt import Prompt
+from runtime.tools import reference
+from runtime.tools.table import size, table
+from runtime.video import sample_frames
+from runtime.vision import VisionEncoder
+
+QUESTION = "What happens in the video?"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """video: None for the reference input; rounds that count; new_tokens of each answer; the rest as for any engine."""
+
+    video: str | Path | None = None
+    rounds: int = 5
+    new_tokens: int = 32
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "new_tokens"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"{name.replace('_', ' ')} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row; p90 is the value that nine of ten rounds did not pass on the slow side (for rates: the low side)."""
+
+    stage: str
+    unit: str
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """rows by stage; load_seconds: both engines, the bundle's files in the page cache or not as they were; peak_rss in bytes,
+    from before the engines were loaded to the end."""
+
+    bundle: str
+    input: str
+    rows: tuple[Measured, ...]
+    load_seconds: float
+    peak_rss: int
+    tokens: dict[str, int]
+    rounds: int
+    backends: dict[str, str]
+    hardware: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport:
+    """Measure; UserError for what can't be loaded, decoded or fed here."""
+    halves = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    if not halves:
+        raise BundleError(f"{bundle.path} has no graph to measure; export it again")
+    pixels = reference.pixel_values(bundle) if VISION in halves and options.video is None else None
+    _reset_peak()
+    engine_options = EngineOptions(options.device, options.threads)
+    start = time.perf_counter()
+    vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
+    decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
+    load_seconds = time.perf_counter() - start
+    run = _Round(bundle, vision, decoder, pixels, options)
+    seconds: dict[str, list[float]] = {}
+    for number in range(-1, options.rounds):
+        measured = run()
+        say(f"warm-up: {measured.total:.2f} s" if number < 0 else f"round {number + 1} of {options.rounds}: {measured.total:.2f} s")
+        for name, value in measured.stages.items() if number >= 0 else ():
+            seconds.setdefault(name, []).append(value)
+    engines = {"vision": vision, "llm": decoder}
+    return BenchReport(
+        bundle=str(bundle.path),
+        input=str(options.video) if options.video else "the bundle's reference input",
+        rows=tuple(_summary(name, values) for name, values in seconds.items()),
+        load_seconds=load_seconds,
+        peak_rss=_peak_rss(),
+        tokens=run.tokens,
+        rounds=options.rounds,
+        backends={name: f"{half.engine.backend} on {half.engine.device}" for name, half in engines.items() if half},
+        hardware=hardware(options.device, options.threads),
+    )
+
+
+def hardware(device: str, threads: int) -> dict[str, Any]:
+    """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
+    facts: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "threads": threads or "backend's choice"}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device == "cuda":
+        from runtime.engine import cuda
+
+        facts["gpu"] = [gpu.name for gpu in cuda.gpus()]
+    return facts | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+
+
+def text(report: BenchReport) -> str:
+    """The table for people."""
+    facts = report.hardware
+    gpu = f", {', '.join(facts['gpu'])}" if facts.get("gpu") else ""
+    memory = f", {size(facts['memory'])} memory" if "memory" in facts else ""
+    rows = [[row.stage, _number(row.median, row.unit), _number(row.p90, row.unit), row.unit] for row in report.rows]
+    counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.tokens.items())
+    return "\n".join(
+        [
+            f"{report.bundle}: {report.input}, {counted}",
+            f"{facts['cpu']}, {facts['cores']} cores{memory}{gpu}; threads: {facts['threads']}; "
+            + ", ".join(f"{name} {where}" for name, where in report.backends.items()),
+            "",
+            table([f"median of {report.rounds}", "median", "p90", ""], rows, right=(1, 2)),
+            "",
+            f"engines loaded in {report.load_seconds:.2f} s, peak memory {size(report.peak_rss)}",
+        ]
+    )
+
+
+@dataclass
+class _Timings:
+    """stages: seconds, or a rate for the decode row; total: seconds of the round."""
+
+    stages: dict[str, float]
+    total: float
+
+
+class _Round:
+    """One answer, timed stage by stage."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        vision: VisionEncoder | None,
+        decoder: LocalDecoder | None,
+        pixels: np.ndarray | None,
+        options: BenchOptions,
+    ):
+        self.bundle, self.vision, self.decoder, self.pixels, self.options = bundle, vision, decoder, pixels, options
+        self.tokens: dict[str, int] = {}
+        if vision:
+            self.tokens = {"patch_tokens": bundle.manifest.patch_tokens, "visual_tokens": bundle.manifest.tokens_per_clip}
+        if decoder:
+            self.prompt = Prompt(bundle)
+            self.ids = self.prompt.ids(QUESTION)
+            # Without a vision half (--only llm) the reference prompt's tokens stand in for a clip's.
+            self.visual = None if vision else reference.llm(bundle).visual_tokens
+            visual = bundle.manifest.tokens_per_clip if self.visual is None else len(self.visual)
+            check_context(len(self.ids) + visual + options.new_tokens, decoder.max_context)
+            self.tokens |= {"prompt_tokens": len(self.ids) + visual, "new_tokens": options.new_tokens}
+
+    def __call__(self) -> _Timings:
+        start = time.perf_counter()
+        stages: dict[str, float] = {}
+        visual = self._see(stages) if self.vision else self.visual
+        if self.decoder:
+            assert visual is not None
+            self._answer(self.decoder, visual, stages)
+        return _Timings(stages, time.perf_counter() - start)
+
+    def _see(self, stages: dict[str, float]) -> np.ndarray:
+        assert self.vision
+        pixels = self.pixels
+        if self.options.video is not None:
+            preprocessor = self.vision.preprocessor
+            resize, resizing = _timed(preprocessor.resize)
+            start = time.perf_counter()
+            clip = sample_frames(self.options.video, self.bundle.manifest.frames, resize)  # each frame is resized as it comes
+            decoded = time.perf_counter()
+            pixels = preprocessor.normalise(clip.frames)
+            stages["decode"] = decoded - start - sum(resizing)
+            stages["preprocess"] = time.perf_counter() - decoded + sum(resizing)
+        assert pixels is not None
+        start = time.perf_counter()
+        tokens = self.vision.tokens(pixels)
+        stages["encode+compress"] = time.perf_counter() - start
+        return tokens
+
+    def _answer(self, decoder: LocalDecoder, visual: np.ndarray, stages: dict[str, float]) -> None:
+        start = time.perf_counter()
+        conversation = decoder.conversation()
+        logits = conversation.extend(self.prompt.embed(self.ids, visual))
+        first = time.perf_counter()
+        stages["prefill"] = first - start
+        if self.vision:
+            stages["time to first token"] = sum(stages.values())
+        choose, table = Sampling().chooser(), self.prompt.embeddings
+        for _ in range(self.options.new_tokens):
+            logits = conversation.extend(table[[choose(logits)]][None])
+        stages["decode rate"] = self.options.new_tokens / (time.perf_counter() - first)
+
+
+def _timed(function: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[np.ndarray], np.ndarray], list[float]]:
+    seconds: list[float] = []
+
+    def call(argument: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        result = function(argument)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    return call, seconds
+
+
+def _summary(stage: str, values: list[float]) -> Measured:
+    if stage == "decode rate":
+        return Measured(stage, "tokens/s", float(np.median(values)), float(np.quantile(values, 0.1)))
+    return Measured(stage, "s", float(np.median(values)), float(np.quantile(values, 0.9)))
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.4f}" if unit == "s" else f"{value:.1f}"
+
+
+def _reset_peak() -> None:
+    """Forget the peak of what came before (reading the reference input), where the kernel lets a process do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_rss() -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
+
+
+def _cpu_model() -> str:
+    """The CPU's name; ARM kernels give none in cpuinfo, but a board has one."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    try:
+        return Path("/proc/device-tree/model").read_text().strip("\0 \n")
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
