@@ -26,7 +26,6 @@ from runtime.engine import EngineOptions
 from runtime.errors import BundleError, EngineError
 from runtime.llm.decoder import LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
-from runtime.preprocess import Preprocessor
 from runtime.progress import say
 from runtime.prompt import Prompt
 from runtime.tools import reference

@@ -1,0 +1,215 @@
+"""What a bundle is, what a clip costs in tokens, and the memory that it will need: read from its files, nothing is loaded.
+
+Memory by graph: weights (external data included), and activations, the largest sum of tensors that are alive at once when
+the nodes run in the graph's order (runtime/tools/liveness.py). KV cache = 2 * layers * kv_heads * head_dim * max_context *
+bytes of a value. Engines may fuse (less) or keep a second, rearranged copy of weights (more): this is for sizing a device.
+
+N visual tokens, T frames.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.llm.decoder import PREFILL_CHUNK
+from runtime.tools.table import size, table
+
+_ITEMSIZE = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """nodes by operator; bytes of weights and of activations; note: how the activations were counted."""
+
+    graph: str
+    operators: dict[str, int]
+    weights: int
+    activations: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """A built engine directory and what its build.json says."""
+
+    directory: str
+    backend: str
+    version: str
+    target: str
+    precision: str
+    graphs: dict[str, int]  # {graph: bytes}
+    stale: tuple[str, ...]  # graphs that were built from another ONNX
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """Everything that `text` prints; bytes and tokens are whole numbers.
+
+    budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
+             the context for question and answer
+    memory   {part: bytes}, "total" included
+    """
+
+    bundle: str
+    family: str
+    checkpoint: dict[str, str]
+    compression: dict[str, str]
+    frames: int
+    grid: list[int]
+    precision: str
+    opset: int
+    budget: dict[str, Any]
+    memory: dict[str, int]
+    graphs: list[GraphFacts]
+    engines: list[EngineFacts]
+    files: dict[str, int]
+    versions: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect(bundle: Bundle) -> BundleFacts:
+    """Facts of an opened bundle; its graphs' structure is read, their weights are not."""
+    manifest = bundle.manifest
+    graphs = [_graph(bundle, graph) for graph in (VISION, DECODER) if f"{graph}.onnx" in manifest.files]
+    budget: dict[str, Any] = {
+        "patch_tokens": manifest.patch_tokens,
+        "visual_tokens": manifest.tokens_per_clip,
+        "ratio": round(manifest.patch_tokens / manifest.tokens_per_clip, 2),
+    }
+    if manifest.limits:
+        context = manifest.limits["max_context"]
+        budget |= {"max_context": context, "prompt_room": context - manifest.tokens_per_clip}
+    return BundleFacts(
+        bundle=str(bundle.path),
+        family=manifest.family,
+        checkpoint=manifest.checkpoint,
+        compression=manifest.compression,
+        frames=manifest.frames,
+        grid=manifest.grid,
+        precision=manifest.precision,
+        opset=manifest.opset,
+        budget=budget,
+        memory=_memory(bundle, graphs),
+        graphs=graphs,
+        engines=_engines(bundle),
+        files={name: entry["size"] for name, entry in manifest.files.items()},
+        versions=manifest.versions,
+        notes=[f"{graph.graph}: {graph.note}" for graph in graphs if graph.note],
+    )
+
+
+def kv_cache_bytes(bundle: Bundle) -> int:
+    """Bytes of one conversation's cache; 0 without an LLM."""
+    llm, manifest = bundle.manifest.llm, bundle.manifest
+    if not llm:
+        return 0
+    values = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * manifest.limits["max_context"]
+    return values * _ITEMSIZE[manifest.precision]
+
+
+def text(facts: BundleFacts) -> str:
+    """The report for people."""
+    compression = facts.compression
+    preset = f" ({compression['preset']})" if compression["preset"] != compression["spec"] else ""
+    budget = facts.budget
+    lines = [
+        f"bundle       {facts.bundle}",
+        f"model        {facts.family}, checkpoint {facts.checkpoint['id']} (sha256 {facts.checkpoint['sha256'][:12]}…)",
+        f"compression  {compression['spec']}{preset}, {compression['place']}",
+        f"graphs       {facts.precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
+        f"written by   {', '.join(f'{tool} {version}' for tool, version in facts.versions.items())}",
+        "",
+        f"a clip       {budget['patch_tokens']:,} patch tokens → {budget['visual_tokens']:,} visual tokens ({budget['ratio']:.1f}:1)",
+    ]
+    if "max_context" in budget:
+        lines.append(f"context      {budget['max_context']:,} positions, {budget['prompt_room']:,} left for question and answer")
+    lines += ["", table(["memory", "bytes"], [[part, size(count)] for part, count in facts.memory.items()], right=(1,))]
+    lines += facts.notes
+    for graph in facts.graphs:
+        most = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))
+        lines += [
+            "",
+            f"{graph.graph}: {sum(graph.operators.values())} nodes: {', '.join(f'{name} {count}' for name, count in most)}",
+        ]
+    lines += ["", *(_engine_line(engine) for engine in facts.engines)] if facts.engines else ["", "engines      none built"]
+    total = sum(facts.files.values())
+    lines += [
+        "",
+        table([f"{len(facts.files)} files", size(total)], [[name, size(count)] for name, count in facts.files.items()], (1,)),
+    ]
+    return "\n".join(lines)
+
+
+def _graph(bundle: Bundle, graph: str) -> GraphFacts:
+    path = bundle.model(graph)
+    on_disk = sum(entry["size"] for name, entry in bundle.manifest.files.items() if name.startswith(f"{graph}.onnx"))
+    try:
+        from runtime.tools import liveness
+
+        model = liveness.load(path, _sizes(bundle, graph))
+    except ImportError:
+        return GraphFacts(graph, {}, on_disk, 0, 'activations are not counted: pip install "onnx" to read the graphs')
+    state = {name for name in liveness.inputs(model) if name.startswith("past_key_values.")}
+    peak = liveness.peak(model, state)
+    note = f"{peak.unknown} tensors of unknown size are left out of its activations" if peak.unknown else ""
+    return GraphFacts(graph, liveness.operators(path), liveness.weights(model), peak.bytes, note)
+
+
+def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
+    """{input: {axis: size}} of the dynamic axes at their largest: a full prefill chunk that reads the whole cache."""
+    if graph != DECODER:
+        return {}
+    context = bundle.manifest.limits["max_context"]
+    chunk = min(PREFILL_CHUNK, context)
+    return {"inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context}}
+
+
+def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
+    memory: dict[str, int] = {}
+    for graph in graphs:
+        memory[f"{graph.graph} weights"] = graph.weights
+        memory[f"{graph.graph} activations"] = graph.activations
+    if bundle.has_llm:
+        memory["KV cache"] = kv_cache_bytes(bundle)
+    return memory | {"total": sum(memory.values())}
+
+
+def _engines(bundle: Bundle) -> list[EngineFacts]:
+    found = []
+    for file in sorted((bundle.path / "engines").glob("*/build.json")):
+        record = _read(file)
+        if record is None:
+            continue
+        entries = record["graphs"]
+        current = {graph: f"{graph}.onnx" in bundle.manifest.files and bundle.sha256(graph) for graph in entries}
+        found.append(
+            EngineFacts(
+                directory=file.parent.relative_to(bundle.path).as_posix(),
+                **{name: str(record.get(name, "?")) for name in ("backend", "version", "target", "precision")},
+                graphs={graph: entry["size"] for graph, entry in entries.items()},
+                stale=tuple(graph for graph, entry in entries.items() if entry["onnx_sha256"] != current[graph]),
+            )
+        )
+    return found
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """A build.json; None for one that this runtime can't read (the engine loader says why when it is asked for it)."""
+    try:
+        record = json.loads(file.read_text())
+        return record if all({"size", "onnx_sha256"} <= entry.keys() for entry in record["graphs"].values()) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _engine_line(engine: EngineFacts) -> str:
+    graphs = ", ".join(f"{graph} {size(count)}" for graph, count in engine.graphs.items())
+    stale = f"; STALE: {', '.join(engine.stale)} built from another ONNX" if engine.stale else ""
+    return f"engine       {engine.directory}: {engine.backend} {engine.version} for {engine.target}: {graphs}{stale}"
