@@ -32,9 +32,11 @@ def write_video(
     options: dict[str, str] | None = None,
     times: Sequence[int] | None = None,
     rotation: int = 0,
+    cut: int = 0,
     **container: object,
 ) -> Path:
-    """times: presentation times in milliseconds, for a variable rate; rotation: counter-clockwise degrees to show it at."""
+    """times: presentation times in milliseconds, for a variable rate; rotation: counter-clockwise degrees to show it at;
+    cut: first frames that are stored but, by mp4's edit list, not shown."""
     height, width = images[0].shape[:2]
     with av.open(str(path), "w", **container) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
@@ -47,9 +49,16 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if times:
                 frame.pts, frame.time_base = times[index], Fraction(1, 1000)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+            _mux(output, stream.encode(frame), cut, rate)
+        _mux(output, stream.encode(), cut, rate)
     return path
+
+
+def _mux(output, packets, cut: int, rate: int) -> None:
+    for packet in packets:
+        early = int(cut / rate / packet.time_base) if cut else 0  # what lies before zero is cut
+        packet.pts, packet.dts = packet.pts - early, packet.dts - early
+        output.mux(packet)
 
 
 def write_audio(path: Path) -> Path:

@@ -94,6 +94,40 @@ def test_variable_rate_takes_what_is_on_the_screen(tmp_path):
     np.testing.assert_array_equal(clip.frames, [frames_of(path)[index] for index in shown])
 
 
+@pytest.fixture
+def packets_suffice(monkeypatch):
+    """Fail where a file has to be decoded twice although its packets tell its frames."""
+    monkeypatch.setattr(video, "_decoded_timeline", lambda path: pytest.fail("the packets' times were not the frames'"))
+
+
+def test_frames_that_an_edit_list_cuts_are_not_in_the_clip(tmp_path, packets_suffice):
+    path = write_video(tmp_path / "edited.mp4", pattern(60), cut=20, options={"g": "24", "bf": "2"})
+    reference = frames_of(path)
+    clip = sample_frames(path, 10, lambda frame: frame)
+    assert clip.total == len(reference) == 40
+    np.testing.assert_array_equal(clip.frames, reference[::4])
+    assert np.abs(clip.frames[0].astype(int) - pattern(21)[20]).mean() < 5
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264", "libx265"])
+def test_a_recording_that_starts_inside_a_group_of_pictures_begins_at_its_first_keyframe(tmp_path, codec, packets_suffice):
+    # In an open group the frames shown before its keyframe are stored after it, and refer to what was lost.
+    options = {
+        "mpeg2video": {"bf": "2", "g": "12"},
+        "libx264": {"bf": "2", "g": "12", "x264-params": "open-gop=1:b-adapt=0:scenecut=0:b-pyramid=none:ref=1"},
+        "libx265": {"x265-params": "keyint=12:min-keyint=12:open-gop=1:log-level=none"},
+    }[codec]
+    path = write_video(tmp_path / "whole.ts", pattern(60), codec, rate=25, options=options)
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.is_keyframe]
+    whole = frames_of(path)
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(path.read_bytes()[starts[1] - 3 * 188 :])
+    clip = sample_frames(cut, 20, lambda frame: frame)
+    assert 60 - 26 < clip.total <= 60 - 11
+    np.testing.assert_array_equal(clip.frames, [whole[60 - clip.total + index] for index in clip.indices])
+
+
 def test_a_clip_shorter_than_asked_repeats_frames_and_counts_them(tmp_path):
     path = write_video(tmp_path / "short.mp4", pattern(3))
     clip = sample_frames(path, 8, lambda frame: frame)
