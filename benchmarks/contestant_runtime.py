@@ -1,0 +1,69 @@
+"""Contestant: this project's runtime on a bundle, ONNX Runtime on the CPU.
+
+    python benchmarks/contestant_runtime.py '{"vision": BUNDLE or null, "llm": BUNDLE or null, "prompts": [S, ...], "new_tokens": n,
+                                              "threads": n}'
+
+Prints {"import", "ready", "encode", "prompts": [{"positions", "prefill", "tokens_per_second"}]}: seconds of `import runtime...`,
+from process start to both halves loaded, of one clip, and of each prompt. Each is run once unmeasured first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+_START = time.perf_counter()
+import runtime.pipeline  # noqa: E402, F401 - timed: what `python -m runtime run` imports
+
+_IMPORT = time.perf_counter() - _START
+
+from harness import since_start  # noqa: E402
+from workload import pixel_values, prompt_embeddings, timed  # noqa: E402
+
+from runtime.bundle import Bundle  # noqa: E402
+from runtime.engine import EngineOptions  # noqa: E402
+from runtime.llm.decoder import LocalDecoder  # noqa: E402
+from runtime.prompt import Prompt  # noqa: E402
+from runtime.vision import VisionEncoder  # noqa: E402
+
+_WARM_POSITIONS = 64
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    options = EngineOptions(threads=job["threads"])
+    vision = VisionEncoder.open(Bundle.open(job["vision"]), "onnx", options) if job["vision"] else None
+    decoder = prompt = None
+    if job["llm"]:
+        bundle = Bundle.open(job["llm"])
+        decoder, prompt = LocalDecoder.open(bundle, "onnx", options), Prompt(bundle)
+    result = {"import": _IMPORT, "ready": since_start(), "prompts": []}
+    if vision:
+        manifest = vision.bundle.manifest
+        pixels = pixel_values(manifest.frames, manifest.preprocessing["size"][0])
+        vision.tokens(pixels)
+        result["encode"], tokens = timed(lambda: vision.tokens(pixels))
+        result["tokens"] = len(tokens)
+    if decoder:
+        _measure(decoder, prompt, min(_WARM_POSITIONS, *job["prompts"]), 2)
+        result["prompts"] = [_measure(decoder, prompt, positions, job["new_tokens"]) for positions in job["prompts"]]
+    print(json.dumps(result))
+
+
+def _measure(decoder: LocalDecoder, prompt: Prompt, positions: int, new_tokens: int) -> dict:
+    """Prefill `positions` embeddings, then decode greedily; an end-of-sequence id does not stop it."""
+    embeddings = prompt_embeddings(positions, prompt.embeddings.shape[1])
+    conversation = decoder.conversation()
+    prefill, logits = timed(lambda: conversation.extend(embeddings))
+
+    def embed(token: int):
+        return prompt.embeddings[[token]][None]
+
+    generated = conversation.generate(logits, embed, lambda logits: int(logits.argmax()), frozenset(), new_tokens + 1)
+    decode, ids = timed(lambda: list(generated))
+    return {"positions": positions, "prefill": prefill, "tokens_per_second": (len(ids) - 1) / decode}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Every benchmark in order; each rewrites its section of RESULTS.md. --quick takes the tiny size, one round.
+
+python benchmarks/run_all.py [--quick] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("export_cost.py", "compression_cost.py", "against_transformers.py", "frames.py")
+_HAS_ROUNDS = SCRIPTS[1:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the tiny size and one round: shows that everything runs, no more")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    failed = []
+    for script in SCRIPTS:
+        options = ["--size", "tiny" if args.quick else "0.5b", "--threads", str(args.threads)]
+        if args.quick and script in _HAS_ROUNDS:
+            options += ["--rounds", "1"]
+        if subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode:
+            failed.append(script)
+    if failed:
+        print(f"failed: {', '.join(failed)}; their sections of RESULTS.md are those of an earlier run", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
