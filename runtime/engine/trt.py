@@ -129,9 +129,11 @@ def serialize(backend: str, builder: Any, network: Any, config: Any, progress: C
     monitor = config.progress_monitor = _monitor(backend, progress)
     result: list[Any] = []
     failure: list[BaseException] = []
+    allowed = threading.Event()  # set once this thread is ready to be interrupted, which it is not within Thread.start
     ended = threading.Event()  # not Thread.join: interrupted, it takes the thread for ended (before Python 3.13)
 
     def work() -> None:
+        allowed.wait()
         try:
             result.append(builder.build_serialized_network(network, config))
         except BaseException as error:
@@ -142,6 +144,7 @@ def serialize(backend: str, builder: Any, network: Any, config: Any, progress: C
     with stdout_to_stderr():
         threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
         try:
+            allowed.set()
             while not ended.wait(0.1):
                 pass
         except BaseException:
