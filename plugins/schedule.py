@@ -32,7 +32,7 @@ def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> l
     """
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")
-    return [_level(frames, size, stride) for size, stride in zip(sizes, strides)]
+    return [_level(frames, size, stride) for size, stride in zip(sizes, strides, strict=True)]
 
 
 def tile_layout(size: int) -> tuple[int, int]:

@@ -14,20 +14,22 @@ from export.compress.stage import Stage, refuse_misfit
 
 
 @dataclass(frozen=True)
-class Options:
+class AvgPoolOptions:
     window: int = option(2, "side of the square of patches that becomes one token", at_least=1)
 
 
 class AvgPool(Stage):
-    Options = Options
+    Options = AvgPoolOptions
+    options: AvgPoolOptions
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: AvgPoolOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         refuse_misfit("avgpool", "window", options.window, height, width)
-        self.set_grid(frames, height // options.window, width // options.window)
+        self.out = (frames, height // options.window, width // options.window)
+        self.set_grid(*self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         k = self.options.window
-        frames, rows, columns = self.grid_out
+        frames, rows, columns = self.out
         windows = x[:, : rows * k, : columns * k].reshape(frames, rows, k, columns, k, x.shape[-1])
         return windows.float().mean(dim=(2, 4)).to(x.dtype)

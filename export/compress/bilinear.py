@@ -16,14 +16,15 @@ from export.compress.stage import Stage, refuse_misfit
 
 
 @dataclass(frozen=True)
-class Options:
+class BilinearOptions:
     stride: int = option(2, "patches per output token along each side", at_least=1)
 
 
 class Bilinear(Stage):
-    Options = Options
+    Options = BilinearOptions
+    options: BilinearOptions
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: BilinearOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         refuse_misfit("bilinear", "stride", options.stride, height, width)
         self.size = (math.ceil(height / options.stride), math.ceil(width / options.stride))

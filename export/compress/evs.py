@@ -22,15 +22,16 @@ FIRST_FRAME = 4.0  # above every dissimilarity, which ends at 2
 
 
 @dataclass(frozen=True)
-class Options:
+class EVSOptions:
     keep: float = option(0.5, "fraction of the tokens that is kept; the first frame always is", above=0, at_most=1)
 
 
 class EVS(Stage):
-    Options = Options
+    Options = EVSOptions
+    options: EVSOptions
     select = True
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: EVSOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         self.set_selected(max(height * width, kept(options.keep, frames * height * width)))
         self.best = TopMask(frames, height, width)
@@ -41,9 +42,9 @@ class EVS(Stage):
         first = torch.full((1, height, width), FIRST_FRAME, device=x.device)
         score = first
         if frames > 1:
-            norm = token_norm(x)
-            direction = x.float() / norm.clamp(min=1e-8)[..., None]  # scaled by sqrt(D): dots of fp16 tokens can't overflow
-            cosine = (direction[1:] * direction[:-1]).mean(-1)
-            score = torch.cat([first, 1 - cosine])  # [T, H, W]
+            direction = x.float() / token_norm(x).clamp(min=1e-8)[..., None]  # unit tokens times sqrt(D)
+            # 1 - cosine as half a squared distance: exactly 0 where nothing changed, so a still clip has ties, not rounding noise
+            unlike = (direction[1:] - direction[:-1]).square().mean(-1) / 2
+            score = torch.cat([first, unlike])  # [T, H, W]
         mask = self.best(score[None], self.num_tokens)[0]
         return x.reshape(-1, x.shape[-1]).index_select(0, self.index(mask))

@@ -21,7 +21,7 @@ from runtime.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Options:
+class NSPOptions:
     window: int = option(2, "side of the square of patches that becomes one token", at_least=1)
     temperature: float = option(1.0, "factor on the norms before the softmax; 0 is average pooling", at_least=0, at_most=1e6)
     order: float = option(2.0, "p of the norm; inf for the largest magnitude", at_least=1)
@@ -29,9 +29,10 @@ class Options:
 
 
 class NSP(Stage):
-    Options = Options
+    Options = NSPOptions
+    options: NSPOptions
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: NSPOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         ring = 2 * options.padding
         refuse_misfit("nsp", "window", options.window, height + ring, width + ring)
@@ -39,11 +40,12 @@ class NSP(Stage):
             raise SpecError(
                 f"nsp: padding {options.padding} would make windows of window {options.window} without a token; choose a smaller padding"
             )
-        self.set_grid(frames, (height + ring) // options.window, (width + ring) // options.window)
+        self.out = (frames, (height + ring) // options.window, (width + ring) // options.window)
+        self.set_grid(*self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         k, ring = self.options.window, self.options.padding
-        frames, rows, columns = self.grid_out
+        frames, rows, columns = self.out
         if ring:
             x = nn.functional.pad(x, (0, 0, ring, ring, ring, ring))
         logits = token_norm(x, self.options.order) * self.options.temperature
@@ -51,12 +53,14 @@ class NSP(Stage):
         logits = logits.permute(0, 1, 3, 2, 4).reshape(frames, rows, columns, k * k)
         weights = torch.softmax(logits, dim=-1)
 
-        pooled = None
+        pooled: torch.Tensor | None = None
         for i in range(k):
             row = x[:, i : rows * k : k]
             for j in range(k):
                 token = row[:, :, j : columns * k : k].float()  # [T, H', W', D]
-                weight = weights[..., i * k + j, None]
+                n = i * k + j
+                weight = weights[..., n : n + 1]
                 # in place: a fresh sum for each of the k * k terms would cost more than the arithmetic
                 pooled = token * weight if pooled is None else pooled.addcmul_(token, weight)
+        assert pooled is not None
         return pooled.to(x.dtype)

@@ -23,7 +23,7 @@ from runtime.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Options:
+class PTGOptions:
     sizes: tuple[int, ...] = option((4, 4, 4), "frames tiled into one summary, per level", at_least=1)
     strides: tuple[int, ...] = option((2, 4, 8), "every how many frames one is sampled, per level", at_least=1)
 
@@ -38,9 +38,10 @@ class Options:
 class PTG(Stage):
     """`written` lists, per level, the frames that the level replaces."""
 
-    Options = Options
+    Options = PTGOptions
+    options: PTGOptions
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: PTGOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         for size in options.sizes:
             rows, columns = tile_layout(size)
@@ -63,10 +64,11 @@ class PTG(Stage):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.summary_of:
             return x
-        summaries = None
+        summaries: torch.Tensor | None = None
         for level in self.level.values():
             new = level(x, summaries)
             summaries = new if summaries is None else torch.cat([summaries, new])  # [S, H, W, D]
+        assert summaries is not None
         pieces, start = [], 0
         for frame, row in sorted(self.summary_of.items()):
             if frame > start:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from export.compress.spec import option
 from export.compress.stage import Stage, token_norm
@@ -23,16 +22,17 @@ from runtime.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Options:
+class SegMeanOptions:
     levels: int = option(2, "levels of the pyramid over time; level l spans 2^l frames", at_least=1, at_most=16)
 
 
 class SegMean(Stage):
     """`spans` lists the (first, last) frames behind each frame that comes out."""
 
-    Options = Options
+    Options = SegMeanOptions
+    options: SegMeanOptions
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: SegMeanOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         if 2**options.levels > frames:
             raise SpecError(

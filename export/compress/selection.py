@@ -89,13 +89,12 @@ class _PrefixCounts(nn.Module):
             self.register_buffer(f"upto_{axis}", torch.triu(torch.ones(size, size, dtype=torch.bool)), persistent=False)
 
     def forward(self, ones: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        totals, inside = ones, []
+        totals = ones
+        inside: list[torch.Tensor] = []
         for axis in reversed(range(self.axes)):
             upto = getattr(self, f"upto_{axis}").to(torch.float32)
-            if axis == self.axes - 1:
-                counts = torch.matmul(totals, upto)  # of zeros and ones: exact in TF32 too
-            else:
-                counts = (totals[..., None] * upto).sum(-2)  # of sums that TF32 would round
+            # a matmul of zeros and ones is exact in TF32 too; the sums further up are not, and small
+            counts = torch.matmul(totals, upto) if axis == self.axes - 1 else (totals[..., None] * upto).sum(-2)
             inside.insert(0, counts)
             totals = totals.sum(-1)
         result = inside[0]

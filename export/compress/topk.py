@@ -22,7 +22,7 @@ from runtime.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Options:
+class TopKOptions:
     keep: float = option(0.5, "fraction of the tokens that is kept", above=0, at_most=1)
     cell: int = option(3, "side of the coverage cells, each of which keeps at least one token per frame", at_least=1)
     sigma: float = option(
@@ -31,10 +31,11 @@ class Options:
 
 
 class TopK(Stage):
-    Options = Options
+    Options = TopKOptions
+    options: TopKOptions
     select = True
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: TopKOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         refuse_misfit("topk", "cell", options.cell, height, width)
         cell_of, cells = _cells(height, width, options.cell)
@@ -49,8 +50,10 @@ class TopK(Stage):
         self.index = RasterIndex(frames, height, width, self.num_tokens)
         self.member: torch.Tensor
         self.slot: torch.Tensor
+        self.position: torch.Tensor
         self.register_buffer("member", torch.arange(cells)[:, None] == cell_of, persistent=False)  # [C, M]
         slots = torch.arange(frames)[:, None] * cells + cell_of
+        self.register_buffer("position", torch.arange(height * width, dtype=torch.int32), persistent=False)
         self.register_buffer("slot", slots.flatten(), persistent=False)  # [T * M] -> row among [T * C]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +66,7 @@ class TopK(Stage):
 
         # the floor: the best token of each cell outranks everything
         floor = self._best_of_cell(score)
-        ranked = torch.where(floor, score.amax() + 1, score)
+        ranked = torch.where(floor, score.amax((0, 1)) + 1, score)
         mask = self.best(ranked.reshape(1, frames, height, width), self.num_tokens)[0]
         index = self.index(mask)
 
@@ -82,10 +85,10 @@ class TopK(Stage):
 
     def _best_of_cell(self, score: torch.Tensor) -> torch.Tensor:
         """[T, M] -> bool [T, M]: the highest score of each cell, the first of equals."""
-        lowest = score.amin() - 1
+        lowest = score.amin((0, 1)) - 1
         in_cell = torch.where(self.member, score[:, None], lowest)  # [T, C, M]
         best = in_cell >= in_cell.amax(-1, keepdim=True)
-        position = torch.arange(score.shape[-1], dtype=torch.float32, device=score.device)
+        position = self.position.to(torch.float32)
         first = torch.where(best, position, float(score.shape[-1])).amin(-1, keepdim=True)  # [T, C, 1]
         return (position == first).to(torch.float32).amax(1) > 0
 

@@ -28,16 +28,17 @@ WIDTHS = [2.0**k for k in range(-3, 2)]
 
 
 @dataclass(frozen=True)
-class Options:
+class VidCom2Options:
     keep: float = option(0.25, "fraction of the tokens that is kept", above=0, at_most=1)
     temperature: float = option(0.01, "of the softmax over frames; small gives the budget to the most unique frame", at_least=1e-4)
 
 
 class VidCom2(Stage):
-    Options = Options
+    Options = VidCom2Options
+    options: VidCom2Options
     select = True
 
-    def __init__(self, options: Options, frames: int, height: int, width: int):
+    def __init__(self, options: VidCom2Options, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
         per_frame = kept(options.keep, height * width)
         if per_frame < 1:
@@ -77,12 +78,15 @@ class VidCom2(Stage):
         """Tokens of each frame: uniqueness [T] -> float32 whole numbers [T] that sum to K."""
         frames, height, width = self.grid_in
         tokens, size = self.num_tokens, float(height * width)
-        quota = tokens / frames * (1 + torch.softmax(uniqueness / self.options.temperature, dim=0) - 1 / frames)
+        # a row vector: TensorRT takes no softmax of one axis
+        unique = torch.softmax(uniqueness[None] / self.options.temperature, dim=-1)[0]
+        quota = tokens / frames * (1 + unique - 1 / frames)
         capped = quota.clamp(max=size)
         room = size - capped
         capped = capped + room * ((quota - capped).sum() / room.sum().clamp(min=1e-6))
         whole = (capped + 1e-4).floor().clamp(max=size)  # 7.99999 is 8
-        remainder = torch.where(whole < size, capped - whole, -1.0)
+        # in steps, so that remainders which differ by rounding noise are equal in every engine
+        remainder = torch.where(whole < size, torch.round((capped - whole) * 4096), -4096.0)
         left = tokens - whole.sum()
         # rank of each remainder, the earlier frame first among equals
         order = torch.arange(frames, dtype=torch.float32, device=uniqueness.device)

@@ -1,0 +1,66 @@
+"""The chain: token counts, stage names, intermediate outputs, and the authors' vectors end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from export.compress import make
+
+PER_FRAME = {"llava-ov": 196, "uniform": 169, "norm": 169, "st-gridpool": 169, "st-gridpool-8x": 84, "evs": 364.5, "vidcom2": 182}
+
+
+def spec_of(golden) -> str:
+    levels = "/".join(map(str, golden["grid_size_list"])), "/".join(map(str, golden["grid_freq_list"]))
+    nsp = "nsp:window={kernel_size},temperature={temp},order={p},padding={padding}".format(**golden)
+    return f"ptg:sizes={levels[0]},strides={levels[1]}+{nsp}" if levels[0] else nsp
+
+
+def test_authors_vectors_match(golden):
+    x = torch.from_numpy(golden["x"])
+    module = make(spec_of(golden), *x.shape[:3])
+    for name, expected in (("ptg", golden["after_ptg"]), ("nsp", golden["tokens"])):
+        stage = dict(module.stages).get(name)
+        x = stage(x) if stage else x
+        assert x.shape == expected.shape
+        assert np.abs(x.numpy() - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert torch.equal(module(torch.from_numpy(golden["x"])), x.reshape(module.num_tokens, -1))
+
+
+@pytest.mark.parametrize("preset", sorted(PER_FRAME))
+def test_tokens_per_frame_at_27x27(preset):
+    module = make(preset, 32, 27, 27)
+    assert module.num_tokens == PER_FRAME[preset] * 32
+    assert module(torch.randn(32, 27, 27, 4)).shape == (module.num_tokens, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("preset", ["llava-ov", "uniform", "st-gridpool-8x", "grid-topk", "evs", "vidcom2"])
+def test_the_output_has_the_inputs_dtype_even_when_the_module_was_cast(preset, dtype):
+    torch.manual_seed(0)
+    module = make(preset, 8, 9, 8).to(dtype)
+    x = torch.randn(8, 9, 8, 6).to(dtype)
+    exact = make(preset, 8, 9, 8)(x.float())
+    result = module(x)
+    assert result.dtype == dtype
+    # a threshold's side may flip for a token or two in half precision; nearly all rows are the same tokens
+    close = torch.isclose(result.float(), exact, rtol=2e-2, atol=2e-2).all(-1).float().mean()
+    assert close > {torch.float32: 0.999, torch.float16: 0.9, torch.bfloat16: 0.5}[dtype]
+
+
+@pytest.mark.parametrize("preset", ["norm", "st-gridpool-8x", "evs", "vidcom2"])
+def test_large_half_precision_activations_do_not_overflow(preset):
+    x = torch.full((4, 6, 6, 3584), 60.0, dtype=torch.float16)  # the sum of squares is 12.9 million, fp16 ends at 65,504
+    assert torch.equal(make(preset, 4, 6, 6)(x).unique(), torch.tensor([60.0], dtype=torch.float16))
+
+
+def test_children_are_named_after_their_stages():
+    module = make("nsp:window=2+ptg+nsp:window=2+topk:cell=2", 8, 8, 8)
+    assert [name for name, _ in module.stages] == ["nsp", "ptg", "nsp_2", "topk"] == [name for name, _ in module.named_children()]
+    assert "ptg.level.1" in dict(module.named_modules())
+
+
+def test_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r"made for \[8, 6, 6, D\]"):
+        make("nsp", 8, 6, 6)(torch.zeros(8, 6, 7, 3))

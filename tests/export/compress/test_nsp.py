@@ -1,0 +1,91 @@
+"""Norm-based Spatial Pooling against a NumPy loop over windows."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.compress import make
+from export.compress.spec import format_value
+
+
+def reference(x: np.ndarray, window: int, temperature: float, order: float, padding: int) -> np.ndarray:
+    x = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    frames, height, width, d = x.shape
+    out = np.zeros((frames, height // window, width // window, d))
+    for t, i, j in np.ndindex(out.shape[:3]):
+        tokens = x[t, i * window : (i + 1) * window, j * window : (j + 1) * window].reshape(-1, d)
+        magnitude = np.abs(tokens)
+        norm = magnitude.max(-1) if math.isinf(order) else (magnitude**order).mean(-1) ** (1 / order)
+        weight = np.exp(temperature * (norm - norm.max()))
+        out[t, i, j] = weight @ tokens / weight.sum()
+    return out
+
+
+def pool(x: np.ndarray, window: int, temperature: float, order: float, padding: int) -> np.ndarray:
+    spec = f"nsp:window={window},temperature={temperature},order={format_value(order)},padding={padding}"
+    module = make(spec, *x.shape[:3])
+    return module(torch.from_numpy(x)).numpy()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.5, 1.0, 4.0]),
+    st.sampled_from([1.0, 2.0, 3.0, math.inf]),
+    st.integers(0, 2),
+    st.integers(0, 99),
+)
+def test_any_grid_equals_the_reference(frames, height, width, window, temperature, order, padding, seed):
+    padding = min(padding, window - 1)
+    window = min(window, min(height, width) + 2 * padding)
+    padding = min(padding, window - 1)
+    x = np.random.default_rng(seed).standard_normal((frames, height, width, 5)).astype(np.float32) * 3
+    expected = reference(x, window, temperature, order, padding).reshape(-1, 5)
+    np.testing.assert_allclose(pool(x, window, temperature, order, padding), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_temperature_zero_is_average_pooling():
+    x = torch.randn(3, 7, 6, 4)
+    torch.testing.assert_close(make("nsp:temperature=0", 3, 7, 6)(x), make("avgpool", 3, 7, 6)(x))
+
+
+def test_the_largest_token_wins_when_it_is_hot():
+    x = torch.rand(1, 2, 2, 4)
+    x[0, 1, 0] = 9
+    torch.testing.assert_close(make("nsp:temperature=1e3", 1, 2, 2)(x), x[0, 1, :1])
+
+
+def test_half_precision_sums_in_float32():
+    torch.manual_seed(0)
+    x = (torch.randn(1, 2, 2, 64) * 100).half()
+    exact = reference(x.numpy(), 2, 0.01, 2, 0).reshape(-1, 64)
+    result = make("nsp:temperature=0.01", 1, 2, 2)(x).double().numpy()
+    assert np.abs(result - exact).max() <= np.abs(exact).max() * 2**-11  # one rounding, at the end
+
+
+def test_it_is_several_times_as_fast_as_unfolding():
+    x = torch.randn(16, 27, 27, 896)  # the exact ratios are benchmarks' business; this is a floor that a busy machine keeps
+    module = make("nsp", 16, 27, 27)
+
+    def unfolded():
+        windows = torch.nn.functional.unfold(x.permute(0, 3, 1, 2), 2, stride=2).view(16, 896, 4, 169)
+        weight = torch.softmax(windows.norm(dim=1, keepdim=True) / 896**0.5, dim=2)
+        return (windows * weight).sum(2).permute(0, 2, 1)
+
+    torch.testing.assert_close(module(x), unfolded().reshape(-1, 896))
+    seconds = {name: [] for name in ("unfolded", "ours")}
+    for _ in range(6):
+        for name, run in (("unfolded", unfolded), ("ours", lambda: module(x))):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    assert min(seconds["unfolded"]) > 2.5 * min(seconds["ours"])

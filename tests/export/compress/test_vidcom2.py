@@ -1,0 +1,95 @@
+"""VidCom2 against a NumPy version that writes every unit token and distance out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.compress import make
+
+
+def similarity(unit: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    distance = ((unit - centre) ** 2).sum(-1)
+    return sum(np.exp(-distance / (2 * a)) for a in (0.125, 0.25, 0.5, 1, 2))
+
+
+def budgets(uniqueness: np.ndarray, count: int, size: int, temperature: float) -> list[int]:
+    frames = len(uniqueness)
+    share = np.exp((uniqueness - uniqueness.max()) / temperature)
+    quota = count / frames * (1 + share / share.sum() - 1 / frames)
+    over = np.maximum(quota - size, 0).sum()
+    capped = np.minimum(quota, size)
+    if over > 0:
+        capped += over * (size - capped) / (size - capped).sum()
+    whole = [int(q + 1e-4) for q in capped]
+    order = sorted((t for t in range(frames) if whole[t] < size), key=lambda t: (-round((capped[t] - whole[t]) * 4096), t))
+    for t in order[: count - sum(whole)]:
+        whole[t] += 1
+    return whole
+
+
+def reference(x: np.ndarray, keep: float, temperature: float) -> np.ndarray:
+    frames, height, width, d = x.shape
+    unit = x.reshape(frames, -1, d) / np.linalg.norm(x.reshape(frames, -1, d), axis=-1, keepdims=True)
+    to_video = similarity(unit, unit.mean((0, 1)))
+    to_frame = similarity(unit, unit.mean(1, keepdims=True))
+    count = frames * int(keep * height * width + 1e-9)
+    result = []
+    for t, budget in enumerate(budgets(-to_video.mean(-1), count, height * width, temperature)):
+        result += sorted(t * height * width + i for i in np.argsort((to_video + to_frame)[t], kind="stable")[:budget])
+    return np.array(result)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(
+    st.integers(1, 9),
+    st.integers(2, 6),
+    st.integers(2, 6),
+    st.sampled_from([0.25, 0.5, 0.8, 0.95, 1.0]),
+    st.sampled_from([0.01, 0.1, 1.0]),
+    st.integers(0, 99),
+)
+def test_any_clip_equals_the_reference(frames, height, width, keep, temperature, seed):
+    x = np.random.default_rng(seed).standard_normal((frames, height, width, 16))
+    x += np.random.default_rng(seed + 1).standard_normal((frames, 1, 1, 16))
+    index = reference(x, keep, temperature)
+    result = make(f"vidcom2:keep={keep},temperature={temperature}", frames, height, width)(torch.from_numpy(x).float())
+    np.testing.assert_array_equal(result.numpy(), x.reshape(-1, 16)[index].astype(np.float32))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.floats(-10, 10), min_size=1, max_size=40),
+    st.integers(1, 30),
+    st.floats(0.01, 1),
+    st.sampled_from([1e-4, 0.01, 1.0]),
+)
+def test_budgets_are_whole_fit_the_frame_and_sum_to_k(uniqueness, size, keep, temperature):
+    keep = max(round(keep, 6), math.ceil(1e6 / size) / 1e6)
+    stage = make(f"vidcom2:keep={keep},temperature={temperature}", len(uniqueness), 1, size)
+    result = stage.vidcom2._budgets(torch.tensor(uniqueness))
+    assert result.sum() == stage.num_tokens
+    assert ((result >= 0) & (result <= size) & (result == result.round())).all()
+
+
+def test_a_unique_frame_gets_the_larger_budget():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 6, 32) + 0.05 * torch.randn(8, 6, 6, 32)
+    x[5] = torch.randn(6, 6, 32)
+    module = make("vidcom2", 8, 6, 6)
+    stage = module.vidcom2
+    to_video, _ = stage._similarities(x.reshape(8, 36, 32))
+    assert stage._budgets(-to_video.mean(-1)).argmax() == 5
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_constant_clip_keeps_the_first_tokens_of_every_frame(value):
+    x = torch.full((4, 2, 4, 3), value)
+    module = make("vidcom2:keep=0.5", 4, 2, 4)
+    assert module.vidcom2._budgets(torch.zeros(4)).tolist() == [4, 4, 4, 4]
+    assert torch.equal(module(x), x.reshape(-1, 3)[: module.num_tokens])
