@@ -42,14 +42,17 @@ _BIG = 1 << 16  # bytes from which a constant is a weight, whose values nobody a
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A node (its name, or its first output's where it has none), its operator and why TensorRT does not take it."""
+    """A node (its name, or its first output's where it has none), its operator and why TensorRT does not take it.
+
+    An opset that is too high stands first, as operator "opset 24" of the node "" (the model) or of a function's name.
+    """
 
     node: str
     op: str
     why: str
 
     def __str__(self) -> str:
-        return f"node {self.node} ({self.op}): {self.why}"
+        return f"node {self.node} ({self.op}): {self.why}" if self.node else f"{self.op}: {self.why}"
 
 
 def release_of(version: str) -> str:
@@ -326,7 +329,7 @@ def _graphs(attribute: AttributeProto) -> list[onnx.GraphProto]:
 
 
 def _opsets(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
-    for owner, imports in (("of the model", model.opset_import), *((f.name, f.opset_import) for f in model.functions)):
+    for owner, imports in (("", model.opset_import), *((f.name, f.opset_import) for f in model.functions)):
         for opset in imports:
             if opset.domain in ("", "ai.onnx"):
                 yield owner, opset.version

@@ -103,6 +103,10 @@ class TestCheck:
         assert why(model("Tanh", opset=23)) == "this parser takes opsets 9 to 20"
         assert why(model("Tanh", opset=24), "11.1") == ""
         assert "9 to 24" in why(model("Tanh", opset=8), "11.1")
+        with pytest.raises(
+            ExportError, match=r"TensorRT 10\.3 does not take opset 23: this parser takes opsets 9 to 20; export with"
+        ):
+            require(model("Tanh", opset=23), "10.3")
 
     def test_an_unknown_operator_is_named(self) -> None:
         found = check(model("Det", shape=[2, 2]), "10.3")
