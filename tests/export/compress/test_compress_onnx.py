@@ -41,8 +41,11 @@ def test_half_precision_graphs_agree(spec, to_onnx, run_onnx):
     torch.manual_seed(0)
     x = torch.randn(8, 9, 8, 6).half()
     module = make(spec, 8, 9, 8)
-    result = run_onnx(to_onnx(module, x), x)
+    model = to_onnx(module, x)
+    result = run_onnx(model, x)
     assert result.dtype == np.float16
+    large = torch.full_like(x, 2000.0)  # the squares alone overflow fp16
+    assert np.isfinite(run_onnx(model, large)).all()
     np.testing.assert_allclose(result, module(x).numpy(), rtol=TOLERANCE[torch.float16], atol=TOLERANCE[torch.float16])
 
 

@@ -51,8 +51,8 @@ def test_the_output_has_the_inputs_dtype_even_when_the_module_was_cast(preset, d
 
 @pytest.mark.parametrize("preset", ["norm", "st-gridpool-8x", "evs", "vidcom2"])
 def test_large_half_precision_activations_do_not_overflow(preset):
-    x = torch.full((4, 6, 6, 3584), 60.0, dtype=torch.float16)  # the sum of squares is 12.9 million, fp16 ends at 65,504
-    assert torch.equal(make(preset, 4, 6, 6)(x).unique(), torch.tensor([60.0], dtype=torch.float16))
+    x = torch.full((4, 6, 6, 3584), 2000.0, dtype=torch.float16)  # each token's norm is 119,733, fp16 ends at 65,504
+    assert torch.equal(make(preset, 4, 6, 6)(x).unique(), torch.tensor([2000.0], dtype=torch.float16))
 
 
 def test_children_are_named_after_their_stages():
