@@ -115,7 +115,8 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], 
         if array.dtype != spec.dtype:
             raise EngineError(f"{name} is {array.dtype}, the graph takes {spec.dtype}")
         fits = array.ndim == len(spec.shape) and all(
-            got == (sizes.setdefault(want, got) if isinstance(want, str) else want) for got, want in zip(array.shape, spec.shape)
+            got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
+            for got, want in zip(array.shape, spec.shape, strict=True)
         )
         if not fits:
             raise EngineError(f"{name} has shape {list(array.shape)}, the graph takes {list(spec.shape)}")

@@ -1,0 +1,89 @@
+"""The ONNX Runtime engine: inputs are checked before a run, and every refusal names what was wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.bundle import VISION
+from runtime.engine import EngineOptions, open_engine
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import EngineError
+
+
+@pytest.fixture(scope="module")
+def engine(bundle):
+    return open_engine(bundle, VISION, "onnx")
+
+
+def _pixels(**changes) -> np.ndarray:
+    return np.zeros(changes.get("shape", (16, 3, 112, 112)), changes.get("dtype", np.float32))
+
+
+def test_the_specs_are_the_graphs(engine):
+    assert [(s.name, s.shape) for s in engine.inputs] == [("pixel_values", (16, 3, 112, 112))]
+    assert [(s.name, s.shape) for s in engine.outputs] == [("visual_tokens", (257, 128))]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"inputs are \[\], the graph takes \['pixel_values'\]"),
+        ({"pixels": _pixels()}, r"inputs are \['pixels'\]"),
+        ({"pixel_values": _pixels(dtype=np.float16)}, "pixel_values is float16, the graph takes float32"),
+        ({"pixel_values": _pixels(shape=(15, 3, 112, 112))}, r"has shape \[15, 3, 112, 112\], the graph takes \[16, 3, 112, 112\]"),
+        ({"pixel_values": _pixels(shape=(16, 3, 112))}, "has shape"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_refused(engine, feeds, message):
+    with pytest.raises(EngineError, match=message):
+        engine.run(feeds)
+
+
+def test_a_dimension_of_one_name_must_have_one_size(bundle):
+    decoder = open_engine(bundle, "llm/decoder", "onnx")
+    state = decoder.new_state({s.name: s.name.replace("past_key_values", "present") for s in decoder.inputs if "past" in s.name})
+    feeds = {
+        "inputs_embeds": np.zeros((1, 4, 128), np.float32),
+        "position_ids": np.zeros((1, 3), np.int64),
+        "attention_mask": np.ones((1, 4), np.int64),
+    }
+    with pytest.raises(EngineError, match="position_ids has shape"):
+        decoder.run(feeds, state)
+
+
+def test_a_cpu_runs_the_looped_graph_and_both_agree(bundle, engine):
+    batched = OnnxEngine.load(bundle.model(VISION))
+    assert "Loop" in {node.op_type for node in _nodes(bundle.path / "vision.loop.onnx")}
+    assert "Loop" not in {node.op_type for node in _nodes(bundle.path / "vision.onnx")}
+    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 112, 112)).astype(np.float32)
+    expected = batched.run({"pixel_values": pixels})["visual_tokens"]
+    np.testing.assert_allclose(engine.run({"pixel_values": pixels})["visual_tokens"], expected, rtol=1e-4, atol=1e-4)
+
+
+def _nodes(path):
+    import onnx
+
+    return onnx.load(str(path), load_external_data=False).graph.node
+
+
+def test_a_file_that_is_no_model_is_one_clear_error(tmp_path):
+    (tmp_path / "vision.onnx").write_bytes(b"not a model")
+    with pytest.raises(EngineError, match="can't load"):
+        OnnxEngine.load(tmp_path / "vision.onnx")
+
+
+def test_cuda_without_a_gpu_wheel_names_the_way_out(bundle):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    with pytest.raises(EngineError, match=r"pip uninstall onnxruntime.*\[gpu\]"):
+        open_engine(bundle, VISION, "onnx", EngineOptions(device="cuda"))
+    with pytest.raises(EngineError, match="no backend can run vision on cuda"):
+        open_engine(bundle, VISION, "auto", EngineOptions(device="cuda"))
+
+
+def test_an_unknown_backend_names_the_nearest(bundle):
+    with pytest.raises(EngineError, match='did you mean "onnx"'):
+        open_engine(bundle, VISION, "onx")

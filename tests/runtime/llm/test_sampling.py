@@ -1,0 +1,41 @@
+"""Choosing tokens: greedy is argmax, sampling follows the probabilities that a straightforward softmax gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.errors import PromptError
+from runtime.llm.sampling import Sampling
+
+LOGITS = np.array([1.0, 3.0, 2.0, -4.0], np.float32)
+
+
+def test_greedy_takes_the_highest():
+    assert Sampling().chooser()(LOGITS) == 1
+
+
+def test_probabilities_are_the_softmax_at_that_temperature():
+    expected = np.exp(LOGITS / 0.7) / np.exp(LOGITS / 0.7).sum()
+    np.testing.assert_allclose(Sampling(temperature=0.7).probabilities(LOGITS), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, [1]), (0.7, [1, 2]), (0.95, [0, 1, 2]), (1.0, [0, 1, 2, 3])])
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p, kept):
+    probabilities = Sampling(temperature=1.0, top_p=top_p).probabilities(LOGITS)
+    assert np.flatnonzero(probabilities).tolist() == kept
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_samples_follow_the_probabilities_and_a_seed_repeats_them():
+    sampling = Sampling(temperature=1.0, seed=3)
+    choose, again = sampling.chooser(), sampling.chooser()
+    drawn = [choose(LOGITS) for _ in range(4000)]
+    assert drawn[:50] == [again(LOGITS) for _ in range(50)]
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, sampling.probabilities(LOGITS), atol=0.03)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}])
+def test_values_out_of_range_are_refused(bad):
+    with pytest.raises(PromptError, match="expected"):
+        Sampling(**bad)

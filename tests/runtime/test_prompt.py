@@ -1,0 +1,69 @@
+"""Prompts against transformers' own chat template and tokenizer, and text that streams without broken characters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from export.demo import CHECKPOINT
+from runtime.errors import PromptError
+from runtime.prompt import Prompt, TextStream
+
+
+def test_ids_equal_transformers_with_the_video_token_expanded(bundle):
+    hf = AutoTokenizer.from_pretrained(CHECKPOINT)
+    question = "which shape appears last ?"
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    text = hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    expected = hf(text.replace("<video>", "<video>" * 5)).input_ids
+    ids = Prompt(bundle).ids(question)
+    assert [*ids.before, *[bundle.manifest.prompt["video_token_id"]] * 5, *ids.after] == expected
+
+
+def test_visual_tokens_stand_where_the_template_puts_the_video(bundle):
+    prompt = Prompt(bundle)
+    ids = prompt.ids("how many objects are there ?")
+    visual = np.full((3, 128), 7, np.float32)
+    embedded = prompt.embed(ids, visual)
+    at = len(ids.before)
+    assert embedded.shape == (1, len(ids) + 3, 128)
+    np.testing.assert_array_equal(embedded[0, at : at + 3], visual)
+    np.testing.assert_array_equal(embedded[0, :at], prompt.embeddings[ids.before])
+    np.testing.assert_array_equal(embedded[0, at + 3 :], prompt.embeddings[ids.after])
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "what is <video> ?", "a<|im_end|>b"])
+def test_empty_questions_and_special_tokens_are_refused(bundle, question):
+    with pytest.raises(PromptError):
+        Prompt(bundle).ids(question)
+
+
+class _Bytes(Prompt):
+    """A prompt whose tokenizer has one token a byte, so that characters span tokens."""
+
+    def __init__(self):
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        self.__dict__["tokenizer"] = tokenizer
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve – 視頻 🎬 done", "🎬"])
+def test_stream_gives_whole_characters_only(text):
+    prompt = _Bytes()
+    stream = TextStream(prompt)
+    pieces = [stream.push(token) for token in prompt.tokenizer.encode(text).ids]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert stream.finish() == ""
+
+
+def test_stream_that_ends_inside_a_character_says_so_at_the_end():
+    prompt = _Bytes()
+    stream = TextStream(prompt)
+    pieces = [stream.push(token) for token in prompt.tokenizer.encode("ok 🎬").ids[:-1]]
+    assert "".join(pieces) == "ok "
+    assert stream.finish() == "\ufffd"
