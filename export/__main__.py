@@ -7,6 +7,7 @@ import json
 import sys
 
 from export.pipeline import ExportOptions, ExportResult, export_bundle
+from runtime.arguments import ArgumentParser
 from runtime.errors import exit_code
 
 
@@ -15,9 +16,9 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code(lambda: _run(_parser().parse_args(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> ArgumentParser:
     defaults = ExportOptions()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m export", description="Export a video LLM with token compression inside the graph as a bundle."
     )
     parser.add_argument("--list", action="store_true", help="families, presets, stages with their options; then stop")

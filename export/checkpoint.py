@@ -45,7 +45,9 @@ class Checkpoint:
             return None
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{file} can't be read: {error.strerror}; copy the checkpoint again") from None
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise CheckpointError(f"{file} holds a {type(values).__name__}, expected a JSON object")
@@ -64,17 +66,23 @@ class Checkpoint:
         if index is None:
             files = sorted(self.path.glob("*.safetensors"))
         else:
-            files = [self.path / name for name in sorted(set(index.get("weight_map", {}).values()))]
+            names = index.get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise CheckpointError(f"{self.path}: the index of the weights has no weight_map of file names; copy it again")
+            files = [self.path / name for name in sorted(set(names.values()))]
         if not files:
             raise CheckpointError(f"{self.path} has no *.safetensors; convert the checkpoint with transformers' save_pretrained")
         for file in files:
-            if not file.exists():
-                raise CheckpointError(f"{file} is missing, the index lists it; download or copy the checkpoint again")
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing; download or copy the checkpoint again")
         return files
 
     def sha256(self) -> str:
         """One digest over the weight files, in the order of their names."""
-        return sha256("".join(sha256_of(file) for file in self.weight_files()).encode()).hexdigest()
+        try:
+            return sha256("".join(sha256_of(file) for file in self.weight_files()).encode()).hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or self.path} can't be read: {error.strerror}; copy it again") from None
 
 
 def open_checkpoint(source: str | None) -> Checkpoint:
@@ -115,6 +123,10 @@ def load_weights(
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {key} has shape {list(tensor.shape)}, the config asks for {list(wanted[name].shape)}"
+            )
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise CheckpointError(
+                f"{checkpoint.path}: {key} is {str(tensor.dtype).removeprefix('torch.')}; expected a checkpoint that is not quantized"
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")

@@ -14,13 +14,19 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from runtime import __version__
-from runtime.bundle import MANIFEST, Bundle, Manifest, write_manifest
-from runtime.errors import ExportError
-from runtime.files import atomic_directory
+from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
+from runtime.errors import ExportError, nearest
+from runtime.files import atomic_directory, require_writable
 from runtime.progress import say, step
 
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
+_CHOICES = {
+    "place": ("after-projector", "before-projector"),
+    "precision": ("fp32", "fp16"),
+    "attention": ("portable", "standard"),
+    "only": (None, "vision", "llm"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,11 @@ class ExportResult:
 
 def export_bundle(options: ExportOptions) -> ExportResult:
     """Write a bundle. UserError for anything that the user can mend; an older bundle then stays as it was."""
+    out = _goal(options)
+    _check(options)
     from export.compress import expand, make
     from export.families import family
 
-    out = _goal(options)
     kind = family(options.model)
     preset = options.compress or kind.COMPRESS
     expand(preset)  # a misspelt preset is refused before a checkpoint is read
@@ -149,15 +156,35 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt)
 
 
+def _check(options: ExportOptions) -> None:
+    """Refuse what is wrong whatever the checkpoint is, before torch is imported."""
+    for name, known in _CHOICES.items():
+        if getattr(options, name) not in known:
+            raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
+    if options.frames is not None:
+        _frames(options.frames)
+    if options.max_context is not None and options.max_context < 1:
+        raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
+    if options.tensorrt is not None:
+        from export.tensorrt_support import release_of
+
+        release_of(options.tensorrt)
+
+
 def _goal(options: ExportOptions) -> Path:
     out = Path(options.out or f"bundles/{options.model}")
-    if out.is_file():
+    require_writable(out)
+    if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; choose another --out")
     if out.is_dir() and any(out.iterdir()):
         if not (out / MANIFEST).exists():
             raise ExportError(f"{out} is a directory with other things in it; choose another --out")
         if not options.force:
             raise ExportError(f"{out} holds a bundle; pass --force to replace it, or another --out")
+        foreign = foreign_files(out)
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise ExportError(f"{out} holds {foreign[0]}{more}, no part of the bundle, which --force would delete; move it away")
     return out
 
 

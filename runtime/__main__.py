@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.arguments import ArgumentParser
 from runtime.engine import BACKENDS, EngineOptions
 from runtime.errors import exit_code
 from runtime.progress import say
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0, 1 for a parity past tolerance, 2 for a user's error, 130 for Ctrl-C)."""
-    args = _parser().parse_args(argv)
-    return exit_code(lambda: args.command(args))
+    return exit_code(lambda: _command(_parser().parse_args(argv)))
+
+
+def _command(args: argparse.Namespace) -> int:
+    return args.command(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -47,10 +51,11 @@ def _tokens(args: argparse.Namespace) -> int:
     from runtime.files import atomic_file
     from runtime.vision import VisionEncoder
 
-    visual = VisionEncoder.open(_bundle(args), args.backend, _engine_options(args)).encode(args.video)
+    with atomic_file(args.output) as temporary:  # an output that can't be written is refused before the work
+        visual = VisionEncoder.open(_bundle(args), args.backend, _engine_options(args)).encode(args.video)
+        with open(temporary, "wb") as file:
+            np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
-    with atomic_file(args.output) as temporary, open(temporary, "wb") as file:
-        np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     if visual.clip.repeated:
         say(f"the clip is shorter than {len(visual.clip.indices)} frames: {visual.clip.repeated} are repeated")
     _print(
@@ -136,10 +141,8 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
     print(json.dumps(data, indent=1) if args.json else text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime", description="Answer questions about videos from a bundle, without torch."
-    )
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str, bundle: bool = True) -> argparse.ArgumentParser:

@@ -135,6 +135,18 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     return Manifest(**values)
 
 
+def foreign_files(directory: Path) -> list[str]:
+    """Files in a bundle's directory that neither its manifest lists nor a build wrote; all of them where it is no bundle.
+
+    A manifest of any schema will do: what matters is which files the export wrote.
+    """
+    values = _read_json(directory / MANIFEST)
+    ours = isinstance(values, dict) and type(values.get("schema_version")) is int and isinstance(values.get("files"), dict)
+    known = {MANIFEST, *values["files"]} if ours else set()
+    files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [file.as_posix() for file in files if file.as_posix() not in known and not (ours and file.parts[0] == "engines")]
+
+
 def _read_manifest(path: Path) -> Manifest:
     if not path.exists():
         raise BundleError(
@@ -149,10 +161,12 @@ def _read_manifest(path: Path) -> Manifest:
         ) from None
     except NotADirectoryError:
         raise BundleError(f"{path} is a file; expected the bundle's directory") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise BundleError(f"{file} can't be read: {error.strerror}; copy the bundle or export it again") from None
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not valid JSON ({error}); export the bundle again") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise BundleError(f"{file} has no schema_version; expected {SCHEMA_VERSION}, export the bundle again")
     if version > SCHEMA_VERSION:
         raise BundleError(f"{file} has schema {version}, this runtime reads up to {SCHEMA_VERSION}: update the runtime")
@@ -160,14 +174,45 @@ def _read_manifest(path: Path) -> Manifest:
     missing = sorted(known - {"schema_version"} - values.keys())
     if missing:
         raise BundleError(f"{file} lacks {', '.join(missing)}; export the bundle again")
-    for f in fields(Manifest):
-        expected = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
-        if not isinstance(values[f.name], expected) or isinstance(values[f.name], bool):
-            raise BundleError(
-                f"{file}: {f.name} is {type(values[f.name]).__name__}, expected {expected.__name__}; export the bundle again"
-            )
     # Keys that a later minor revision of the same schema added are of no concern to this reader.
-    return Manifest(**{key: value for key, value in values.items() if key in known})
+    manifest = Manifest(**{key: value for key, value in values.items() if key in known})
+    _check_values(file, manifest)
+    return manifest
+
+
+def _check_values(file: Path, manifest: Manifest) -> None:
+    """Refuse values of another type than the runtime will take them for."""
+
+    def check(name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise BundleError(f"{file}: {name} is not {expected}; export the bundle again")
+
+    for f in fields(Manifest):
+        kind = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
+        check(f.name, type(getattr(manifest, f.name)) is kind, f"of type {kind.__name__}")
+    for name in ("frames", "tokens_per_clip", "hidden_size", "opset"):
+        check(name, getattr(manifest, name) > 0, "a positive number")
+    check("grid", len(manifest.grid) == 2 and all(map(_positive, manifest.grid)), "two positive numbers")
+    check("checkpoint", _has(manifest.checkpoint, str, "id", "sha256"), "an id and a sha256")
+    check("compression", _has(manifest.compression, str, "preset", "spec", "place"), "a preset, a spec and a place")
+    check("stages", all(_has(stage, str, "name", "graph", "tensor") for stage in manifest.stages), "a list of named tensors")
+    for name, entry in manifest.files.items():
+        check(f"files: {name}", _has(entry, int, "size") and _has(entry, str, "sha256"), "a size and a sha256")
+    if manifest.llm:
+        check("llm", _positive(manifest.llm.get("layers")), "the LLM's facts, with its layers")
+        check("limits", _positive(manifest.limits.get("max_context")), "a max_context")
+        ids = manifest.prompt.get("eos_token_ids")
+        check("prompt", _has(manifest.prompt, str, "chat_template", "video_token"), "a chat_template and a video_token")
+        check("prompt", _has(manifest.prompt, int, "video_token_id"), "a video_token_id")
+        check("prompt", isinstance(ids, list) and all(type(i) is int for i in ids), "a list of eos_token_ids")
+
+
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _has(value: Any, kind: type, *keys: str) -> bool:
+    return isinstance(value, dict) and all(type(value.get(key)) is kind for key in keys)
 
 
 def _check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable[[str], None] | None) -> None:
@@ -175,12 +220,11 @@ def _check_files(path: Path, manifest: Manifest, verify: bool, progress: Callabl
     stamps: dict[str, list[int]] = {}
     for name, entry in manifest.files.items():
         file = path / name
-        if not file.resolve().is_relative_to(root):
-            raise BundleError(f"{path / MANIFEST} lists {name}, which lies outside the bundle; export the bundle again")
-        try:
-            stat = file.stat()
-        except OSError:
-            raise BundleError(f"{file} is missing; copy the whole bundle directory or export it again") from None
+        if "\0" in name or not file.resolve().is_relative_to(root):
+            raise BundleError(f"{path / MANIFEST} lists {name!r}, which lies outside the bundle; export the bundle again")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing; copy the whole bundle directory or export it again")
+        stat = file.stat()
         if stat.st_size != entry["size"]:
             raise BundleError(
                 f"{file} has {stat.st_size} bytes, the manifest says {entry['size']}: it is truncated or altered; copy or export it again"
@@ -188,13 +232,15 @@ def _check_files(path: Path, manifest: Manifest, verify: bool, progress: Callabl
         stamps[name] = [stat.st_size, stat.st_mtime_ns]
     seen = _stamp_file(root)
     identity = {"manifest": sha256_of(path / MANIFEST), "stamps": stamps}
-    if not verify and _read_json(seen) == identity:
+    if not verify and seen is not None and _read_json(seen) == identity:
         return
     for name, entry in manifest.files.items():
         if progress:
             progress(f"checking {name}")
-        if sha256_of(path / name) != entry["sha256"]:
+        if _sha256(path / name) != entry["sha256"]:
             raise BundleError(f"{path / name} was altered: its SHA-256 is not the manifest's; copy or export it again")
+    if seen is None:
+        return
     try:
         with atomic_file(seen) as temporary:
             temporary.write_text(json.dumps(identity))
@@ -202,9 +248,20 @@ def _check_files(path: Path, manifest: Manifest, verify: bool, progress: Callabl
         pass  # no writable cache: the next load hashes again
 
 
-def _stamp_file(root: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "st-gridpool" / "verified" / f"{sha256(str(root).encode()).hexdigest()[:32]}.json"
+def _sha256(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise BundleError(f"{file} can't be read: {error.strerror}; copy or export it again") from None
+
+
+def _stamp_file(root: Path) -> Path | None:
+    """Where an earlier check of the bundle at `root` is remembered; None for a user without a home."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return cache / "st-gridpool" / "verified" / f"{sha256(os.fsencode(root)).hexdigest()[:32]}.json"
 
 
 def _read_json(path: Path) -> Any:

@@ -36,6 +36,14 @@ class VideoError(UserError):
     """A file that can't be decoded to the frames that were asked for."""
 
 
+class OutputError(UserError, OSError):
+    """A file or directory that can't be written where it was asked for; an OSError too, for who can do without the file."""
+
+
+class UsageError(UserError):
+    """A command line with an option, argument or value that the command does not have."""
+
+
 class EngineError(UserError):
     """An engine that can't be built, loaded or fed here."""
 
@@ -70,10 +78,21 @@ def exit_code(command: Callable[[], int | None]) -> int:
         sys.stderr.close()  # the reader of our output went away (`| head`); the interpreter must not complain too
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _MENDABLE:
             raise
-        _say(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another path, nothing was changed")
+        _say(
+            f"{error.filename or 'output'}: {error.strerror}; {_MENDABLE[error.errno]}, nothing that was there before has been changed"
+        )
         return 2
+
+
+_MENDABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another disk"),
+    errno.EFBIG: "choose a file system (or a ulimit -f) that takes files of that size",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose another path or change its permissions"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "choose another path"),
+    errno.EIO: "check the disk",
+}
 
 
 def _say(message: object) -> None:

@@ -2,12 +2,16 @@
 
 Everything is written under a temporary name beside its goal and renamed at the end. A directory that replaces another
 is exchanged with it in one system call where the kernel has it (Linux `renameat2`), so that even `kill -9` between two
-instructions leaves either the old directory or the new one.
+instructions leaves either the old directory or the new one. Elsewhere two renames do it, and a run that is killed between
+them leaves the old directory under a name from which the next `sweep` brings it back.
+
+A goal that is a symbolic link stays one: what it points to is replaced.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -16,19 +20,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)$")
+from runtime.errors import OutputError, UserError
+
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)", re.DOTALL)
 
 
 @contextmanager
 def atomic_file(goal: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `goal`; on success it is flushed to disk and renamed to `goal`, else removed."""
-    goal = Path(goal)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(goal)
+    """Yield a temporary path beside `goal`; on success it is flushed to disk and renamed to `goal`, else removed.
+
+    OutputError, before anything is done, where `goal` can't be written.
+    """
+    goal = Path(goal).resolve()
+    if goal.exists() and not goal.is_file():
+        raise OutputError(f"{goal} is {'a directory' if goal.is_dir() else 'no regular file'}; choose another name for the output")
+    temporary = _beside(goal, "tmp")
+    with _refusing(goal):
+        temporary.touch()
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, goal)
+        with _naming(goal):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, goal)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,31 +51,55 @@ def atomic_directory(goal: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `goal`; on success it takes `goal`'s name, else it is removed.
 
     An existing `goal` stays as it was until the new directory is complete. Leftovers of killed runs are swept first.
+    OutputError, before anything is done, where `goal` can't be written.
     """
-    goal = Path(goal)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    sweep(goal)
-    temporary = _temporary(goal)
-    temporary.mkdir()
+    goal = Path(goal).resolve()
+    if goal.exists() and not goal.is_dir():
+        raise OutputError(f"{goal} is a file; choose another directory for the output")
+    temporary = _beside(goal, "tmp")
+    with _refusing(goal):
+        sweep(goal)
+        temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if goal.exists():
-            _exchange(temporary, goal)
-        else:
-            os.rename(temporary, goal)
+        with _naming(goal):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if goal.exists():
+                _exchange(temporary, goal)
+            else:
+                os.rename(temporary, goal)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(goal: Path) -> None:
+    """OutputError where `goal` can't be created or replaced, found without creating anything."""
+    parent = Path(goal).resolve().parent
+    existing = next(folder for folder in (parent, *parent.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise OutputError(f"{goal} can't be written: {existing} is not a directory; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{goal} can't be written: no permission to write in {existing}; choose another path")
+
+
 def sweep(goal: Path) -> None:
-    """Remove the temporary names that killed runs (processes that are gone) left beside `goal`."""
-    for path in goal.parent.glob(f".{goal.name}.tmp-*"):
-        match = _TEMPORARY.match(path.name)
-        if match and not _alive(int(match["pid"])):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove the temporary names that killed runs (processes that are gone) left beside `goal`.
+
+    Where `goal` itself is missing because its replacement was cut off half-way, the old content gets its name back.
+    """
+    goal = Path(goal)
+    for path in list(goal.parent.iterdir()):
+        match = _LEFTOVER.fullmatch(path.name)
+        if not match or match["name"] != goal.name or _alive(int(match["pid"])):
+            continue
+        if match["kind"] == "old" and not os.path.lexists(goal):
+            os.rename(path, goal)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -78,14 +115,39 @@ def _digest(file) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
-def _temporary(goal: Path) -> Path:
-    return goal.parent / f".{goal.name}.tmp-{os.getpid()}"
+@contextmanager
+def _refusing(goal: Path) -> Iterator[None]:
+    """Make `goal`'s parent and let the caller make the temporary name; OutputError where the file system allows neither."""
+    require_writable(goal)
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise OutputError(f"{goal} can't be written: {error.strerror}; choose another path") from None
+
+
+@contextmanager
+def _naming(goal: Path) -> Iterator[None]:
+    """Errors of writing say what was being written: a full disk does not name a file, and NumPy not even the reason."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise OutputError(f"{goal} could not be written in full ({error}); free some space or choose another disk") from None
+        error.filename = error.filename or str(goal)
+        raise
+
+
+def _beside(goal: Path, kind: str) -> Path:
+    return goal.parent / f".{goal.name}.{kind}-{os.getpid()}"
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -99,12 +161,9 @@ def _sync(path: Path) -> None:
 
 def _exchange(new: Path, goal: Path) -> None:
     """Swap two directories; afterwards `new` holds the old content."""
-    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is not None and renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(goal), exchange) == 0:
+    if _exchange_at_once(new, goal):
         return
-    # No such call on this system or file system: two renames, with the old content back in place if the second fails.
-    aside = goal.parent / f".{goal.name}.old-{os.getpid()}"
+    aside = _beside(goal, "old")
     os.rename(goal, aside)
     try:
         os.rename(new, goal)
@@ -112,3 +171,17 @@ def _exchange(new: Path, goal: Path) -> None:
         os.rename(aside, goal)
         raise
     os.rename(aside, new)
+
+
+def _exchange_at_once(new: Path, goal: Path) -> bool:
+    """One system call, False where this system or file system has none."""
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(goal), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(goal))
