@@ -114,9 +114,9 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], 
         array = feeds[name]
         if array.dtype != spec.dtype:
             raise EngineError(f"{name} is {array.dtype}, the graph takes {spec.dtype}")
-        fits = array.ndim == len(spec.shape) and all(
-            got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
-            for got, want in zip(array.shape, spec.shape, strict=True)
-        )
+        fits = array.ndim == len(spec.shape)
+        for got, want in zip(array.shape, spec.shape, strict=False):
+            # a dimension of one name has one size in all inputs
+            fits &= got == (sizes.setdefault(want, got) if isinstance(want, str) else want)
         if not fits:
             raise EngineError(f"{name} has shape {list(array.shape)}, the graph takes {list(spec.shape)}")

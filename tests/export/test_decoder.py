@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -56,13 +58,13 @@ def _state(engine: OnnxEngine):
 
 @pytest.mark.parametrize("cuts", [[0, 40], [0, 17, 40], [0, 1, 2, 30, 39, 40]], ids=["whole", "two chunks", "chunks and steps"])
 def test_logits_equal_transformers_however_the_prompt_is_cut(graph, llm, cuts):
-    attention, precision, path, _ = graph
+    _, precision, path, _ = graph
     embeddings = torch.randn(1, 40, 48, generator=torch.Generator().manual_seed(1))
     expected = llm(inputs_embeds=embeddings).logits[0].numpy()
     engine = OnnxEngine.load(path)
     state = _state(engine)
     given = embeddings.numpy().astype(np.float16 if precision == "fp16" else np.float32)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         logits = _run(engine, state, given, start, end)
         np.testing.assert_allclose(logits, expected[end - 1], atol=2e-5 if precision == "fp32" else 2e-2)
 
