@@ -12,9 +12,10 @@ import onnxruntime
 from export.surgeon import PassReport, run_passes
 
 
-def model_from_text(body: str, opset: int = 20) -> onnx.ModelProto:
-    """A model of ONNX's textual syntax, types and shapes inferred, every node called by its first output."""
+def model_from_text(body: str, opset: int = 20, **constants: np.ndarray) -> onnx.ModelProto:
+    """A model of ONNX's textual syntax with further initializers, types and shapes inferred, nodes called by their first output."""
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{body}')
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
     for node in model.graph.node:
         node.name = node.name or f"node_{node.output[0]}"
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

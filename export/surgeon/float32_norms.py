@@ -106,7 +106,7 @@ def _to_float32(graph: gs.Graph, island: dict[int, gs.Node]) -> int:
                 continue
             outside = [reader for reader in unique(tensor.outputs) if id(reader) not in island]
             if is_output(graph, tensor):
-                wide = gs.Variable(free_name(graph, f"{tensor.name}/float32"), _FLOAT, tensor.shape)
+                wide = gs.Variable(free_name(graph, node.name), _FLOAT, tensor.shape)
                 node.outputs[next(i for i, other in enumerate(node.outputs) if other is tensor)] = wide
                 for reader in (reader for reader in unique(tensor.outputs) if id(reader) in island):
                     _swap(reader, tensor, wide)
@@ -114,30 +114,34 @@ def _to_float32(graph: gs.Graph, island: dict[int, gs.Node]) -> int:
             else:
                 tensor.dtype = _FLOAT
                 if outside:
-                    half = gs.Variable(free_name(graph, f"{tensor.name}/float16"), _HALF, tensor.shape)
+                    half = gs.Variable("", _HALF, tensor.shape)
+                    cast = _cast(graph, tensor, half)
                     for reader in outside:
                         _swap(reader, tensor, half)
-                    insert_after(graph, tensor, _cast(graph, tensor, half))
+                    insert_after(graph, tensor, cast)
     return len(nodes)
 
 
 def _widened(graph: gs.Graph, node: gs.Node, tensor: gs.Tensor, done: dict[int, gs.Tensor]) -> gs.Tensor:
     if id(tensor) not in done:
-        name = free_name(graph, f"{tensor.name}/float32")
         value = small_value(tensor)
         if value is not None:
-            done[id(tensor)] = gs.Constant(name, value.astype(np.float32))
+            done[id(tensor)] = gs.Constant(free_name(graph, f"{tensor.name}/float32"), value.astype(np.float32))
         else:
-            wide = gs.Variable(name, _FLOAT, tensor.shape)
+            wide = gs.Variable("", _FLOAT, tensor.shape)
             insert_before(graph, node, _cast(graph, tensor, wide))
             done[id(tensor)] = wide
     return done[id(tensor)]
 
 
 def _cast(graph: gs.Graph, source: gs.Tensor, target: gs.Tensor) -> gs.Node:
-    scope = source.inputs[0].name.rsplit("/", 1)[0] if source.inputs else (target.name.rsplit("/", 1)[0])
+    """A Cast called after the scope of the node whose value it takes, with an output of its own name unless that is a graph's."""
+    scope = source.inputs[0].name.rpartition("/")[0] if source.inputs else ""
+    name = free_name(graph, f"{scope}/Cast" if scope else f"{source.name}/Cast")
+    if not is_output(graph, target):
+        target.name = name
     to = onnx.TensorProto.FLOAT if target.dtype == _FLOAT else onnx.TensorProto.FLOAT16
-    return gs.Node("Cast", free_name(graph, f"{scope}/Cast"), {"to": int(to)}, [source], [target])
+    return gs.Node("Cast", name, {"to": int(to)}, [source], [target])
 
 
 def _swap(reader: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:

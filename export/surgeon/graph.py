@@ -19,6 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 SMALL = 1 << 20  # bytes; index tables and shapes are below, weights of real models above
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
 def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> gs.Graph:
@@ -32,6 +33,9 @@ def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> g
     graph = gs.import_onnx(model)
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         node.scope = _module_scope(proto)
+    owned = {value.name for value in model.graph.value_info for prop in value.metadata_props if prop.key == _KIND}
+    for tensor in graph.tensors().values():
+        tensor.of_checkpoint = tensor.name in owned
     if any(node.scope for node in graph.nodes):
         for node in reversed(graph.nodes):
             if node.scope is None:
@@ -105,6 +109,12 @@ def reroute(old: gs.Tensor, new: gs.Tensor) -> None:
 def scope_of(node: gs.Node) -> str:
     """The node's module in the traced torch module, e.g. `encoder.layers.3.self_attn`; "" at the root or where unknown."""
     return getattr(node, "scope", None) or ""
+
+
+def is_exporters(tensor: gs.Tensor, reader: gs.Node) -> bool:
+    """Whether the exporter made up the constant, and so its name; parameters and buffers have the module's names."""
+    traced = getattr(reader, "scope", None) is not None
+    return traced and isinstance(tensor, gs.Constant) and not getattr(tensor, "of_checkpoint", False)
 
 
 def unique(items: Iterable) -> list:

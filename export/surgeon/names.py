@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from export.surgeon.graph import scope_of
+from export.surgeon.graph import is_exporters, scope_of
 from runtime.errors import ExportError
 
 Rules = Sequence[tuple[str, str]]
@@ -97,7 +97,7 @@ def _rename_tensors(graph: gs.Graph, fixed: set[str]) -> int:
             if tensor.name and tensor.name not in fixed:
                 new[id(tensor)] = (tensor, node.name if len(node.outputs) == 1 else f"{node.name}.{index}")
         for index, tensor in enumerate(node.inputs):
-            if isinstance(tensor, gs.Constant) and id(tensor) not in new and not re.search(r"[./]", tensor.name):
+            if id(tensor) not in new and is_exporters(tensor, node) and not re.search(r"[./]", tensor.name):
                 new[id(tensor)] = (tensor, f"{node.name}/{_ROLES.get((node.op, index), 'constant')}")
     taken = fixed | {tensor.name for tensor in graph.tensors().values() if id(tensor) not in new}
     changed = 0

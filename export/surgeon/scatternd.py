@@ -44,7 +44,7 @@ def _replace(graph: gs.Graph, node: gs.Node) -> bool:
         data = build.reshape(data, [rows, *rest])
     if indices.ndim != 2:
         updates = build.reshape(updates, [offsets.size, *rest])
-    runs = np.split(source, np.flatnonzero((np.diff(source) != 1) | (source[1:] == rows)) + 1)
+    runs = np.split(source, np.flatnonzero(np.diff(source) != 1) + 1)
     if len(runs) <= _MAX_RUNS:
         pieces = []
         for first, count in ((int(run[0]), len(run)) for run in runs):

@@ -1,0 +1,141 @@
+"""fold: constants are computed, no-ops and doubles go, weights are never copied."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from surgeon_graphs import model_from_text, normal, ops, rewrite
+
+from export.surgeon.graph import SMALL
+
+
+def test_shape_chains_of_a_static_input_become_a_constant():
+    model = model_from_text("""
+    g (float[2, 3, 4] x) => (float[y0, y1] y) {
+        shape = Shape(x)
+        zero = Constant<value: tensor = int64[1] {0}>()
+        rest = Constant<value: tensor = int64[1] {-1}>()
+        first = Gather<axis = 0>(shape, zero)
+        target = Concat<axis = 0>(first, rest)
+        y = Reshape(x, target)
+    }""")
+    assert ops(model) == ["Shape", "Constant", "Constant", "Gather", "Concat", "Reshape"]
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, 3, 4)})
+    assert ops(after) == ["Reshape"]
+    assert report.rewrites == 5
+    assert report.note == "1 nodes left: 1 Reshape"
+
+
+def test_nodes_that_change_nothing_are_taken_out():
+    model = model_from_text("""
+    g (float[2, 3] x) => (float[2, 3] y)
+    <int64[2] same = {2, 3}, int64[1] zero = {0}, int64[1] end = {9223372036854775807}, int64[1] one = {1}, int64[1] back = {-1}>
+    {
+        a = Identity(x)
+        b = Cast<to = 1>(a)
+        c = Reshape(b, same)
+        d = Expand(c, same)
+        e = Transpose<perm = [0, 1]>(d)
+        f = Slice(e, zero, end, zero, one)
+        r = Slice(f, back, zero, zero, back)
+        h = Concat<axis = 0>(r, f)
+        i = Slice(h, zero, end, zero, one)
+        s = ReduceSum<keepdims = 1>(i, zero)
+        y = Add(s, x)
+    }""")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    assert ops(after) == ["Slice", "Concat", "ReduceSum", "Add"], "the reversing Slice stays"
+    assert report.rewrites == 7
+
+
+def test_a_graph_output_behind_a_no_op_keeps_its_name():
+    model = model_from_text("""
+    g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) {
+        a = Relu(x)
+        y = Identity(a)
+        b = Neg(a)
+        z = Identity(b)
+    }""")
+    after, _ = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    assert [(node.op_type, node.output[0]) for node in after.graph.node] == [("Relu", "y"), ("Neg", "z")]
+
+
+def test_an_input_passed_through_to_an_output_stays_passed_through():
+    model = model_from_text("g (float[2] x) => (float[2] y) { y = Identity(x) }")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2)})
+    assert ops(after) == ["Identity"] and report.rewrites == 0
+
+
+def test_equal_constants_and_equal_nodes_are_merged():
+    model = model_from_text("""
+    g (float[2, 3] x) => (float[2, 3] y)
+    <float[1] half = {0.5}, float[1] also_half = {0.5}, int64[1] other_type = {1}, int64[1] axes = {1}>
+    {
+        a = Mul(x, half)
+        b = Mul(x, also_half)
+        s = ReduceSum<keepdims = 1>(a, axes)
+        t = ReduceSum<keepdims = 1>(b, other_type)
+        u = ReduceSum<keepdims = 0>(b, axes)
+        v = Unsqueeze(u, axes)
+        w = Add(s, t)
+        z = Add(w, v)
+        y = Sub(x, z)
+    }""")
+    after, _ = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    assert ops(after) == ["Mul", "ReduceSum", "ReduceSum", "Unsqueeze", "Add", "Add", "Sub"]
+    assert len(after.graph.initializer) == 2
+
+
+def test_the_same_random_node_twice_is_two_nodes():
+    model = model_from_text("""
+    g () => (float[3] y) {
+        a = RandomNormal<shape = [3]>()
+        b = RandomNormal<shape = [3]>()
+        y = Sub(a, b)
+    }""")
+    from export.surgeon import run_passes
+
+    after, _ = run_passes(model, ["fold"], graph="vision")
+    assert ops(after) == ["RandomNormal", "RandomNormal", "Sub"]
+
+
+def test_a_weight_is_not_folded_into_a_second_copy():
+    side = int((SMALL / 4) ** 0.5) + 1
+    model = model_from_text(f"""
+    g (float[2, {side}] x) => (float[2, {side}] y) <float[{side}, {side}] w> {{
+        t = Transpose<perm = [1, 0]>(w)
+        y = MatMul(x, t)
+    }}""")
+    del model.graph.initializer[:]
+    model.graph.initializer.append(numpy_helper.from_array(normal(side, side, seed=1), "w"))
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, side)})
+    assert ops(after) == ["Transpose", "MatMul"] and report.rewrites == 0
+
+
+def test_external_weights_are_left_on_disk_and_small_tables_are_read(tmp_path):
+    model = model_from_text("""
+    g (float[4, 8] x) => (float[2, 8] y) <float[8, 8] w, int64[1, 2] rows = {3, 1}> {
+        a = Gather<axis = 0>(x, rows)
+        axis = Constant<value: tensor = int64[1] {0}>()
+        b = Squeeze(a, axis)
+        y = MatMul(b, w)
+    }""")
+    rows = next(tensor for tensor in model.graph.initializer if tensor.name == "rows")
+    del model.graph.initializer[:]
+    big = np.ones((8, SMALL // 8), np.float32)
+    model.graph.initializer.extend([rows, numpy_helper.from_array(big, "unused"), numpy_helper.from_array(normal(8, 8), "w")])
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    from export.surgeon import run_passes
+
+    loaded = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    after, _ = run_passes(loaded, ["fold", "int64"], graph="vision", directory=tmp_path)
+    types = {tensor.name: (tensor.data_type, len(tensor.external_data)) for tensor in after.graph.initializer}
+    assert "unused" not in types
+    assert types["rows/int32"] == (onnx.TensorProto.INT32, 0)
+
+    loaded = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    after, _ = run_passes(loaded, ["fold", "int64"], graph="vision")
+    assert all(tensor.external_data for tensor in after.graph.initializer if tensor.name in ("w", "rows"))
+    onnx.save(after, tmp_path / "after.onnx")
+    onnx.checker.check_model(str(tmp_path / "after.onnx"))

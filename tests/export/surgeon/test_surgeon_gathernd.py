@@ -1,0 +1,92 @@
+"""gathernd and scatternd: constant indices become Slice, Gather and Concat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from surgeon_graphs import model_from_text, normal, ops, rewrite
+
+
+@pytest.mark.parametrize(
+    ("indices", "batch", "expected"),
+    [
+        ([[3], [0], [3]], 0, ["Gather"]),
+        ([[1], [2], [3]], 0, ["Slice"]),
+        ([[[2], [0]], [[-1], [1]]], 0, ["Gather"]),
+        ([[0, 4], [3, 0], [-1, -5]], 0, ["Reshape", "Gather"]),
+        ([[1, 4], [2, 0]], 0, ["Reshape", "Slice"]),
+        ([[0, 1, 2], [3, 4, 5]], 0, ["Reshape", "Gather"]),
+        ([[4], [0], [-2], [1]], 1, ["Reshape", "Gather"]),
+        ([[[4, 1], [0, 0]], [[1, -1], [2, 2]], [[0, 3], [4, 5]], [[1, 1], [1, 1]]], 1, ["Reshape", "Gather"]),
+    ],
+)
+def test_gathernd_with_constant_indices(indices, batch, expected):
+    indices = np.array(indices, np.int64)
+    shape = [*indices.shape[:-1], *(4, 5, 6)[batch + indices.shape[-1] :]]
+    dims = ", ".join(map(str, indices.shape))
+    text = f"""
+    g (float[4, 5, 6] x) => (float[{", ".join(map(str, shape))}] y) <int64[{dims}] at> {{
+        a = GatherND<batch_dims = {batch}>(x, at)
+        y = Relu(a)
+    }}"""
+    after, (report,) = rewrite(model_from_text(text, at=indices), ["gathernd"], {"x": normal(4, 5, 6)})
+    assert ops(after) == [*expected, "Relu"]
+    assert report.rewrites == 1 and report.note == "no GatherND"
+
+
+def test_gathernd_with_indices_of_run_time_stays_and_is_reported():
+    model = model_from_text("g (float[4, 5] x, int64[2, 1] at) => (float[2, 5] y) { y = GatherND(x, at) }")
+    feed = {"x": normal(4, 5), "at": np.array([[3], [1]])}
+    after, (report,) = rewrite(model, ["gathernd"], feed)
+    assert ops(after) == ["GatherND"]
+    assert report.rewrites == 0 and report.note.startswith("1 GatherND")
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [
+        ([[1], [3]], ["Slice", "Slice", "Slice", "Slice", "Slice", "Concat"]),
+        ([[2], [3]], ["Slice", "Slice", "Concat"]),
+        ([[0], [-4]], ["Slice", "Slice", "Slice", "Slice", "Concat"]),
+        ([[0], [1], [2], [3], [4], [5]], ["Concat"]),
+        ([[[5]], [[0]]], ["Reshape", "Slice", "Slice", "Slice", "Concat"]),
+        ([[1, 0], [1, 1], [1, 2]], ["Reshape", "Slice", "Slice", "Concat", "Reshape"]),
+        ([[5, 4], [0, -5]], ["Reshape", "Slice", "Slice", "Slice", "Concat", "Reshape"]),
+    ],
+)
+def test_scatternd_of_whole_slices(indices, expected):
+    indices = np.array(indices, np.int64)
+    updates = [*indices.shape[:-1], *(6, 5, 2)[indices.shape[-1] :]]
+    dims = ", ".join(map(str, indices.shape))
+    text = f"""
+    g (float[6, 5, 2] x, float[{", ".join(map(str, updates))}] new) => (float[6, 5, 2] y) <int64[{dims}] at> {{
+        a = ScatterND(x, at, new)
+        y = Relu(a)
+    }}"""
+    feed = {"x": normal(6, 5, 2), "new": normal(*updates, seed=1)}
+    after, (report,) = rewrite(model_from_text(text, at=indices), ["scatternd"], feed)
+    assert ops(after) == [*expected, "Relu"]
+    assert report.rewrites == 1 and report.note == "no ScatterND"
+
+
+def test_a_later_update_of_the_same_row_wins():
+    text = "g (float[3, 2] x, float[2, 2] new) => (float[3, 2] y) <int64[2, 1] at> { y = ScatterND(x, at, new) }"
+    after, _ = rewrite(
+        model_from_text(text, at=np.array([[1], [1]])), ["scatternd"], {"x": normal(3, 2), "new": normal(2, 2, seed=1)}
+    )
+    assert "ScatterND" not in ops(after)
+
+
+def test_many_scattered_rows_are_one_gather_over_data_and_updates():
+    rows = np.random.default_rng(0).permutation(300)[:150].astype(np.int64)[:, None]
+    text = "g (float[300, 2] x, float[150, 2] new) => (float[300, 2] y) <int64[150, 1] at> { y = ScatterND(x, at, new) }"
+    after, _ = rewrite(model_from_text(text, at=rows), ["scatternd"], {"x": normal(300, 2), "new": normal(150, 2, seed=1)})
+    assert ops(after) == ["Concat", "Gather"]
+
+
+def test_a_reduction_is_left_alone():
+    text = 'g (float[3, 2] x, float[1, 2] new) => (float[3, 2] y) <int64[1, 1] at> { y = ScatterND<reduction = "add">(x, at, new) }'
+    after, (report,) = rewrite(
+        model_from_text(text, at=np.array([[1]])), ["scatternd"], {"x": normal(3, 2), "new": normal(1, 2, seed=1)}
+    )
+    assert ops(after) == ["ScatterND"] and report.rewrites == 0

@@ -1,0 +1,67 @@
+"""layout: chains of Transpose and Reshape become one node or none."""
+
+from __future__ import annotations
+
+from surgeon_graphs import model_from_text, normal, ops, rewrite
+
+
+def test_transposes_that_undo_each_other_vanish_and_others_compose():
+    model = model_from_text("""
+    g (float[2, 3, 4] x) => (float[2, 3, 4] y, float[3, 4, 2] z) {
+        a = Transpose<perm = [2, 0, 1]>(x)
+        b = Transpose<perm = [1, 2, 0]>(a)
+        y = Relu(b)
+        c = Transpose<perm = [1, 0, 2]>(x)
+        z = Transpose<perm = [0, 2, 1]>(c)
+    }""")
+    after, (report,) = rewrite(model, ["layout"], {"x": normal(2, 3, 4)})
+    assert [(node.op_type, list(node.input)) for node in after.graph.node] == [("Relu", ["x"]), ("Transpose", ["x"])]
+    assert list(after.graph.node[1].attribute[0].ints) == [1, 2, 0]
+    assert report.rewrites == 2
+
+
+def test_reshape_of_a_reshape_is_one_unless_it_copies_a_dimension():
+    model = model_from_text("""
+    g (float[2, 3, 4] x) => (float[4, 6] y, float[6, 2, 2] z) <int64[2] flat = {6, 4}, int64[2] wide = {4, -1}, int64[3] copies = {0, 2, 2}> {
+        a = Reshape(x, flat)
+        y = Reshape(a, wide)
+        b = Relu(a)
+        c = Reshape(b, flat)
+        z = Reshape(c, copies)
+    }""")
+    after, _ = rewrite(model, ["layout"], {"x": normal(2, 3, 4)})
+    assert [(node.op_type, node.input[0]) for node in after.graph.node] == [
+        ("Reshape", "x"),
+        ("Reshape", "x"),
+        ("Relu", "a"),
+        ("Reshape", "b"),
+    ]
+
+
+def test_keys_transposed_through_a_merged_batch_are_one_transpose():
+    model = model_from_text("""
+    g (float[2, 5, 3, 4] k, float[2, 3, 5, 4] q) => (float[2, 3, 5, 5] y)
+    <int64[3] merged = {-1, 5, 4}, int64[4] split = {2, 3, 4, 5}>
+    {
+        heads = Transpose<perm = [0, 2, 1, 3]>(k)
+        a = Reshape(heads, merged)
+        b = Transpose<perm = [0, 2, 1]>(a)
+        c = Reshape(b, split)
+        y = MatMul(q, c)
+    }""")
+    assert ops(model) == ["Transpose", "Reshape", "Transpose", "Reshape", "MatMul"]
+    after, _ = rewrite(model, ["layout"], {"k": normal(2, 5, 3, 4), "q": normal(2, 3, 5, 4, seed=1)})
+    assert ops(after) == ["Transpose", "MatMul"]
+    assert list(after.graph.node[0].attribute[0].ints) == [0, 2, 3, 1]
+    assert after.graph.node[0].name.endswith("Transpose")
+
+
+def test_a_split_that_is_not_the_merged_batch_stays():
+    model = model_from_text("""
+    g (float[2, 3, 5, 4] k) => (float[3, 2, 4, 5] y) <int64[3] merged = {6, 5, 4}, int64[4] split = {3, 2, 4, 5}> {
+        a = Reshape(k, merged)
+        b = Transpose<perm = [0, 2, 1]>(a)
+        y = Reshape(b, split)
+    }""")
+    after, (report,) = rewrite(model, ["layout"], {"k": normal(2, 3, 5, 4)})
+    assert ops(after) == ["Reshape", "Transpose", "Reshape"] and report.rewrites == 0
