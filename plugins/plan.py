@@ -1,0 +1,119 @@
+"""The schedule as tables for the kernel: which launch pools what, and which tokens each output frame is made of.
+
+In: a spec and T, H, W. Out: `Plan`, whose `ints` go into the graph as an attribute, into the kernel's source or into GPU memory.
+
+A summary frame is never stored: it is a tiling of *pooled frames* (a frame resized to one tile), and those are what the levels share.
+In the default schedule level 1 pools the 16 odd frames, level 2 the four summaries of level 1, level 3 the two of level 2; what
+level 2 reads of the clip itself, and level 3 of older summaries, has been pooled already. A frame's versions are numbered: 0..T-1 are
+the original frames, T.. the summaries, in the order of the schedule.
+
+Launch k pools what launch k-1 completed, so launches need no synchronisation but their order. Windows of a frame run in the first
+launch that can have them; those of frames that nothing pools are spread over all launches, so that late levels, small as they
+are, do not leave the GPU idle. A frame is pooled just before its windows run: the second read finds it in the L2 cache.
+
+    ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
+           + L+1 first tasks + N x (pool?, frame or pool, version, unused) + V x (tile columns, h, w, first tile)
+           + M pools + P x (version, h, w, first scratch token)
+
+T frames, H, W patch rows and columns, H', W' windows, h, w cells of a pooled frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from plugins.schedule import ptg_schedule, tile_layout
+from plugins.spec import StGridPool, output_shape
+
+FORMAT = 1
+HEADER = 14
+
+
+@dataclass(frozen=True)
+class Plan:
+    """ints, as above; launches: tasks of each launch; pools: cells [h, w] of each pooled frame; depth: levels that depend on
+    each other; scratch_tokens: [D] vectors of scratch memory."""
+
+    ints: tuple[int, ...]
+    launches: tuple[int, ...]
+    cells: tuple[tuple[int, int], ...]
+    depth: int
+    scratch_tokens: int
+
+
+@dataclass
+class _Tables:
+    frames: int
+    height: int
+    width: int
+    versions: list[tuple[int, int, int, int]] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+    pools: list[tuple[int, int, int, int]] = field(default_factory=list)
+    level: dict[int, int] = field(default_factory=dict)  # of a version: the launch that completes it; originals need none
+    known: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    tokens: int = 0
+
+    def pool(self, version: int, height: int, width: int) -> int:
+        key = (version, height, width)
+        if key not in self.known:
+            self.known[key] = len(self.pools)
+            self.pools.append((version, height, width, self.tokens))
+            self.tokens += height * width
+        return self.known[key]
+
+    def summary(self, reads: list[int]) -> int:
+        rows, columns = tile_layout(len(reads))
+        height, width = -(-self.height // rows), -(-self.width // columns)
+        version = self.frames + len(self.versions)
+        self.versions.append((columns, height, width, len(self.tiles)))
+        self.tiles += [self.pool(read, height, width) for read in reads]
+        self.level[version] = 1 + max(self.level.get(read, 0) for read in reads)
+        return version
+
+
+def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
+    """Raises SpecError where the spec does not fit the grid."""
+    _, rows, columns, _ = output_shape(spec, (frames, height, width, 1))
+    tables = _Tables(frames, height, width)
+    current = list(range(frames))  # version of each frame
+    for groups in ptg_schedule(frames, spec.sizes, spec.strides):
+        before = list(current)
+        for group in groups:
+            current[group.writes] = tables.summary([before[read] for read in group.reads])
+    launches = _launches(tables, current)
+    firsts = [sum(map(len, launches[:i])) for i in range(len(launches) + 1)]
+    tasks = [task for launch in launches for task in launch]
+    header = [FORMAT, frames, height, width, rows, columns, spec.window, spec.padding]
+    header += [len(launches), len(tasks), len(tables.versions), len(tables.tiles), len(tables.pools), tables.tokens]
+    body = [*firsts, *_flat(tasks), *_flat(tables.versions), *tables.tiles, *_flat(tables.pools)]
+    return Plan(
+        ints=(*header, *body),
+        launches=tuple(map(len, launches)),
+        cells=tuple((h, w) for _, h, w, _ in tables.pools),
+        depth=max(tables.level.values(), default=0),
+        scratch_tokens=tables.tokens,
+    )
+
+
+def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, int, int, int]]]:
+    depth = max((tables.level[version] for version in current if version in tables.level), default=0)
+    launches: list[list[tuple[int, int, int, int]]] = [[] for _ in range(depth + 1)]
+    pools_of: dict[int, list[int]] = {}
+    for pool, (version, *_) in enumerate(tables.pools):
+        pools_of.setdefault(version, []).append(pool)
+    for version, pools in sorted(pools_of.items()):
+        launch = launches[tables.level.get(version, 0)]
+        launch += [(1, pool, version, 0) for pool in pools]
+        if version in current:  # its windows read what was just pooled
+            launch.append((0, current.index(version), version, 0))
+    spread = [version for version in current if version not in pools_of and version < tables.frames]
+    for frame, version in enumerate(current):
+        if version not in pools_of and version >= tables.frames:
+            launches[tables.level[version]].append((0, frame, version, 0))
+    for index, frame in enumerate(spread):
+        launches[index * len(launches) // len(spread)].append((0, frame, frame, 0))
+    return [launch for launch in launches if launch]
+
+
+def _flat(rows: list[tuple[int, int, int, int]]) -> list[int]:
+    return [value for row in rows for value in row]
