@@ -33,7 +33,8 @@ def main() -> int:
     checkpoint = prepare.checkpoint(args.size, args.threads)
     config = json.loads((checkpoint / "config.json").read_text())
     side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
-    own = -((-side // 2) ** 2) * args.frames + 1 + TEXT_POSITIONS  # pooled to half the grid, one newline token
+    pooled = -(-side // 2)  # a side of the half grid
+    own = pooled * pooled * args.frames + 1 + TEXT_POSITIONS  # one newline token
     context = -(-(own + args.new_tokens + 1) // 256) * 256
     bundle = prepare.bundle(args.size, args.threads, args.frames, "--max-context", str(context))
     # The first load of a bundle hashes its files; every later one, which is what the rounds measure, does not.
