@@ -18,6 +18,7 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools.table import size, table
 
+_LOOP = f"{VISION}.loop"  # the vision half frame by frame, over the same weights: what ONNX Runtime runs on a CPU
 _ITEMSIZE = {"fp32": 4, "fp16": 2}
 
 
@@ -51,7 +52,8 @@ class BundleFacts:
 
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
-    memory   {part: bytes}, "total" included
+    memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
+             frame by frame
     """
 
     bundle: str
@@ -77,7 +79,7 @@ class BundleFacts:
 def inspect(bundle: Bundle) -> BundleFacts:
     """Facts of an opened bundle; its graphs' structure is read, their weights are not."""
     manifest = bundle.manifest
-    graphs = [_graph(bundle, graph) for graph in (VISION, DECODER) if f"{graph}.onnx" in manifest.files]
+    graphs = [_graph(bundle, graph) for graph in (VISION, _LOOP, DECODER) if f"{graph}.onnx" in manifest.files]
     budget: dict[str, Any] = {
         "patch_tokens": manifest.patch_tokens,
         "visual_tokens": manifest.tokens_per_clip,
@@ -172,13 +174,18 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
 
 
 def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
-    memory: dict[str, int] = {}
-    for graph in graphs:
-        memory[f"{graph.graph} weights"] = graph.weights
-        memory[f"{graph.graph} activations"] = graph.activations
+    found = {graph.graph: graph for graph in graphs}
+    looped = found.pop(_LOOP, None)
+    memory = {f"{name} weights": graph.weights for name, graph in found.items()}
+    memory |= {f"{name} activations": graph.activations for name, graph in found.items()}
     if bundle.has_llm:
         memory["KV cache"] = kv_cache_bytes(bundle)
-    return memory | {"total": sum(memory.values())}
+    total = sum(memory.values())
+    if looped is None:
+        return memory | {"total": total}
+    frame_by_frame = {f"{VISION} activations, frame by frame on a CPU": looped.activations}
+    on_cpu = total - found[VISION].activations + looped.activations
+    return memory | frame_by_frame | {"total on a GPU": total, "total on a CPU": on_cpu}
 
 
 def _engines(bundle: Bundle) -> list[EngineFacts]:

@@ -22,6 +22,9 @@ _SHARES_INPUT = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 _IN_PLACE = {"ScatterElements", "ScatterND", "TensorScatter"}  # of a state, which engines bind as input and output at once
 
 
+_SMALL = 1 << 16  # values of a tensor that may be a size or a list of positions
+
+
 @dataclass(frozen=True)
 class Peak:
     """bytes alive at once at most, the node at which that is, and how many tensors had no known size and were left out."""
@@ -44,12 +47,17 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
             if dim.dim_param:
                 named[dim.dim_param] = length
             dim.dim_value = length
-    del model.graph.value_info[:]  # inferred anew: what the file says has names where sizes now are
+    if named:
+        del model.graph.value_info[:]  # inferred anew: what the file says has names where sizes now are
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in named:
                 dim.dim_value = named[dim.dim_param]
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    _bring_sizes_inside(model.graph, {})
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    while _fold_sizes(model):  # what the exporter computes from shapes at run time is a constant now
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return model
 
 
 def inputs(model: onnx.ModelProto) -> list[str]:
@@ -73,9 +81,13 @@ def operators(path: Path) -> dict[str, int]:
 
 def peak(model: onnx.ModelProto, state: Collection[str] = ()) -> Peak:
     """The largest sum of tensors alive at once. state: inputs that are counted elsewhere (the KV cache)."""
-    graph = model.graph
+    return _peak(model.graph, frozenset(state))
+
+
+def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
     constant = {tensor.name for tensor in graph.initializer}
     constant |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    uncounted = constant | state | {""}
     size = {value.name: _value_bytes(value) for value in [*graph.input, *graph.value_info, *graph.output]}
     root: dict[str, str] = {}  # tensor -> the tensor whose memory it shares
 
@@ -84,26 +96,102 @@ def peak(model: onnx.ModelProto, state: Collection[str] = ()) -> Peak:
 
     for node in graph.node:
         if node.op_type in _SHARES_INPUT or (node.op_type in _IN_PLACE and owner(node.input[0]) in state):
-            root[node.output[0]] = owner(node.input[0])
-    last: dict[str, int] = {owner(value.name): len(graph.node) for value in graph.output}
+            shared = root[node.output[0]] = owner(node.input[0])
+            if size.get(shared) is None:  # a Loop's output has no length of its own; what it is reshaped to has
+                size[shared] = size.get(node.output[0])
+    last = {owner(value.name): len(graph.node) for value in graph.output}
     for index, node in enumerate(graph.node):
-        for name in node.input:
+        for name in [*node.input, *(name for body in _bodies(node) for inner in body.node for name in inner.input)]:
             last[owner(name)] = max(last.get(owner(name), 0), index)
 
-    uncounted = constant | set(state) | {""}
-    alive = {name: size.get(name) or 0 for name in inputs(model) if name not in uncounted}
+    alive = {value.name: size[value.name] or 0 for value in graph.input if value.name not in uncounted}
     best, where, unknown = sum(alive.values()), "", 0
     for index, node in enumerate(graph.node):
         for name in node.output:
             if owner(name) == name and name not in uncounted:
                 unknown += size.get(name) is None
                 alive[name] = size.get(name) or 0
-        total = sum(alive.values())
+        inside = [_peak(body) for body in _bodies(node)]  # a Loop holds one pass of its body at a time
+        unknown += sum(body.unknown for body in inside)
+        total = sum(alive.values()) + max((body.bytes for body in inside), default=0)
         if total > best:
             best, where = total, node.name
         for name in [name for name in alive if last.get(name, index) <= index]:
             del alive[name]
     return Peak(best, where, unknown)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _bring_sizes_inside(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> None:
+    """Give the body of a Loop its own copy of the whole numbers it uses from outside: inference looks for sizes only there."""
+    from onnx import helper
+
+    known = {**outer, **{tensor.name: tensor for tensor in graph.initializer if _is_small_integer(tensor)}}
+    for body in [body for node in graph.node for body in _bodies(node)]:
+        used = {name for node in body.node for name in node.input} & known.keys()
+        nodes = [helper.make_node("Constant", [], [name], value=known[name]) for name in sorted(used)] + list(body.node)
+        del body.node[:]
+        body.node.extend(nodes)
+        _bring_sizes_inside(body, known)
+
+
+def _fold_sizes(model: onnx.ModelProto) -> int:
+    """Turn Shape nodes of known shapes, and whole-number arithmetic on them, into Constant nodes; how many."""
+    import numpy as np
+    from onnx import helper, numpy_helper, reference
+
+    graph = model.graph
+    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if _is_small_integer(t)}
+    values |= {
+        node.output[0]: numpy_helper.to_array(attribute.t)
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value" and _is_small_integer(attribute.t)
+    }
+    kinds = {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    folded = 0
+    for node in graph.node:
+        if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.input:
+            continue
+        if node.op_type == "Shape":
+            kind = kinds.get(node.input[0])
+            dims = kind.shape.dim if kind is not None and kind.HasField("shape") else None
+            if dims is None or not all(dim.HasField("dim_value") for dim in dims):
+                continue
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            result = np.array([dim.dim_value for dim in dims], np.int64)[bounds.get("start", 0) : bounds.get("end", len(dims))]
+        elif all(name in values for name in node.input) and not _bodies(node):
+            alone = helper.make_graph(
+                [node], "one", [_untyped(name) for name in dict.fromkeys(node.input)], [_untyped(node.output[0])]
+            )
+            feeds = {name: values[name] for name in node.input}
+            (result,) = reference.ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, feeds)
+        else:
+            continue
+        if result.dtype.kind not in "iu" or result.size > _SMALL:
+            continue
+        name = node.output[0]
+        values[name] = result
+        node.CopyFrom(helper.make_node("Constant", [], [name], node.name, value=numpy_helper.from_array(result, name)))
+        folded += 1
+    return folded
+
+
+def _is_small_integer(tensor: onnx.TensorProto) -> bool:
+    import onnx
+
+    whole = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return whole and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    import onnx
+
+    return onnx.ValueInfoProto(name=name)
 
 
 def _value_bytes(value: onnx.ValueInfoProto) -> int | None:

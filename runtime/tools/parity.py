@@ -31,6 +31,7 @@ from runtime.tools.stages import VISUAL_TOKENS, Stages, run_stages
 from runtime.tools.table import table
 
 PREFILL, GREEDY = "llm/prefill", "llm/greedy_ids"
+BATCHED = f"{VISUAL_TOKENS} (batched)"  # of vision.onnx, where the engine that answers runs vision.loop.onnx, frame by frame
 
 
 @dataclass(frozen=True)
@@ -194,13 +195,19 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
         engine.close()
     every = {stage["name"]: stage["every"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
     if backend == "onnx":
-        inner = run_stages(bundle, pixels, options, [name for name in every if name != VISUAL_TOKENS])
+        inner = run_stages(bundle, pixels, options)
         expected = reference.outputs(bundle, "stages")
     else:  # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
         inner, expected = run_stages(bundle, pixels, EngineOptions(), []), {}
-    got = inner.tensors | {VISUAL_TOKENS: tokens[VISUAL_TOKENS]}
-    expected = {name: expected[name] for name in inner.tensors} | reference.outputs(bundle, "torch")
-    return _judge(got, expected, every | {VISUAL_TOKENS: 1}, inner, backend, bundle.manifest.precision)
+    got = dict(inner.tensors)
+    batched = got.pop(VISUAL_TOKENS, None)
+    if batched is not None and f"{VISION}.loop.onnx" in bundle.manifest.files:
+        got[BATCHED] = batched
+    got[VISUAL_TOKENS] = tokens[VISUAL_TOKENS]
+    truth = reference.outputs(bundle, "torch")[VISUAL_TOKENS]  # of the tokens, every value is kept
+    expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
+    every |= {VISUAL_TOKENS: 1, BATCHED: 1}
+    return _judge(got, expected, every, inner, backend, bundle.manifest.precision)
 
 
 def _judge(
@@ -223,7 +230,7 @@ def _judge(
 
         def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
             array, truth = np.asarray(array), np.asarray(truth)
-            selected = name in stages.selected
+            selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
             if every[name] == 1 and truth.size == array.size and truth.ndim == 1:
                 truth = truth.reshape(array.shape)  # stages.json keeps stages flat
             return _row(name, backend, array, compare(array, truth, precision, selected, every[name]), precision, selected)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime.bundle import Bundle
+from runtime.llm.decoder import LocalDecoder
+from runtime.tools import inspect, liveness
+
+
+def test_the_token_budget_of_a_clip(bundle):
+    budget = inspect.inspect(bundle).budget
+    assert budget["patch_tokens"] == 16 * 8 * 8 and budget["visual_tokens"] == 16 * 4 * 4 + 1 and budget["ratio"] == 3.98
+    assert budget["prompt_room"] == budget["max_context"] - 257
+
+
+def test_the_cache_is_as_large_as_the_engine_makes_it(bundle):
+    decoder = LocalDecoder.open(bundle, "onnx")
+    state = decoder.engine.new_state(decoder.cache_pairs)
+    assert inspect.inspect(bundle).memory["KV cache"] == sum(value.numpy().nbytes for value in state.values.values())
+
+
+def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bundle):
+    memory = inspect.inspect(bundle).memory
+    for graph in ("vision", "llm/decoder"):
+        tensors = onnx.load(str(bundle.model(graph))).graph.initializer
+        assert memory[f"{graph} weights"] == sum(numpy_helper.to_array(tensor).nbytes for tensor in tensors)
+    looped = memory["vision activations, frame by frame on a CPU"]
+    parts = {part: count for part, count in memory.items() if "total" not in part and "CPU" not in part}
+    assert memory["total on a GPU"] == sum(parts.values())
+    assert memory["total on a CPU"] == sum(parts.values()) - parts["vision activations"] + looped
+    assert 0 < looped < parts["vision activations"]
+
+
+def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
+    facts = inspect.inspect(bundle)
+    assert facts.notes == []
+    # at least the scores of one prefill chunk against the whole cache: heads * 512 * max_context, before and after softmax
+    heads = 4
+    assert facts.memory["llm/decoder activations"] >= 2 * heads * 512 * bundle.manifest.limits["max_context"] * 4
+    # at least the patch tokens in the hidden size of the MLP's input
+    assert facts.memory["vision activations"] >= 1024 * bundle.manifest.hidden_size * 4
+
+
+def test_operators_are_counted(bundle):
+    graphs = {graph.graph: graph.operators for graph in inspect.inspect(bundle).graphs}
+    nodes = onnx.load(str(bundle.model("vision"))).graph.node
+    assert sum(graphs["vision"].values()) == len(nodes)
+    assert graphs["vision"]["Softmax"] == sum(node.op_type == "Softmax" for node in nodes)
+
+
+def test_the_peak_is_the_largest_sum_of_living_tensors(tmp_path):
+    """x [10] -> a [100] -> b (view of a) -> c [10]; d [20] from x; y = c + d's mean: at most x, a, c live with c's write."""
+    nodes = [
+        helper.make_node("Expand", ["x", "hundred"], ["a"], "expand"),
+        helper.make_node("Reshape", ["a", "ten_by_ten"], ["b"], "view"),
+        helper.make_node("ReduceMean", ["b", "axis"], ["c"], "mean", keepdims=0),
+        helper.make_node("Add", ["c", "x10"], ["y"], "add"),
+    ]
+    weights = {
+        "hundred": np.array([10, 10]),
+        "ten_by_ten": np.array([100]),
+        "axis": np.array([0]),
+        "x10": np.ones(1, np.float32),
+    }
+    peak = liveness.peak(liveness.load(_save(tmp_path, nodes, {"x": [1, 10]}, {"y": [1]}, weights), {}))
+    # when `mean` writes c (1 value), a (100) is alive through its view; x (10) died after `expand` had run
+    assert (peak.bytes, peak.node, peak.unknown) == (4 * (10 + 100), "expand", 0)
+
+
+def test_a_cache_that_is_written_in_place_is_not_counted_twice(tmp_path):
+    nodes = [helper.make_node("ScatterElements", ["past", "at", "new"], ["present"], "update", axis=0)]
+    path = _save(tmp_path, nodes, {"past": [1000], "new": [1]}, {"present": [1000]}, {"at": np.array([3])})
+    model = liveness.load(path, {})
+    assert liveness.peak(model, {"past"}).bytes == 4
+    assert liveness.peak(model).bytes == 4 * (1000 + 1 + 1000)
+
+
+def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Squeeze", ["shape"], ["length"], "squeeze"),
+        helper.make_node("Range", ["zero", "length", "one"], ["positions"], "range"),
+        helper.make_node("Unsqueeze", ["positions", "axis"], ["rows"], "rows"),
+        helper.make_node("Equal", ["positions", "rows"], ["square"], "square"),
+        helper.make_node("Cast", ["square"], ["y"], "cast", to=TensorProto.FLOAT),
+    ]
+    weights = {"zero": np.array(0), "one": np.array(1), "axis": np.array([1])}
+    path = _save(tmp_path, nodes, {"x": ["S"]}, {"y": ["S", "S"]}, weights)
+    peak = liveness.peak(liveness.load(path, {"x": {0: 64}}))
+    assert (peak.bytes, peak.unknown) == (64 * 64 + 4 * 64 * 64, 0)
+    assert liveness.peak(liveness.load(path, {})).unknown > 0
+
+
+def test_local_functions_are_counted_by_what_is_inside_them(tmp_path):
+    body = [helper.make_node("Expand", ["v", "to"], ["wide"]), helper.make_node("ReduceMean", ["wide"], ["m"], keepdims=1)]
+    function = helper.make_function("gridpool", "Pool", ["v", "to"], ["m"], body, [helper.make_opsetid("", 18)])
+    nodes = [helper.make_node("Pool", ["x", "to"], ["y"], "pool", domain="gridpool")]
+    path = _save(tmp_path, nodes, {"x": [1]}, {"y": [1]}, {"to": np.array([500])}, [function])
+    assert liveness.peak(liveness.load(path, {})).bytes >= 4 * 500
+    assert liveness.operators(path) == {"gridpool.Pool": 1}
+
+
+def test_a_loop_holds_one_pass_of_its_body_at_a_time(tmp_path):
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "i"], ["one"], axis=0),  # [10]
+            helper.make_node("Expand", ["one", "to"], ["wide"]),  # [50, 10]
+            helper.make_node("ReduceMean", ["wide"], ["mean"], keepdims=0),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])],
+        [value("on", TensorProto.BOOL, []), value("mean", TensorProto.FLOAT, [])],
+    )
+    nodes = [
+        helper.make_node("Loop", ["eight", "true"], ["means"], "loop", body=body),
+        helper.make_node("Reshape", ["means", "whole"], ["y"], "view"),
+    ]
+    weights = {"eight": np.array(8), "true": np.array(True), "to": np.array([50, 10]), "whole": np.array([8])}
+    peak = liveness.peak(liveness.load(_save(tmp_path, nodes, {"x": [8, 10]}, {"y": [8]}, weights), {}))
+    # x and the loop's eight means outside, one row and its 50 copies inside; counter and condition are 9 bytes
+    assert 4 * (80 + 8 + 10 + 500) <= peak.bytes <= 4 * (80 + 8 + 10 + 500) + 16
+    assert (peak.node, peak.unknown) == ("loop", 0)
+
+
+def test_engines_are_listed_and_a_stale_one_is_called_so(bundle, tmp_path):
+    here = Bundle(tmp_path, bundle.manifest)
+    for name, digest in (("a", bundle.sha256("vision")), ("b", "0" * 64)):
+        directory = tmp_path / "engines" / name
+        directory.mkdir(parents=True)
+        record = {"backend": "tensorrt-rtx", "version": "1.7", "target": "any", "precision": "fp32"}
+        (directory / "build.json").write_text(json.dumps(record | {"graphs": {"vision": {"size": 7, "onnx_sha256": digest}}}))
+    (tmp_path / "engines" / "c").mkdir()
+    (tmp_path / "engines" / "c" / "build.json").write_text("{")
+    found = inspect._engines(here)
+    assert [(engine.directory, engine.stale) for engine in found] == [("engines/a", ()), ("engines/b", ("vision",))]
+    assert found[0].graphs == {"vision": 7} and found[0].target == "any"
+
+
+def test_the_report_is_json_and_text(bundle):
+    facts = inspect.inspect(bundle)
+    assert json.loads(json.dumps(facts.as_dict(), allow_nan=False))["frames"] == 16
+    shown = inspect.text(facts)
+    for expected in ("1,024 patch tokens → 257 visual tokens", "(st-gridpool), after-projector", "KV cache", "none built"):
+        assert expected in shown
+    assert all(name in shown for name in bundle.manifest.files)
+
+
+def test_a_bundle_without_an_llm_has_no_context(selecting_bundle):
+    facts = inspect.inspect(selecting_bundle)
+    assert "max_context" not in facts.budget and "KV cache" not in facts.memory
+    assert inspect.text(facts)
+
+
+def test_without_onnx_the_weights_are_those_of_the_files_and_the_rest_says_so(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    facts = inspect.inspect(bundle)
+    assert facts.memory["vision weights"] == bundle.manifest.files["vision.onnx"]["size"]
+    assert any("not counted" in note for note in facts.notes) and "not counted" in inspect.text(facts)
+
+
+@pytest.mark.parametrize("precision, size", [("fp32", 4), ("fp16", 2)])
+def test_the_cache_has_the_bundles_precision(bundle, precision, size):
+    llm = bundle.manifest.llm
+    expected = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * bundle.manifest.limits["max_context"] * size
+    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, precision=precision))) == expected
+
+
+def _save(directory, nodes, inputs, outputs, weights, functions=()):
+    def declared(values):
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
+
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "graph", declared(inputs), declared(outputs), tensors)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("gridpool", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=10)
+    path = directory / "graph.onnx"
+    onnx.save(model, str(path))
+    return path

@@ -1,0 +1,186 @@
+"""Parity: what agrees passes, what was altered is named, and Polygraphy's own command says the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from runtime.bundle import Bundle, write_manifest
+from runtime.engine import EngineOptions
+from runtime.errors import EngineError
+from runtime.tools import parity, reference
+from runtime.tools.compare import TOLERANCE
+from runtime.tools.stages import Stages, run_stages
+
+ONE_THREAD = EngineOptions(threads=1)
+
+
+def test_every_stage_of_the_shipped_bundle_agrees_with_torch(bundle):
+    report = parity.parity(bundle, ["onnx"], ONE_THREAD)
+    assert report.ok
+    stages = [stage["name"] for stage in bundle.manifest.stages if stage["name"] != "visual_tokens"]
+    tokens = ["visual_tokens (batched)", "visual_tokens"]  # of both spellings of the vision graph
+    assert [row.stage for row in report.rows] == [*stages, *tokens, "llm/prefill", "llm/greedy_ids"]
+    assert {row.backend for row in report.rows} == {"onnx"}
+    assert all(row.error < 1e-4 for row in report.rows)
+    assert report.rows[-1].note == f"{len(reference.llm(bundle).greedy)} of 16 equal"
+
+
+def test_the_row_of_the_tokens_says_what_numpy_says(bundle):
+    session = onnxruntime.InferenceSession(str(bundle.model("vision")))
+    (tokens,) = session.run(["visual_tokens"], {"pixel_values": reference.pixel_values(bundle)})
+    torch = reference.outputs(bundle, "torch")["visual_tokens"]
+    row = next(row for row in parity.parity(bundle, ["onnx"]).rows if row.stage == "visual_tokens (batched)")
+    assert row.shape == torch.shape
+    assert row.max_abs == pytest.approx(np.abs(tokens - torch).max(), rel=0.5, abs=1e-6)  # another number of threads may sum
+    assert row.error == pytest.approx(row.max_abs / np.abs(torch).max(), rel=1e-5)
+
+
+def test_the_stock_polygraphy_command_passes(bundle):
+    scale = float(np.abs(reference.outputs(bundle, "torch")["visual_tokens"]).max())
+    tolerance = TOLERANCE[bundle.manifest.precision]
+    command = [Path(sys.executable).parent / "polygraphy", "run", "vision.onnx", "--onnxrt"]
+    command += ["--load-inputs", "reference/inputs.json", "--load-outputs", "reference/torch.json"]
+    command += ["--atol", str(tolerance * scale), "--rtol", str(tolerance)]
+    done = subprocess.run(list(map(str, command)), cwd=bundle.path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED" in done.stdout
+
+
+def test_an_altered_projector_fails_there_and_not_before(bundle, tmp_path):
+    altered = _altered(bundle, tmp_path, "vision", "vision/projector/output")
+    report = parity.parity(altered, ["onnx"], ONE_THREAD)
+    verdict = {row.stage: row.ok for row in report.rows}
+    assert not report.ok
+    assert verdict["vision/encoder"] and not verdict["vision/projector"] and not verdict["visual_tokens (batched)"]
+    assert verdict["visual_tokens"]  # this machine's engine runs vision.loop.onnx, which was not altered
+    assert verdict["llm/prefill"]
+    assert "the first is vision/projector on onnx" in parity.text(report)
+
+
+def test_an_altered_decoder_fails(bundle, tmp_path):
+    altered = _altered(bundle, tmp_path, "llm/decoder", "logits")
+    verdict = {row.stage: row.ok for row in parity.parity(altered, ["onnx"], ONE_THREAD).rows}
+    assert not verdict["llm/prefill"]
+    assert verdict["visual_tokens"]
+
+
+def test_a_greedy_id_that_is_not_torchs_fails_unless_torchs_own_choice_was_a_tie(bundle):
+    expected = reference.llm(bundle)
+    ids = [*expected.greedy[:3], (expected.greedy[3] + 1) % 60, *expected.greedy[4:]]
+    for margin, ok in ((1.0, False), (1e-9, True)):
+        wrong = replace(expected, greedy=ids[:4], margins=[*expected.margins[:3], margin])
+        row = _greedy_row(bundle, wrong)
+        assert row.ok is ok
+        assert ("id 3 is" if not ok else "1 ties") in row.note
+
+
+def test_a_select_stage_and_all_after_it_are_compared_as_choices(selecting_bundle):
+    report = parity.parity(selecting_bundle, ["onnx"], ONE_THREAD)
+    assert report.ok, parity.text(report)
+    assert [row.stage for row in report.rows if "other rows" in row.note] == [
+        "compress/topk",
+        "vision/projector",
+        "visual_tokens (batched)",
+        "visual_tokens",
+    ]
+
+
+def test_without_a_select_stage_nothing_is_a_choice(bundle):
+    stages = run_stages(bundle, reference.pixel_values(bundle), ONE_THREAD, [])
+    assert stages.ranks["compress/nsp"] == 4 and not stages.selected
+    # before the projector, rows stand in a list without having been chosen
+    assert not Stages({}, {"vision/encoder": 3, "compress/nsp": 4, "vision/projector": 2, "visual_tokens": 2}).selected
+
+
+def test_a_backend_that_was_named_must_run(bundle, monkeypatch):
+    _no_gpu(monkeypatch)
+    with pytest.raises(EngineError, match="tensorrt"):
+        parity.parity(bundle, ["tensorrt-rtx"])
+    with pytest.raises(EngineError, match='did you mean "onnx"'):
+        parity.parity(bundle, ["onx"])
+
+
+def test_without_names_what_cannot_run_is_listed_with_its_reason(bundle, monkeypatch):
+    _no_gpu(monkeypatch)
+    report = parity.parity(bundle)
+    assert report.ok
+    assert set(report.not_run) == {"tensorrt", "tensorrt-rtx"} and all(report.not_run.values())
+    assert "tensorrt-rtx was not run: " in parity.text(report)
+
+
+def test_a_report_in_which_nothing_ran_is_not_ok():
+    report = parity.ParityReport("b", "fp32", (), {"onnx": "missing"})
+    assert not report.ok
+    assert "nothing was compared" in parity.text(report)
+
+
+def test_the_report_is_json_even_where_an_error_is_infinite():
+    row = parity.Row("vision/encoder", "onnx", (2, 3), float("inf"), float("inf"), 5e-4, False, "values that are not finite")
+    report = parity.ParityReport("b", "fp32", (row,))
+    values = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert values["ok"] is False and values["rows"][0]["error"] is None and values["rows"][0]["shape"] == [2, 3]
+
+
+def test_parity_and_bench_need_no_torch_and_keep_stdout_clean(bundle):
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "export"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+from runtime.bundle import Bundle
+from runtime.tools import bench, parity
+bundle = Bundle.open({str(bundle.path)!r})
+assert parity.parity(bundle, ["onnx"]).ok
+bench.bench(bundle, bench.BenchOptions(rounds=1, new_tokens=2))
+print("done")
+"""
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "done\n", done.stdout + done.stderr
+
+
+def _greedy_row(bundle, expected):
+    from runtime.llm.decoder import LocalDecoder
+    from runtime.prompt import Prompt
+
+    decoder = LocalDecoder.open(bundle, "onnx", ONE_THREAD)
+    # the prompt's reference is another one once ids differ, so only the greedy row counts
+    return parity.compare_llm(decoder, Prompt(bundle), expected, "fp32")[-1]
+
+
+def _altered(bundle, directory, graph, tensor):
+    """A copy of the bundle in which the weights of the last matrix product before `tensor` are two percent larger."""
+    path = directory / "altered"
+    shutil.copytree(bundle.path, path)
+    model = onnx.load(str(path / f"{graph}.onnx"))
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    producer = {name: node for node in model.graph.node for name in node.output}
+    ahead = [producer[tensor]]
+    while not (found := [weights[n] for n in ahead[0].input if n in weights and ahead[0].op_type in ("MatMul", "Gemm")]):
+        ahead = ahead[1:] + [producer[name] for name in ahead[0].input if name in producer]
+    found[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(found[0]) * np.float32(1.02), found[0].name))
+    onnx.save(model, str(path / f"{graph}.onnx"))
+    write_manifest(path, bundle.manifest)
+    return Bundle.open(path)
+
+
+def _no_gpu(monkeypatch):
+    """The same on machines with a GPU as on those without."""
+    from runtime.engine import BACKENDS, backend_class
+
+    for name in BACKENDS:
+        if name != "onnx":
+            monkeypatch.setattr(backend_class(name), "unavailable", classmethod(lambda cls, device: "no NVIDIA GPU here"))
