@@ -198,8 +198,13 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     check("stages", all(_has(stage, str, "name", "graph", "tensor") for stage in manifest.stages), "a list of named tensors")
     for name, entry in manifest.files.items():
         check(f"files: {name}", _has(entry, int, "size") and _has(entry, str, "sha256"), "a size and a sha256")
+    check("precision", manifest.precision in ("fp32", "fp16"), "fp32 or fp16")
+    graphs = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in manifest.files]
+    check("files", bool(graphs), f"a list with {VISION}.onnx or {DECODER}.onnx")
+    check("llm", bool(manifest.llm) == (DECODER in graphs), f"filled in exactly where there is a {DECODER}.onnx")
     if manifest.llm:
-        check("llm", _positive(manifest.llm.get("layers")), "the LLM's facts, with its layers")
+        facts = all(_positive(manifest.llm.get(key)) for key in ("layers", "kv_heads", "head_dim"))
+        check("llm", facts, "the LLM's layers, kv_heads and head_dim")
         check("limits", _positive(manifest.limits.get("max_context")), "a max_context")
         ids = manifest.prompt.get("eos_token_ids")
         check("prompt", _has(manifest.prompt, str, "chat_template", "video_token"), "a chat_template and a video_token")

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import PromptError, missing_package
+from runtime.errors import BundleError, PromptError, missing_package
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class Prompt:
             from tokenizers import Tokenizer
         except ImportError:
             raise missing_package("tokenizers", "asking a question", "runtime") from None
-        return Tokenizer.from_file(str(self.bundle.file("llm/tokenizer.json")))
+        file = self.bundle.file("llm/tokenizer.json")
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises Exception itself
+            raise BundleError(f"{file} is no tokenizer ({error}); copy the checkpoint's own and export again") from None
 
     @cached_property
     def embeddings(self) -> np.ndarray:
@@ -55,6 +59,8 @@ class Prompt:
         """
         if not question.strip():
             raise PromptError("the question is empty; expected some text")
+        if any("\ud800" <= character <= "\udfff" for character in question):  # bytes of a command line that were no UTF-8
+            raise PromptError("the question is not valid Unicode; expected UTF-8 text")
         for token in sorted(added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special):
             if token in question:
                 raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
@@ -71,6 +77,7 @@ class Prompt:
     def render(self, messages: list[dict]) -> str:
         """The chat template on `messages`, with the generation prompt, under Hugging Face's rules for templates."""
         try:
+            from jinja2 import TemplateError
             from jinja2.ext import loopcontrols
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
@@ -82,7 +89,10 @@ class Prompt:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = refuse
         template = self.bundle.file(f"llm/{self.facts['chat_template']}").read_text(encoding="utf-8")
-        return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+        try:
+            return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise PromptError(f"the chat template does not work ({error}); copy the checkpoint's own and export again") from None
 
     def embed(self, ids: PromptIds, visual_tokens: np.ndarray) -> np.ndarray:
         """[1, S, D]: embeddings of the prompt with the visual tokens [N, D] in their place."""

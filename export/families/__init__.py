@@ -12,12 +12,14 @@ Each half is read alone, so that an export never holds both.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from export.checkpoint import Checkpoint
-from runtime.errors import CheckpointError, ExportError, nearest
+from runtime.errors import CheckpointError, ExportError, UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -74,3 +76,20 @@ def check_model_type(checkpoint: Checkpoint, expected: str) -> dict[str, Any]:
         known = ", ".join(f"{name} (model_type {family(name).MODEL_TYPE})" for name in sorted(FAMILIES))
         raise CheckpointError(f'{checkpoint.path} is of model_type "{got}", expected "{expected}"; families known: {known}')
     return config
+
+
+@contextmanager
+def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """What the library raises while it makes a config or an empty module of one, as a CheckpointError.
+
+    It is the config that is wrong there, and the library says so with exceptions of many kinds.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'} describes no model that transformers can make ({reason}); copy the checkpoint's own"
+        ) from None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from export.checkpoint import Checkpoint, load_weights
-from export.families import LLMHalf, VisionHalf, check_model_type
+from export.families import LLMHalf, VisionHalf, check_model_type, reading_config
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
 from runtime.errors import CheckpointError
@@ -51,10 +51,14 @@ def load_vision(checkpoint: Checkpoint) -> VisionHalf:
     if preprocessing["size"] != [size, size]:
         raise CheckpointError(f"{checkpoint.path}: frames are resized to {preprocessing['size']}, the encoder takes {[size, size]}")
 
-    parts = _VisionParts(config)
+    with reading_config(checkpoint):
+        parts = _VisionParts(config)
     load_weights(checkpoint, parts, lambda key: _canonical(key, ("vision_tower.", "multi_modal_projector.", "image_newline")))
     layers = config.vision_feature_layer
     layers = [layers] if isinstance(layers, int) else list(layers)
+    depth = config.vision_config.num_hidden_layers
+    if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
+        raise CheckpointError(f"{checkpoint.path}: vision_feature_layer is {layers}, the encoder has {depth} layers")
     side = size // config.vision_config.patch_size
     return VisionHalf(
         grid=(side, side),
@@ -72,7 +76,8 @@ def load_llm(checkpoint: Checkpoint) -> LLMHalf:
     """Qwen2 and the prompt's facts of a checkpoint. CheckpointError says what does not fit."""
     config = _config(checkpoint)
     prompt = read_chat(checkpoint, config.video_token_id)
-    parts = _LLMParts(config)
+    with reading_config(checkpoint):
+        parts = _LLMParts(config)
     tied = {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
     load_weights(checkpoint, parts, lambda key: _canonical(key, ("language_model.", "lm_head.")), tied)
     return LLMHalf(parts.causal_lm[0], prompt)
@@ -87,14 +92,12 @@ def _config(checkpoint: Checkpoint) -> Any:
     from transformers import LlavaOnevisionConfig
 
     raw = check_model_type(checkpoint, MODEL_TYPE)
-    for part, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
-        got = (raw.get(part) or {}).get("model_type", expected)
-        if got != expected:
-            raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
-    try:
+    with reading_config(checkpoint):
+        for part, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
+            got = (raw.get(part) or {}).get("model_type", expected)
+            if got != expected:
+                raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
         config = LlavaOnevisionConfig(**raw)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.path / 'config.json'}: {error}") from None
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
     config.text_config.tie_word_embeddings = config.tie_word_embeddings
     return config
