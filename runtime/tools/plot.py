@@ -163,7 +163,7 @@ def draw(picture: Picture) -> Figure:
             _cell(axes, picture, frame, kind, scales)
         time = picture.clip.timestamps[frame]
         written = picture.levels.get(frame)
-        style = {"color": _color(written[-1]), "weight": "bold"} if written else {"color": _PALE}
+        style: dict[str, Any] = {"color": _color(written[-1]), "weight": "bold"} if written else {"color": _PALE}
         _text(figure, x + cell / 2, top - 0.14, f"{time:.2f} s", size=8, align="center", **style)
     for number in range(blocks):
         for row, name in enumerate(["frame", "token norms", "NSP weights"][: len(kinds)]):
