@@ -8,7 +8,7 @@ Layout `hf` is today's transformers' (`model.language_model.*`), `published` tha
 `--only vision`.
 
 Weights are seeded by name and scaled by fan-in, and those that write to a residual stream by its depth too, so activations and
-logits stay near one whatever the size. Shards are made one at a time, in float32, with NumPy alone: memory is that of one shard.
+logits stay near one whatever the size. Shards are made one at a time, in float32, with NumPy alone: memory is twice a shard.
 
 C encoder width, D hidden of the LLM, V vocabulary.
 """
@@ -96,7 +96,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_checkpoint(size: Size, out: Path, layout: str = "hf", shard_bytes: int = 1 << 30) -> None:
+def write_checkpoint(size: Size, out: Path, layout: str = "hf", shard_bytes: int = 5 * 10**8) -> None:
     """Write a whole checkpoint directory; an existing one is overwritten file by file."""
     if layout not in LAYOUTS:
         raise ValueError(f'layout is "{layout}", expected one of {", ".join(LAYOUTS)}')
@@ -329,7 +329,7 @@ def main() -> int:
     parser.add_argument("--size", choices=sorted(SIZES), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layout", choices=LAYOUTS, default="hf")
-    parser.add_argument("--shard-size", type=_bytes, default=10**9, metavar="N(KB|MB|GB)")
+    parser.add_argument("--shard-size", type=_bytes, default=5 * 10**8, metavar="N(KB|MB|GB)")
     args = parser.parse_args()
     write_checkpoint(SIZES[args.size], args.out, args.layout, args.shard_size)
     files = list(args.out.glob("*.safetensors"))
