@@ -21,6 +21,7 @@ T frames, H, W patch rows and columns, H', W' windows, h, w cells of a pooled fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from plugins.schedule import ptg_schedule, tile_layout
 from plugins.spec import StGridPool, output_shape
@@ -31,14 +32,68 @@ HEADER = 14
 
 @dataclass(frozen=True)
 class Plan:
-    """ints, as above; launches: tasks of each launch; pools: cells [h, w] of each pooled frame; depth: levels that depend on
-    each other; scratch_tokens: [D] vectors of scratch memory."""
+    """ints, as above, and what they say."""
 
     ints: tuple[int, ...]
-    launches: tuple[int, ...]
-    cells: tuple[tuple[int, int], ...]
-    depth: int
-    scratch_tokens: int
+
+    @property
+    def frames(self) -> int:
+        return self.ints[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, H', W') of the output."""
+        return self.ints[1], self.ints[4], self.ints[5]
+
+    @property
+    def launches(self) -> tuple[int, ...]:
+        """Tasks of each launch."""
+        firsts = self.ints[HEADER : HEADER + self.ints[8] + 1]
+        return tuple(end - start for start, end in pairwise(firsts))
+
+    @property
+    def scratch_tokens(self) -> int:
+        """[D] vectors of scratch memory."""
+        return self.ints[13]
+
+    @property
+    def tasks(self) -> list[tuple[int, ...]]:
+        return self._rows("tasks", self.ints[9])
+
+    @property
+    def versions(self) -> list[tuple[int, ...]]:
+        return self._rows("versions", self.ints[10])
+
+    @property
+    def pools(self) -> list[tuple[int, ...]]:
+        return self._rows("pools", self.ints[12])
+
+    def section(self, name: str) -> int:
+        """Where `tasks`, `versions`, `tiles` or `pools` begin."""
+        tasks = HEADER + self.ints[8] + 1
+        versions = tasks + 4 * self.ints[9]
+        tiles = versions + 4 * self.ints[10]
+        return {"tasks": tasks, "versions": versions, "tiles": tiles, "pools": tiles + self.ints[11]}[name]
+
+    def tiles_of(self, version: int) -> tuple[int, ...]:
+        """The pooled frames that a summary shows; none for an original frame."""
+        if version < self.frames:
+            return ()
+        columns, height, _, first = self.versions[version - self.frames]
+        start = self.section("tiles") + first
+        return self.ints[start : start + -(-self.ints[2] // height) * columns]
+
+    def level(self, version: int) -> int:
+        """How many levels of summaries lie between a version and the clip."""
+        return max((1 + self.level(self.pools[pool][0]) for pool in self.tiles_of(version)), default=0)
+
+    @property
+    def depth(self) -> int:
+        return max((self.level(self.frames + i) for i in range(self.ints[10])), default=0)
+
+    def _rows(self, name: str, count: int) -> list[tuple[int, ...]]:
+        start = self.section(name)
+        return [self.ints[i : i + 4] for i in range(start, start + 4 * count, 4)]
 
 
 @dataclass
@@ -46,9 +101,9 @@ class _Tables:
     frames: int
     height: int
     width: int
-    versions: list[tuple[int, int, int, int]] = field(default_factory=list)
+    versions: list[tuple[int, ...]] = field(default_factory=list)
     tiles: list[int] = field(default_factory=list)
-    pools: list[tuple[int, int, int, int]] = field(default_factory=list)
+    pools: list[tuple[int, ...]] = field(default_factory=list)
     level: dict[int, int] = field(default_factory=dict)  # of a version: the launch that completes it; originals need none
     known: dict[tuple[int, int, int], int] = field(default_factory=dict)
     tokens: int = 0
@@ -86,18 +141,22 @@ def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
     header = [FORMAT, frames, height, width, rows, columns, spec.window, spec.padding]
     header += [len(launches), len(tasks), len(tables.versions), len(tables.tiles), len(tables.pools), tables.tokens]
     body = [*firsts, *_flat(tasks), *_flat(tables.versions), *tables.tiles, *_flat(tables.pools)]
-    return Plan(
-        ints=(*header, *body),
-        launches=tuple(map(len, launches)),
-        cells=tuple((h, w) for _, h, w, _ in tables.pools),
-        depth=max(tables.level.values(), default=0),
-        scratch_tokens=tables.tokens,
-    )
+    return Plan((*header, *body))
 
 
-def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, int, int, int]]]:
+def in_one_launch(plan: Plan) -> Plan:
+    """The same tables with windows alone, for a kernel that computes summaries on the fly; the longest windows come first."""
+    windows = [task for task in plan.tasks if not task[0]]
+    windows.sort(key=lambda task: -plan.level(task[2]))
+    ints = list(plan.ints)
+    ints[8:10] = [1, len(windows)]
+    rest = plan.ints[plan.section("versions") :]
+    return Plan((*ints[:HEADER], 0, len(windows), *_flat(windows), *rest))
+
+
+def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, ...]]]:
     depth = max((tables.level[version] for version in current if version in tables.level), default=0)
-    launches: list[list[tuple[int, int, int, int]]] = [[] for _ in range(depth + 1)]
+    launches: list[list[tuple[int, ...]]] = [[] for _ in range(depth + 1)]
     pools_of: dict[int, list[int]] = {}
     for pool, (version, *_) in enumerate(tables.pools):
         pools_of.setdefault(version, []).append(pool)
@@ -115,5 +174,5 @@ def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, int, 
     return [launch for launch in launches if launch]
 
 
-def _flat(rows: list[tuple[int, int, int, int]]) -> list[int]:
+def _flat(rows: list[tuple[int, ...]]) -> list[int]:
     return [value for row in rows for value in row]

@@ -1,0 +1,84 @@
+// The tables of plugins/plan.py as the kernel's arguments, checked: an index out of range is refused here, not read on a GPU.
+#pragma once
+
+#include "st_gridpool.cuh"
+
+namespace gridpool {
+
+struct Plan {
+  const int* ints;
+  int length;
+
+  int launches() const { return ints[8]; }
+  int scratch_tokens() const { return ints[13]; }
+  int first_task(int launch) const { return ints[kHeader + launch]; }
+  int tasks() const { return ints[9]; }
+
+  Args args(int hidden, int lanes, float temperature, float order) const {
+    Args args{};
+    args.frames = ints[1], args.height = ints[2], args.width = ints[3], args.rows = ints[4], args.columns = ints[5];
+    args.window = ints[6], args.padding = ints[7];
+    args.vecs = hidden / lanes;
+    args.tasks_at = kHeader + launches() + 1;
+    args.versions_at = args.tasks_at + 4 * ints[9];
+    args.tiles_at = args.versions_at + 4 * ints[10];
+    args.pools_at = args.tiles_at + ints[11];
+    args.temperature = temperature, args.order = order, args.inverse_dim = 1.0f / static_cast<float>(hidden);
+    return args;
+  }
+
+  // What is wrong with the plan, or null.
+  const char* fault() const {
+    if (length < kHeader) return "the plan is too short";
+    if (ints[0] != kFormat) return "the plan has another format; export the graph again with this release";
+    for (int i = 1; i < kHeader; ++i)
+      if (ints[i] < (i < 7 || i == 8 || i == 9 ? 1 : 0) || ints[i] > kLimit) return "a number in the plan's header is out of range";
+    const int frames = ints[1], window = ints[6], padding = ints[7], versions = ints[10], tiles = ints[11], pools = ints[12];
+    if (window > kMaxWindow || padding >= window) return "the plan's window or padding is out of range";
+    if (ints[4] != (ints[2] + 2 * padding) / window || ints[5] != (ints[3] + 2 * padding) / window)
+      return "the plan's windows do not fit its grid";
+    const long long expected = kHeader + launches() + 1LL + 4LL * tasks() + 4LL * versions + tiles + 4LL * pools;
+    if (length != expected) return "the plan's length is not what its header says";
+    const Args at = args(8, 8, 1, 2);
+    for (int i = 0; i <= launches(); ++i)
+      if (first_task(i) != 0 && (i == 0 || first_task(i) < first_task(i - 1))) return "the plan's launches are out of order";
+    if (first_task(launches()) != tasks()) return "the plan's launches do not end with its tasks";
+    int windows = 0;
+    for (int i = 0; i < tasks(); ++i) {
+      const int* task = ints + at.tasks_at + 4 * i;
+      if (!within(task[0], 2) || !within(task[1], task[0] ? pools : frames) || !within(task[2], frames + versions))
+        return "a task of the plan is out of range";
+      windows += !task[0];
+    }
+    if (windows != frames) return "the plan does not write every frame once";
+    for (int i = 0; i < versions; ++i) {
+      const int* tiling = ints + at.versions_at + 4 * i;
+      if (tiling[0] < 1 || tiling[0] > at.width || tiling[1] < 1 || tiling[1] > at.height || tiling[2] < 1 || tiling[2] > at.width)
+        return "a summary of the plan has no cells";
+      const long long needed = ((at.height - 1) / tiling[1] + 0LL) * tiling[0] + (at.width - 1) / tiling[2] + 1;
+      if ((at.width - 1) / tiling[2] >= tiling[0] || tiling[3] < 0 || tiling[3] + needed > tiles) return "a summary of the plan is incomplete";
+      for (long long tile = tiling[3]; tile < tiling[3] + needed; ++tile) {
+        const int pool = ints[at.tiles_at + tile];
+        if (!within(pool, pools)) return "a tile of the plan is out of range";
+        const int* entry = ints + at.pools_at + 4 * pool;
+        if (entry[1] != tiling[1] || entry[2] != tiling[2] || entry[0] >= frames + i) return "a tile of the plan is of another size";
+      }
+    }
+    long long tokens = 0;
+    for (int i = 0; i < pools; ++i) {
+      const int* entry = ints + at.pools_at + 4 * i;
+      if (!within(entry[0], frames + versions) || entry[1] < 1 || entry[1] > at.height || entry[2] < 1 || entry[2] > at.width)
+        return "a pooled frame of the plan is out of range";
+      if (entry[3] < 0 || entry[3] + 1LL * entry[1] * entry[2] > scratch_tokens()) return "a pooled frame of the plan lies outside scratch";
+      tokens += 1LL * entry[1] * entry[2];
+    }
+    if (tokens != scratch_tokens()) return "the plan's scratch is not that of its pooled frames";
+    return nullptr;
+  }
+
+ private:
+  static constexpr int kFormat = 1, kHeader = 14, kLimit = 1 << 24;
+  static bool within(int value, int count) { return value >= 0 && value < count; }
+};
+
+}  // namespace gridpool

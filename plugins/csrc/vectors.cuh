@@ -1,0 +1,174 @@
+// 16-byte vectors of float32, float16 and bfloat16: load, store, convert. On the GPU by its own instructions, on a host by bits.
+//
+// No CUDA header is needed, so that NVRTC compiles this without a toolkit.
+#pragma once
+
+#if defined(__CUDACC__)
+#define GRIDPOOL_FN __device__ __forceinline__
+#define GRIDPOOL_UNROLL _Pragma("unroll")
+#else
+#define GRIDPOOL_FN inline
+#define GRIDPOOL_UNROLL
+#endif
+#define INFINITY_F (__builtin_huge_valf())
+
+namespace gridpool {
+
+struct alignas(16) Vec {
+  unsigned word[4];
+};
+
+GRIDPOOL_FN float float_from_bits(unsigned bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+GRIDPOOL_FN unsigned bits_from_float(float value) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(value);
+#else
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+// max that keeps NaN: a NaN token must not look like a pooled one
+GRIDPOOL_FN float largest(float a, float b) { return a != a || a > b ? a : b; }
+
+GRIDPOOL_FN bool infinite(float value) { return value > 3.402823e38f; }  // the norm's order is never negative
+
+GRIDPOOL_FN Vec load(const Vec* address) {
+#if defined(__CUDA_ARCH__)
+  const uint4 words = __ldg(reinterpret_cast<const uint4*>(address));
+  return Vec{{words.x, words.y, words.z, words.w}};
+#else
+  return *address;
+#endif
+}
+
+// Nothing reads the output in this kernel: it must not push the clip out of L2.
+GRIDPOOL_FN void store_streaming(Vec* address, Vec value) {
+#if defined(__CUDA_ARCH__)
+  __stcs(reinterpret_cast<uint4*>(address), make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]));
+#else
+  *address = value;
+#endif
+}
+
+struct Float {
+  static constexpr int kLanes = 4;
+  static GRIDPOOL_FN void unpack(Vec vec, float (&value)[4]) {
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 4; ++i) value[i] = float_from_bits(vec.word[i]);
+  }
+  static GRIDPOOL_FN Vec pack(const float (&value)[4]) {
+    return Vec{{bits_from_float(value[0]), bits_from_float(value[1]), bits_from_float(value[2]), bits_from_float(value[3])}};
+  }
+};
+
+struct BFloat16 {
+  static constexpr int kLanes = 8;
+  static GRIDPOOL_FN void unpack(Vec vec, float (&value)[8]) {
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      value[2 * i] = float_from_bits(vec.word[i] << 16);
+      value[2 * i + 1] = float_from_bits(vec.word[i] & 0xffff0000u);
+    }
+  }
+  static GRIDPOOL_FN Vec pack(const float (&value)[8]) {
+    Vec vec;
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 4; ++i) vec.word[i] = pair(value[2 * i], value[2 * i + 1]);
+    return vec;
+  }
+  static GRIDPOOL_FN unsigned pair(float low, float high) {
+#if defined(__CUDA_ARCH__)
+    unsigned bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+    return bits;
+#else
+    return round(low) | round(high) << 16;
+#endif
+  }
+  static GRIDPOOL_FN unsigned round(float value) {  // nearest, ties to even
+    const unsigned bits = bits_from_float(value);
+    if (value != value) return 0x7fffu;
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  }
+};
+
+struct Half {
+  static constexpr int kLanes = 8;
+  static GRIDPOOL_FN void unpack(Vec vec, float (&value)[8]) {
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      value[2 * i] = widen(vec.word[i] & 0xffffu);
+      value[2 * i + 1] = widen(vec.word[i] >> 16);
+    }
+  }
+  static GRIDPOOL_FN Vec pack(const float (&value)[8]) {
+    Vec vec;
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 4; ++i) vec.word[i] = narrow(value[2 * i]) | narrow(value[2 * i + 1]) << 16;
+    return vec;
+  }
+  static GRIDPOOL_FN float widen(unsigned half) {
+#if defined(__CUDA_ARCH__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(half)));
+    return value;
+#else
+    const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
+    if (exponent == 0) {  // subnormal: fraction * 2^-24
+      const float value = static_cast<float>(fraction) * float_from_bits(0x33800000u);
+      return float_from_bits(bits_from_float(value) | sign);
+    }
+    return float_from_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+#endif
+  }
+  static GRIDPOOL_FN unsigned narrow(float value) {  // nearest, ties to even
+#if defined(__CUDA_ARCH__)
+    unsigned short half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+    return half;
+#else
+    const unsigned bits = bits_from_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return 0x7fffu;
+    if (magnitude >= 0x47800000u) return sign | 0x7c00u;  // from 65536 on
+    if (magnitude < 0x38800000u) {                        // below 2^-14: adding 0.5 leaves fraction * 2^-24, rounded by the FPU
+      return sign | (bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u);
+    }
+    const unsigned rebased = magnitude - (112u << 23);
+    return sign | (rebased + 0xfffu + (rebased >> 13 & 1u)) >> 13;  // 65520 and up carries into infinity
+#endif
+  }
+};
+
+// sum += weight * vec
+template <class T>
+GRIDPOOL_FN void add(float (&sum)[T::kLanes], Vec vec, float weight) {
+  float value[T::kLanes];
+  T::unpack(vec, value);
+  GRIDPOOL_UNROLL
+  for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] += weight * value[lane];
+}
+
+#if defined(__CUDACC__)
+// The total (or, of order inf, the largest) of 32 lanes, in all of them.
+GRIDPOOL_FN float warp_total(float value, float order) {
+  GRIDPOOL_UNROLL
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, value, distance);
+    value = infinite(order) ? largest(value, other) : value + other;
+  }
+  return value;
+}
+#endif
+
+}  // namespace gridpool

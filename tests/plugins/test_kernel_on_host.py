@@ -1,0 +1,161 @@
+"""The kernel body, compiled for the CPU with address and undefined-behaviour sanitizers, against the NumPy reference.
+
+Every byte of scratch and output starts as NaN, so that a token that is not written, or read before it is written, shows.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plugin_cases import DTYPES, GOLDEN, TOLERANCE, golden_case, random_clip, specs_and_shapes, worst
+
+from plugins.plan import HEADER, in_one_launch, make_plan
+from plugins.reference import st_gridpool
+from plugins.spec import StGridPool, output_shape
+
+Run = Callable[..., np.ndarray]
+WAYS = {"registers": 0, "generic": 1, "on the fly": 2}
+_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+@pytest.fixture(scope="session")
+def host_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine")
+    binary = tmp_path_factory.mktemp("host") / "kernel"
+    source = Path(__file__).with_name("host_kernel.cpp")
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["g++", "-std=c++17", "-O0", *warnings, *_SANITIZERS, str(source), "-o", str(binary)], check=True)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def run(host_kernel: Path) -> Run:
+    def on_host(
+        x: np.ndarray, spec: StGridPool, way: str = "registers", threads: int = 0, ints: list[int] | None = None
+    ) -> np.ndarray:
+        dtype, hidden = x.dtype, x.shape[-1]
+        vecs = hidden * dtype.itemsize // 16
+        plan = make_plan(spec, *x.shape[:3])
+        plan = ints or (in_one_launch(plan) if way == "on the fly" else plan).ints
+        number = [name for name, known in DTYPES.items() if known == dtype]
+        head = [list(DTYPES).index(number[0]), WAYS[way], threads or -(-vecs // 32) * 32, hidden, len(plan)]
+        data = np.array(head, np.int32).tobytes() + np.array([spec.temperature, spec.order], np.float32).tobytes()
+        done = subprocess.run([host_kernel], input=data + np.array(plan, np.int32).tobytes() + x.tobytes(), capture_output=True)
+        if done.returncode == 2:
+            raise ValueError(done.stderr.decode().strip())
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        return np.frombuffer(done.stdout, dtype).reshape(output_shape(spec, x.shape))
+
+    return on_host
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=specs_and_shapes(), dtype=st.sampled_from(list(DTYPES)), way=st.sampled_from(list(WAYS)), seed=st.integers(0, 2**16))
+def test_any_spec_on_any_grid_matches_the_reference(
+    run: Run, case: tuple[StGridPool, tuple[int, int, int, int]], dtype: str, way: str, seed: int
+):
+    spec, shape = case
+    x = random_clip(shape, dtype, seed)
+    assert worst(run(x, spec, way), st_gridpool(x, spec)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_authors_vectors_come_out(run: Run, path: Path, way: str):
+    spec, x, _, tokens = golden_case(path)
+    hidden = -(-x.shape[-1] // 8) * 8
+    repeated = np.concatenate([x] * (hidden // x.shape[-1]), axis=-1)  # norms are means over D: repeating tokens changes none
+    got = run(repeated, spec, way)
+    assert worst(got[..., : x.shape[-1]], tokens) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tails_two_vectors_a_thread_and_idle_lanes(run: Run, dtype: str):
+    spec = StGridPool((4,), (1,), window=3)
+    x = random_clip((4, 6, 7, 8 * 41), dtype, 3)
+    assert worst(run(x, spec, threads=96), st_gridpool(x, spec)) < TOLERANCE[dtype]
+    few = 64 if dtype == "float32" else 32
+    assert worst(run(x, spec, threads=few), st_gridpool(x, spec)) < TOLERANCE[dtype]
+
+
+def test_half_precision_conversions_are_exact_for_every_value(run: Run):
+    """Window 1 is a copy: every float16 and bfloat16 that is not NaN must come back, bit for bit."""
+    for dtype in ("float16", "bfloat16"):
+        bits = np.arange(1 << 16, dtype=np.uint16)
+        values = bits.view(DTYPES[dtype])
+        values = np.where(np.isfinite(values.astype(np.float32)), values, np.ones_like(values))
+        x = values.reshape(1, 4, 4, 1 << 12)
+        spec = StGridPool((), (), window=1, temperature=0.0, order=math.inf)
+        assert np.array_equal(run(x, spec).view(np.uint16), x.view(np.uint16) * (x != 0))  # -0 * weight + 0 is 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_results_are_rounded_to_the_nearest_half_precision_number(run: Run, dtype: str):
+    """Plain means of four tokens, all exponents, subnormals and overflow among them: NumPy's rounding, bit for bit."""
+    bits = np.random.default_rng(0).integers(0, 1 << 16, (1, 16, 16, 256), dtype=np.uint16)
+    x = bits.view(DTYPES[dtype])
+    x = np.where(np.isfinite(x.astype(np.float32)), x, np.ones_like(x))
+    x[:, 1::2] = x[:, ::2]  # close to one another, so that ties and carries occur
+    tokens = x.astype(np.float32).reshape(1, 8, 2, 8, 2, 256)
+    with np.errstate(over="ignore"):
+        mean = sum(tokens[:, :, i, :, j] * np.float32(0.25) for i in range(2) for j in range(2))
+        expected = (mean + np.float32(0)).astype(DTYPES[dtype])
+    got = run(x, StGridPool((), (), window=2, temperature=0.0, order=math.inf))
+    assert np.array_equal(got.view(np.uint16), expected.view(np.uint16))
+
+
+def test_float16_norms_that_overflow_float16_stay_finite(run: Run):
+    spec = StGridPool((), (), window=2)
+    x = random_clip((1, 4, 4, 512), "float16", 1, scale=2000)
+    got = run(x, spec)
+    assert np.isfinite(got.astype(np.float32)).all()
+    assert worst(got, st_gridpool(x, spec)) < TOLERANCE["float16"]
+
+
+def test_not_a_number_stays_one(run: Run):
+    for order in (2.0, math.inf):
+        spec = StGridPool((), (), window=2, order=order)
+        x = random_clip((1, 4, 4, 8), "float32", 1)
+        x[0, 1, 0, 3] = np.nan
+        got = run(x, spec)
+        assert np.isnan(got[0, 0, 0]).all()
+        assert np.isfinite(got[0, 1]).all()
+
+
+def test_a_plan_with_an_index_out_of_range_is_refused(run: Run):
+    spec, shape = StGridPool((4, 4), (1, 2)), (8, 6, 6, 8)
+    x = random_clip(shape, "float32", 0)
+    good = list(make_plan(spec, *shape[:3]).ints)
+    assert worst(run(x, spec, ints=good), st_gridpool(x, spec)) < TOLERANCE["float32"]
+    tasks = HEADER + good[8] + 1
+    for position in [
+        0,
+        4,
+        8,
+        9,
+        10,
+        13,
+        HEADER,
+        tasks,
+        tasks + 1,
+        tasks + 2,
+        tasks + 4 * good[9] + 3,
+        len(good) - 1,
+        len(good) - 3,
+    ]:
+        for value in (-1, 10**6):
+            bad = list(good)
+            bad[position] = value
+            with pytest.raises(ValueError, match="plan"):
+                run(x, spec, ints=bad)
+    with pytest.raises(ValueError, match="length"):
+        run(x, spec, ints=good[:-1])
