@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_FLOATS = ("F32", "F16", "BF16", "F64")  # safetensors' names
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer.json", "chat_template.*"]
 
 
@@ -109,46 +109,66 @@ def load_weights(
     """
     import torch
 
+    check_weights(checkpoint, module, rename, tied)
     wanted = module.state_dict()
     found: dict[str, torch.Tensor] = {}
+    for key, shard in _tensors(checkpoint):
+        name = rename(key)
+        if name is None:
+            continue
+        tensor = shard.get_tensor(key)
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")
+        found[name] = tensor.to(wanted[name].dtype)
+    for name, source in tied.items():
+        found[name] = found[source]
+    module.load_state_dict(found, assign=True)
+    module.requires_grad_(False)
+
+
+def check_weights(
+    checkpoint: Checkpoint, module: nn.Module, rename: Callable[[str], str | None], tied: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse weights that `load_weights` would refuse, by name, shape and type; only the files' headers are read.
+
+    `module` may be on the meta device.
+    """
+    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    found: set[str] = set()
     extra: list[str] = []
-    for key, read in _tensors(checkpoint):
+    for key, shard in _tensors(checkpoint):
         name = rename(key)
         if name is None:
             continue
         if name not in wanted:
             extra.append(key)
             continue
-        tensor = read()
-        if tensor.shape != wanted[name].shape:
+        header = shard.get_slice(key)
+        if list(header.get_shape()) != wanted[name]:
             raise CheckpointError(
-                f"{checkpoint.path}: {key} has shape {list(tensor.shape)}, the config asks for {list(wanted[name].shape)}"
+                f"{checkpoint.path}: {key} has shape {list(header.get_shape())}, the config asks for {wanted[name]}"
             )
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        if header.get_dtype() not in _FLOATS:
             raise CheckpointError(
-                f"{checkpoint.path}: {key} is {str(tensor.dtype).removeprefix('torch.')}; expected a checkpoint that is not quantized"
+                f"{checkpoint.path}: {key} is of type {header.get_dtype()}, expected one of {', '.join(_FLOATS)}; "
+                "pass the checkpoint that has not been quantized"
             )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")
-        found[name] = tensor.to(wanted[name].dtype)
-    for name, source in tied.items():
-        if source in found:
-            found[name] = found[source]
-    _refuse(checkpoint, "lacks", sorted(wanted.keys() - found.keys()))
+        found.add(name)
+    found |= {name for name, source in tied.items() if source in found}
+    _refuse(checkpoint, "lacks", sorted(wanted.keys() - found))
     _refuse(checkpoint, "has unknown", sorted(extra))
-    module.load_state_dict(found, assign=True)
-    module.requires_grad_(False)
 
 
-def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+    """(key, the open safetensors file that has it), shard by shard."""
     from safetensors import SafetensorError, safe_open
 
     for file in checkpoint.weight_files():
         try:
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():  # noqa: SIM118 - a safe_open is no mapping
-                    yield key, partial(shard.get_tensor, key)
-        except SafetensorError as error:
+                    yield key, shard
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a readable safetensors file ({error}); download or copy it again") from None
 
 

@@ -104,6 +104,8 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision
     from export.trace import Vision
 
+    if options.only != "vision":
+        kind.check_llm(checkpoint)
     with step("reading the vision half"):
         digest = checkpoint.sha256()
         source = kind.load_vision(checkpoint)

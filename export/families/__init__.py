@@ -5,6 +5,7 @@ A family module offers
     FRAMES, COMPRESS                defaults of --frames and --compress
     load_vision(checkpoint) -> VisionHalf
     load_llm(checkpoint) -> LLMHalf
+    check_llm(checkpoint)                    what load_llm would refuse, without reading weights
     max_positions(checkpoint) -> int         positions that the LLM was made for, without reading weights
 Each half is read alone, so that an export never holds both.
 """

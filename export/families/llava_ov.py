@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from export.checkpoint import Checkpoint, load_weights
+from export.checkpoint import Checkpoint, check_weights, load_weights
 from export.families import LLMHalf, VisionHalf, check_model_type, reading_config
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
@@ -78,9 +78,17 @@ def load_llm(checkpoint: Checkpoint) -> LLMHalf:
     prompt = read_chat(checkpoint, config.video_token_id)
     with reading_config(checkpoint):
         parts = _LLMParts(config)
-    tied = {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
-    load_weights(checkpoint, parts, lambda key: _canonical(key, ("language_model.", "lm_head.")), tied)
+    load_weights(checkpoint, parts, _llm_name, _tied(config))
     return LLMHalf(parts.causal_lm[0], prompt)
+
+
+def check_llm(checkpoint: Checkpoint) -> None:
+    """What `load_llm` would refuse, without reading weights: it is to be known before the vision half is exported."""
+    config = _config(checkpoint)
+    read_chat(checkpoint, config.video_token_id)
+    with reading_config(checkpoint), torch.device("meta"):
+        parts = _LLMParts(config)
+    check_weights(checkpoint, parts, _llm_name, _tied(config))
 
 
 def max_positions(checkpoint: Checkpoint) -> int:
@@ -142,6 +150,14 @@ class _ReferenceEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         return torch.cat([states[layer] for layer in self.layers], dim=-1)  # [T, H*W, C]
+
+
+def _llm_name(key: str) -> str | None:
+    return _canonical(key, ("language_model.", "lm_head."))
+
+
+def _tied(config: Any) -> dict[str, str]:
+    return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
 def _canonical(key: str, halves: tuple[str, ...]) -> str | None:
