@@ -29,8 +29,10 @@ PASSES: dict[str, str] = {
     "gathernd": "export.surgeon.gathernd",
     "scatternd": "export.surgeon.scatternd",
     "int64": "export.surgeon.int64",
-    "float32-norms": "export.surgeon.float32_norms",
+    "float32_norms": "export.surgeon.float32_norms",
+    "frame_loop": "export.surgeon.frame_loop",
 }
+ON_REQUEST = {"frame_loop"}  # not among the passes of a graph for which none are named
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,27 @@ def run_passes(
     passes: Sequence[str] | None = None,
     *,
     graph: str,
-    precision: str = "fp32",
+    precision: str | None = None,
     required: Iterable[str] = (),
     directory: Path | None = None,
 ) -> tuple[onnx.ModelProto, list[PassReport]]:
-    """Run `passes` (all, where None) over `model`, in the order of PASSES; the given model must not be used afterwards.
+    """Run `passes` (None: all but those ON_REQUEST) over `model`, in the order of PASSES; the given model must not be used afterwards.
 
-    graph: the bundle's name of the graph, e.g. "vision"; precision: what the caller asked for, which the graph must have;
+    graph: the bundle's name of the graph, e.g. "vision"; precision: "fp32" or "fp16", checked where given;
     required: passes for which zero rewrites are an error; directory: where external data lies, to read small constants.
     Raises ExportError for an unknown pass, and where a pass finds the graph not to be what it must be.
     """
     from export.surgeon.graph import graph_from_model, model_from_graph
 
     required = set(required)
-    wanted = list(PASSES) if passes is None else list(passes)
+    wanted = [name for name in PASSES if name not in ON_REQUEST] if passes is None else list(passes)
     for name in [*wanted, *required]:
         if name not in PASSES:
             raise ExportError(f'no surgeon pass "{name}"{nearest(name, PASSES)}')
     edited = graph_from_model(model, directory)
     edited.name = graph
-    _check_precision(edited, precision)
+    if precision is not None:
+        _check_precision(edited, precision)
     reports = []
     for name in sorted(wanted, key=list(PASSES).index):
         module = import_module(PASSES[name])

@@ -46,6 +46,7 @@ def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> g
 def model_from_graph(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
     """Export `graph` with what graph-surgeon does not keep of `source`: its model-level metadata and documentation."""
     model = gs.export_onnx(graph)
+    _hoist_initializers(model)
     model.metadata_props.extend(source.metadata_props)
     model.domain, model.model_version, model.doc_string = source.domain, source.model_version, source.doc_string
     return model
@@ -130,6 +131,20 @@ def free_name(graph: gs.Graph, wanted: str) -> str:
         count += 1
         name = f"{wanted}_{count}"
     return name
+
+
+def _hoist_initializers(model: onnx.ModelProto) -> None:
+    """Move what graph-surgeon writes into subgraphs to the outer graph: a weight once, external data where runtimes look."""
+    known = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for body in (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH):
+            model.graph.initializer.extend(tensor for tensor in body.initializer if tensor.name not in known)
+            known.update(tensor.name for tensor in body.initializer)
+            del body.initializer[:]
+            made_here = {name for inner in body.node for name in inner.output}
+            declared = [value for value in body.value_info if value.name in made_here]
+            del body.value_info[:]
+            body.value_info.extend(declared)
 
 
 def _position(graph: gs.Graph, node: gs.Node) -> int:
