@@ -55,7 +55,7 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
                 dim.dim_value = named[dim.dim_param]
     _bring_sizes_inside(model.graph, {})
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    while _fold_sizes(model):  # what the exporter computes from shapes at run time is a constant now
+    while _count_passes(model) + _fold_sizes(model):  # what is computed from shapes at run time is a constant now
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return model
 
@@ -99,7 +99,8 @@ def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
             shared = root[node.output[0]] = owner(node.input[0])
             if size.get(shared) is None:  # a Loop's output has no length of its own; what it is reshaped to has
                 size[shared] = size.get(node.output[0])
-    last = {owner(value.name): len(graph.node) for value in graph.output}
+    # Inputs stay the caller's, outputs become so: both live to the end.
+    last = {owner(value.name): len(graph.node) for value in [*graph.input, *graph.output]}
     for index, node in enumerate(graph.node):
         for name in [*node.input, *(name for body in _bodies(node) for inner in body.node for name in inner.input)]:
             last[owner(name)] = max(last.get(owner(name), 0), index)
@@ -136,6 +137,23 @@ def _bring_sizes_inside(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorP
         del body.node[:]
         body.node.extend(nodes)
         _bring_sizes_inside(body, known)
+
+
+def _count_passes(model: onnx.ModelProto) -> int:
+    """Give what a Loop of a constant trip count stacks up its length, which inference leaves open; how many tensors."""
+    from onnx import numpy_helper
+
+    known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if _is_small_integer(t)}
+    values = {value.name: value for value in [*model.graph.value_info, *model.graph.output]}
+    counted = 0
+    for node in model.graph.node:
+        if node.op_type != "Loop" or node.input[0] not in known:
+            continue
+        for name in node.output[len(node.input) - 2 :]:  # after what is carried from pass to pass
+            if name in values and len(dims := values[name].type.tensor_type.shape.dim) and not dims[0].HasField("dim_value"):
+                dims[0].dim_value = int(known[node.input[0]])
+                counted += 1
+    return counted
 
 
 def _fold_sizes(model: onnx.ModelProto) -> int:

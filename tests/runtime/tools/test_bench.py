@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 
 from runtime.bundle import Bundle
 from runtime.errors import EngineError, PromptError, VideoError
+from runtime.preprocess import Preprocessor
 from runtime.tools import bench
 from runtime.tools.bench import BenchOptions
 
@@ -31,6 +33,14 @@ def test_a_video_adds_decoding_and_preprocessing_to_the_time_to_first_token(bund
     parts = seconds["decode"] + seconds["preprocess"] + seconds["encode+compress"] + seconds["prefill"]
     assert seconds["time to first token"] == pytest.approx(parts)
     assert report.input == str(clip)
+
+
+def test_resizing_counts_as_preprocessing_though_it_happens_while_decoding(bundle, clip, monkeypatch):
+    resize = Preprocessor.resize
+    monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: time.sleep(0.03) or resize(self, frame))
+    seconds = {row.stage: row.median for row in bench.bench(bundle, replace(QUICK, video=clip, rounds=1)).rows}
+    assert seconds["preprocess"] >= 16 * 0.03
+    assert seconds["decode"] < seconds["preprocess"]
 
 
 def test_p90_is_on_the_slow_side_of_times_and_of_rates():

@@ -35,7 +35,8 @@ def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bund
     parts = {part: count for part, count in memory.items() if "total" not in part and "CPU" not in part}
     assert memory["total on a GPU"] == sum(parts.values())
     assert memory["total on a CPU"] == sum(parts.values()) - parts["vision activations"] + looped
-    assert 0 < looped < parts["vision activations"]
+    pixels = 16 * 3 * 112 * 112 * 4
+    assert min(looped, parts["vision activations"]) > pixels  # what is fed is there all the time
 
 
 def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
@@ -56,7 +57,7 @@ def test_operators_are_counted(bundle):
 
 
 def test_the_peak_is_the_largest_sum_of_living_tensors(tmp_path):
-    """x [10] -> a [100] -> b (view of a) -> c [10]; d [20] from x; y = c + d's mean: at most x, a, c live with c's write."""
+    """x [10] -> a [100] -> b, a view of a -> c [1] -> y [1]: most lives when c is written from b while x is still the caller's."""
     nodes = [
         helper.make_node("Expand", ["x", "hundred"], ["a"], "expand"),
         helper.make_node("Reshape", ["a", "ten_by_ten"], ["b"], "view"),
@@ -70,8 +71,7 @@ def test_the_peak_is_the_largest_sum_of_living_tensors(tmp_path):
         "x10": np.ones(1, np.float32),
     }
     peak = liveness.peak(liveness.load(_save(tmp_path, nodes, {"x": [1, 10]}, {"y": [1]}, weights), {}))
-    # when `mean` writes c (1 value), a (100) is alive through its view; x (10) died after `expand` had run
-    assert (peak.bytes, peak.node, peak.unknown) == (4 * (10 + 100), "expand", 0)
+    assert (peak.bytes, peak.node, peak.unknown) == (4 * (10 + 100 + 1), "mean", 0)
 
 
 def test_a_cache_that_is_written_in_place_is_not_counted_twice(tmp_path):
@@ -94,7 +94,7 @@ def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(
     weights = {"zero": np.array(0), "one": np.array(1), "axis": np.array([1])}
     path = _save(tmp_path, nodes, {"x": ["S"]}, {"y": ["S", "S"]}, weights)
     peak = liveness.peak(liveness.load(path, {"x": {0: 64}}))
-    assert (peak.bytes, peak.unknown) == (64 * 64 + 4 * 64 * 64, 0)
+    assert (peak.bytes, peak.unknown) == (4 * 64 + 64 * 64 + 4 * 64 * 64, 0)
     assert liveness.peak(liveness.load(path, {})).unknown > 0
 
 
