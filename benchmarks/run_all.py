@@ -1,6 +1,6 @@
 """Every benchmark in order; each rewrites its section of RESULTS.md. --quick takes the tiny size, one round.
 
-python benchmarks/run_all.py [--quick] [--threads 2]
+python benchmarks/run_all.py [--quick] [--rounds N] [--threads 2]
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ _HAS_ROUNDS = SCRIPTS[1:]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the tiny size and one round: shows that everything runs, no more")
+    parser.add_argument("--rounds", type=int, help="default: each benchmark's own")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     failed = []
     for script in SCRIPTS:
         options = ["--size", "tiny" if args.quick else "0.5b", "--threads", str(args.threads)]
-        if args.quick and script in _HAS_ROUNDS:
-            options += ["--rounds", "1"]
+        rounds = args.rounds or (1 if args.quick else None)
+        if rounds and script in _HAS_ROUNDS:
+            options += ["--rounds", str(rounds)]
         if subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode:
             failed.append(script)
     if failed:
