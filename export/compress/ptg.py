@@ -2,10 +2,12 @@
 
 Level by level, groups of sampled frames are area-resized, tiled into one frame and written over the group's last frame; a level
 reads the summaries that earlier levels wrote. Which frames is known from T alone (plugins/schedule.py), so the graph holds gathers
-with constant indices, two small constant matmuls per level for the resize, and a single concat of the untouched runs of frames and
-the final summaries: no scatter, and no copy of the clip per level. A clip too short for any group passes unchanged.
+with constant indices, small constant matmuls for the resize, and a single concat of the untouched runs of frames and the final
+summaries: no scatter, and no copy of the clip per level. Resizing a frame does not depend on the group that it is tiled into, so
+each frame is resized once, and what the levels pass around are the small frames. A clip too short for any group passes unchanged.
 
-T frames, H, W patch rows and columns, D hidden, G groups of a level, S summaries written so far, n frames read by a level.
+T frames, H, W patch rows and columns, h, w rows and columns of a resized frame, D hidden, G groups of a level, n frames at
+hand.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import nn
 
 from export.compress.spec import format_value, option
 from export.compress.stage import Stage
-from plugins.schedule import Group, ptg_schedule, tile_layout
+from plugins.schedule import ptg_schedule, tile_layout
 from runtime.errors import SpecError
 
 
@@ -51,71 +53,107 @@ class PTG(Stage):
                 )
         schedule = ptg_schedule(frames, options.sizes, options.strides)
         self.written = [[group.writes for group in level] for level in schedule]
+        active = [
+            (str(number), groups, _key(size))
+            for number, (groups, size) in enumerate(zip(schedule, options.sizes, strict=True), 1)
+            if groups
+        ]
+        # one resize for each tile size, of all frames of the clip that any level reads in it
+        read: dict[str, set[int]] = {key: set() for _, _, key in active}
+        written: set[int] = set()
+        for _, groups, key in active:
+            read[key] |= {frame for group in groups for frame in group.reads} - written
+            written |= {group.writes for group in groups}
+        layouts = {_key(size): tile_layout(size) for size in options.sizes}
+        self.resize = nn.ModuleDict({key: _Resize(layouts[key], sorted(frames), height, width) for key, frames in read.items()})
+
+        # where the latest value of a frame lies: (source, row); source 0 is the clip, source i the summaries of the i-th level
         self.level = nn.ModuleDict()
-        summary_of: dict[int, int] = {}  # frame -> its row among the summaries so far
-        count = 0
-        for number, groups in enumerate(schedule, start=1):
-            if groups:
-                self.level[str(number)] = _Level(groups, summary_of, height, width)
-                summary_of |= {group.writes: count + i for i, group in enumerate(groups)}
-                count += len(groups)
-        self.summary_of = summary_of
+        self.key_of: dict[str, str] = {}
+        self.latest: dict[int, tuple[int, int]] = {}
+        for source, (number, groups, key) in enumerate(active, 1):
+            row = {frame: i for i, frame in enumerate(sorted(read[key]))}
+            reads = [self.latest.get(frame) or (0, row[frame]) for group in groups for frame in group.reads]
+            self.key_of[number] = key
+            self.level[number] = _Level(reads, layouts[key], height, width)
+            self.latest |= {group.writes: (source, i) for i, group in enumerate(groups)}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.summary_of:
+        if not self.latest:
             return x
-        summaries: torch.Tensor | None = None
-        for level in self.level.values():
-            new = level(x, summaries)
-            summaries = new if summaries is None else torch.cat([summaries, new])  # [S, H, W, D]
-        assert summaries is not None
+        summaries: list[torch.Tensor] = []  # [G, H, W, D] of each level
+        # in each tile size [n, h, w, D]: what is read of the clip (if anything is), then the summaries of each level
+        small = {key: [resize(resize.pick(x)) if len(resize.frames) else x] for key, resize in self.resize.items()}
+        keys = list(self.key_of.values())
+        for i, (number, level) in enumerate(self.level.items()):
+            summaries.append(level(small[self.key_of[number]]))
+            for key, resized in small.items():
+                resized.append(self.resize[key](summaries[-1]) if key in keys[i + 1 :] else summaries[-1])
         pieces, start = [], 0
-        for frame, row in sorted(self.summary_of.items()):
+        for frame, (source, row) in sorted(self.latest.items()):
             if frame > start:
                 pieces.append(x[start:frame])
-            pieces.append(summaries[row : row + 1])
+            pieces.append(summaries[source - 1][row : row + 1])
             start = frame + 1
         if start < x.shape[0]:
             pieces.append(x[start:])
         return torch.cat(pieces)
 
 
-class _Level(nn.Module):
-    """The summaries of one level: clip [T, H, W, D], earlier summaries [S, H, W, D] -> [G, H, W, D]."""
+class _Resize(nn.Module):
+    """Area-resize to one tile of a layout: frames [n, H, W, D] -> [n, ceil(H / rows), ceil(W / columns), D]."""
 
-    def __init__(self, groups: list[Group], summary_of: dict[int, int], height: int, width: int):
+    def __init__(self, layout: tuple[int, int], frames: list[int], height: int, width: int):
         super().__init__()
-        reads = [frame for group in groups for frame in group.reads]
-        untouched = [frame for frame in reads if frame not in summary_of]
-        # rows of the pool [untouched frames of the clip, earlier summaries] in reading order
-        position = {frame: i for i, frame in enumerate(untouched)}
-        position |= {frame: len(untouched) + summary_of[frame] for frame in reads if frame in summary_of}
-        self.untouched: torch.Tensor
-        self.order: torch.Tensor
-        self.register_buffer("untouched", torch.tensor(untouched), persistent=False)
-        self.register_buffer("order", torch.tensor([position[frame] for frame in reads]), persistent=False)
-        self.reads_summaries = len(untouched) < len(reads)
-        self.groups = len(groups)
-        self.tiles = tile_layout(len(groups[0].reads))
-        self.grid = (height, width)
         self.down: torch.Tensor
         self.across: torch.Tensor
-        self.register_buffer("down", _area_resize(height, math.ceil(height / self.tiles[0])), persistent=False)
-        self.register_buffer("across", _area_resize(width, math.ceil(width / self.tiles[1])), persistent=False)
+        self.frames: torch.Tensor
+        self.register_buffer("down", _area_resize(height, math.ceil(height / layout[0])), persistent=False)
+        self.register_buffer("across", _area_resize(width, math.ceil(width / layout[1])), persistent=False)
+        self.register_buffer("frames", torch.tensor(frames, dtype=torch.int64), persistent=False)
+        step = frames[1] - frames[0] if len(frames) > 1 else 1
+        evenly = bool(frames) and frames == list(range(frames[0], frames[-1] + 1, step))
+        self.evenly = slice(frames[0], frames[-1] + 1, step) if evenly else None
 
-    def forward(self, x: torch.Tensor, summaries: torch.Tensor | None) -> torch.Tensor:
-        (height, width), (rows, columns) = self.grid, self.tiles
-        if self.reads_summaries:
-            pool = [x.index_select(0, self.untouched), summaries] if len(self.untouched) else [summaries]
-            frames = torch.cat(pool).index_select(0, self.order)
-        else:
-            frames = x.index_select(0, self.untouched)
-        n, d = frames.shape[0], frames.shape[-1]
-        small = torch.matmul(self.down.to(x.dtype), frames.reshape(n, height, width * d))
-        small = torch.matmul(self.across.to(x.dtype), small.reshape(n, -1, width, d))  # [n, ceil(H/rows), ceil(W/columns), D]
-        h, w = small.shape[1:3]
-        tiled = small.reshape(self.groups, rows, columns, h, w, d).permute(0, 1, 3, 2, 4, 5)
-        return tiled.reshape(self.groups, rows * h, columns * w, d)[:, :height, :width]
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        """The frames of the clip that are read in this size; evenly spaced ones, the usual case, are a view."""
+        return x[self.evenly] if self.evenly else x.index_select(0, self.frames)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        n, height, width, d = frames.shape
+        rows = torch.matmul(self.down.to(frames.dtype), frames.reshape(n, height, width * d))
+        return torch.matmul(self.across.to(frames.dtype), rows.reshape(n, rows.shape[1], width, d))
+
+
+class _Level(nn.Module):
+    """The summaries of one level: its resized sources, each [n, h, w, D] -> [G, H, W, D].
+
+    reads: (source, row) of each frame in reading order.
+    """
+
+    def __init__(self, reads: list[tuple[int, int]], layout: tuple[int, int], height: int, width: int):
+        super().__init__()
+        self.sources = sorted({source for source, _ in reads})
+        gathered = [read for source in self.sources for read in reads if read[0] == source]
+        for source in self.sources:
+            rows = torch.tensor([row for s, row in gathered if s == source])
+            self.register_buffer(f"rows_{source}", rows, persistent=False)
+        self.order: torch.Tensor
+        self.register_buffer("order", torch.tensor([gathered.index(read) for read in reads]), persistent=False)
+        self.layout = layout
+        self.grid = (height, width)
+
+    def forward(self, small: list[torch.Tensor]) -> torch.Tensor:
+        (height, width), (rows, columns) = self.grid, self.layout
+        picked = [small[source].index_select(0, getattr(self, f"rows_{source}")) for source in self.sources]
+        frames = torch.cat(picked).index_select(0, self.order) if len(picked) > 1 else picked[0]
+        h, w, d = frames.shape[1:]
+        tiles = frames.reshape(-1, rows, columns, h, w, d).permute(0, 1, 3, 2, 4, 5)
+        return tiles.reshape(-1, rows * h, columns * w, d)[:, :height, :width]
+
+
+def _key(size: int) -> str:
+    return "x".join(map(str, tile_layout(size)))
 
 
 def _area_resize(size: int, target: int) -> torch.Tensor:

@@ -69,6 +69,12 @@ def test_a_level_reads_the_summaries_of_the_levels_before():
     np.testing.assert_allclose(compress(x, (4, 4), (2, 4)), chained, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("sizes", "strides"), [((1, 4), (1, 2)), ((1, 4, 4), (1, 2, 4)), ((2, 6, 2), (1, 1, 2)), ((4, 2), (1, 4))])
+def test_levels_may_read_nothing_but_summaries_or_mix_tile_sizes(sizes, strides):
+    x = np.random.default_rng(0).standard_normal((24, 6, 7, 2)).astype(np.float32)
+    np.testing.assert_allclose(compress(x, sizes, strides), reference(x, sizes, strides), rtol=1e-5, atol=1e-6)
+
+
 def test_written_frames_of_32():
     stage = make("st-gridpool", 32, 27, 27).stages[0][1]
     assert stage.written == [[7, 15, 23, 31], [15, 31], [31]]
