@@ -2,8 +2,8 @@
 
 A contestant is a command that prints one JSON object as its last line of stdout. Each run of it is a process of its own, so its
 peak RSS and its cold start are its own; rounds go through all contestants in turn, forwards and backwards, so that a busy minute
-or a warm chip hits all of them; every process gets the same number of threads. The scripts that start contestants must stay light (no torch): Linux
-starts a child's peak RSS at its parent's.
+or a warm chip hits all of them; every process gets the same number of threads. The scripts that start contestants must stay light
+(no torch): Linux starts a child's peak RSS at its parent's.
 """
 
 from __future__ import annotations
