@@ -62,8 +62,8 @@ def _module(args) -> str:
         ratio_row("time over that of copying the input", ours / times["copy of the input"], 2, larger=False),
     ]
     head = (
-        f"`st-gridpool` in torch on float32 [{args.frames}, {GRID}, {GRID}, {HIDDEN}], {args.threads} threads, median of {TURNS} turns; "
-        f"the largest difference between both results is {times['largest_difference']:.1e}."
+        f"`st-gridpool` in torch on float32 [{args.frames}, {GRID}, {GRID}, {HIDDEN}], {args.threads} threads, "
+        f"median of {TURNS} turns; the largest difference between both results is {times['largest_difference']:.1e}."
     )
     return f"{head}\n\n{table(('', 'ms', 'times ours'), rows)}\n\n{table(('ratio', 'measured', 'target', 'met'), targets)}"
 

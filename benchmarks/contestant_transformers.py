@@ -1,7 +1,8 @@
 """Contestant: transformers' LlavaOnevisionForConditionalGeneration on the same checkpoint, frames and prompt embeddings.
 
     python benchmarks/contestant_transformers.py '{"checkpoint": DIR, "frames": T, "attention": "eager" | "sdpa",
-                                                   "dtype": "float32" | "bfloat16", "prompts": [S, ...], "new_tokens": n, "threads": n}'
+                                                   "dtype": "float32" | "bfloat16", "prompts": [S, ...], "new_tokens": n,
+                                                   "threads": n}'
 
 Prints what contestant_runtime.py prints. Decoding is a bare loop over the model with its KV cache, which is faster than `generate`.
 """
