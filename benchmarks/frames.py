@@ -92,8 +92,8 @@ def main() -> int:
     run_python(["benchmarks/frames.py", "--plot", json.dumps(points)], args.threads)
     write_section(
         "frames",
-        f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds. The predictions start from {counts[0]} "
-        f"frames.\n\n{table(COLUMNS, rows)}\n\n![cost against frames]({PLOT.name})",
+        f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds. "
+        f"The predictions start from {counts[0]} frames.\n\n{table(COLUMNS, rows)}\n\n![cost against frames]({PLOT.name})",
     )
     return 0
 
