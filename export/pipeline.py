@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import open_checkpoint
+from export.families import family
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
 from runtime.errors import ExportError, nearest
@@ -91,11 +92,10 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     """Write a bundle. UserError for anything that the user can mend; an older bundle then stays as it was."""
     out = _goal(options)
     _check(options)
-    from export.compress import expand, make
-    from export.families import family
-
     kind = family(options.model)
-    preset = options.compress or kind.COMPRESS
+    from export.compress import expand, make
+
+    preset = kind.COMPRESS if options.compress is None else options.compress
     expand(preset)  # a misspelt preset is refused before a checkpoint is read
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
@@ -174,7 +174,7 @@ def _check(options: ExportOptions) -> None:
 
 
 def _goal(options: ExportOptions) -> Path:
-    out = Path(options.out or f"bundles/{options.model}")
+    out = Path(f"bundles/{options.model}" if options.out is None else options.out)
     require_writable(out)
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out} is a file; choose another --out")

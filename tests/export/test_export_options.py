@@ -1,0 +1,158 @@
+"""Options of an export that can't be met: refused by one line, most of them before torch is imported, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from refusal import error_line, names_under, refused
+
+from export.__main__ import main
+from export.pipeline import ExportOptions, export_bundle
+from runtime.errors import ExportError
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Export into an empty directory, which must be refused before a graph is traced; the error line."""
+
+    def traced(*args: object) -> None:
+        raise AssertionError("the export went on to tracing")
+
+    monkeypatch.setattr("export.halves.trace_vision", traced)
+
+    def run(*args: str) -> str:
+        (tmp_path / "out").mkdir()
+        line = refused(capsys, main, "--out", tmp_path / "out" / "bundle", *args)
+        assert names_under(tmp_path / "out") == []
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "llava-vo"], 'no model family "llava-vo"; did you mean "llava-ov"?'),
+        (["--model", "gpt"], 'no model family "gpt"; known: llava-ov'),
+        (["--compress", "st-gridpol"], 'did you mean "st-gridpool"?'),
+        (["--compress", "nps:window=2"], 'no compression stage or preset "nps" in "nps:window=2"; did you mean "nsp"?'),
+        (["--compress", "nsp:windw=2"], 'stage "nsp" has no option "windw"; did you mean "window"?'),
+        (["--compress", "nsp:window=two"], 'stage "nsp": window=two is not a whole number'),
+        (["--compress", "nsp:window=0"], 'stage "nsp": window=0 is out of range'),
+        (["--compress", ""], "the compression spec is empty"),
+        (["--compress", "llava-ov:stride=2"], 'preset "llava-ov" takes no options'),
+        (["--compress", "evs+nsp"], "a select stage must be last"),
+        (["--frames", "0"], "--frames is 0, expected 1 to 1024"),
+        (["--frames", "-3"], "--frames is -3, expected 1 to 1024"),
+        (["--frames", "100000"], "--frames is 100000, expected 1 to 1024"),
+        (["--frames", "many"], "argument --frames: invalid int value: 'many'"),
+        (["--max-context", "0"], "--max-context is 0, expected at least 1"),
+        (["--tensorrt", "9.9"], 'no table for TensorRT "9.9"; known: 10.3'),
+        (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
+        (["--compres", "nsp"], 'no option --compres; did you mean "--compress"?'),
+    ],
+)
+def test_a_bad_value_is_one_line(refusal: Callable[..., str], args: list[str], message: str) -> None:
+    assert message in refusal(*args)
+
+
+@pytest.mark.parametrize(
+    ("spec", "window"), [("nsp:window=9", "9"), ("avgpool:window=30", "30"), ("ptg:sizes=4/4,strides=2/4/8", "strides")]
+)
+def test_a_spec_that_does_not_fit_the_grid(refusal: Callable[..., str], spec: str, window: str) -> None:
+    line = refusal("--compress", spec)
+    assert window in line
+    assert spec.partition(":")[0] in line
+
+
+def test_a_context_that_the_clip_overflows_says_both_numbers(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_llm(*args: object) -> None:
+        raise AssertionError("the LLM was read")
+
+    monkeypatch.setattr("export.families.llava_ov.load_llm", load_llm)
+    line = refusal("--max-context", "257")
+    assert "--max-context is 257, the clip alone has 257 visual tokens" in line
+
+
+def test_a_context_beyond_the_llm_says_both_numbers(refusal: Callable[..., str]) -> None:
+    assert "--max-context is 5000, the LLM was made for 4096 positions at most" in refusal("--max-context", "5000")
+
+
+def test_frames_that_no_context_holds_say_both_numbers(refusal: Callable[..., str]) -> None:
+    assert "the clip has 5121 visual tokens, the LLM was made for 4096 positions" in refusal("--frames", "320")
+
+
+@pytest.mark.parametrize(("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "flash"), ("only", "text")])
+def test_the_library_refuses_what_the_command_line_does_not_offer(tmp_path: Path, option: str, value: str) -> None:
+    with pytest.raises(ExportError, match=rf'--{option} is "{value}"; '):
+        export_bundle(ExportOptions(out=str(tmp_path / "out"), **{option: value}))
+
+
+def test_what_is_wrong_whatever_the_checkpoint_is_said_before_torch_is_imported() -> None:
+    code = """
+import sys
+from export.__main__ import main
+codes = [main(args.split()) for args in ("--model gpt", "--frames 0", "--max-context -1", "--frobnicate", "--out /dev/null")]
+assert codes == [2] * 5, codes
+assert not {"torch", "transformers", "onnx"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+class TestOut:
+    def test_a_file(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "out").write_text("mine")
+        assert "out is a file; choose another --out" in refused(capsys, main, "--out", tmp_path / "out", "--force")
+        assert (tmp_path / "out").read_text() == "mine"
+
+    def test_below_a_file(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "file").write_text("mine")
+        line = refused(capsys, main, "--out", tmp_path / "file" / "bundle")
+        assert f"can't be written: {tmp_path / 'file'} is not a directory" in line
+
+    def test_a_directory_with_other_things(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "thesis.tex").write_text("mine")
+        assert "is a directory with other things in it" in refused(capsys, main, "--out", tmp_path, "--force")
+        assert names_under(tmp_path) == ["thesis.tex"]
+
+    def test_a_manifest_of_something_else_is_no_bundle_to_replace(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+        (tmp_path / "index.html").write_text("mine")
+        line = refused(capsys, main, "--out", tmp_path, "--force")
+        assert "holds index.html and 1 more, no part of the bundle, which --force would delete" in line
+        assert names_under(tmp_path) == ["index.html", "manifest.json"]
+
+    def test_an_existing_bundle_needs_force(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {}}))
+        assert "holds a bundle; pass --force to replace it" in refused(capsys, main, "--out", tmp_path)
+
+    def test_force_does_not_delete_what_somebody_put_into_the_bundle(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {}}))
+        (tmp_path / "engines").mkdir()
+        (tmp_path / "engines" / "vision.engine").write_bytes(b"built")  # what a build wrote may go
+        (tmp_path / "answers.txt").write_text("mine")
+        assert "holds answers.txt, no part of the bundle" in refused(capsys, main, "--out", tmp_path, "--force")
+        assert (tmp_path / "answers.txt").read_text() == "mine"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_no_permission(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        tmp_path.chmod(0o500)
+        assert "no permission to write in" in refused(capsys, main, "--out", tmp_path / "bundle")
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc, where nobody may write")
+    def test_a_file_system_that_lets_nobody_write(self, capsys: pytest.CaptureFixture) -> None:
+        assert "/proc/bundle can't be written: " in refused(capsys, main, "--out", "/proc/bundle")
+
+
+def test_a_process_of_its_own_says_the_same(cli: Callable[..., subprocess.CompletedProcess], tmp_path: Path) -> None:
+    done = cli("export", "--compress", "st-gridpol", "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'did you mean "st-gridpool"?' in error_line(done.stderr)

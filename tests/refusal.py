@@ -1,0 +1,31 @@
+"""What every refusal of a command line looks like: exit code 2 and one line on stderr, nothing on stdout, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def refused(capsys: pytest.CaptureFixture, main: Callable[[list[str]], int], *args: str | Path) -> str:
+    """Run a CLI in this process; return its one error line without "error: "."""
+    capsys.readouterr()
+    code = main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    return error_line(err)
+
+
+def error_line(stderr: str) -> str:
+    """The one line that says what was wrong, which is the last one."""
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, stderr
+    assert stderr.splitlines()[-1] == lines[0]
+    return lines[0].removeprefix("error: ")
+
+
+def names_under(directory: Path) -> list[str]:
+    """Every name under a directory, hidden ones too: what a failed command must leave as it was."""
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
