@@ -54,7 +54,7 @@ class PromptError(UserError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ' (did you mean "x"?)' for a misspelt name, or the list of known ones where nothing is near."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 

@@ -1,0 +1,126 @@
+"""Errors are one line and an exit code; what is no user's error keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import errors
+from runtime.arguments import ArgumentParser
+from runtime.errors import OutputError, UserError, exit_code, missing_package, nearest
+
+
+def run(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    def command() -> int:
+        raise error
+
+    code = exit_code(command)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return code, err
+
+
+def test_a_command_that_works_has_its_own_exit_code() -> None:
+    assert [exit_code(lambda code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)])
+def test_every_user_error_is_one_line_and_exit_code_2(kind: type[UserError], capsys: pytest.CaptureFixture) -> None:
+    assert run(kind("what was got;\n  what to do"), capsys) == (2, "error: what was got; what to do\n")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture) -> None:
+    assert run(KeyboardInterrupt(), capsys) == (130, "error: interrupted; nothing that was there before has been changed\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EDQUOT, "Disk quota exceeded; free some space"),
+        (errno.EFBIG, "File too large; "),
+        (errno.EROFS, "Read-only file system; choose another path"),
+        (errno.EACCES, "Permission denied; choose another path"),
+    ],
+)
+def test_an_output_that_can_t_be_written_is_one_line(number: int, said: str, capsys: pytest.CaptureFixture) -> None:
+    import os
+
+    code, err = run(OSError(number, os.strerror(number), "out/vision.onnx"), capsys)
+    assert code == 2
+    assert err.startswith(f"error: out/vision.onnx: {said}")
+    assert err.count("\n") == 1
+    assert run(OSError(number, os.strerror(number)), capsys)[1].startswith(f"error: output: {said}")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("a bug"), OSError(errno.EBADF, "a bug"), OSError("a bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    def command() -> int:
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        exit_code(command)
+
+
+def test_an_output_error_is_an_os_error_for_who_can_do_without_the_file() -> None:
+    assert issubclass(OutputError, UserError) and issubclass(OutputError, OSError)
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = (
+        "from runtime.errors import exit_code\nexit(exit_code(lambda: [print('x' * 9999, flush=True) for _ in range(999)] and 0))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    assert process.stdout and process.stderr
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    process.wait()
+
+
+def test_the_nearest_name_or_all_of_them() -> None:
+    assert nearest("windw", ["window", "order"]) == '; did you mean "window"?'
+    assert nearest("xyz", ["window", "order"]) == "; known: order, window"
+
+
+def test_a_missing_package_names_what_needs_it_and_the_command() -> None:
+    said = str(missing_package("av", "decoding a video", "runtime"))
+    assert said == 'decoding a video needs the package "av", which is not installed: pip install "st-gridpool[runtime]"'
+
+
+class TestArguments:
+    @pytest.fixture
+    def parser(self) -> ArgumentParser:
+        parser = ArgumentParser(prog="tool")
+        run = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("run")
+        run.add_argument("file")
+        run.add_argument("--threads", type=int)
+        run.add_argument("--device", choices=["cpu", "cuda"])
+        return parser
+
+    @pytest.mark.parametrize(
+        ("args", "said"),
+        [
+            ([], "the following arguments are required: COMMAND; `tool --help` shows what there is"),
+            (["rum"], "argument COMMAND: invalid choice: 'rum'"),
+            (["run"], "the following arguments are required: file; `tool run --help`"),
+            (["run", "a", "--thread", "3"], 'no option --thread; did you mean "--threads"?'),
+            (["run", "a", "--thraeds=3"], 'no option --thraeds; did you mean "--threads"?'),
+            (["run", "a", "--threads", "x"], "argument --threads: invalid int value: 'x'"),
+            (["run", "a", "--device", "gpu"], "argument --device: invalid choice: 'gpu'"),
+            (["run", "a", "b"], "unrecognized arguments: b"),
+        ],
+    )
+    def test_a_fault_is_one_line(self, parser: ArgumentParser, args: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+        assert exit_code(lambda: parser.parse_args(args)) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"error: {said}")
+        assert err.count("\n") == 1

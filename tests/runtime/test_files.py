@@ -1,0 +1,226 @@
+"""Outputs appear whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from refusal import names_under
+
+from runtime import files
+from runtime.errors import OutputError
+from runtime.files import atomic_directory, atomic_file, require_writable, sha256_of, sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture(params=["one call", "two renames"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Directories are exchanged by the kernel, or, where it can't, by two renames."""
+    if request.param == "two renames":
+        monkeypatch.setattr(files, "_exchange_at_once", lambda new, goal: False)
+    elif not sys.platform.startswith("linux"):
+        pytest.skip("only Linux has renameat2")
+    return request.param
+
+
+def write(directory: Path, **contents: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (directory / name).write_text(content)
+    return directory
+
+
+class TestFile:
+    def test_it_appears_when_it_is_whole(self, tmp_path: Path) -> None:
+        goal = tmp_path / "new" / "folder" / "file"
+        with atomic_file(goal) as temporary:
+            temporary.write_text("whole")
+            assert temporary.parent == goal.parent and not goal.exists()
+        assert names_under(tmp_path) == ["new", "new/folder", "new/folder/file"]
+        assert goal.read_text() == "whole"
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(errno.ENOSPC, "No space left on device")])
+    def test_an_interruption_leaves_the_old_one(self, tmp_path: Path, error: BaseException) -> None:
+        goal = tmp_path / "file"
+        goal.write_text("old")
+        with pytest.raises(error if isinstance(error, type) else type(error)), atomic_file(goal) as temporary:
+            temporary.write_text("half")
+            raise error
+        assert names_under(tmp_path) == ["file"]
+        assert goal.read_text() == "old"
+
+    def test_a_full_disk_names_the_output(self, tmp_path: Path) -> None:
+        with pytest.raises(OSError) as caught, atomic_file(tmp_path / "file"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert caught.value.filename == str(tmp_path / "file")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+    def test_a_write_that_numpy_cuts_short_is_an_error_that_says_so(self, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="file could not be written in full"), atomic_file(tmp_path / "file"):
+            np.ones(1 << 16).tofile("/dev/full")  # raises an OSError without a number
+
+    def test_a_directory_and_a_device_are_no_goals(self, tmp_path: Path) -> None:
+        for goal, message in ((tmp_path, "is a directory"), (Path("/dev/null"), "is no regular file")):
+            with pytest.raises(OutputError, match=message), atomic_file(goal):
+                raise AssertionError("not reached")
+        assert not Path("/dev/null").is_file()
+
+    def test_below_a_file_there_is_no_place(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError, match=r"x/y can't be written: .*file is not a directory"):
+            require_writable(tmp_path / "file" / "x" / "y")
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+        with atomic_file(tmp_path / "link") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "file").read_text() == "new"
+
+
+class TestDirectory:
+    def test_it_appears_when_it_is_whole(self, tmp_path: Path) -> None:
+        goal = tmp_path / "goal"
+        with atomic_directory(goal) as temporary:
+            write(temporary, a="1")
+            assert not goal.exists()
+        assert names_under(tmp_path) == ["goal", "goal/a"]
+
+    def test_another_one_is_replaced_as_a_whole(self, tmp_path: Path, exchange: str) -> None:
+        goal = write(tmp_path / "goal", old="1", both="1")
+        with atomic_directory(goal) as temporary:
+            write(temporary, both="2")
+            assert names_under(goal) == ["both", "old"]
+        assert names_under(tmp_path) == ["goal", "goal/both"]
+        assert (goal / "both").read_text() == "2"
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+    def test_an_interruption_leaves_the_old_one(self, tmp_path: Path, error: type[BaseException], exchange: str) -> None:
+        goal = write(tmp_path / "goal", old="1")
+        with pytest.raises(error), atomic_directory(goal) as temporary:
+            write(temporary, new="2")
+            raise error
+        assert names_under(tmp_path) == ["goal", "goal/old"]
+
+    def test_a_rename_that_fails_half_way_is_taken_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "_exchange_at_once", lambda new, goal: False)
+        goal = write(tmp_path / "goal", old="1")
+        rename = os.rename
+
+        def second_fails(source: Path, target: Path) -> None:
+            if ".tmp-" in str(source):
+                raise OSError(errno.EIO, "Input/output error")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", second_fails)
+        with pytest.raises(OSError, match="Input/output error"), atomic_directory(goal) as temporary:
+            write(temporary, new="2")
+        assert names_under(tmp_path) == ["goal", "goal/old"]
+
+    def test_a_link_stays_a_link(self, tmp_path: Path, exchange: str) -> None:
+        (tmp_path / "link").symlink_to(write(tmp_path / "v1", old="1"))
+        with atomic_directory(tmp_path / "link") as temporary:
+            write(temporary, new="2")
+        assert names_under(tmp_path) == ["link", "v1", "v1/new"]
+
+    def test_the_current_directory_is_a_goal_like_any_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with atomic_directory(Path()) as temporary:
+            write(temporary, new="2")
+        assert names_under(tmp_path) == ["here", "here/new"]
+
+    def test_a_file_is_no_goal(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(OutputError, match="is a file"), atomic_directory(tmp_path / "file"):
+            raise AssertionError("not reached")
+
+
+class TestSweep:
+    def test_only_what_dead_processes_left_of_this_very_goal_goes(self, tmp_path: Path) -> None:
+        write(tmp_path / f".goal.tmp-{dead_pid()}", half="1")
+        (tmp_path / f".goal.tmp-{dead_pid()}").write_text("half")
+        kept = [
+            f".goal.tmp-{os.getpid()}",
+            ".goal.tmp-1",
+            f".other.tmp-{dead_pid()}",
+            f".goal.tmp-{dead_pid()}x",
+            f".goal.x.tmp-{dead_pid()}",
+        ]
+        for name in kept:
+            write(tmp_path / name)
+        sweep(tmp_path / "goal")
+        assert names_under(tmp_path) == sorted(kept)
+
+    def test_names_are_taken_literally(self, tmp_path: Path) -> None:
+        write(tmp_path / f".g[o]*.tmp-{dead_pid()}")
+        write(tmp_path / f".goal.tmp-{dead_pid()}")
+        sweep(tmp_path / "g[o]*")
+        assert len(names_under(tmp_path)) == 1
+
+    def test_a_link_among_leftovers_is_not_followed(self, tmp_path: Path) -> None:
+        write(tmp_path / "precious", file="mine")
+        (tmp_path / f".goal.tmp-{dead_pid()}").symlink_to(tmp_path / "precious")
+        sweep(tmp_path / "goal")
+        assert names_under(tmp_path) == ["precious", "precious/file"]
+
+    def test_the_old_content_comes_back_where_two_renames_were_cut_off(self, tmp_path: Path) -> None:
+        pid = dead_pid()
+        write(tmp_path / f".goal.old-{pid}", old="1")
+        write(tmp_path / f".goal.tmp-{pid}", new="2")
+        sweep(tmp_path / "goal")
+        assert names_under(tmp_path) == ["goal", "goal/old"]
+
+    def test_old_content_that_was_replaced_goes(self, tmp_path: Path) -> None:
+        write(tmp_path / f".goal.old-{dead_pid()}", old="1")
+        write(tmp_path / "goal", new="2")
+        sweep(tmp_path / "goal")
+        assert names_under(tmp_path) == ["goal", "goal/new"]
+
+
+@pytest.mark.parametrize("at", ["body", "sync", "exchanged"])
+def test_kill_9_leaves_the_old_directory_or_the_new_one(tmp_path: Path, at: str) -> None:
+    goal = write(tmp_path / "goal", old="1")
+    code = textwrap.dedent(f"""
+        import os, signal, shutil
+        from pathlib import Path
+        from runtime import files
+        die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+        if {at!r} == "sync":
+            files._sync = die
+        if {at!r} == "exchanged":
+            shutil.rmtree = die
+        with files.atomic_directory(Path({str(goal)!r})) as temporary:
+            (temporary / "new").write_text("2")
+            if {at!r} == "body":
+                die()
+    """)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert names_under(goal) == (["new"] if at == "exchanged" else ["old"])
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) == 1
+    with atomic_directory(goal) as temporary:
+        write(temporary, newest="3")
+    assert names_under(tmp_path) == ["goal", "goal/newest"]
+
+
+def test_sha256_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert sha256_of(tmp_path / "file") == expected
+    with open(tmp_path / "file", "rb") as file:
+        assert files._digest(file) == expected
