@@ -3,13 +3,12 @@
 // Compiles with nvcc, with NVRTC (no headers at all) and as host C++ (tests/plugins/host_kernel.cpp runs the same functions on a CPU).
 // It knows nothing of TensorRT or Python; the tables that it follows are made by plugins/plan.py.
 //
-// How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. `scratch` holds the pooled frames
-// of the level at hand, and windows of overwritten frames read their tiles from there; the summary frame itself is never written.
-// Scratch instead of computing summaries on the fly, because a cell is a mean of up to 3x3 tokens and levels nest: at T=32, 27x27 and
-// the default levels, on-the-fly windows read 113,000 tokens through the caches, this way it is 60,000, 19,600 of which stay on the SM
-// (see benchmarks/gpu_plugin.py --bytes). Bytes at D=3584, bf16, a token being 7,168: the clip is read from DRAM once (23,328 tokens,
-// 167.2 MB; 9 of 10 sampled frames' second reads are a frame apart, i.e. 5 MB, well inside L2), 5,408 tokens (38.8 MB) are written,
-// and scratch is 4,312 tokens (30.9 MB) written and read once or twice, L2-resident on parts with 50 MB of it.
+// How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A small first pass over the frames
+// that are read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
+// Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
+// default levels: 166,646 on the fly; with scratch 21,632 by windows and 19,800 by pooling. Bytes at D=3584 in bf16, a token being
+// 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB), written
+// once. A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
 // DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
 // How NSP reads every byte once. A thread keeps its 16-byte vectors of all tokens of a window in registers between the norms and the
@@ -30,7 +29,7 @@ constexpr int kScratch = -1;  // DEPTH: pooled frames lie in scratch
 constexpr int kAnyOrder = 0;  // ORDER: taken from Args; 2 is compiled in
 constexpr int kMaxWindow = 32;
 constexpr int kMaxThreads = 512;
-constexpr int kSegment = 2;  // cells that a block pools side by side, so that L1 serves the columns they share
+constexpr int kTile = 4, kChunk = 32;  // of a pooled frame, the share of a block: cells down and across, vectors
 
 // Passed by value. `*_at` are positions in the plan's ints.
 struct Args {
@@ -47,47 +46,51 @@ struct Clip {
   const Vec* x;
   const Vec* scratch;
 
-  // One vector of a token of a frame's version: an original one, or a tile of a summary.
-  GRIDPOOL_FN Vec token(int version, int y, int column, int vec) const {
-    if (version < args.frames) return load(x + offset(version, y, column) + vec);
+  // Where a token of a frame's version is: in the clip, in a pooled frame, or (on the fly) nowhere yet.
+  struct Place {
+    const Vec* base;  // null in the padding, and for a cell that has to be computed
+    int pool, cy, cx;
+  };
+
+  GRIDPOOL_FN Place place(int version, int y, int column) const {
+    if (version < args.frames)
+      return {x + ((static_cast<long long>(version) * args.height + y) * args.width + column) * args.vecs, -1, 0, 0};
     const int* tiling = plan + args.versions_at + 4 * (version - args.frames);
-    const int h = tiling[1], w = tiling[2];
-    const int pool = plan[args.tiles_at + tiling[3] + (y / h) * tiling[0] + column / w];
-    const int cy = y % h, cx = column % w;
-    if constexpr (DEPTH == kScratch) {
-      const int* entry = plan + args.pools_at + 4 * pool;
-      return load(scratch + (static_cast<long long>(entry[3]) + cy * w + cx) * args.vecs + vec);
-    } else if constexpr (DEPTH > 0) {
-      return Clip<T, DEPTH - 1>{args, plan, x, scratch}.cell(pool, cy, cx, vec);
-    } else {
-      return Vec{};  // the host has refused a plan of more levels
-    }
+    const int h = tiling[1], w = tiling[2], down = y / h, across = column / w;
+    const int pool = plan[args.tiles_at + tiling[3] + down * tiling[0] + across];
+    const int cy = y - down * h, cx = column - across * w;
+    if (DEPTH != kScratch) return {nullptr, pool, cy, cx};
+    const int first = plan[args.pools_at + 4 * pool + 3];
+    return {scratch + (static_cast<long long>(first) + cy * w + cx) * args.vecs, -1, 0, 0};
+  }
+
+  // Token `k` of a window, row by row.
+  GRIDPOOL_FN Place window_place(int version, int row, int column, int k) const {
+    const int y = row * args.window + k / args.window - args.padding;
+    const int x_ = column * args.window + k % args.window - args.padding;
+    if (y < 0 || y >= args.height || x_ < 0 || x_ >= args.width) return {nullptr, -1, 0, 0};
+    return place(version, y, x_);
+  }
+
+  GRIDPOOL_FN Vec token(const Place& at, int vec) const {
+    if (at.base) return load(at.base + vec);
+    if constexpr (DEPTH > 0)  // the host has refused a plan of more levels
+      if (at.pool >= 0) return Clip<T, DEPTH - 1>{args, plan, x, scratch}.cell(at.pool, at.cy, at.cx, vec);
+    return Vec{};
   }
 
   // One vector of a cell of a pooled frame: the mean of rows floor(cy*H/h) .. ceil((cy+1)*H/h), and columns likewise.
   GRIDPOOL_FN Vec cell(int pool, int cy, int cx, int vec) const {
     const int* entry = plan + args.pools_at + 4 * pool;
     const int version = entry[0], h = entry[1], w = entry[2];
-    const int top = cy * args.height / h, bottom = ((cy + 1) * args.height + h - 1) / h;
-    const int left = cx * args.width / w, right = ((cx + 1) * args.width + w - 1) / w;
+    const int top = cy * args.height / h, bottom = ceil_div((cy + 1) * args.height, h);
+    const int left = cx * args.width / w, right = ceil_div((cx + 1) * args.width, w);
     float sum[T::kLanes] = {};
     for (int y = top; y < bottom; ++y)
-      for (int column = left; column < right; ++column) add<T>(sum, token(version, y, column, vec), 1.0f);
+      for (int column = left; column < right; ++column) add<T>(sum, token(place(version, y, column), vec), 1.0f);
     const float count = static_cast<float>((bottom - top) * (right - left));
     for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] /= count;
     return T::pack(sum);
-  }
-
-  // Token `k` of a window, row by row; zero in the padding.
-  GRIDPOOL_FN Vec window_token(int version, int row, int column, int k, int vec) const {
-    const int y = row * args.window + k / args.window - args.padding;
-    const int x_ = column * args.window + k % args.window - args.padding;
-    const bool inside = y >= 0 && y < args.height && x_ >= 0 && x_ < args.width && vec < args.vecs;
-    return inside ? token(version, y, x_, vec) : Vec{};
-  }
-
-  GRIDPOOL_FN long long offset(int frame, int y, int column) const {
-    return ((static_cast<long long>(frame) * args.height + y) * args.width + column) * args.vecs;
   }
 };
 
@@ -113,10 +116,11 @@ GRIDPOOL_FN float accumulate(float norm, Vec vec, float order) {
 GRIDPOOL_FN float combine(float a, float b, float order) { return infinite(order) ? largest(a, b) : a + b; }
 
 // ||x||_p / D^(1/p) from what `accumulate` gathered.
+template <int ORDER>
 GRIDPOOL_FN float finish(float norm, const Args& args) {
-  if (infinite(args.order)) return norm;
   const float mean = norm * args.inverse_dim;
-  if (args.order == 2.0f) return sqrtf(mean);
+  if (ORDER == 2 || args.order == 2.0f) return sqrtf(mean);
+  if (infinite(args.order)) return norm;
   return args.order == 1.0f ? mean : powf(mean, 1.0f / args.order);
 }
 
@@ -129,9 +133,11 @@ struct Window {
 
   GRIDPOOL_FN void read(const Clip<T, DEPTH>& clip, int version, int row, int column, int thread, int threads) {
     GRIDPOOL_UNROLL
-    for (int k = 0; k < kTokens; ++k)
+    for (int k = 0; k < kTokens; ++k) {
+      const auto at = clip.window_place(version, row, column, k);
       GRIDPOOL_UNROLL
-      for (int n = 0; n < NV; ++n) token[k][n] = clip.window_token(version, row, column, k, thread + n * threads);
+      for (int n = 0; n < NV; ++n) token[k][n] = thread + n * threads < clip.args.vecs ? clip.token(at, thread + n * threads) : Vec{};
+    }
     GRIDPOOL_UNROLL
     for (int k = 0; k < kTokens; ++k) {
       norm[k] = 0.0f;
@@ -142,12 +148,11 @@ struct Window {
 
   // `norm` holds the sums of all threads now.
   GRIDPOOL_FN void write(const Args& args, Vec* out, int thread, int threads) {
-    float top = -INFINITY_F, total = 0.0f;
     GRIDPOOL_UNROLL
-    for (int k = 0; k < kTokens; ++k) {
-      norm[k] = args.temperature * finish(norm[k], args);
-      top = largest(top, norm[k]);
-    }
+    for (int k = 0; k < kTokens; ++k) norm[k] = args.temperature * finish<ORDER>(norm[k], args);
+    float top = norm[0], total = 0.0f;
+    GRIDPOOL_UNROLL
+    for (int k = 1; k < kTokens; ++k) top = largest(top, norm[k]);
     GRIDPOOL_UNROLL
     for (int k = 0; k < kTokens; ++k) total += norm[k] = expf(norm[k] - top);
     const float scale = 1.0f / total;
@@ -165,9 +170,9 @@ struct Window {
 // The generic way, any window and any D: the norm of a token by 32 lanes, then the weighted sum, tokens read again.
 template <class T, int ORDER, int DEPTH>
 GRIDPOOL_FN float lane_norm(const Clip<T, DEPTH>& clip, int version, int row, int column, int k, int lane) {
+  const auto at = clip.window_place(version, row, column, k);
   float norm = 0.0f;
-  for (int vec = lane; vec < clip.args.vecs; vec += 32)
-    norm = accumulate<T, ORDER>(norm, clip.window_token(version, row, column, k, vec), clip.args.order);
+  for (int vec = lane; vec < clip.args.vecs; vec += 32) norm = accumulate<T, ORDER>(norm, clip.token(at, vec), clip.args.order);
   return norm;
 }
 
@@ -175,32 +180,35 @@ template <class T, int DEPTH>
 GRIDPOOL_FN void weighted_sum(const Clip<T, DEPTH>& clip, int version, int row, int column, const float* logits, Vec* out, int thread,
                               int threads) {
   const int tokens = clip.args.window * clip.args.window;
-  float top = -INFINITY_F, total = 0.0f;
-  for (int k = 0; k < tokens; ++k) top = largest(top, logits[k]);
+  float top = logits[0], total = 0.0f;
+  for (int k = 1; k < tokens; ++k) top = largest(top, logits[k]);
   for (int k = 0; k < tokens; ++k) total += expf(logits[k] - top);
   for (int vec = thread; vec < clip.args.vecs; vec += threads) {
     float sum[T::kLanes] = {};
-    for (int k = 0; k < tokens; ++k) add<T>(sum, clip.window_token(version, row, column, k, vec), expf(logits[k] - top) / total);
+    for (int k = 0; k < tokens; ++k) add<T>(sum, clip.token(clip.window_place(version, row, column, k), vec), expf(logits[k] - top) / total);
     store_streaming(out + vec, T::pack(sum));
   }
 }
 
-// Unit `unit` of a pooled frame: kSegment cells of one row.
+// Unit `unit` of a pooled frame: kTile x kTile cells, kChunk vectors of each. The tokens that neighbouring cells share, a border of
+// one, come from L1 the second time: 9 x 9 tokens x 512 bytes are 41 KB a block.
 template <class T, int DEPTH>
-GRIDPOOL_FN void pool_segment(const Clip<T, DEPTH>& clip, Vec* scratch, int pool, int unit, int thread, int threads) {
-  const int* entry = clip.plan + clip.args.pools_at + 4 * pool;
-  const int w = entry[2], segments = (w + kSegment - 1) / kSegment;
-  const int cy = unit / segments, first = unit % segments * kSegment;
-  const int cells = w - first < kSegment ? w - first : kSegment;
-  for (int i = thread; i < cells * clip.args.vecs; i += threads) {
-    const int cx = first + i / clip.args.vecs, vec = i % clip.args.vecs;
-    scratch[(static_cast<long long>(entry[3]) + cy * w + cx) * clip.args.vecs + vec] = clip.cell(pool, cy, cx, vec);
+GRIDPOOL_FN void pool_unit(const Clip<T, DEPTH>& clip, Vec* scratch, int pool, int unit, int thread, int threads) {
+  const Args& args = clip.args;
+  const int* entry = clip.plan + args.pools_at + 4 * pool;
+  const int h = entry[1], w = entry[2], chunks = ceil_div(args.vecs, kChunk), across = ceil_div(w, kTile);
+  const int first_vec = unit % chunks * kChunk, tile = unit / chunks;
+  const int top = tile / across * kTile, left = tile % across * kTile;
+  const int vecs = smallest(kChunk, args.vecs - first_vec), rows = smallest(kTile, h - top), columns = smallest(kTile, w - left);
+  for (int i = thread; i < rows * columns * vecs; i += threads) {
+    const int vec = first_vec + i % vecs, cy = top + i / vecs / columns, cx = left + i / vecs % columns;
+    scratch[(static_cast<long long>(entry[3]) + cy * w + cx) * args.vecs + vec] = clip.cell(pool, cy, cx, vec);
   }
 }
 
 GRIDPOOL_FN int pool_units(const Args& args, const int* plan, int pool) {
   const int* entry = plan + args.pools_at + 4 * pool;
-  return entry[1] * ((entry[2] + kSegment - 1) / kSegment);
+  return ceil_div(entry[1], kTile) * ceil_div(entry[2], kTile) * ceil_div(args.vecs, kChunk);
 }
 
 #if defined(__CUDACC__)
@@ -214,7 +222,7 @@ __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratc
   if (DEPTH == kScratch && task[0]) {
     const int units = pool_units(args, plan, index), all = threads * blockDim.y;
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x)
-      pool_segment(clip, scratch, index, unit, thread + threads * static_cast<int>(threadIdx.y), all);
+      pool_unit(clip, scratch, index, unit, thread + threads * static_cast<int>(threadIdx.y), all);
     return;
   }
   const int windows = args.rows * args.columns;
@@ -250,7 +258,7 @@ __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratc
     __shared__ float logits[kMaxWindow * kMaxWindow];  // one window a block
     for (int k = warp; k < args.window * args.window; k += warps) {
       const float norm = warp_total(lane_norm<T, ORDER>(clip, version, row, column, k, lane), order);
-      if (lane == 0) logits[k] = args.temperature * finish(norm, args);
+      if (lane == 0) logits[k] = args.temperature * finish<ORDER>(norm, args);
     }
     __syncthreads();
     weighted_sum(clip, version, row, column, logits, target, thread, threads);

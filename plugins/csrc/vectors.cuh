@@ -10,7 +10,6 @@
 #define GRIDPOOL_FN inline
 #define GRIDPOOL_UNROLL
 #endif
-#define INFINITY_F (__builtin_huge_valf())
 
 namespace gridpool {
 
@@ -40,6 +39,9 @@ GRIDPOOL_FN unsigned bits_from_float(float value) {
 
 // max that keeps NaN: a NaN token must not look like a pooled one
 GRIDPOOL_FN float largest(float a, float b) { return a != a || a > b ? a : b; }
+
+GRIDPOOL_FN int smallest(int a, int b) { return a < b ? a : b; }
+GRIDPOOL_FN int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 GRIDPOOL_FN bool infinite(float value) { return value > 3.402823e38f; }  // the norm's order is never negative
 

@@ -42,7 +42,7 @@ static void generic(const Clip<T, DEPTH>& clip, int version, int row, int column
     float norm = 0;
     for (int lane = 0; lane < 32; ++lane)
       norm = combine(norm, lane_norm<T, ORDER>(clip, version, row, column, static_cast<int>(k), lane), clip.args.order);
-    logits[k] = clip.args.temperature * finish(norm, clip.args);
+    logits[k] = clip.args.temperature * finish<ORDER>(norm, clip.args);
   }
   for (int thread = 0; thread < threads; ++thread) weighted_sum(clip, version, row, column, logits.data(), out, thread, threads);
 }
@@ -54,7 +54,7 @@ static void launch(const Plan& plan, const Args& args, int number, bool in_regis
     const int* task = plan.ints + args.tasks_at + 4 * i;
     if (task[0]) {
       for (int unit = 0; unit < pool_units(args, plan.ints, task[1]); ++unit)
-        for (int thread = 0; thread < threads; ++thread) pool_segment(clip, scratch, task[1], unit, thread, threads);
+        for (int thread = 0; thread < threads; ++thread) pool_unit(clip, scratch, task[1], unit, thread, threads);
       continue;
     }
     for (int window = 0; window < args.rows * args.columns; ++window) {

@@ -1,0 +1,174 @@
+"""`st_gridpool(x, spec)` on a GPU: any CUDA array in, an array of the same kind out, on the caller's stream, nothing copied.
+
+The kernel is compiled by NVRTC at the first call with a spec, D, dtype and GPU, and launched through the driver API (cuda-bindings).
+The first call with a shape also uploads its plan, a few kilobytes: make it before capturing a CUDA graph.
+
+T frames, H, W patch rows and columns, D hidden, H', W' windows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from plugins.arrays import View, empty_like, stream_of, view
+from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, units, variant_for
+from plugins.plan import Plan, make_plan
+from plugins.spec import StGridPool, not_covered, output_shape, spec_from_text
+from runtime.errors import EngineError, SpecError, missing_package
+
+
+def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any = None) -> Any:
+    """[T, H, W, D] -> [T, H', W', D], queued on `stream` (the current one of x's package where None).
+
+    x: float32, float16 or bfloat16 CUDA array, contiguous, of torch, CuPy, or anything with DLPack or `__cuda_array_interface__`;
+    the last kind needs `out`, of the right shape, dtype and device. UserError where the kernel does not cover spec, shape or array.
+    """
+    spec = spec_from_text(spec) if isinstance(spec, str) else spec
+    handle = stream_of(x, stream)
+    source = view(x, handle)
+    reason = not_covered(spec, source.shape, source.dtype)
+    if reason:
+        raise SpecError(f"the kernel does not cover this: {reason}; use the plain graph, or export.compress")
+    shape = output_shape(spec, source.shape)
+    _refuse_layout("x", source)
+    gpu = _gpu(_device_of(source))
+    result = empty_like(x, shape, handle) if out is None else out
+    if result is None:
+        raise EngineError(f"an array of {type(x).__module__} can't be made here; pass out=, {source.dtype} of shape {list(shape)}")
+    target = view(result, handle)
+    _refuse_layout("out", target)
+    if (target.shape, target.dtype, _device_of(target)) != (shape, source.dtype, gpu.ordinal):
+        raise EngineError(
+            f"out is {target.dtype} {list(target.shape)} on GPU {_device_of(target)}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}"
+        )
+    plan = make_plan(spec, *source.shape[:3])
+    token_bytes = source.shape[3] * BYTES[source.dtype]
+    with gpu.active(), gpu.scratch(plan.scratch_tokens * token_bytes, handle) as scratch:
+        gpu.launch(plan, spec, variant_for(spec, source.shape[3], source.dtype), source, scratch, target.pointer, handle)
+    return result
+
+
+_INTS = ("frames", "height", "width", "rows", "columns", "window", "padding", "vecs")
+_INTS += ("tasks_at", "versions_at", "tiles_at", "pools_at")
+_FLOATS = ("temperature", "order", "inverse_dim")
+
+
+class Args(ctypes.Structure):
+    """`Args` of csrc/st_gridpool.cuh, member by member."""
+
+    _fields_ = tuple((name, ctypes.c_int) for name in _INTS) + tuple((name, ctypes.c_float) for name in _FLOATS)
+
+
+def args_of(plan: Plan, spec: StGridPool, hidden: int, dtype: str) -> Args:
+    sections = [plan.section(name) for name in ("tasks", "versions", "tiles", "pools")]
+    vecs = hidden * BYTES[dtype] // 16
+    return Args(*plan.ints[1:8], vecs, *sections, spec.temperature, spec.order, 1.0 / hidden)
+
+
+class _Gpu:
+    """One device: its primary context, the kernels compiled for it, the plans uploaded to it."""
+
+    def __init__(self, ordinal: int):
+        driver = _driver()
+        self.ordinal = ordinal
+        self.device = _checked(driver.cuDeviceGet(ordinal))
+        self.context = _checked(driver.cuDevicePrimaryCtxRetain(self.device))
+        attribute = driver.CUdevice_attribute
+        names = (attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        major, minor = (_checked(driver.cuDeviceGetAttribute(name, self.device)) for name in names)
+        if (major, minor) < (8, 0):
+            raise EngineError(
+                f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
+            )
+        self.target = f"sm_{major}{minor}"
+        self.kernel = functools.cache(self._kernel)
+        self.upload = functools.cache(self._upload)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        driver = _driver()
+        _checked(driver.cuCtxPushCurrent(self.context))
+        try:
+            yield
+        finally:
+            driver.cuCtxPopCurrent()
+
+    @contextlib.contextmanager
+    def scratch(self, size: int, stream: int) -> Iterator[int]:
+        """Stream-ordered memory: it is free for others when the kernels that use it have run."""
+        driver = _driver()
+        pointer = _checked(driver.cuMemAllocAsync(size, stream)) if size else 0
+        try:
+            yield int(pointer)
+        finally:
+            if size:
+                driver.cuMemFreeAsync(pointer, stream)
+
+    def launch(self, plan: Plan, spec: StGridPool, variant: Variant, x: View, scratch: int, out: int, stream: int) -> None:
+        kernel, tables = self.kernel(variant), self.upload(plan)
+        args = args_of(plan, spec, x.shape[3], x.dtype)
+        pointers = [ctypes.c_void_p(pointer) for pointer in (tables, x.pointer, scratch, out)]
+        width = units(plan, variant, x.shape[3])
+        first = 0
+        for tasks in plan.launches:
+            values = [args, *pointers, ctypes.c_int(first)]
+            parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+            grid, block = (width, tasks, 1), (variant.threads, variant.groups, 1)
+            _checked(_driver().cuLaunchKernel(kernel, *grid, *block, 0, stream, ctypes.addressof(parameters), 0))
+            first += tasks
+
+    def _kernel(self, variant: Variant) -> Any:
+        module = _checked(_driver().cuModuleLoadData(compile_kernel(variant, self.target).code))
+        return _checked(_driver().cuModuleGetFunction(module, KERNEL.encode()))
+
+    def _upload(self, plan: Plan) -> int:
+        tables = (ctypes.c_int * len(plan.ints))(*plan.ints)
+        size = ctypes.sizeof(tables)
+        pointer = _checked(_driver().cuMemAlloc(size))
+        _checked(_driver().cuMemcpyHtoD(pointer, ctypes.addressof(tables), size))
+        return int(pointer)
+
+
+_gpu = functools.cache(_Gpu)
+
+
+@functools.cache
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise missing_package("cuda-bindings", "the plugin's kernel", "plugin") from error
+    try:
+        (status,) = driver.cuInit(0)
+    except RuntimeError as error:  # libcuda is not there
+        raise EngineError("this machine has no NVIDIA driver; the plugin's kernel needs a GPU, the plain graph does not") from error
+    if int(status):
+        raise EngineError(
+            f"the NVIDIA driver does not start ({status.name}); the plugin's kernel needs a GPU, the plain graph does not"
+        )
+    return driver
+
+
+def _device_of(array: View) -> int:
+    if array.device is not None:
+        return array.device
+    ordinal = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(_checked(_driver().cuPointerGetAttribute(ordinal, array.pointer)))
+
+
+def _refuse_layout(name: str, array: View) -> None:
+    if not array.contiguous:
+        raise EngineError(f"{name} is not contiguous; expected [T, H, W, D] in row order, make it so with .contiguous()")
+    if array.pointer % 16:
+        raise EngineError(f"{name} begins at an address that is no multiple of 16 bytes; copy it to memory of its own")
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    status, *values = result
+    if int(status):
+        raise EngineError(f"the NVIDIA driver refused a call of the plugin: {status.name}")
+    return values[0] if values else None

@@ -1,0 +1,63 @@
+"""NVRTC compiles every variant for every target; nothing spills, and shared memory is what the source says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from plugins.nvrtc import TARGETS, compile_kernel, variant_for
+from plugins.spec import StGridPool
+from runtime.errors import EngineError
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+
+# (window, D, dtype, order, depth): one and two vectors a thread, each way, each dtype, each kind of norm
+VARIANTS = [
+    (2, 3584, "bfloat16", 2, -1),
+    (2, 896, "bfloat16", 2, -1),
+    (2, 896, "float16", 2, -1),
+    (2, 3584, "float32", 2, -1),
+    (2, 4096, "float32", 2, -1),
+    (2, 3584, "bfloat16", 3, -1),
+    (3, 3584, "bfloat16", 2, -1),
+    (3, 4096, "bfloat16", math.inf, -1),
+    (5, 896, "float16", 2, -1),
+    (2, 16384, "bfloat16", 2, -1),
+    (2, 3584, "bfloat16", 2, 0),
+    (2, 3584, "bfloat16", 2, 3),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_variant_spills_on_any_target(target: str, record_property):
+    for window, hidden, dtype, order, depth in VARIANTS:
+        variant = variant_for(StGridPool(window=window, order=order), hidden, dtype, depth)
+        compiled = compile_kernel(variant, target)
+        record_property(f"{variant}", f"{compiled.registers} registers, {compiled.shared} bytes shared")
+        assert compiled.spills == 0, f"{variant} spills {compiled.spills} bytes on {target}"
+        assert compiled.registers * variant.threads * variant.groups <= 65536, "a block must fit a multiprocessor"
+        assert compiled.shared == (4096 if not variant.window else 16 * 4 * variant.window**2)
+
+
+def test_blocks_hold_whole_warps_and_every_vector_of_a_token():
+    for dtype, size in (("float32", 4), ("float16", 2)):
+        for hidden in range(8, 20000, 8):
+            for window in (1, 2, 3, 7):
+                variant = variant_for(StGridPool(window=window), hidden, dtype)
+                assert variant.threads % 32 == 0
+                assert 32 <= variant.threads * variant.groups <= 512
+                assert not variant.window or variant.threads * variant.vectors * 16 >= hidden * size
+                assert variant.window or variant.groups == 1
+
+
+def test_ptx_is_text_that_the_driver_can_compile_later():
+    variant = variant_for(StGridPool(), 896, "float16", depth=3)
+    ptx = compile_kernel(variant, "compute_87").code.decode()
+    assert ".target sm_87" in ptx
+    assert ".entry st_gridpool" in ptx
+
+
+def test_a_target_that_does_not_exist_is_said_in_one_line():
+    with pytest.raises(EngineError, match="sm_12345"):
+        compile_kernel(variant_for(StGridPool(), 896, "float16"), "sm_12345")

@@ -1,0 +1,91 @@
+"""What `plugins.st_gridpool` says of arrays it can't take, and what it reads of those it can, without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import plugins
+from plugins.arrays import stream_of, view, view_of_capsule
+from plugins.cuda import Args, args_of
+from plugins.plan import make_plan
+from plugins.spec import StGridPool
+from runtime.errors import EngineError, SpecError, UserError
+
+
+def cuda_array(shape=(8, 6, 6, 16), typestr="<f2", strides=None, pointer=1 << 20):
+    return SimpleNamespace(
+        __cuda_array_interface__={"shape": shape, "typestr": typestr, "strides": strides, "data": (pointer, False), "version": 3}
+    )
+
+
+def test_an_array_on_the_cpu_is_refused():
+    with pytest.raises(EngineError, match="x lies on cpu"):
+        plugins.st_gridpool(torch.zeros(8, 6, 6, 16), "nsp:window=2")
+    with pytest.raises(EngineError, match="DLPack device type 1"):
+        plugins.st_gridpool(np.zeros((8, 6, 6, 16), np.float32), "nsp:window=2")
+    with pytest.raises(EngineError, match="x is list"):
+        plugins.st_gridpool([1], "nsp:window=2")
+
+
+@pytest.mark.parametrize(
+    ("array", "spec", "words"),
+    [
+        (cuda_array((8, 6, 6, 12)), "nsp:window=2", "multiple of 8"),
+        (cuda_array((6, 6, 16)), "nsp:window=2", r"\[T, H, W, D\]"),
+        (cuda_array(typestr="<f8"), "nsp:window=2", "dtype <f8"),
+        (cuda_array(), "nsp:window=7", "window 7 does not fit"),
+        (cuda_array(), "ptg+nsp+evs", 'not "ptg'),
+        (cuda_array(), StGridPool(order=9), "order 9"),
+        (cuda_array(strides=(2304, 384, 32, 2)), "nsp:window=2", "not contiguous"),
+        (cuda_array(pointer=(1 << 20) + 8), "nsp:window=2", "16 bytes"),
+    ],
+)
+def test_what_the_kernel_does_not_cover_is_refused_before_a_gpu_is_asked_for(array, spec, words):
+    with pytest.raises((SpecError, EngineError), match=words):
+        plugins.st_gridpool(array, spec)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_error_says_so():
+    with pytest.raises(UserError, match="GPU"):
+        plugins.st_gridpool(cuda_array(), "nsp:window=2")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_dlpack_capsule_is_read_without_a_copy(dtype):
+    x = torch.zeros(4, 6, 5, 16, dtype=dtype)[1:]
+    seen = view_of_capsule(x.__dlpack__(), 0)
+    assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous) == (x.data_ptr(), tuple(x.shape), str(dtype)[6:], True)
+    assert not view_of_capsule(x.transpose(1, 2).__dlpack__(), 0).contiguous
+
+
+def test_strides_that_say_contiguous_are_contiguous():
+    assert view(cuda_array((2, 3, 4, 8), strides=(192, 64, 16, 2)), 0).contiguous
+
+
+def test_streams_of_every_kind_give_their_handle():
+    assert stream_of(cuda_array(), None) == 0
+    assert stream_of(cuda_array(), 7) == 7
+    assert stream_of(cuda_array(), SimpleNamespace(cuda_stream=8)) == 8
+    assert stream_of(cuda_array(), SimpleNamespace(ptr=9)) == 9
+    assert stream_of(cuda_array(), SimpleNamespace(__cuda_stream__=lambda: (0, 10))) == 10
+    with pytest.raises(EngineError, match="stream is str"):
+        stream_of(cuda_array(), "fast")
+
+
+def test_the_kernels_arguments_have_the_layout_of_the_source():
+    source = (Path(plugins.__file__).parent / "csrc" / "st_gridpool.cuh").read_text()
+    body = re.search(r"struct Args \{(.*?)\};", source, re.S)[1]
+    body = re.sub(r"//.*", "", body)
+    members = [(kind, name) for kind, names in re.findall(r"(int|float) ([^;]+);", body) for name in names.split(", ")]
+    types = {"int": ctypes.c_int, "float": ctypes.c_float}
+    assert [(name, types[kind]) for kind, name in members] == list(Args._fields_)
+    args = args_of(make_plan(StGridPool(), 32, 27, 27), StGridPool(), 896, "bfloat16")
+    assert (args.frames, args.width, args.rows, args.window, args.padding, args.vecs) == (32, 27, 13, 2, 0, 112)
