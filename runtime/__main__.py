@@ -137,6 +137,12 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
     return EngineOptions(device=args.device, threads=args.threads)
 
 
+def _threads(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} threads; expected 0 (the backend's choice) or more")
+    return int(text)
+
+
 def _print(args: argparse.Namespace, data: Any, text: str) -> None:
     print(json.dumps(data, indent=1) if args.json else text)
 
@@ -157,7 +163,7 @@ def _parser() -> ArgumentParser:
         if backend:
             sub.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
         sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-        sub.add_argument("--threads", type=int, default=0, help="CPU threads (default: the backend's choice)")
+        sub.add_argument("--threads", type=_threads, default=0, help="CPU threads (default: the backend's choice)")
 
     run = command("run", _run, "answer a question about a video; the answer streams")
     run.add_argument("video", type=Path)
