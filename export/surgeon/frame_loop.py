@@ -160,7 +160,7 @@ def _for_one_frame(graph: gs.Graph, node: gs.Node, local: dict[int, gs.Tensor]) 
 
 
 def _pointwise(node: gs.Node, framed: set[int]) -> bool:
-    shape = static_shape(node.outputs[0])
+    shape = tuple(node.outputs[0].shape)
     for tensor in (tensor for tensor in node.inputs if not tensor.is_empty()):
         operand = static_shape(tensor)
         if operand is None:

@@ -84,8 +84,6 @@ def _may_narrow(graph: gs.Graph, node: gs.Node, candidates: dict[int, gs.Node]) 
             return False
         for consumer in tensor.outputs:
             slots = [index for index, other in enumerate(consumer.inputs) if other is tensor]
-            if not slots:
-                return False  # read inside a subgraph
             typed = _typed_inputs(consumer) if id(consumer) in candidates else ()
             if any(index not in typed and not _takes_any_integer(consumer, index) for index in slots):
                 return False

@@ -42,7 +42,7 @@ def run(graph: gs.Graph, rules: Rules | None = None) -> int:
     if rules is None:
         rules = VISION_RULES if graph.name.startswith("vision") else DECODER_RULES
     fixed = {tensor.name for tensor in [*graph.inputs, *graph.outputs]}
-    nodes = set()
+    nodes: set[str] = set()
     changed = 0
     wanted = [_node_name(node, rules) for node in graph.nodes]
     # names that stay as they are must not be given away to an earlier node

@@ -30,7 +30,8 @@ def test_shape_chains_of_a_static_input_become_a_constant():
 def test_nodes_that_change_nothing_are_taken_out():
     model = model_from_text("""
     g (float[2, 3] x) => (float[2, 3] y)
-    <int64[2] same = {2, 3}, int64[1] zero = {0}, int64[1] end = {9223372036854775807}, int64[1] one = {1}, int64[1] back = {-1}>
+    <int64[2] same = {2, 3}, int64[1] zero = {0}, int64[1] end = {9223372036854775807}, int64[1] one = {1}, int64[1] back = {-1},
+     int64[1] before = {-9}>
     {
         a = Identity(x)
         b = Cast<to = 1>(a)
@@ -38,7 +39,7 @@ def test_nodes_that_change_nothing_are_taken_out():
         d = Expand(c, same)
         e = Transpose<perm = [0, 1]>(d)
         f = Slice(e, zero, end, zero, one)
-        r = Slice(f, back, zero, zero, back)
+        r = Slice(f, back, before, zero, back)
         h = Concat<axis = 0>(r, f)
         i = Slice(h, zero, end, zero, one)
         s = ReduceSum<keepdims = 1>(i, zero)
@@ -87,6 +88,16 @@ def test_equal_constants_and_equal_nodes_are_merged():
     assert len(after.graph.initializer) == 2
 
 
+def test_constants_of_one_bit_pattern_and_two_types_stay_two():
+    model = model_from_text("""
+    g (float[2] x, int32[2] n) => (float[2] y, int32[2] m) <float[1] nothing = {0}, int32[1] zero = {0}> {
+        y = Add(x, nothing)
+        m = Add(n, zero)
+    }""")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2), "n": np.arange(2, dtype=np.int32)})
+    assert len(after.graph.initializer) == 2 and report.rewrites == 0
+
+
 def test_the_same_random_node_twice_is_two_nodes():
     model = model_from_text("""
     g () => (float[3] y) {
@@ -133,6 +144,7 @@ def test_external_weights_are_left_on_disk_and_small_tables_are_read(tmp_path):
     types = {tensor.name: (tensor.data_type, len(tensor.external_data)) for tensor in after.graph.initializer}
     assert "unused" not in types
     assert types["rows/int32"] == (onnx.TensorProto.INT32, 0)
+    assert types["w"] == (onnx.TensorProto.FLOAT, 0)
 
     loaded = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     after, _ = run_passes(loaded, ["fold", "int64"], graph="vision")

@@ -148,6 +148,36 @@ def test_an_operator_that_mixes_or_tells_frames_apart_stays_out(mixes):
     assert report.rewrites == 1
 
 
+def test_a_matrix_of_all_frames_on_the_right_stays_out():
+    model = model_from_text(
+        """
+    g (float[4, 4, 4] x, float[4, 4] z) => (float[4, 4, 4] y) <float[4, 4] w> {
+        a = MatMul(x, w)
+        b = MatMul(z, w)
+        y = MatMul(a, b)
+    }""",
+        w=normal(4, 4),
+    )
+    after, (report,) = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4), "z": normal(4, 4, seed=1)}, tolerance=1e-5)
+    assert ops(after) == ["Loop", "MatMul"] and report.rewrites == 2
+
+
+def test_a_weight_read_inside_and_outside_is_there_once():
+    model = model_from_text(
+        """
+    g (float[4, 2, 2] x) => (float[2, 2] y) <float[2, 2] w, int64[1] first = {0}> {
+        a = MatMul(x, w)
+        b = Softmax<axis = 0>(a)
+        c = MatMul(b, w)
+        y = ReduceMax<keepdims = 0>(c, first)
+    }""",
+        w=normal(2, 2),
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 2)}, tolerance=1e-5)
+    assert ops(after) == ["Loop", "Softmax", "MatMul", "ReduceMax"]
+    assert [tensor.name for tensor in after.graph.initializer].count("w") == 1
+
+
 def test_a_graph_without_a_framed_product_is_left_as_it_is():
     model = model_from_text("g (float[4, 3] x) => (float[4, 3] y) { y = Relu(x) }")
     after, (report,) = rewrite(model, ["frame_loop"], {"x": normal(4, 3)})

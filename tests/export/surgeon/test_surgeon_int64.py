@@ -93,6 +93,18 @@ def test_indices_of_topk_and_of_a_cast_are_narrowed_for_arithmetic():
     assert report.rewrites == 3
 
 
+def test_one_node_behind_a_cast_to_int64_is_worth_it_because_the_cast_only_changes():
+    model = model_from_text("""
+    g (float[3] row, float[9] table) => (float[3] y) <int64[1] one = {1}> {
+        wide = Cast<to = 7>(row)
+        next = Add(wide, one)
+        y = Gather(table, next)
+    }""")
+    after, (report,) = rewrite(model, ["int64"], {"row": np.float32([0, 7, 3]), "table": normal(9)})
+    assert ops(after) == ["Cast", "Add", "Gather"] and report.rewrites == 1
+    assert _types(after)["next"] == INT32
+
+
 def test_a_constant_that_is_also_a_shape_is_split_in_two():
     model = model_from_text(
         """
