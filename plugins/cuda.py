@@ -52,15 +52,14 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     return result
 
 
-_INTS = ("frames", "height", "width", "rows", "columns", "window", "padding", "vecs")
-_INTS += ("tasks_at", "versions_at", "tiles_at", "pools_at")
+_INTS = "frames height width rows columns window padding vecs tasks_at versions_at tiles_at pools_at"
 _FLOATS = ("temperature", "order", "inverse_dim")
 
 
 class Args(ctypes.Structure):
     """`Args` of csrc/st_gridpool.cuh, member by member."""
 
-    _fields_ = tuple((name, ctypes.c_int) for name in _INTS) + tuple((name, ctypes.c_float) for name in _FLOATS)
+    _fields_ = tuple((name, ctypes.c_int) for name in _INTS.split()) + tuple((name, ctypes.c_float) for name in _FLOATS)
 
 
 def args_of(plan: Plan, spec: StGridPool, hidden: int, dtype: str) -> Args:

@@ -74,7 +74,7 @@ def spec_from_text(text: str) -> StGridPool:
     if names not in (["nsp"], ["ptg", "nsp"]):
         raise SpecError(f'{NAME} covers "nsp" and "ptg+nsp", not "{"+".join(names)}"; the plain graph computes every spec')
     values: dict[str, Any] = {} if "ptg" in names else {"sizes": (), "strides": ()}
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "ptg": {"sizes": _ints, "strides": _ints},
         "nsp": {"window": int, "temperature": float, "order": float, "padding": int},
     }

@@ -5,6 +5,18 @@
 
 namespace gridpool {
 
+// Which kernel a clip takes, and its block: threads a window, windows a block. plugins/nvrtc.py chooses alike.
+struct Choice {
+  int window, vectors, threads, groups;  // window 0: the generic way
+};
+
+inline Choice choose(int window, int vecs) {
+  const int vectors = window == 2 && vecs > 256 ? 2 : 1;
+  const int threads = ceil_div(ceil_div(vecs, vectors), 32) * 32;
+  if ((window != 2 && window != 3) || threads > kMaxThreads) return {0, 1, smallest(ceil_div(vecs, 32) * 32, 256), 1};
+  return {window, vectors, threads, threads < 128 ? 128 / threads : 1};
+}
+
 struct Plan {
   const int* ints;
   int length;
@@ -25,6 +37,13 @@ struct Plan {
     args.pools_at = args.tiles_at + ints[11];
     args.temperature = temperature, args.order = order, args.inverse_dim = 1.0f / static_cast<float>(hidden);
     return args;
+  }
+
+  // Blocks along x: enough for the windows of a frame, and for the tiles of a pooled one.
+  int units(const Args& args, int groups) const {
+    int most = ceil_div(args.rows * args.columns, groups);
+    for (int pool = 0; pool < ints[12]; ++pool) most = most > pool_units(args, ints, pool) ? most : pool_units(args, ints, pool);
+    return most;
   }
 
   // What is wrong with the plan, or null.

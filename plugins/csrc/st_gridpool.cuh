@@ -206,7 +206,7 @@ GRIDPOOL_FN void pool_unit(const Clip<T, DEPTH>& clip, Vec* scratch, int pool, i
   }
 }
 
-GRIDPOOL_FN int pool_units(const Args& args, const int* plan, int pool) {
+GRIDPOOL_BOTH int pool_units(const Args& args, const int* plan, int pool) {
   const int* entry = plan + args.pools_at + 4 * pool;
   return ceil_div(entry[1], kTile) * ceil_div(entry[2], kTile) * ceil_div(args.vecs, kChunk);
 }

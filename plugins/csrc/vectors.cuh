@@ -5,9 +5,11 @@
 
 #if defined(__CUDACC__)
 #define GRIDPOOL_FN __device__ __forceinline__
+#define GRIDPOOL_BOTH __host__ __device__ __forceinline__
 #define GRIDPOOL_UNROLL _Pragma("unroll")
 #else
 #define GRIDPOOL_FN inline
+#define GRIDPOOL_BOTH inline
 #define GRIDPOOL_UNROLL
 #endif
 
@@ -40,8 +42,8 @@ GRIDPOOL_FN unsigned bits_from_float(float value) {
 // max that keeps NaN: a NaN token must not look like a pooled one
 GRIDPOOL_FN float largest(float a, float b) { return a != a || a > b ? a : b; }
 
-GRIDPOOL_FN int smallest(int a, int b) { return a < b ? a : b; }
-GRIDPOOL_FN int ceil_div(int a, int b) { return (a + b - 1) / b; }
+GRIDPOOL_BOTH int smallest(int a, int b) { return a < b ? a : b; }
+GRIDPOOL_BOTH int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 GRIDPOOL_FN bool infinite(float value) { return value > 3.402823e38f; }  // the norm's order is never negative
 

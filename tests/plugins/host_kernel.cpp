@@ -1,7 +1,8 @@
 // Runs the kernel body on a CPU: one case from stdin, the tokens to stdout. What a block of threads does is done thread by thread,
 // with the sum over the block in between; scratch and output start as NaN, and are exactly as large as they must be.
 //
-//   in   5 ints: dtype (0 float32, 1 float16, 2 bfloat16), way (0 registers, 1 generic, 2 on the fly), threads, D, the plan's length;
+//   in   5 ints: dtype (0 float32, 1 float16, 2 bfloat16), way (0 the kernel's choice, 1 generic, 2 on the fly),
+//        threads (0: the kernel's choice), D, the plan's length;
 //        2 floats: temperature, order;  the plan;  the clip
 #include <cstdio>
 #include <cstdlib>
@@ -48,25 +49,24 @@ static void generic(const Clip<T, DEPTH>& clip, int version, int row, int column
 }
 
 template <class T, int ORDER, int DEPTH>
-static void launch(const Plan& plan, const Args& args, int number, bool in_registers, int threads, const Vec* x, Vec* scratch, Vec* out) {
+static void launch(const Plan& plan, const Args& args, int number, Choice choice,  const Vec* x, Vec* scratch, Vec* out) {
   const Clip<T, DEPTH> clip{args, plan.ints, x, scratch};
   for (int i = plan.first_task(number); i < plan.first_task(number + 1); ++i) {
     const int* task = plan.ints + args.tasks_at + 4 * i;
     if (task[0]) {
       for (int unit = 0; unit < pool_units(args, plan.ints, task[1]); ++unit)
-        for (int thread = 0; thread < threads; ++thread) pool_unit(clip, scratch, task[1], unit, thread, threads);
+        for (int thread = 0; thread < choice.threads; ++thread) pool_unit(clip, scratch, task[1], unit, thread, choice.threads);
       continue;
     }
     for (int window = 0; window < args.rows * args.columns; ++window) {
       const int row = window / args.columns, column = window % args.columns;
       Vec* target = out + (static_cast<long long>(task[1]) * args.rows * args.columns + window) * args.vecs;
-      const bool twice = args.vecs > threads;
-      if (in_registers && args.window == 2)
-        twice ? registers<T, ORDER, DEPTH, 2, 2>(clip, task[2], row, column, target, threads)
-              : registers<T, ORDER, DEPTH, 2, 1>(clip, task[2], row, column, target, threads);
-      else if (in_registers && args.window == 3)
-        twice ? registers<T, ORDER, DEPTH, 3, 2>(clip, task[2], row, column, target, threads)
-              : registers<T, ORDER, DEPTH, 3, 1>(clip, task[2], row, column, target, threads);
+      const int threads = choice.threads;
+      if (choice.window == 2)
+        choice.vectors == 2 ? registers<T, ORDER, DEPTH, 2, 2>(clip, task[2], row, column, target, threads)
+                            : registers<T, ORDER, DEPTH, 2, 1>(clip, task[2], row, column, target, threads);
+      else if (choice.window == 3)
+        registers<T, ORDER, DEPTH, 3, 1>(clip, task[2], row, column, target, threads);
       else
         generic<T, ORDER, DEPTH>(clip, task[2], row, column, target, threads);
     }
@@ -74,20 +74,20 @@ static void launch(const Plan& plan, const Args& args, int number, bool in_regis
 }
 
 template <class T>
-static void run(const Plan& plan, const Args& args, int way, int threads, const Vec* x, Vec* scratch, Vec* out) {
+static void run(const Plan& plan, const Args& args, int way, Choice choice, const Vec* x, Vec* scratch, Vec* out) {
   for (int number = 0; number < plan.launches(); ++number) {
     if (way == 2)
-      launch<T, kAnyOrder, 4>(plan, args, number, true, threads, x, scratch, out);
+      launch<T, kAnyOrder, 4>(plan, args, number, choice, x, scratch, out);
     else if (args.order == 2.0f)
-      launch<T, 2, kScratch>(plan, args, number, way == 0, threads, x, scratch, out);
+      launch<T, 2, kScratch>(plan, args, number, choice, x, scratch, out);
     else
-      launch<T, kAnyOrder, kScratch>(plan, args, number, way == 0, threads, x, scratch, out);
+      launch<T, kAnyOrder, kScratch>(plan, args, number, choice, x, scratch, out);
   }
 }
 
 int main() {
   const std::vector<int> head = read<int>(5);
-  const int dtype = head[0], way = head[1], threads = head[2], hidden = head[3];
+  const int dtype = head[0], way = head[1], hidden = head[3];
   const std::vector<float> numbers = read<float>(2);
   const std::vector<int> ints = read<int>(head[4]);
   const Plan plan{ints.data(), head[4]};
@@ -98,15 +98,18 @@ int main() {
   const int lanes = dtype == 0 ? 4 : 8;
   const Args args = plan.args(hidden, lanes, numbers[0], numbers[1]);
   const std::vector<Vec> x = read<Vec>(static_cast<size_t>(args.frames) * args.height * args.width * args.vecs);
+  Choice choice = choose(args.window, args.vecs);
+  if (way == 1) choice.window = 0;
+  if (head[2]) choice.threads = head[2], choice.vectors = ceil_div(args.vecs, head[2]);
   const Vec poison{{~0u, ~0u, ~0u, ~0u}};
   std::vector<Vec> scratch(way == 2 ? 0 : static_cast<size_t>(plan.scratch_tokens()) * args.vecs, poison);
   std::vector<Vec> out(static_cast<size_t>(args.frames) * args.rows * args.columns * args.vecs, poison);
   if (dtype == 0)
-    run<Float>(plan, args, way, threads, x.data(), scratch.data(), out.data());
+    run<Float>(plan, args, way, choice, x.data(), scratch.data(), out.data());
   else if (dtype == 1)
-    run<Half>(plan, args, way, threads, x.data(), scratch.data(), out.data());
+    run<Half>(plan, args, way, choice, x.data(), scratch.data(), out.data());
   else
-    run<BFloat16>(plan, args, way, threads, x.data(), scratch.data(), out.data());
+    run<BFloat16>(plan, args, way, choice, x.data(), scratch.data(), out.data());
   fwrite(out.data(), sizeof(Vec), out.size(), stdout);
   return 0;
 }

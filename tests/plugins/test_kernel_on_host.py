@@ -22,7 +22,7 @@ from plugins.reference import st_gridpool
 from plugins.spec import StGridPool, output_shape
 
 Run = Callable[..., np.ndarray]
-WAYS = {"registers": 0, "generic": 1, "on the fly": 2}
+WAYS = {"chosen": 0, "generic": 1, "on the fly": 2}
 _SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -40,14 +40,13 @@ def host_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(host_kernel: Path) -> Run:
     def on_host(
-        x: np.ndarray, spec: StGridPool, way: str = "registers", threads: int = 0, ints: list[int] | None = None
+        x: np.ndarray, spec: StGridPool, way: str = "chosen", threads: int = 0, ints: list[int] | None = None
     ) -> np.ndarray:
         dtype, hidden = x.dtype, x.shape[-1]
-        vecs = hidden * dtype.itemsize // 16
         plan = make_plan(spec, *x.shape[:3])
         plan = ints or (in_one_launch(plan) if way == "on the fly" else plan).ints
         number = [name for name, known in DTYPES.items() if known == dtype]
-        head = [list(DTYPES).index(number[0]), WAYS[way], threads or -(-vecs // 32) * 32, hidden, len(plan)]
+        head = [list(DTYPES).index(number[0]), WAYS[way], threads, hidden, len(plan)]
         data = np.array(head, np.int32).tobytes() + np.array([spec.temperature, spec.order], np.float32).tobytes()
         done = subprocess.run([host_kernel], input=data + np.array(plan, np.int32).tobytes() + x.tobytes(), capture_output=True)
         if done.returncode == 2:
@@ -79,12 +78,12 @@ def test_the_authors_vectors_come_out(run: Run, path: Path, way: str):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tails_two_vectors_a_thread_and_idle_lanes(run: Run, dtype: str):
-    spec = StGridPool((4,), (1,), window=3)
-    x = random_clip((4, 6, 7, 8 * 41), dtype, 3)
-    assert worst(run(x, spec, threads=96), st_gridpool(x, spec)) < TOLERANCE[dtype]
-    few = 64 if dtype == "float32" else 32
-    assert worst(run(x, spec, threads=few), st_gridpool(x, spec)) < TOLERANCE[dtype]
+@pytest.mark.parametrize(("window", "hidden"), [(2, 8), (2, 840), (2, 2056), (2, 3584), (2, 9216), (3, 1032), (3, 4104), (4, 3584)])
+def test_every_block_shape_that_is_chosen(run: Run, dtype: str, window: int, hidden: int):
+    """Idle lanes, one and two vectors a thread, several windows a block, and D too large for registers."""
+    spec = StGridPool((4,), (1,), window=window)
+    x = random_clip((4, 5, 4, hidden), dtype, 3)
+    assert worst(run(x, spec), st_gridpool(x, spec)) < TOLERANCE[dtype]
 
 
 def test_half_precision_conversions_are_exact_for_every_value(run: Run):
