@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import torch
 
 from export import reference as torch_reference
@@ -24,18 +25,17 @@ from export.checkpoint import Checkpoint
 from export.decoder import OPSET, Decoder
 from export.families import LLMHalf, VisionHalf
 from export.surgeon import run_passes
+from export.surgeon.outputs import drop_outputs
 from export.tensorrt_support import parse_with_rtx, require
-from export.trace import Traced, Vision, trace_decoder, trace_vision
-from export.verify import StageResult, verify_batched, verify_llm, verify_vision
-from runtime.bundle import DECODER, VISION, Bundle
+from export.trace import Vision, trace_decoder, trace_vision
+from export.verify import StageResult, verify_llm, verify_looped, verify_vision
+from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
 from runtime.progress import step
 from runtime.prompt import Prompt
 
 if TYPE_CHECKING:
-    import onnx
-
     from export.pipeline import ExportOptions
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -64,19 +64,22 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
         traced = trace_vision(spelled, _tensor(pixels, options.precision), path, OPSET[options.attention])
     del spelled
     with step("surgeon passes on the vision half"):
-        _rewrite(half, traced, VISION, options)
-        _save(traced, path)
-        looped = _looped(half, traced, path.with_suffix(".loop.onnx"))
+        with_stages = _rewrite(half, traced.model, path, VISION, options)
+        onnx.save(drop_outputs(with_stages, traced.stages.values()), str(path))
+        looped = _looped(half, with_stages, directory)
+        onnx.save(drop_outputs(looped, traced.stages.values()), str(directory / f"{VISION_LOOP}.onnx"))
     _check_tensorrt(half, path, VISION, options)
 
     outputs: dict[str, np.ndarray] = {}
     with step("running torch for reference"):
         outputs.update(torch_reference.stages(vision, source, pixels))
     with step("comparing the vision half with torch"):
-        with_stages = OnnxEngine.load(looped.SerializeToString(), data=directory)
-        half.verified, tokens = verify_vision(with_stages, vision, outputs, pixels, options.precision)
-        with_stages.close()
-        half.verified.append(verify_batched(OnnxEngine.load(path), vision, tokens, pixels, options.precision))
+        batched = OnnxEngine.load(with_stages.SerializeToString(), data=directory)
+        half.verified, tokens = verify_vision(batched, vision, outputs, pixels, options.precision)
+        batched.close()
+        looped = OnnxEngine.load(directory / f"{VISION_LOOP}.onnx")
+        half.verified.append(verify_looped(looped, vision, tokens, pixels, options.precision))
+        looped.close()
     every = torch_reference.save_vision(directory / "reference", pixels, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
     half.stages = [{"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name]} for name in outputs]
@@ -95,8 +98,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
         traced = trace_decoder(spelled, path, options.attention)
     del spelled
     with step("surgeon passes on the LLM half"):
-        _rewrite(half, traced, DECODER, options)
-        _save(traced, path)
+        onnx.save(_rewrite(half, traced.model, path, DECODER, options), str(path))
     _check_tensorrt(half, path, DECODER, options)
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
     np.save(directory / "llm" / "embed_tokens.npy", table.astype(np.float16) if options.precision == "fp16" else table)
@@ -114,39 +116,24 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     ids = Prompt(bundle).ids(_QUESTION)
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
-        half.verified = verify_llm(bundle, expected, visual_tokens, bundle.manifest.precision)
-    torch_reference.save_llm(bundle.path / "reference", expected, visual_tokens)
+        half.verified = verify_llm(bundle, expected)
+    torch_reference.save_llm(bundle.path / "reference", expected)
 
 
-def _rewrite(half: Half, traced: Traced, graph: str, options: ExportOptions) -> None:
-    traced.model, reports = run_passes(traced.model, graph=graph, precision=options.precision)
+def _rewrite(half: Half, model: onnx.ModelProto, path: Path, graph: str, options: ExportOptions) -> onnx.ModelProto:
+    model, reports = run_passes(model, graph=graph, precision=options.precision, directory=path.parent)
     half.report += [report.as_dict() for report in reports]
-
-
-def _looped(half: Half, traced: Traced, path: Path) -> onnx.ModelProto:
-    """Save the graph with the frame-wise part as a Loop; return it with its stages as outputs."""
-    model, reports = run_passes(traced.model, ["frame_loop"], graph=f"{VISION}.loop")
-    half.report += [report.as_dict() for report in reports]
-    _save(Traced(model, traced.stages), path)
     return model
 
 
-def _save(traced: Traced, path: Path) -> None:
-    """Write the model without its stage outputs; their tensors keep their names inside."""
-    import onnx
-
-    final = onnx.ModelProto()
-    final.CopyFrom(traced.model)
-    stages = set(traced.stages.values())
-    kept = [output for output in final.graph.output if output.name not in stages]
-    del final.graph.output[:]
-    final.graph.output.extend(kept)
-    onnx.save(final, str(path))
+def _looped(half: Half, model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
+    """The graph with its frame-wise part in a Loop, for CPUs; `model` stays as it is."""
+    model, reports = run_passes(drop_outputs(model, ()), ["frame_loop"], graph=VISION_LOOP, directory=directory)
+    half.report += [report.as_dict() for report in reports]
+    return model
 
 
 def _check_tensorrt(half: Half, path: Path, graph: str, options: ExportOptions) -> None:
-    import onnx
-
     if options.tensorrt:
         require(onnx.load(str(path), load_external_data=False), options.tensorrt)
         half.tensorrt[f"{graph}: operators of TensorRT {options.tensorrt}"] = "all nodes supported"

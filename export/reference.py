@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import torch
 from export.families import LLMHalf, VisionHalf
 from export.trace import Vision
 from runtime.prompt import PromptIds
+from runtime.tools.reference import LLMReference
 
 if TYPE_CHECKING:
     from polygraphy.comparator import RunResults
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 LLM_VISUAL_TOKENS = 1024  # visual tokens of the LLM's reference prompt at most: parity needs no longer one
 GREEDY = 16
 _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages are thinned to every k-th value
-
-
-@dataclass(frozen=True)
-class LLMReference:
-    """ids: the prompt around the visual tokens; logits [V] after it; greedy ids, each with its margin over the second best."""
-
-    ids: PromptIds
-    logits: np.ndarray
-    greedy: list[int]
-    margins: list[float]
 
 
 def pixel_values(half: VisionHalf, frames: int) -> np.ndarray:
@@ -62,10 +52,9 @@ def stages(vision: Vision, half: VisionHalf, pixels: np.ndarray) -> Iterator[tup
         if vision.place == "after-projector":
             tokens = torch.cat([half.projector(frame[None]) for frame in tokens])
             yield "vision/projector", tokens.numpy()
-        tokens = tokens.unflatten(1, half.grid)
-        for name, stage in vision.compress.stages:
-            tokens = stage(tokens)
-            yield f"compress/{name}", tokens.numpy()
+        for name, output in vision.compress.outputs(tokens.unflatten(1, half.grid)):
+            yield f"compress/{name}", output.numpy()
+            tokens = output
         tokens = tokens.reshape(-1, tokens.shape[-1])
         if vision.place == "before-projector":
             tokens = half.projector(tokens)
@@ -90,7 +79,7 @@ def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReferenc
             greedy.append(int(best.indices[0]))
             margins.append(float(best.values[0] - best.values[1]))
             output = half.causal_lm(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
-    return LLMReference(ids, first, greedy, margins)
+    return LLMReference(ids, visual_tokens, first, greedy, margins)
 
 
 def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, int]:
@@ -99,22 +88,22 @@ def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarr
     from polygraphy.logger import G_LOGGER
 
     directory.mkdir(parents=True, exist_ok=True)
-    save_json([{"pixel_values": pixels}], str(directory / "inputs.json"))
-    _results({"visual_tokens": outputs["visual_tokens"]}).save(str(directory / "torch.json"))
     every = {name: -(-array.size // _STAGE_VALUES) for name, array in outputs.items()}
-    _results({name: array.reshape(-1)[:: every[name]].copy() for name, array in outputs.items()}).save(
-        str(directory / "stages.json")
-    )
+    thinned = {name: array.reshape(-1)[:: every[name]].copy() for name, array in outputs.items()}
+    with G_LOGGER.verbosity(G_LOGGER.WARNING):  # it reports every file on stdout
+        save_json([{"pixel_values": pixels}], str(directory / "inputs.json"))
+        _results({"visual_tokens": outputs["visual_tokens"]}).save(str(directory / "torch.json"))
+        _results(thinned).save(str(directory / "stages.json"))
     return every
 
 
-def save_llm(directory: Path, expected: LLMReference, visual_tokens: np.ndarray) -> None:
+def save_llm(directory: Path, expected: LLMReference) -> None:
     """Write llm.json (prompt ids, greedy ids, margins), llm_logits.npy [V] and llm_visual_tokens.npy [n, D]."""
     directory.mkdir(parents=True, exist_ok=True)
     facts = {"before": expected.ids.before, "after": expected.ids.after, "greedy": expected.greedy, "margins": expected.margins}
     (directory / "llm.json").write_text(json.dumps(facts))
     np.save(directory / "llm_logits.npy", expected.logits)
-    np.save(directory / "llm_visual_tokens.npy", visual_tokens)
+    np.save(directory / "llm_visual_tokens.npy", expected.visual_tokens)
 
 
 def _results(arrays: dict[str, np.ndarray]) -> RunResults:

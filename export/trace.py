@@ -51,11 +51,8 @@ class Vision(nn.Module):
         if self.place == "after-projector":
             patches = self.projector(patches)  # [T, H*W, D]
             outputs.append(patches)
-        tokens = patches.unflatten(1, self.grid)  # [T, H, W, C or D]
-        for _, stage in self.compress.stages:
-            tokens = stage(tokens)
-            outputs.append(tokens)
-        tokens = tokens.reshape(-1, tokens.shape[-1])  # [N - 1, C or D]
+        outputs += [output for _, output in self.compress.outputs(patches.unflatten(1, self.grid))]
+        tokens = outputs[-1].reshape(-1, outputs[-1].shape[-1])  # [N - 1, C or D]
         if self.place == "before-projector":
             tokens = self.projector(tokens)
             outputs.append(tokens)

@@ -1,8 +1,7 @@
 """torch against ONNX Runtime, stage by stage, before anything is called exported.
 
-Encoder and projector are compared with the libraries' own modules; each compression stage with its torch module on the
-very input that the graph gave it, so that a selection is judged by its rule and not by the rounding before it; the LLM by
-its prefill logits and by greedy ids under teacher forcing. The first stage that differs is named.
+Encoder and projector are compared with the libraries' own modules, each compression stage with torch's on the graph's own
+patches, the LLM by its prefill logits and by greedy ids under teacher forcing. The first stage that differs is named.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.reference import LLMReference
 from export.trace import Vision
 from runtime.bundle import Bundle
 from runtime.engine.onnx import OnnxEngine
@@ -22,6 +20,8 @@ from runtime.errors import ExportError
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
 from runtime.tools.compare import TOLERANCE, compare
+from runtime.tools.parity import compare_llm
+from runtime.tools.reference import LLMReference
 
 
 @dataclass(frozen=True)
@@ -46,43 +46,48 @@ def verify_vision(
     """
     (spec,) = engine.inputs
     got = engine.run({spec.name: pixels.astype(spec.dtype)})
-    modules = {f"compress/{name}": stage for name, stage in vision.compress.stages}
-    if vision.place == "before-projector":
-        modules["vision/projector"] = vision.projector
-    results, before = [], np.empty(0)
-    for name in vision.stage_names():
-        output = got[f"{name}/output"]
-        expected = _on_graphs_input(modules[name], before) if name in modules else reference[name]
-        results.append(_judge(name, output, expected, precision))
-        before = output.reshape(len(output), *vision.grid, -1) if output.ndim == 3 else output  # patches [T, H*W, .] to a grid
-    tokens = np.concatenate([before.reshape(-1, before.shape[-1]), reference["visual_tokens"][-1:]])
+    results = []
+
+    def judge(name: str, expected: np.ndarray, selected: bool = False) -> np.ndarray:
+        results.append(_judge(name, got[f"{name}/output"], expected, precision, selected))
+        return got[f"{name}/output"]
+
+    tokens = judge("vision/encoder", reference["vision/encoder"])
+    if vision.place == "after-projector":
+        tokens = judge("vision/projector", reference["vision/projector"])
+    selected = False
+    with torch.inference_mode():
+        # what torch makes of the graph's own patches, so that a stage is judged by its rule and not by the rounding before it
+        patches = torch.from_numpy(tokens.astype(np.float32)).unflatten(1, vision.grid)
+        for name, expected in vision.compress.outputs(patches):
+            selected |= getattr(vision.compress, name).select
+            tokens = judge(f"compress/{name}", expected.numpy(), selected)
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        if vision.place == "before-projector":
+            tokens = judge("vision/projector", vision.projector(torch.from_numpy(tokens.astype(np.float32))).numpy())
+    tokens = np.concatenate([tokens, reference["visual_tokens"][-1:]])
     results.append(_judge("visual_tokens", got["visual_tokens"], tokens, precision))
     return results, got["visual_tokens"]
 
 
-def verify_batched(engine: OnnxEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str) -> StageResult:
-    """The graph that takes all frames at once against the tokens of the one that was compared stage by stage."""
+def verify_looped(engine: OnnxEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str) -> StageResult:
+    """The graph that runs frame by frame against the tokens of the one that was compared stage by stage."""
     (spec,) = engine.inputs
     got = engine.run({spec.name: pixels.astype(spec.dtype)})["visual_tokens"]
     selected = any(stage.select for _, stage in vision.compress.stages)
-    return _judge("visual_tokens (batched)", got, tokens, precision, selected)
+    return _judge("visual_tokens (loop)", got, tokens, precision, selected)
 
 
-def verify_llm(bundle: Bundle, expected: LLMReference, visual_tokens: np.ndarray, precision: str) -> list[StageResult]:
-    """Prefill logits and greedy ids (each after torch's own ids before it) of the bundle's decoder against transformers'."""
-    decoder, prompt = LocalDecoder.open(bundle, "onnx"), Prompt(bundle)
-    conversation = decoder.conversation()
-    logits = conversation.extend(prompt.embed(expected.ids, visual_tokens))
-    results = [_judge("llm/prefill", logits, expected.logits, precision)]
-    slack = TOLERANCE[precision] * float(np.abs(expected.logits).max())  # closer calls than this are ties
-    for index, (token, margin) in enumerate(zip(expected.greedy, expected.margins, strict=True)):
-        if int(logits.argmax()) != token and margin > slack:
+def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
+    """Prefill logits and greedy ids of the bundle's decoder against transformers'."""
+    rows = compare_llm(LocalDecoder.open(bundle, "onnx"), Prompt(bundle), expected, bundle.manifest.precision)
+    for row in rows:
+        if not row:
             raise ExportError(
-                f"greedy id {index} differs: torch chose {token} by {margin:.3g}, ONNX Runtime {int(logits.argmax())}; "
-                "the prompt's logits agree, so the cache update is wrong; nothing was written"
+                f"{row.stage} differs between transformers and ONNX Runtime: relative error {row.error:.2e}, allowed {row.tolerance:.0e}"
+                f"{'; ' + row.note if row.note else ''}; nothing was written"
             )
-        logits = conversation.extend(prompt.embeddings[[token]][None])
-    return [*results, StageResult("llm/greedy_ids", 0.0, True)]
+    return [StageResult(row.stage, row.error, row.ok) for row in rows]
 
 
 def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, selected: bool = False) -> StageResult:
@@ -93,8 +98,3 @@ def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, sel
             f"in {precision}; stages before it agree, nothing was written"
         )
     return StageResult(name, difference.error, True)
-
-
-def _on_graphs_input(module: torch.nn.Module, given: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return module(torch.from_numpy(given.astype(np.float32))).numpy()

@@ -30,6 +30,7 @@ from runtime.files import atomic_file, sha256_of
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 VISION = "vision"  # graph names; the file of a graph is `<name>.onnx`
+VISION_LOOP = "vision.loop"
 DECODER = "llm/decoder"
 
 

@@ -19,6 +19,7 @@ class AvgPoolOptions:
 
 
 class AvgPool(Stage):
+    framewise = True
     Options = AvgPoolOptions
     options: AvgPoolOptions
 
@@ -30,6 +31,6 @@ class AvgPool(Stage):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         k = self.options.window
-        frames, rows, columns = self.out
-        windows = x[:, : rows * k, : columns * k].reshape(frames, rows, k, columns, k, x.shape[-1])
+        _, rows, columns = self.out
+        windows = x[:, : rows * k, : columns * k].reshape(len(x), rows, k, columns, k, x.shape[-1])
         return windows.float().mean(dim=(2, 4)).to(x.dtype)

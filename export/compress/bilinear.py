@@ -21,6 +21,7 @@ class BilinearOptions:
 
 
 class Bilinear(Stage):
+    framewise = True
     Options = BilinearOptions
     options: BilinearOptions
 

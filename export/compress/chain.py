@@ -7,11 +7,13 @@ T frames, H, W patch rows and columns, D hidden, N visual tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from export.compress.ptg import PTG
 from export.compress.stage import Stage
 from runtime.errors import SpecError
 
@@ -43,7 +45,7 @@ class Compressor(nn.Module):
             grid, self.num_tokens = stage.grid_out, stage.num_tokens
 
     @property
-    def stages(self) -> list[tuple[str, nn.Module]]:
+    def stages(self) -> list[tuple[str, Stage]]:
         return [(name, getattr(self, name)) for name in self._names]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,6 +53,26 @@ class Compressor(nn.Module):
             raise ValueError(
                 f"got tokens of shape {list(x.shape)}, this compressor was made for [{', '.join(map(str, self.grid_in))}, D]"
             )
-        for _, stage in self.stages:
+        *_, (_, tokens) = self.outputs(x)
+        return tokens.reshape(self.num_tokens, x.shape[-1])
+
+    def outputs(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, output) of the stages in order; the last is what `forward` flattens.
+
+        A PTG before frame-wise stages puts out its summaries alone [S, H, W, D]: they and the clip go through those stages side
+        by side and are joined behind the last one, at pooled size.
+        """
+        stages = self.stages
+        ptg: PTG | None = None  # whose summaries have not joined the clip yet
+        for index, (name, stage) in enumerate(stages):
+            apart_next = index + 1 < len(stages) and stages[index + 1][1].framewise
+            if isinstance(stage, PTG) and stage.latest and apart_next:
+                ptg, summaries = stage, stage(x, join=False)
+                yield name, summaries
+                continue
             x = stage(x)
-        return x.reshape(self.num_tokens, x.shape[-1])
+            if ptg is not None:
+                summaries = stage(summaries)
+                if not apart_next:
+                    x, ptg = ptg(x, summaries), None
+            yield name, x

@@ -29,6 +29,7 @@ class NSPOptions:
 
 
 class NSP(Stage):
+    framewise = True
     Options = NSPOptions
     options: NSPOptions
 
@@ -45,12 +46,12 @@ class NSP(Stage):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         k, ring = self.options.window, self.options.padding
-        frames, rows, columns = self.out
+        _, rows, columns = self.out
         if ring:
             x = nn.functional.pad(x, (0, 0, ring, ring, ring, ring))
         logits = token_norm(x, self.options.order) * self.options.temperature
-        logits = logits[:, : rows * k, : columns * k].reshape(frames, rows, k, columns, k)
-        logits = logits.permute(0, 1, 3, 2, 4).reshape(frames, rows, columns, k * k)
+        logits = logits[:, : rows * k, : columns * k].reshape(len(x), rows, k, columns, k)
+        logits = logits.permute(0, 1, 3, 2, 4).reshape(len(x), rows, columns, k * k)
         weights = torch.softmax(logits, dim=-1)
 
         pooled: torch.Tensor | None = None

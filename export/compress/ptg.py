@@ -78,22 +78,35 @@ class PTG(Stage):
             self.level[number] = _Level(reads, layouts[key], height, width)
             self.latest |= {group.writes: (source, i) for i, group in enumerate(groups)}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, summaries: torch.Tensor | None = None, join: bool = True) -> torch.Tensor:
+        """[T, H, W, D] -> the same shape; in two halves for a chain that works on both between them:
+
+        ptg(x, join=False)   the summaries [S, H, W, D], in the order of the frames that they replace
+        ptg(x, summaries)    the clip with those frames replaced
+        """
         if not self.latest:
             return x
-        summaries: list[torch.Tensor] = []  # [G, H, W, D] of each level
+        if summaries is None:
+            summaries = self._summaries(x)
+        return self._place(x, summaries) if join else summaries
+
+    def _summaries(self, x: torch.Tensor) -> torch.Tensor:
+        levels: list[torch.Tensor] = []  # [G, H, W, D] of each level
         # in each tile size [n, h, w, D]: what is read of the clip (if anything is), then the summaries of each level
         small = {key: [resize(resize.pick(x)) if len(resize.frames) else x] for key, resize in self.resize.items()}
         keys = list(self.key_of.values())
         for i, (number, level) in enumerate(self.level.items()):
-            summaries.append(level(small[self.key_of[number]]))
+            levels.append(level(small[self.key_of[number]]))
             for key, resized in small.items():
-                resized.append(self.resize[key](summaries[-1]) if key in keys[i + 1 :] else summaries[-1])
+                resized.append(self.resize[key](levels[-1]) if key in keys[i + 1 :] else levels[-1])
+        return torch.cat([levels[source - 1][row : row + 1] for _, (source, row) in sorted(self.latest.items())])
+
+    def _place(self, x: torch.Tensor, summaries: torch.Tensor) -> torch.Tensor:
         pieces, start = [], 0
-        for frame, (source, row) in sorted(self.latest.items()):
+        for row, frame in enumerate(sorted(self.latest)):
             if frame > start:
                 pieces.append(x[start:frame])
-            pieces.append(summaries[source - 1][row : row + 1])
+            pieces.append(summaries[row : row + 1])
             start = frame + 1
         if start < x.shape[0]:
             pieces.append(x[start:])

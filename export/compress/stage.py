@@ -27,6 +27,7 @@ class Stage(nn.Module):
 
     Options: ClassVar[type]
     select: ClassVar[bool] = False
+    framewise: ClassVar[bool] = False  # each frame of the output depends on that frame of the input alone, and T may be any
 
     def __init__(self, options: Any, frames: int, height: int, width: int):
         super().__init__()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.errors import EngineError, missing_package
 
@@ -65,9 +65,8 @@ class OnnxEngine:
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OnnxEngine:
         # On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
-        looped = f"{graph}.loop"
-        one_by_one = options.device == "cpu" and f"{looped}.onnx" in bundle.manifest.files
-        return cls.load(bundle.model(looped if one_by_one else graph), options)
+        one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
+        return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
 
     @classmethod
     def load(cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None) -> OnnxEngine:

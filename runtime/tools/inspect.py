@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools.table import size, table
 
-_LOOP = f"{VISION}.loop"  # the vision half frame by frame, over the same weights: what ONNX Runtime runs on a CPU
 _ITEMSIZE = {"fp32": 4, "fp16": 2}
 
 
@@ -79,7 +78,7 @@ class BundleFacts:
 def inspect(bundle: Bundle) -> BundleFacts:
     """Facts of an opened bundle; its graphs' structure is read, their weights are not."""
     manifest = bundle.manifest
-    graphs = [_graph(bundle, graph) for graph in (VISION, _LOOP, DECODER) if f"{graph}.onnx" in manifest.files]
+    graphs = [_graph(bundle, graph) for graph in (VISION, VISION_LOOP, DECODER) if f"{graph}.onnx" in manifest.files]
     budget: dict[str, Any] = {
         "patch_tokens": manifest.patch_tokens,
         "visual_tokens": manifest.tokens_per_clip,
@@ -175,7 +174,7 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
 
 def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
     found = {graph.graph: graph for graph in graphs}
-    looped = found.pop(_LOOP, None)
+    looped = found.pop(VISION_LOOP, None)
     memory = {f"{name} weights": graph.weights for name, graph in found.items()}
     memory |= {f"{name} activations": graph.activations for name, graph in found.items()}
     if bundle.has_llm:

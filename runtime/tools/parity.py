@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.errors import BundleError, UserError
 from runtime.llm.decoder import LocalDecoder
@@ -201,7 +201,7 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
         inner, expected = run_stages(bundle, pixels, EngineOptions(), []), {}
     got = dict(inner.tensors)
     batched = got.pop(VISUAL_TOKENS, None)
-    if batched is not None and f"{VISION}.loop.onnx" in bundle.manifest.files:
+    if batched is not None and f"{VISION_LOOP}.onnx" in bundle.manifest.files:
         got[BATCHED] = batched
     got[VISUAL_TOKENS] = tokens[VISUAL_TOKENS]
     truth = reference.outputs(bundle, "torch")[VISUAL_TOKENS]  # of the tokens, every value is kept

@@ -74,21 +74,27 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
     if first == 0:
         raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
     spec = read_spec(manifest.compression["spec"])
-    # What a stage is given is what the stage before it left: NSP weighs summaries where PTG wrote them.
-    given = {stage: names[names.index(f"compress/{stage.name}") - 1] for stage in spec}
+    before = {stage: names[names.index(f"compress/{stage.name}") - 1] for stage in spec}
 
     pixels, clip = load_clip(video, manifest.frames, Preprocessor(manifest.preprocessing))
-    tensors = run_stages(bundle, pixels, options, {names[first - 1], *given.values()}).tensors
+    tensors = run_stages(bundle, pixels, options, {names[first - 1], *before.values()}).tensors
+    given: dict[SpecStage, np.ndarray] = {}  # what each stage sees of the clip
+    for index, stage in enumerate(spec):
+        given[stage] = tensors[before[stage]]
+        previous = spec[index - 1] if index else None
+        if stage.kind == "nsp" and previous is not None and previous.kind == "ptg":
+            # PTG hands on its summaries alone: NSP weighs them in the places of the frames that they replace
+            given[stage] = _placed(_grid(given[previous], manifest.grid), given[stage], ptg_levels(previous, manifest.frames))
 
     def of_frames(kind: str) -> SpecStage | None:
         """The first stage of a kind, if it is given the sampled frames and not another number of them."""
         stage = next((stage for stage in spec if stage.kind == kind), None)
-        return stage if stage and len(tensors[given[stage]]) == manifest.frames else None
+        return stage if stage and len(given[stage]) == manifest.frames else None
 
     nsp, ptg = of_frames("nsp"), of_frames("ptg")
     order = nsp.number("order", 2) if nsp else 2.0
     norms = token_norms(_grid(tensors[names[first - 1]], manifest.grid), order)
-    weights = nsp_weights(token_norms(_grid(tensors[given[nsp]], manifest.grid), order), nsp) if nsp else None
+    weights = nsp_weights(token_norms(_grid(given[nsp], manifest.grid), order), nsp) if nsp else None
     saved = manifest.patch_tokens / manifest.tokens_per_clip
     return Picture(
         clip=clip,
@@ -132,6 +138,14 @@ def ptg_levels(ptg: SpecStage, frames: int) -> dict[int, list[int]]:
         for group in groups:
             levels.setdefault(group.writes, []).append(level)
     return levels
+
+
+def _placed(clip: np.ndarray, summaries: np.ndarray, levels: dict[int, list[int]]) -> np.ndarray:
+    if not levels:
+        return clip
+    placed = clip.copy()
+    placed[sorted(levels)] = summaries
+    return placed
 
 
 def draw(picture: Picture) -> Figure:
