@@ -199,8 +199,8 @@ extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count)
   return creators;
 }
 
-// And where the library is only loaded (dlopen, ctypes.CDLL): registers itself.
-static bool const kRegistered = [] {
+// Where the library is only loaded (dlopen, ctypes), call this. It does not register itself: getCreators would then be a second time.
+extern "C" bool st_gridpool_register() {
   static gridpool::StGridPoolCreator creator;
   return getPluginRegistry() && getPluginRegistry()->registerCreator(creator, gridpool::kNamespace);
-}();
+}

@@ -1,0 +1,37 @@
+"""StGridPool in TensorRT: a library with an IPluginV3 (plugin.cpp), or an ahead-of-time plugin from Python (aot.py).
+
+Either must be there before a graph with calls of `gridpool::StGridPool` is parsed: TensorRT's parser then takes the plugin where its
+release has ENABLE_PLUGIN_OVERRIDE, or where the graph holds no body (export/surgeon/fuse_gridpool.py); else it takes the body.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plugins.spec import DOMAIN, NAME, VERSION
+from runtime.errors import EngineError
+
+LIBRARY = "libst_gridpool_plugin.so"
+
+
+def load_library(trt: Any, path: Path) -> None:
+    """Load libst_gridpool_plugin.so into the plugin registry of `trt`, the imported `tensorrt`.
+
+    Engines with the plugin need this before they are deserialized. EngineError where the file is not there, does not load, or
+    registers another version.
+    """
+    if not path.is_file():
+        raise EngineError(f"{path} is not there; build it with cmake -S plugins, or use an engine built without the plugin")
+    registry = trt.get_plugin_registry()
+    if is_registered(trt):
+        return
+    if registry.load_library(str(path)) is None or not is_registered(trt):
+        raise EngineError(
+            f"{path} gives TensorRT {trt.__version__} no plugin {DOMAIN}::{NAME} of version {VERSION}; build it against this TensorRT"
+        )
+
+
+def is_registered(trt: Any) -> bool:
+    """Whether a graph parsed now, or an engine read now, would find the plugin."""
+    return trt.get_plugin_registry().get_creator(NAME, VERSION, DOMAIN) is not None

@@ -1,0 +1,103 @@
+"""StGridPool as an ahead-of-time Python plugin of TensorRT >= 10.9: the engine carries PTX, and needs no library at run time.
+
+`register(trt)` once, before a graph is parsed. Such a plugin is one kernel without a workspace, so summaries are computed on the fly
+(DEPTH >= 0 in csrc/st_gridpool.cuh): correct, and about four times the cache traffic of the library's kernel at the default
+levels. The plan, shapes and numbers are constants of the kernel's source. The PTX is for compute capability 8.0: the driver compiles
+it for the GPU that it meets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plugins.cuda import args_of
+from plugins.nvrtc import KERNEL, compile_kernel, variant_for
+from plugins.plan import Plan, in_one_launch
+from plugins.spec import DOMAIN, DTYPES, NAME, StGridPool, not_covered
+from runtime.errors import EngineError, SpecError
+
+PTX_TARGET = "compute_80"
+MOST_LEVELS = 4  # each level of summaries is another inlined loop
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What TensorRT puts into the engine; the kernel takes x and tokens."""
+
+    name: str
+    ptx: bytes
+    grid: tuple[int, int]
+    block: tuple[int, int]
+
+
+def kernel_for(
+    ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str, target: str = PTX_TARGET
+) -> Kernel:
+    """The kernel of one call of the op. SpecError where it does not cover the call."""
+    plan = Plan(tuple(ints))
+    spec = StGridPool((), (), plan.ints[6], temperature, order, plan.ints[7])  # the pyramid is in the plan
+    reason = not_covered(spec, (*plan.ints[1:4], hidden), dtype)
+    if not reason and plan.depth > MOST_LEVELS:
+        reason = f"{plan.depth} levels that read each other; expected at most {MOST_LEVELS}"
+    if reason:
+        raise SpecError(f"the ahead-of-time plugin does not cover this call: {reason}; parse a graph with the plain body")
+    plan = in_one_launch(plan)
+    args = args_of(plan, spec, hidden, dtype)
+    values = ", ".join(_literal(getattr(args, field[0])) for field in args._fields_)
+    prelude = f"__device__ const int kPlan[] = {{{', '.join(map(str, plan.ints))}}};\n"
+    variant = variant_for(spec, hidden, dtype, depth=plan.depth)
+    entry = (
+        f'extern "C" __global__ void __launch_bounds__(%d, 1) {KERNEL}(const Vec* x, Vec* out) {{\n'
+        f"  const Args args = {{{values}}};\n"
+        "  run<%s>(args, kPlan, x, nullptr, out, 0);\n}\n"
+    )
+    frames, rows, columns = plan.shape
+    grid = (-(-rows * columns // variant.groups), frames)
+    return Kernel(KERNEL, compile_kernel(variant, target, prelude, entry).code, grid, (variant.threads, variant.groups))
+
+
+def register(trt: Any) -> None:
+    """Tell `trt`, the imported `tensorrt`, of the plugin. EngineError where the release has no ahead-of-time plugins."""
+    if not hasattr(trt, "QuickPluginCreationRequest"):
+        raise EngineError(
+            f"TensorRT {trt.__version__} has no ahead-of-time Python plugins; use 10.9 or newer, or the plugin library"
+        )
+    import tensorrt.plugin as trtp
+
+    plugin = f"{DOMAIN}::{NAME}"
+    desc: Any = trtp.TensorDesc  # tensorrt>=10.9
+    dtypes = dict(zip((trt.float32, trt.float16, trt.bfloat16), DTYPES, strict=True))
+
+    def describe(x, plan, temperature, order):
+        tokens = x.like()
+        for axis, size in zip(range(3), Plan(tuple(map(int, plan))).shape, strict=True):
+            tokens.shape_expr[axis] = size
+        return tokens
+
+    def choose(x, outputs):
+        return [trtp.AutoTuneCombination("FP32|FP16|BF16, FP32|FP16|BF16", "LINEAR")]  # tensorrt>=10.9
+
+    def compile_call(x, plan, temperature, order, outputs, tactic):
+        kernel = kernel_for(tuple(map(int, plan)), float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
+        launch = trtp.KernelLaunchParams(*kernel.grid, 1, *kernel.block)  # tensorrt>=10.9
+        return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
+
+    # TensorRT reads types, not the strings that annotations are in this file
+    attributes = {"plan": npt.NDArray[np.int32], "temperature": float, "order": float}
+    describe.__annotations__ = {"x": desc, **attributes, "return": desc}
+    choose.__annotations__ = {"return": list[trtp.AutoTuneCombination]}  # tensorrt>=10.9
+    result = tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]  # tensorrt>=10.9
+    compile_call.__annotations__ = {"return": result}
+    trtp.register(plugin)(describe)  # tensorrt>=10.9
+    trtp.autotune(plugin)(choose)  # tensorrt>=10.9
+    trtp.aot_impl(plugin)(compile_call)  # tensorrt>=10.9
+
+
+def _literal(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "__int_as_float(0x7f800000)" if np.isinf(value) else f"{float(np.float32(value)).hex()}f"

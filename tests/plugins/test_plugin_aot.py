@@ -1,0 +1,95 @@
+"""The ahead-of-time kernel: one launch, every number a constant, PTX for any GPU; and what its registration asks of TensorRT."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from plugins.nvrtc import compile_kernel
+from plugins.plan import Plan, in_one_launch, make_plan
+from plugins.spec import StGridPool
+from plugins.tensorrt import aot, load_library
+from runtime.errors import EngineError, SpecError
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+
+
+def plan_of(spec: StGridPool) -> tuple[int, ...]:
+    return make_plan(spec, 16, 9, 9).ints
+
+
+def test_the_kernel_takes_two_pointers_and_one_block_a_window():
+    kernel = aot.kernel_for(plan_of(StGridPool()), 1.0, 2.0, 896, "bfloat16")
+    ptx = kernel.ptx.decode()
+    assert ".target sm_80" in ptx
+    assert ptx.count(".param .u64") == 2
+    assert (kernel.grid, kernel.block) == ((16, 16), (128, 1))
+    small = aot.kernel_for(plan_of(StGridPool()), 1.0, 2.0, 64, "float16")
+    assert (small.grid, small.block) == ((4, 16), (32, 4))
+
+
+def test_infinite_order_and_hexadecimal_numbers_compile():
+    assert aot.kernel_for(plan_of(StGridPool()), 1 / 3, math.inf, 896, "float32").ptx
+
+
+def test_one_launch_holds_every_frame_and_the_longest_windows_first():
+    plan = in_one_launch(make_plan(StGridPool(), 32, 27, 27))
+    assert plan.launches == (32,)
+    assert sorted(index for _, index, _, _ in plan.tasks) == list(range(32))
+    assert [index for _, index, _, _ in plan.tasks][:2] == [31, 15]
+    assert Plan(plan.ints).depth == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "hidden", "words"),
+    [(StGridPool(), 892, "multiple of 8"), (StGridPool(sizes=(1,) * 5, strides=(1,) * 5), 64, "5 levels")],
+)
+def test_a_call_that_is_not_covered_is_declined_with_the_reason(spec: StGridPool, hidden: int, words: str):
+    with pytest.raises(SpecError, match=words):
+        aot.kernel_for(plan_of(spec), 1.0, 2.0, hidden, "float32")
+
+
+def test_a_release_without_ahead_of_time_plugins_is_named():
+    with pytest.raises(EngineError, match=r"10\.3\.0"):
+        aot.register(SimpleNamespace(__version__="10.3.0"))
+
+
+def test_registration_gives_tensorrt_types_shapes_and_a_kernel(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for tensorrt.plugin that calls what was registered as TensorRT's Python package does."""
+    trtp, registered = ModuleType("tensorrt.plugin"), {}
+    for name in ("register", "autotune", "aot_impl"):
+        setattr(trtp, name, lambda plugin, name=name: lambda function: registered.setdefault((name, plugin), function))
+    trtp.TensorDesc = type("TensorDesc", (), {})
+    trtp.KernelLaunchParams = type("KernelLaunchParams", (list,), {"__init__": lambda self, *sizes: list.__init__(self, sizes)})
+    trtp.AutoTuneCombination = type("AutoTuneCombination", (), {"__init__": lambda self, types, layout: None})
+    trtp.SymIntExprs = type("SymIntExprs", (list,), {"__init__": lambda self, length: list.__init__(self, [None] * length)})
+    trt = ModuleType("tensorrt")
+    trt.QuickPluginCreationRequest, trt.float32, trt.float16, trt.bfloat16 = object, "f32", "f16", "bf16"
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", trtp)
+    aot.register(trt)
+
+    describe = registered["register", "gridpool::StGridPool"]
+    x = SimpleNamespace(shape=(16, 9, 9, 896), dtype="bf16", like=lambda: SimpleNamespace(shape_expr=[16, 9, 9, 896]))
+    plan = plan_of(StGridPool())
+    assert describe(x, plan, 1.0, 2.0).shape_expr == [16, 4, 4, 896]
+    assert all(not isinstance(kind, str) for kind in describe.__annotations__.values())
+    name, ptx, launch, extra = registered["aot_impl", "gridpool::StGridPool"](x, plan, 1.0, 2.0, (None,), 0)
+    assert name.encode() in ptx
+    assert (list(launch), len(extra)) == ([16, 16, 1, 128, 1], 0)
+    assert compile_kernel.cache_info().currsize
+
+
+def test_a_library_that_is_not_there_or_gives_nothing_is_refused(tmp_path):
+    trt = SimpleNamespace(
+        __version__="10.16",
+        get_plugin_registry=lambda: SimpleNamespace(load_library=lambda path: None, get_creator=lambda *name: None),
+    )
+    with pytest.raises(EngineError, match="not there"):
+        load_library(trt, tmp_path / "libnone.so")
+    (tmp_path / "lib.so").touch()
+    with pytest.raises(EngineError, match="of version 1"):
+        load_library(trt, tmp_path / "lib.so")
