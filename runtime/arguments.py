@@ -21,7 +21,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; `{self.prog} --help` shows what there is")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
         parsed, unknown = super().parse_known_args(args, namespace)
         for name in (text.partition("=")[0] for text in unknown if text.startswith("-")):
             self.error(f"no option {name}{nearest(name, self._option_string_actions)}")

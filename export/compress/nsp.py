@@ -45,6 +45,15 @@ class NSP(Stage):
         self.set_grid(*self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or len(x) == 1:
+            return self._pool(x)
+        # Eager on a CPU: a frame that was read for its norms is still in the cache for the sum.
+        pooled = x.new_empty(len(x), *self.out[1:], x.shape[-1])
+        for frame, out in zip(x, pooled, strict=True):
+            out.copy_(self._pool(frame[None])[0])
+        return pooled
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
         k, ring = self.options.window, self.options.padding
         _, rows, columns = self.out
         if ring:
