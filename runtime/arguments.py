@@ -6,7 +6,6 @@ argparse itself prints a usage text of many lines and leaves the process.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from runtime.errors import UsageError, nearest
