@@ -31,8 +31,9 @@ PASSES: dict[str, str] = {
     "int64": "export.surgeon.int64",
     "float32_norms": "export.surgeon.float32_norms",
     "frame_loop": "export.surgeon.frame_loop",
+    "fuse_gridpool": "export.surgeon.fuse_gridpool",
 }
-ON_REQUEST = {"frame_loop"}  # not among the passes of a graph for which none are named
+ON_REQUEST = {"frame_loop", "fuse_gridpool"}  # not among the passes of a graph for which none are named
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ def run_passes(
     precision: str | None = None,
     required: Iterable[str] = (),
     directory: Path | None = None,
+    compression: str | None = None,
 ) -> tuple[onnx.ModelProto, list[PassReport]]:
     """Run `passes` (None: all but those ON_REQUEST) over `model`, in the order of PASSES; the given model must not be used afterwards.
 
     graph: the bundle's name of the graph, e.g. "vision"; precision: "fp32" or "fp16", checked where given;
     required: passes for which zero rewrites are an error; directory: where external data lies, to read small constants.
+    compression: the expanded spec of the `compress` nodes, for passes that must know it.
     Raises ExportError for an unknown pass, and where a pass finds the graph not to be what it must be.
     """
     from export.surgeon.graph import graph_from_model, model_from_graph
@@ -71,7 +74,7 @@ def run_passes(
         if name not in PASSES:
             raise ExportError(f'no surgeon pass "{name}"{nearest(name, PASSES)}')
     edited = graph_from_model(model, directory)
-    edited.name = graph
+    edited.name, edited.compression = graph, compression
     if precision is not None:
         _check_precision(edited, precision)
     reports = []

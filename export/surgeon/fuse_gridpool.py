@@ -1,0 +1,146 @@
+"""Compression as one call of `gridpool::StGridPool`, an ONNX local function whose body is the plain operators.
+
+    tokens [T, H, W, D] -> compress/ptg/…, compress/nsp/… -> [T, H', W', D]
+    becomes   StGridPool(tokens)  {plan, temperature, order, …, plugin_namespace="gridpool", plugin_version="1"}
+
+Nothing is decided here: ONNX Runtime, OpenVINO, TensorRT-RTX and a TensorRT without the plugin run the body, which holds the nodes
+as they were; a TensorRT that knows a registered plugin of that name takes it instead (plugins/tensorrt). Parsers before
+ENABLE_PLUGIN_OVERRIDE (TensorRT 10.13 and older) always take the body: `without_body` is the graph for them, which only a
+TensorRT with the plugin can read.
+
+The spec is `graph.compression`, set by `run_passes`. What the kernel does not cover stays as it is, and the note says why. After
+this pass nothing between the two tensors has a name in the graph: it comes last, after stages have been compared.
+
+T frames, H, W patch rows and columns, D hidden, H', W' windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from export.surgeon.graph import is_output, static_shape, unique
+from plugins.plan import make_plan
+from plugins.spec import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
+from runtime.errors import ExportError, SpecError
+
+NODE = "compress/StGridPool"
+_STAGES = ("compress/ptg/", "compress/nsp/")
+
+
+def run(graph: gs.Graph) -> int:
+    """1 where compression has become a call, else 0; `check` says why."""
+    region = [node for node in graph.nodes if node.name.startswith(_STAGES)]
+    graph.fuse_note = _fuse(graph, region, getattr(graph, "compression", None) or "")
+    return int(not graph.fuse_note)
+
+
+def check(graph: gs.Graph) -> str:
+    """Whether a plugin can take compression over."""
+    calls = [node for node in graph.nodes if (node.domain, node.op) == (DOMAIN, NAME)]
+    if calls:
+        return f"{len(graph.functions[-1].nodes)} nodes are the body of {DOMAIN}::{NAME}, which a TensorRT plugin may replace"
+    return f"compression stays plain nodes: {getattr(graph, 'fuse_note', 'the pass has not run')}"
+
+
+def without_body(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose call has no body: TensorRT 10.13 and older then look for the plugin, and nothing else can read it."""
+    if not any(function.domain == DOMAIN for function in model.functions):
+        raise ExportError(f"the graph has no function {DOMAIN}::{NAME}; fuse its compression first")
+    final = onnx.ModelProto()
+    final.CopyFrom(model)
+    kept = [function for function in model.functions if function.domain != DOMAIN]
+    del final.functions[:]
+    final.functions.extend(kept)
+    return final
+
+
+def _fuse(graph: gs.Graph, region: Sequence[gs.Node], compression: str) -> str:
+    """Replace `region` by a call; the reason where it can't be, with the graph untouched."""
+    try:
+        spec = spec_from_text(compression)
+    except SpecError as error:
+        return str(error)
+    if not region:
+        return "there are no nodes of the stages ptg and nsp"
+    inside = {id(node) for node in region}
+    entering = unique(
+        tensor
+        for node in region
+        for tensor in node.inputs
+        if not isinstance(tensor, gs.Constant) and not tensor.is_empty() and all(id(maker) not in inside for maker in tensor.inputs)
+    )
+    leaving = [
+        tensor
+        for node in region
+        for tensor in node.outputs
+        if is_output(graph, tensor) or any(id(reader) not in inside for reader in unique(tensor.outputs))
+    ]
+    if len(entering) != 1 or len(leaving) != 1:
+        return f"the stages read {len(entering)} tensors and {len(leaving)} are read of them; expected one of each"
+    (source,), (result,) = entering, leaving
+    shape = static_shape(source)
+    if shape is None or source.dtype is None:
+        return f"the shape or dtype of {source.name} is not known"
+    reason = not_covered(spec, shape, np.dtype(source.dtype).name)
+    if reason:
+        return reason
+    if static_shape(result) != output_shape(spec, shape) or result.dtype != source.dtype:
+        return f"the stages make {result.shape} of {source.shape}, not what {spec} makes of it"
+    _replace(graph, region, source, result, spec)
+    return ""
+
+
+def _replace(graph: gs.Graph, region: Sequence[gs.Node], source: gs.Tensor, result: gs.Tensor, spec: StGridPool) -> None:
+    attributes = attributes_of(spec) | {
+        "plan": list(make_plan(spec, *source.shape[:3]).ints),
+        "plugin_namespace": DOMAIN,
+        "plugin_version": VERSION,
+    }
+    graph.functions.append(_body(graph, region, source, result, list(attributes)))
+    position = next(index for index, node in enumerate(graph.nodes) if node is region[-1])
+    call = gs.Node(NAME, NODE, attributes, [source], domain=DOMAIN)
+    for node in region:
+        node.inputs.clear()
+        node.outputs.clear()
+    call.outputs = [result]
+    graph.nodes.insert(position + 1, call)
+    graph.cleanup()
+
+
+def _body(graph: gs.Graph, region: Sequence[gs.Node], source: gs.Tensor, result: gs.Tensor, attributes: list[str]) -> gs.Function:
+    """Copies of the nodes and of the constants that they read, between an input and an output of the same names."""
+    local: dict[int, gs.Tensor] = {}
+
+    def copy(tensor: gs.Tensor) -> gs.Tensor:
+        if tensor.is_empty():
+            return gs.Variable.empty()
+        if id(tensor) not in local:
+            local[id(tensor)] = tensor.copy()
+        return local[id(tensor)]
+
+    nodes = [
+        gs.Node(
+            node.op,
+            node.name,
+            dict(node.attrs),
+            [copy(t) for t in node.inputs],
+            [copy(t) for t in node.outputs],
+            domain=node.domain,
+        )
+        for node in region
+    ]
+    return gs.Function(
+        NAME,
+        DOMAIN,
+        nodes,
+        [copy(source)],
+        [copy(result)],
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        attrs=dict.fromkeys(attributes),
+        ir_version=graph.ir_version,
+    )

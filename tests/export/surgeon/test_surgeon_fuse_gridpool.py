@@ -1,0 +1,182 @@
+"""fuse_gridpool: compression as one call with a plain body, lossless for every reader that runs the body, and declined in words."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import onnx
+import onnx.inliner
+import pytest
+import torch
+
+from export.compress import make
+from export.surgeon import run_passes
+from export.surgeon.fuse_gridpool import without_body
+from plugins.plan import make_plan
+from plugins.reference import st_gridpool
+from plugins.spec import spec_from_attributes, spec_from_text
+from runtime.errors import ExportError
+
+SPEC = "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
+SHAPE = (8, 6, 6, 16)
+
+
+class _Vision(torch.nn.Module):
+    def __init__(self, spec: str, shape: tuple[int, ...]):
+        super().__init__()
+        self.compress = make(spec, frames=shape[0], height=shape[1], width=shape[2])
+        self.scale = torch.nn.Parameter(torch.full((shape[3],), 1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.compress(x * self.scale) + 1
+
+
+def traced(spec: str = SPEC, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    x = torch.zeros(shape, dtype=dtype)
+    with torch.no_grad():
+        program = torch.onnx.export(_Vision(spec, shape).to(dtype).eval(), (x,), dynamo=True, opset_version=20, verbose=False)
+    stream = io.BytesIO()
+    onnx.save(program.model_proto, stream)
+    return run_passes(onnx.load_from_string(stream.getvalue()), graph="vision")[0]
+
+
+def fuse(model: onnx.ModelProto, spec: str = SPEC) -> tuple[onnx.ModelProto, str, int]:
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    fused, (report,) = run_passes(given, ["fuse_gridpool"], graph="vision", compression=spec)
+    return fused, report.note, report.rewrites
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+@pytest.fixture(scope="module")
+def plain() -> onnx.ModelProto:
+    return traced()
+
+
+@pytest.fixture(scope="module")
+def fused(plain: onnx.ModelProto) -> onnx.ModelProto:
+    model, note, rewrites = fuse(plain)
+    assert rewrites == 1
+    assert "are the body of gridpool::StGridPool" in note
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def clip(shape: tuple[int, ...] = SHAPE, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape).astype(dtype)
+
+
+def test_the_call_carries_the_op_its_plan_and_the_plugins_name(fused: onnx.ModelProto):
+    (call,) = [node for node in fused.graph.node if node.domain == "gridpool"]
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in call.attribute}
+    assert (call.op_type, attributes["plugin_namespace"], attributes["plugin_version"]) == ("StGridPool", b"gridpool", b"1")
+    assert spec_from_attributes(attributes) == spec_from_text(SPEC)
+    assert tuple(attributes["plan"]) == make_plan(spec_from_text(SPEC), *SHAPE[:3]).ints
+    assert set(fused.functions[0].attribute) == set(attributes)
+    assert len(fused.graph.node) < 6
+    assert all(
+        value.name not in {o for n in fused.functions[0].node for o in n.output} - set(call.output)
+        for value in fused.graph.value_info
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_onnx_runtime_computes_the_same_bits(dtype: type):
+    plain = traced(dtype=torch.float32 if dtype == np.float32 else torch.float16)
+    fused, _, _ = fuse(plain)
+    x = clip(dtype=dtype)
+    got = run(fused, x)
+    assert np.array_equal(got, run(plain, x))
+    reference = st_gridpool(x * dtype(1.5), spec_from_text(SPEC)).reshape(got.shape) + 1
+    np.testing.assert_allclose(got, reference, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-2)
+
+
+def test_inlining_gives_the_plain_graph_back(plain: onnx.ModelProto, fused: onnx.ModelProto):
+    inlined = onnx.inliner.inline_local_functions(fused)
+
+    def without_constants(model: onnx.ModelProto) -> list[str]:
+        return sorted(node.op_type for node in model.graph.node if node.op_type != "Constant")
+
+    assert without_constants(inlined) == without_constants(plain)
+    x = clip()
+    assert np.array_equal(run(inlined, x), run(plain, x))
+
+
+def test_tensorrt_rtx_parses_and_builds_the_body(fused: onnx.ModelProto, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    from runtime.engine import trt
+
+    path = tmp_path / "fused.onnx"
+    onnx.save(fused, str(path))
+    builder, network, _parser = trt.parse("tensorrt-rtx", path)
+    names = [network.get_layer(i).name for i in range(network.num_layers)]
+    assert network.num_layers > 20, names
+    assert tuple(network.get_output(0).shape) == (8 * 3 * 3, 16)
+    config = builder.create_builder_config()
+    assert trt.serialize("tensorrt-rtx", builder, network, config, lambda *_: None)
+
+
+def test_polygraphy_loads_and_runs_it(fused: onnx.ModelProto, plain: onnx.ModelProto, tmp_path):
+    from polygraphy.backend.onnx import BytesFromOnnx, OnnxFromPath
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+
+    path = tmp_path / "fused.onnx"
+    onnx.save(fused, str(path))
+    x = clip()
+    with OnnxrtRunner(SessionFromOnnx(BytesFromOnnx(OnnxFromPath(str(path))))) as runner:
+        got = next(iter(runner.infer({fused.graph.input[0].name: x}).values()))
+    assert np.array_equal(got, run(plain, x))
+
+
+def test_without_its_body_only_a_plugin_can_run_it(fused: onnx.ModelProto, tmp_path):
+    bare = without_body(fused)
+    assert not bare.functions
+    assert [node.op_type for node in bare.graph.node] == [node.op_type for node in fused.graph.node]
+    with pytest.raises(Exception, match="StGridPool"):
+        run(bare, clip())
+    with pytest.raises(ExportError, match="no function"):
+        without_body(bare)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "words"),
+    [
+        ("uniform", SHAPE, "covers"),
+        (SPEC + "+topk:keep=0.5,cell=2,sigma=2", SHAPE, "ptg.*nsp.*topk"),
+        (SPEC, (8, 6, 6, 12), "multiple of 8"),
+        ("nsp:window=2,temperature=1,order=9", SHAPE, "order 9"),
+    ],
+)
+def test_what_the_kernel_does_not_cover_stays_plain_and_says_so(spec: str, shape: tuple[int, ...], words: str):
+    plain = traced(spec, shape)
+    model, note, rewrites = fuse(plain, make(spec, frames=shape[0], height=shape[1], width=shape[2]).spec)
+    assert rewrites == 0
+    assert not model.functions
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in plain.graph.node]
+    assert note.startswith("compression stays plain nodes")
+    assert re.search(words, note), note
+
+
+def test_a_spec_that_is_not_the_graphs_is_declined(plain: onnx.ModelProto):
+    _, note, rewrites = fuse(plain, "nsp:window=3,temperature=1,order=2")
+    assert rewrites == 0
+    assert "not what" in note
+
+
+def test_nodes_that_are_also_read_elsewhere_keep_it_plain(plain: onnx.ModelProto):
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    value = next(v for v in model.graph.value_info if v.name == softmax.output[0])
+    model.graph.output.append(value)
+    _, note, rewrites = fuse(model)
+    assert rewrites == 0
+    assert "2 are read of them" in note
