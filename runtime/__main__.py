@@ -34,7 +34,10 @@ def _run(args: argparse.Namespace) -> int:
     from runtime.pipeline import AskOptions, VideoChat
 
     options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
-    chat = VideoChat.open(_bundle(args), args.backend, _engine_options(args))
+    bundle = _bundle(args)
+    if bundle.has_llm:
+        VideoChat.check(bundle, args.video, args.question)
+    chat = VideoChat.open(bundle, args.backend, _engine_options(args))
     pieces = chat.ask(args.video, args.question, options)
     if chat.answer.repeated_frames:
         say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")

@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
 from runtime.errors import PromptError
-from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.decoder import Conversation, LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
 from runtime.prompt import Prompt, TextStream
+from runtime.video import check_file
 from runtime.vision import VisionEncoder, VisualTokens
 
 
@@ -45,6 +48,8 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
         values["compression"] = round(self.patch_tokens / max(1, self.visual_tokens), 2)
+        if len(self.ids) > 1:  # the first id is there when the prefill ends
+            values["decode_tokens_per_second"] = round((len(self.ids) - 1) / self.seconds["decode"], 2)
         return values
 
 
@@ -63,38 +68,41 @@ class VideoChat:
         check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
         return cls(bundle, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
 
+    @staticmethod
+    def check(bundle: Bundle, video: str | Path, question: str) -> None:
+        """Refuse what is wrong with a question or a file before gigabytes of weights are loaded."""
+        check_context(len(Prompt(bundle).ids(question)) + bundle.manifest.tokens_per_clip, bundle.manifest.limits["max_context"])
+        check_file(Path(video))
+
     def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
-        """Stream the answer's text; `self.answer` holds the counts and timings."""
-        ids = self.prompt.ids(question)  # a bad question is refused before the video is decoded
-        check_context(len(ids) + self.bundle.manifest.tokens_per_clip, self.decoder.max_context)
+        """Encode, prefill, and return the stream of the answer's text; `self.answer` holds the counts and timings."""
+        self.check(self.bundle, video, question)
         return self.ask_about(self.vision.encode(video), question, options)
 
     def ask_about(self, visual: VisualTokens, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
-        """Stream an answer about a clip that was encoded before."""
+        """The same for a clip that was encoded before."""
         start = time.perf_counter()
-        ids = self.prompt.ids(question)
-        embeddings = self.prompt.embed(ids, visual.tokens)
-        answer = self.answer = Answer(
+        embeddings = self.prompt.embed(self.prompt.ids(question), visual.tokens)
+        conversation = self.decoder.conversation()
+        logits = conversation.extend(embeddings)
+        prefill = time.perf_counter() - start
+        self.answer = Answer(
             patch_tokens=self.bundle.manifest.patch_tokens,
             visual_tokens=len(visual.tokens),
             prompt_tokens=embeddings.shape[1],
             frames=list(visual.clip.indices),
             repeated_frames=visual.clip.repeated,
-            seconds=dict(visual.seconds),
+            seconds=visual.seconds | {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill},
         )
-        conversation = self.decoder.conversation()
-        logits = conversation.extend(embeddings)
-        prefilled = time.perf_counter()
-        answer.seconds["prefill"] = prefilled - start
-        answer.seconds["time_to_first_token"] = sum(visual.seconds.values()) + prefilled - start
-        stream = TextStream(self.prompt)
-        table = self.prompt.embeddings
-        choose = options.sampling.chooser()
-        for token in conversation.generate(
-            logits, lambda token: table[[token]][None], choose, self.prompt.eos, options.max_new_tokens
-        ):
+        return self._decode(self.answer, conversation, logits, options)
+
+    def _decode(self, answer: Answer, conversation: Conversation, logits: np.ndarray, options: AskOptions) -> Iterator[str]:
+        start = time.perf_counter()
+        stream, table, choose = TextStream(self.prompt), self.prompt.embeddings, options.sampling.chooser()
+        ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, options.max_new_tokens)
+        for token in ids:
             answer.ids.append(token)
-            answer.seconds["decode"] = time.perf_counter() - prefilled
+            answer.seconds["decode"] = time.perf_counter() - start
             yield from self._say(answer, stream.push(token))
         yield from self._say(answer, stream.finish())
 

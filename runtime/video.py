@@ -85,7 +85,7 @@ def sample_frames(path: str | Path, frames: int, each: Callable[[np.ndarray], np
     path = Path(path)
     if not 1 <= frames <= MAX_FRAMES:
         raise VideoError(f"{frames} frames asked of {path}; expected 1 to {MAX_FRAMES}")
-    _check_file(path)
+    check_file(path)
     timeline, images, size = _take(path, frames, each)
     indices = timeline.sample(frames)
     return Clip(
@@ -97,6 +97,20 @@ def sample_frames(path: str | Path, frames: int, each: Callable[[np.ndarray], np
         total=len(timeline.times),
         size=size,
     )
+
+
+def check_file(path: Path) -> None:
+    """Raise VideoError for what is no readable file with something in it."""
+    if not path.exists():
+        raise VideoError(f"no video at {path}: no such file")
+    if path.is_dir():
+        raise VideoError(f"{path} is a directory; expected a video file")
+    if not path.is_file():
+        raise VideoError(f"{path} is not a regular file; expected a video file")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{path} can't be read: permission denied")
+    if not path.stat().st_size:
+        raise VideoError(f"{path} is empty (0 bytes); expected a video file")
 
 
 def _take(
@@ -338,16 +352,3 @@ def _upright_rgb(frame: VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise VideoError(f"no video at {path}: no such file")
-    if path.is_dir():
-        raise VideoError(f"{path} is a directory; expected a video file")
-    if not path.is_file():
-        raise VideoError(f"{path} is not a regular file; expected a video file")
-    if not os.access(path, os.R_OK):
-        raise VideoError(f"{path} can't be read: permission denied")
-    if not path.stat().st_size:
-        raise VideoError(f"{path} is empty (0 bytes); expected a video file")

@@ -18,8 +18,10 @@ from trt_bundle import make_bundle
 from video_files import pattern, write_audio, write_video
 
 from runtime.__main__ import main
+from runtime.bundle import Bundle
 from runtime.engine import cuda, trt
 from runtime.engine.tensorrt import TensorRTRTXEngine
+from runtime.prompt import Prompt
 
 QUESTION = "what color is the cross ?"
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
@@ -143,7 +145,8 @@ class TestQuestion:
         tokens = json.loads((copy / "manifest.json").read_text())["tokens_per_clip"]
         change_manifest(copy, limits={"max_context": tokens})
         line = refused(capsys, main, "run", copy, clip, QUESTION)
-        assert f"the prompt needs {tokens + 1} positions, the bundle holds {tokens}" in line
+        needed = tokens + len(Prompt(Bundle.open(copy)).ids(QUESTION))
+        assert f"the prompt needs {needed} positions, the bundle holds {tokens}" in line
 
 
 class TestEngines:
@@ -167,7 +170,7 @@ class TestEngines:
         bundle = make_bundle(tmp_path / "bundle").path
         monkeypatch.setattr(TensorRTRTXEngine, "unavailable", classmethod(lambda cls, device: None))
         monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Test GPU", (7, 5), 2**34),))
-        ask = ["run", bundle, clip, QUESTION, "--backend", "tensorrt-rtx", "--device", "cuda"]
+        ask = ["tokens", bundle, clip, "-o", tmp_path / "tokens.npz", "--backend", "tensorrt-rtx", "--device", "cuda"]
         command = f"run `python -m runtime build {bundle} --backend tensorrt-rtx`"
 
         line = refused(capsys, main, *ask)

@@ -40,6 +40,12 @@ class EngineOptions:
     device: str = "cpu"
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise EngineError(f'device is "{self.device}", expected "cpu" or "cuda"')
+        if self.threads < 0:
+            raise EngineError(f"threads is {self.threads}, expected 0 (the backend's choice) or more")
+
 
 class State(Protocol):
     """Opaque device buffers that a graph updates in place; one per conversation."""
