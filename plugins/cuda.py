@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from plugins.arrays import View, empty_like, stream_of, view
@@ -45,10 +46,9 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
         raise EngineError(
             f"out is {target.dtype} {list(target.shape)} on GPU {_device_of(target)}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}"
         )
-    plan = make_plan(spec, *source.shape[:3])
-    token_bytes = source.shape[3] * BYTES[source.dtype]
-    with gpu.active(), gpu.scratch(plan.scratch_tokens * token_bytes, handle) as scratch:
-        gpu.launch(plan, spec, variant_for(spec, source.shape[3], source.dtype), source, scratch, target.pointer, handle)
+    call = _prepare(spec, source.shape, source.dtype)
+    with gpu.active(), gpu.scratch(call.scratch_bytes, handle) as scratch:
+        gpu.launch(call, source.pointer, scratch, target.pointer, handle)
     return result
 
 
@@ -66,6 +66,25 @@ def args_of(plan: Plan, spec: StGridPool, hidden: int, dtype: str) -> Args:
     sections = [plan.section(name) for name in ("tasks", "versions", "tiles", "pools")]
     vecs = hidden * BYTES[dtype] // 16
     return Args(*plan.ints[1:8], vecs, *sections, spec.temperature, spec.order, 1.0 / hidden)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is the same in every call with one spec, shape and dtype: a call itself must cost microseconds."""
+
+    plan: Plan
+    variant: Variant
+    args: Args
+    launches: tuple[int, ...]
+    width: int
+    scratch_bytes: int
+
+
+@functools.cache
+def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str) -> _Call:
+    plan, variant = make_plan(spec, *shape[:3]), variant_for(spec, shape[3], dtype)
+    scratch = plan.scratch_tokens * shape[3] * BYTES[dtype]
+    return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), plan.launches, units(plan, variant, shape[3]), scratch)
 
 
 class _Gpu:
@@ -107,17 +126,15 @@ class _Gpu:
             if size:
                 driver.cuMemFreeAsync(pointer, stream)
 
-    def launch(self, plan: Plan, spec: StGridPool, variant: Variant, x: View, scratch: int, out: int, stream: int) -> None:
-        kernel, tables = self.kernel(variant), self.upload(plan)
-        args = args_of(plan, spec, x.shape[3], x.dtype)
-        pointers = [ctypes.c_void_p(pointer) for pointer in (tables, x.pointer, scratch, out)]
-        width = units(plan, variant, x.shape[3])
+    def launch(self, call: _Call, x: int, scratch: int, out: int, stream: int) -> None:
+        kernel, tables = self.kernel(call.variant), self.upload(call.plan)
+        pointers = [ctypes.c_void_p(pointer) for pointer in (tables, x, scratch, out)]
+        block = (call.variant.threads, call.variant.groups, 1)
         first = 0
-        for tasks in plan.launches:
-            values = [args, *pointers, ctypes.c_int(first)]
+        for tasks in call.launches:
+            values = [call.args, *pointers, ctypes.c_int(first)]
             parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-            grid, block = (width, tasks, 1), (variant.threads, variant.groups, 1)
-            _checked(_driver().cuLaunchKernel(kernel, *grid, *block, 0, stream, ctypes.addressof(parameters), 0))
+            _checked(_driver().cuLaunchKernel(kernel, call.width, tasks, 1, *block, 0, stream, ctypes.addressof(parameters), 0))
             first += tasks
 
     def _kernel(self, variant: Variant) -> Any:

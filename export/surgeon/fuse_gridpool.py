@@ -3,10 +3,10 @@
     tokens [T, H, W, D] -> compress/ptg/…, compress/nsp/… -> [T, H', W', D]
     becomes   StGridPool(tokens)  {plan, temperature, order, …, plugin_namespace="gridpool", plugin_version="1"}
 
-Nothing is decided here: ONNX Runtime, OpenVINO, TensorRT-RTX and a TensorRT without the plugin run the body, which holds the nodes
-as they were; a TensorRT that knows a registered plugin of that name takes it instead (plugins/tensorrt). Parsers before
+Nothing is decided here: ONNX Runtime, TensorRT-RTX and a TensorRT without the plugin run the body, which holds the nodes as they
+were; a TensorRT that knows a registered plugin of that name takes it instead (plugins/tensorrt). Parsers before
 ENABLE_PLUGIN_OVERRIDE (TensorRT 10.13 and older) always take the body: `without_body` is the graph for them, which only a
-TensorRT with the plugin can read.
+TensorRT with the plugin can read. OpenVINO (2026.4) reads no local functions: `onnx.inliner` gives it the plain nodes back.
 
 The spec is `graph.compression`, set by `run_passes`. What the kernel does not cover stays as it is, and the note says why. After
 this pass nothing between the two tensors has a name in the graph: it comes last, after stages have been compared.
