@@ -3,9 +3,9 @@
 From the table docs/operators.md and docs/Changelog.md of the parser's repository (onnx/onnx-tensorrt):
     10.3   JetPack 6.2. The table of 10.1-GA, the last change of that file before 10.3: the change log of 10.2 and 10.3 adds no
            operator, and lets `Slice` have its axes as a tensor.
-    10.13  JetPack 7. The table of 10.14-GA without `Attention`, which the change log dates to 10.14; the opset is that of the
-           table between 10.9 and 10.13 (with opset 24 from 10.14 on).
-    10.15  The table of 10.15-GA.
+    10.13  JetPack 7. The table of 10.14-GA without `Attention`, which the change log dates to 10.14. Its highest opset, 22, is the
+           weakest number here: no table of 10.13 itself was at hand, it is what is said of the one between 10.9 and 10.13.
+    10.15  The table of 11.1-GA without `Swish`; of the table of 10.15 itself only a part was read, and it agrees.
     11.1   The table of 11.1-GA.
 An operator that is in no set is not supported. UINT8 exists only as a network's input or output.
 """
