@@ -220,9 +220,8 @@ __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratc
   const Clip<T, DEPTH> clip{args, plan, x, scratch};
   const int thread = threadIdx.x, threads = blockDim.x, warps = threads / 32;
   if (DEPTH == kScratch && task[0]) {
-    const int units = pool_units(args, plan, index), all = threads * blockDim.y;
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x)
-      pool_unit(clip, scratch, index, unit, thread + threads * static_cast<int>(threadIdx.y), all);
+    const int all = threads * static_cast<int>(blockDim.y), unit = blockIdx.x;
+    if (unit < pool_units(args, plan, index)) pool_unit(clip, scratch, index, unit, thread + threads * static_cast<int>(threadIdx.y), all);
     return;
   }
   const int windows = args.rows * args.columns;

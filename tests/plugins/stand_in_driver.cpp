@@ -1,0 +1,84 @@
+// A libcuda.so.1 without a GPU: device memory is the host's, and a launch runs the kernel's own entry, `run`, on the CPU.
+//
+// cuda-bindings loads it like NVIDIA's, so plugins/cuda.py is tested with the real bindings, up to grid, block and argument layout,
+// and the kernel with its threads, shuffles and barriers. STAND_IN_DTYPE names the dtype, which a launch does not carry.
+#include "cuda_on_cpu.h"
+
+#include <dlfcn.h>
+
+#include <string>
+
+#include "../../plugins/csrc/plan.h"
+
+using namespace gridpool;
+
+template <class T, int ORDER>
+static void run_one(const Choice& choice, const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first) {
+  if (choice.window == 0)
+    run<T, ORDER, kScratch, 0, 1>(args, plan, x, scratch, out, first);
+  else if (choice.window == 3)
+    run<T, ORDER, kScratch, 3, 1>(args, plan, x, scratch, out, first);
+  else if (choice.vectors == 2)
+    run<T, ORDER, kScratch, 2, 2>(args, plan, x, scratch, out, first);
+  else
+    run<T, ORDER, kScratch, 2, 1>(args, plan, x, scratch, out, first);
+}
+
+template <class T>
+static void launch(Index grid, Index block, const Choice& choice, const Args& args, void** p) {
+  const int* plan = *static_cast<const int**>(p[1]);
+  const Vec* x = *static_cast<const Vec**>(p[2]);
+  Vec *scratch = *static_cast<Vec**>(p[3]), *out = *static_cast<Vec**>(p[4]);
+  const int first = *static_cast<int*>(p[5]);
+  launch_on_cpu(grid, block, [&] {
+    args.order == 2.0f ? run_one<T, 2>(choice, args, plan, x, scratch, out, first)
+                       : run_one<T, kAnyOrder>(choice, args, plan, x, scratch, out, first);
+  });
+}
+
+using Pointer = unsigned long long;
+
+static Pointer poisoned(size_t size) {
+  void* memory = aligned_alloc(64, (size + 63) / 64 * 64);
+  memset(memory, 0xff, size);
+  return reinterpret_cast<Pointer>(memory);
+}
+
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = context, 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : 0, 0; }  // compute capability 9.0
+int cuCtxPushCurrent_v2(void*) { return 0; }
+int cuCtxPopCurrent_v2(void**) { return 0; }
+int cuMemAllocAsync(Pointer* memory, size_t size, void* stream) { return *memory = poisoned(size), stream == nullptr; }
+int cuMemFreeAsync(Pointer memory, void* stream) { return free(reinterpret_cast<void*>(memory)), stream == nullptr; }
+int cuMemAlloc_v2(Pointer* memory, size_t size) { return *memory = poisoned(size), 0; }
+int cuMemcpyHtoD_v2(Pointer to, const void* from, size_t size) { return memcpy(reinterpret_cast<void*>(to), from, size), 0; }
+int cuModuleLoadData(void** module, const void* image) { return *module = const_cast<void*>(image), image == nullptr; }
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  return *function = module, strcmp(name, "st_gridpool") != 0;
+}
+int cuPointerGetAttribute(void* data, int, Pointer) { return *static_cast<int*>(data) = 0, 0; }
+
+int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned, void* stream, void** p,
+                   void** extra) {
+  const Args& args = *static_cast<Args*>(p[0]);
+  const Choice choice = choose(args.window, args.vecs);
+  if (choice.threads != static_cast<int>(bx) || choice.groups != static_cast<int>(by) || gz != 1 || bz != 1 || extra || !stream) return 1;
+  const char* dtype = getenv("STAND_IN_DTYPE");
+  if (!strcmp(dtype, "float32")) launch<Float>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
+  if (!strcmp(dtype, "float16")) launch<Half>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
+  if (!strcmp(dtype, "bfloat16")) launch<BFloat16>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
+  return 0;
+}
+
+int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long long, int* status) {
+  void* self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+  const std::string versioned = std::string(name) + "_v2";
+  *function = dlsym(self, versioned.c_str());
+  if (!*function) *function = dlsym(self, name);
+  if (status) *status = *function == nullptr;
+  return *function ? 0 : 500;
+}
+}
