@@ -35,3 +35,12 @@ def load_library(trt: Any, path: Path) -> None:
 def is_registered(trt: Any) -> bool:
     """Whether a graph parsed now, or an engine read now, would find the plugin."""
     return trt.get_plugin_registry().get_creator(NAME, VERSION, DOMAIN) is not None
+
+
+def prefer_plugin(trt: Any, parser: Any) -> bool:
+    """Let `parser` take a registered plugin before a function's body; False where its release (before 10.16) has no such choice."""
+    flag = getattr(getattr(trt, "OnnxParserFlag", None), "ENABLE_PLUGIN_OVERRIDE", None)
+    if flag is None:
+        return False
+    parser.set_flag(flag)
+    return True

@@ -11,7 +11,7 @@ import pytest
 from plugins.nvrtc import compile_kernel
 from plugins.plan import Plan, in_one_launch, make_plan
 from plugins.spec import StGridPool
-from plugins.tensorrt import aot, load_library
+from plugins.tensorrt import aot, load_library, prefer_plugin
 from runtime.errors import EngineError, SpecError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
@@ -93,3 +93,11 @@ def test_a_library_that_is_not_there_or_gives_nothing_is_refused(tmp_path):
     (tmp_path / "lib.so").touch()
     with pytest.raises(EngineError, match="of version 1"):
         load_library(trt, tmp_path / "lib.so")
+
+
+def test_the_parser_is_told_to_prefer_the_plugin_where_it_can_be():
+    told = []
+    parser = SimpleNamespace(set_flag=told.append)
+    assert not prefer_plugin(SimpleNamespace(OnnxParserFlag=SimpleNamespace(NATIVE_INSTANCENORM=0)), parser)
+    assert prefer_plugin(SimpleNamespace(OnnxParserFlag=SimpleNamespace(ENABLE_PLUGIN_OVERRIDE=7)), parser)
+    assert told == [7]
