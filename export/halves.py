@@ -64,10 +64,13 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
         traced = trace_vision(spelled, _tensor(pixels, options.precision), path, OPSET[options.attention])
     del spelled
     with step("surgeon passes on the vision half"):
-        with_stages = _rewrite(half, traced.model, path, VISION, options)
-        onnx.save(drop_outputs(with_stages, traced.stages.values()), str(path))
-        looped = _looped(half, with_stages, directory)
+        with_stages = _passes(half, traced.model, directory, VISION, None, precision=options.precision)
+        looped = _passes(half, drop_outputs(with_stages, ()), directory, VISION_LOOP, ["frame_loop"])
         onnx.save(drop_outputs(looped, traced.stages.values()), str(directory / f"{VISION_LOOP}.onnx"))
+        # last, because inside the function that a plugin may replace nothing can be looked at any more
+        final = drop_outputs(with_stages, traced.stages.values())
+        final = _passes(half, final, directory, VISION, ["fuse_gridpool"], compression=vision.compress.spec)
+        onnx.save(final, str(path))
     _check_tensorrt(half, path, VISION, options)
 
     outputs: dict[str, np.ndarray] = {}
@@ -98,7 +101,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
         traced = trace_decoder(spelled, path, options.attention)
     del spelled
     with step("surgeon passes on the LLM half"):
-        onnx.save(_rewrite(half, traced.model, path, DECODER, options), str(path))
+        onnx.save(_passes(half, traced.model, path.parent, DECODER, None, precision=options.precision), str(path))
     _check_tensorrt(half, path, DECODER, options)
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
     np.save(directory / "llm" / "embed_tokens.npy", table.astype(np.float16) if options.precision == "fp16" else table)
@@ -120,15 +123,11 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     torch_reference.save_llm(bundle.path / "reference", expected)
 
 
-def _rewrite(half: Half, model: onnx.ModelProto, path: Path, graph: str, options: ExportOptions) -> onnx.ModelProto:
-    model, reports = run_passes(model, graph=graph, precision=options.precision, directory=path.parent)
-    half.report += [report.as_dict() for report in reports]
-    return model
-
-
-def _looped(half: Half, model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
-    """The graph with its frame-wise part in a Loop, for CPUs; `model` stays as it is."""
-    model, reports = run_passes(drop_outputs(model, ()), ["frame_loop"], graph=VISION_LOOP, directory=directory)
+def _passes(
+    half: Half, model: onnx.ModelProto, directory: Path, graph: str, names: list[str] | None, **facts: str
+) -> onnx.ModelProto:
+    """Run surgeon passes (all that need no asking, where None); `model` must not be used afterwards."""
+    model, reports = run_passes(model, names, graph=graph, directory=directory, **facts)
     half.report += [report.as_dict() for report in reports]
     return model
 

@@ -72,7 +72,9 @@ def _tokens(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from runtime.engine.build import BuildOptions, build
 
-    options = {"backend": args.backend, "force": args.force} | ({"target": args.target} if args.target else {})
+    options = {"backend": args.backend, "force": args.force, "plugin": args.plugin} | (
+        {"target": args.target} if args.target else {}
+    )
     built = [engine.as_dict() for engine in build(_bundle(args), BuildOptions(**options))]
     lines = [
         f"{one['path']}  {one['bytes'] / 1e6:.1f} MB  {one['seconds']:.1f} s{'  (reused)' if one['reused'] else ''}"
@@ -185,6 +187,9 @@ def _parser() -> ArgumentParser:
     build = command("build", _build, "build TensorRT engines")
     build.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")
     build.add_argument("--target", help="GPU to build for (default: what the backend can do here)")
+    build.add_argument(
+        "--plugin", default="none", metavar="none|aot|FILE.so", help="the compression plugin (backend tensorrt only)"
+    )
     build.add_argument("--force", action="store_true", help="build again where an engine of this very graph exists")
 
     parity = command("parity", _parity, "compare engines with torch's recorded outputs, stage by stage; exit 1 past tolerance")

@@ -23,9 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import cuda
 from runtime.engine import trt as facade
+from runtime.engine.plugin import LIBRARY, NONE, PluginChoice, taken
 from runtime.errors import EngineError, nearest
 from runtime.files import atomic_directory, atomic_file
 from runtime.progress import say
@@ -48,6 +50,7 @@ class BuildOptions:
     force      build even where an engine of the same inputs is there
     tf32       let fp32 matrix products drop to TF32: faster, and no longer what the ONNX graph says
     workspace  scratch memory in MiB that a kernel may use, 0 for TensorRT's own limit
+    plugin     "none", "aot" or the path of the compression plugin's library; see runtime/engine/plugin.py
     """
 
     backend: str = "tensorrt-rtx"
@@ -56,6 +59,7 @@ class BuildOptions:
     force: bool = False
     tf32: bool = False
     workspace: int = 0
+    plugin: str = NONE
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
     version = _available(options)
     precision = bundle.manifest.precision  # the manifest's field, not ILayer's (tensorrt<11)
     target = _target(options)
+    plugin = PluginChoice.parse(options.plugin, options.backend)
     key = {
         "backend": options.backend,
         "version": version,
         "target": target,
         "precision": precision,
         "options": {"tf32": options.tf32, "workspace": options.workspace},
+        "plugin": plugin.key,
     }
     directory = bundle.path / ENGINES / "-".join((options.backend, target.replace(",", "+"), precision))
     kept = _kept(bundle, directory, key)
@@ -98,11 +104,14 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
         say(f"{graph}: {directory / _engine_file(graph)} is up to date; --force builds it again")
     if to_build:
         entries = {graph: entry for graph, entry in kept.items() if graph not in to_build}
+        plugin.register(options.backend)
         with atomic_directory(directory) as temporary:
             for graph in entries:
                 _link(directory / _engine_file(graph), temporary / _engine_file(graph))
             for graph in to_build:
-                entries[graph] = _build_graph(bundle, graph, options, target, temporary / _engine_file(graph))
+                entries[graph] = _build_graph(bundle, graph, options, target, plugin, temporary / _engine_file(graph))
+            if plugin.library:
+                shutil.copyfile(plugin.library, temporary / PLUGIN_LIBRARY)
             gpu = cuda.gpus()[0].name if cuda.gpus() else None
             (temporary / BUILD).write_text(
                 json.dumps({"schema_version": 1, **key, "built_on": gpu, "graphs": entries}, indent=1) + "\n"
@@ -130,6 +139,13 @@ def find_engine(bundle: Bundle, backend: str, graph: str) -> Path:
     if refused:
         raise EngineError(f"{'; '.join(refused)}: {mend}")
     raise EngineError(f"{bundle.path} has no {backend} engine for {graph}: {mend}")
+
+
+def plugin_library(path: Path, graph: str) -> Path | None:
+    """The plugin library that the engine at `path` must have loaded before it is read; None where it needs none."""
+    directory = path.parents[graph.count("/")]
+    entry = json.loads((directory / BUILD).read_text())["graphs"][graph]
+    return directory / PLUGIN_LIBRARY if entry.get("plugin") == LIBRARY else None
 
 
 def dimension_names(path: Path, graph: str) -> dict[str, list[int | str]]:
@@ -182,11 +198,16 @@ def _rtx_architectures() -> list[str]:
     return [name.lower() for name in members if name.startswith("SM")]
 
 
-def _build_graph(bundle: Bundle, graph: str, options: BuildOptions, target: str, goal: Path) -> dict[str, Any]:
+def _build_graph(
+    bundle: Bundle, graph: str, options: BuildOptions, target: str, plugin: PluginChoice, goal: Path
+) -> dict[str, Any]:
     """Build one engine into the file `goal`; its entry of build.json."""
     started = time.perf_counter()
     backend = options.backend
-    builder, network, parser = facade.parse(backend, bundle.model(graph))
+    builder, network, parser = facade.parse(backend, bundle.model(graph), plugin.kind != NONE)
+    with_plugin = plugin.kind != NONE and taken(backend, network)
+    if plugin.kind != NONE and graph == VISION and not with_plugin:
+        say(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()
     _configure(config, options, target)
@@ -201,6 +222,7 @@ def _build_graph(bundle: Bundle, graph: str, options: BuildOptions, target: str,
         "size": goal.stat().st_size,
         "seconds": round(time.perf_counter() - started, 1),
         "inputs": inputs,
+        "plugin": plugin.kind if with_plugin else NONE,
     }
 
 
@@ -291,6 +313,8 @@ def _mismatch(bundle: Bundle, graph: str, directory: Path, record: dict[str, Any
         return "was not built"
     if entry["onnx_sha256"] != bundle.sha256(graph):
         return "was built from another ONNX graph"
+    if entry.get("plugin") == LIBRARY and not (directory / PLUGIN_LIBRARY).is_file():
+        return f"needs {PLUGIN_LIBRARY} beside it, which is missing"
     if record["version"] != version:
         return f"was built by version {record['version']}, here is {version}"
     if _size(directory / _engine_file(graph)) != entry["size"]:

@@ -21,7 +21,8 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
 from runtime.engine import trt as facade
-from runtime.engine.build import dimension_names, find_engine
+from runtime.engine.build import dimension_names, find_engine, plugin_library
+from runtime.engine.plugin import LIBRARY, PluginChoice
 from runtime.errors import EngineError, UserError, missing_package
 from runtime.progress import say
 
@@ -78,6 +79,9 @@ class TensorRTEngine:
         if reason:
             raise EngineError(f"backend {cls.backend} can't run here: {reason}")
         path = find_engine(bundle, cls.backend, graph)
+        library = plugin_library(path, graph)
+        if library:
+            PluginChoice(LIBRARY, library).register(cls.backend)
         gpu = cuda.Cuda()
         try:
             return cls(_deserialize(cls.backend, path, bundle.path), gpu, dimension_names(path, graph))

@@ -75,12 +75,13 @@ def last_error(backend: str) -> str:
     return type(logger(backend)).last_error or "no reason given"
 
 
-def parse(backend: str, path: Path) -> tuple[Any, Any, Any]:
+def parse(backend: str, path: Path, plugin: bool = False) -> tuple[Any, Any, Any]:
     """Parse an ONNX file, external data included, into a strongly typed network: (builder, network, parser).
 
+    plugin: take registered plugins before the bodies of the functions that they stand for.
     Keep all three for as long as one is used. EngineError names the first node that the parser refused.
     """
-    parsed = _parse(backend, path)
+    parsed = _parse(backend, path, plugin)
     errors = parser_errors(parsed[2])
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -172,7 +173,7 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def _parse(backend: str, path: Path) -> tuple[Any, Any, Any]:
+def _parse(backend: str, path: Path, plugin: bool = False) -> tuple[Any, Any, Any]:
     trt: Any = load(backend)
     type(logger(backend)).last_error = ""
     with stdout_to_stderr():
@@ -181,10 +182,19 @@ def _parse(backend: str, path: Path) -> tuple[Any, Any, Any]:
             raise EngineError(f"{backend} could not start: {last_error(backend)}")
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger(backend))
-        taken = parser.parse_from_file(str(path))
+        bare = _prefer_plugin(trt, parser, path) if plugin else None
+        taken = parser.parse_from_file(str(path)) if bare is None else parser.parse(bare, str(path))
     if not parser.num_errors and not (taken and network.num_outputs):
         raise EngineError(f"{backend} can't read {path}: {last_error(backend)}")
     return builder, network, parser
+
+
+def _prefer_plugin(trt: Any, parser: Any, path: Path) -> bytes | None:
+    """Let the parser take plugins before function bodies; where its release has no such choice, the model without the bodies."""
+    from plugins.tensorrt import prefer_plugin
+    from runtime.engine.plugin import model_bytes_for_plugin
+
+    return None if prefer_plugin(trt, parser) else model_bytes_for_plugin(path)
 
 
 def _monitor(backend: str, progress: Callable[[str, int, int], None]) -> Any:

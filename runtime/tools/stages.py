@@ -45,7 +45,7 @@ def run_stages(
 ) -> Stages:
     """Run pixel_values [T, 3, h, w] float32 through ONNX Runtime and keep the outputs of the stages `names` (None for all)."""
     tensors = {stage["name"]: stage["tensor"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
-    engine = _engine(bundle, tensors, options)
+    engine, tensors = _engine(bundle, tensors, options)
     wanted = list(tensors) if names is None else list(names)
     try:
         (spec,) = engine.inputs
@@ -56,19 +56,27 @@ def run_stages(
     return Stages({name: outputs[tensors[name]] for name in wanted}, {name: ranks[tensor] for name, tensor in tensors.items()})
 
 
-def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) -> OnnxEngine:
+def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) -> tuple[OnnxEngine, dict[str, str]]:
+    """The engine with every stage as an output, and {stage: that output's name}."""
     try:
         import onnx
     except ImportError:
         raise missing_package("onnx", "looking inside the vision graph", "runtime") from None
+    import onnx.inliner
+
     path = bundle.model(VISION)
     model = onnx.load(str(path), load_external_data=False)
-    written = {name for node in model.graph.node for name in node.output}
+    if model.functions:  # compression may be a function, for a plugin to replace; its tensors are none of the graph's
+        model = onnx.inliner.inline_local_functions(model)
+    # a tensor of an inlined function has the number of the call behind its name
+    written = {name.partition("__")[0]: name for node in model.graph.node for name in node.output}
     already = {output.name for output in model.graph.output}
+    found = {}
     for stage, tensor in tensors.items():
         if tensor not in written:
             raise BundleError(f'{path} has no tensor "{tensor}", which the manifest names for {stage}; export the bundle again')
-        if tensor not in already:  # ONNX Runtime infers type and shape of an output that has only a name
-            model.graph.output.append(onnx.ValueInfoProto(name=tensor))
-            already.add(tensor)
-    return OnnxEngine.load(model.SerializeToString(), options, path.parent)
+        found[stage] = written[tensor]
+        if found[stage] not in already:  # ONNX Runtime infers type and shape of an output that has only a name
+            model.graph.output.append(onnx.ValueInfoProto(name=found[stage]))
+            already.add(found[stage])
+    return OnnxEngine.load(model.SerializeToString(), options, path.parent), found

@@ -1,0 +1,83 @@
+"""The compression plugin in engine builds, as far as a machine without the enterprise TensorRT can show it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from trt_bundle import make_bundle
+
+from plugins.spec import DOMAIN, NAME
+from plugins.tensorrt import LIBRARY as LIBRARY_FILE
+from runtime.bundle import DECODER, VISION
+from runtime.engine import trt as facade
+from runtime.engine.build import BuildOptions, build, find_engine, plugin_library
+from runtime.engine.plugin import PluginChoice, model_bytes_for_plugin
+from runtime.errors import EngineError
+
+needs_rtx = pytest.mark.skipif(not facade.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
+
+
+def test_an_export_carries_compression_as_one_replaceable_call(bundle):
+    model = onnx.load(str(bundle.model(VISION)))
+    calls = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, NAME)]
+    assert len(calls) == len(model.functions) == 1
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in calls[0].attribute}
+    assert attributes["plugin_namespace"] == DOMAIN.encode() and attributes["plugin_version"] == b"1"
+    assert not any(node.name.startswith("compress/nsp") for node in model.graph.node)
+    assert any(report["pass"] == "fuse_gridpool" and report["rewrites"] == 1 for report in bundle.manifest.report)
+
+
+def test_older_parsers_get_the_call_without_its_body(bundle):
+    bare = onnx.load_model_from_string(model_bytes_for_plugin(bundle.model(VISION)))
+    whole = onnx.load(str(bundle.model(VISION)), load_external_data=False)
+    assert not bare.functions and len(whole.functions) == 1
+    assert [node.name for node in bare.graph.node] == [node.name for node in whole.graph.node]
+    assert model_bytes_for_plugin(bundle.model(DECODER)) is None
+
+
+@pytest.mark.parametrize("has_flag", [True, False])
+def test_the_parser_is_told_to_prefer_plugins_or_left_no_other_choice(bundle, has_flag):
+    told = []
+    flags = SimpleNamespace(ENABLE_PLUGIN_OVERRIDE="override") if has_flag else SimpleNamespace()
+    parser = SimpleNamespace(set_flag=told.append)
+    bare = facade._prefer_plugin(SimpleNamespace(OnnxParserFlag=flags), parser, bundle.model(VISION))
+    assert (told, bare is None) == ((["override"], True) if has_flag else ([], False))
+
+
+def test_a_plugin_is_refused_where_none_can_be(tmp_path):
+    with pytest.raises(EngineError, match="--plugin aot is for --backend tensorrt; tensorrt-rtx builds the plain nodes"):
+        PluginChoice.parse("aot", "tensorrt-rtx")
+    with pytest.raises(EngineError, match="no plugin library at .*absent.so"):
+        PluginChoice.parse(str(tmp_path / "absent.so"), "tensorrt")
+    assert PluginChoice.parse("none", "tensorrt-rtx") == PluginChoice()
+
+
+def test_engines_with_another_library_are_other_engines(tmp_path):
+    (tmp_path / "a.so").write_bytes(b"a")
+    (tmp_path / "b.so").write_bytes(b"b")
+    keys = {PluginChoice.parse(str(tmp_path / name), "tensorrt").key for name in ("a.so", "b.so")}
+    assert len(keys | {PluginChoice().key, PluginChoice.parse("aot", "tensorrt").key}) == 4
+
+
+@needs_rtx
+def test_an_engine_that_needs_the_library_is_refused_without_it(tmp_path):
+    bundle = make_bundle(tmp_path / "bundle")
+    (built, *_) = build(bundle, BuildOptions(graphs=(VISION,)))
+    record = built.path.parent / "build.json"
+    facts = json.loads(record.read_text())
+    assert facts["plugin"] == "none" and facts["graphs"][VISION]["plugin"] == "none"
+    assert plugin_library(built.path, VISION) is None
+
+    facts["graphs"][VISION]["plugin"] = "library"
+    record.write_text(json.dumps(facts))
+    with pytest.raises(EngineError, match=f"needs {LIBRARY_FILE} beside it, which is missing: run `python -m runtime build"):
+        find_engine(bundle, "tensorrt-rtx", VISION)
+    library = built.path.parent / LIBRARY_FILE
+    library.write_bytes(b"no library")
+    assert find_engine(bundle, "tensorrt-rtx", VISION) == built.path
+    assert plugin_library(built.path, VISION) == library
+    assert isinstance(library, Path)
