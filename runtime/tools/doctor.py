@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.engine import cuda, trt
+from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
+from runtime.engine import cuda
+from runtime.engine import trt as facade
 from runtime.errors import UserError
 from runtime.tools.table import size, table
 
@@ -126,10 +128,10 @@ def _cuda_runtime() -> Check:
 
 
 def _tensorrt(backend: str, gives: str, install: str) -> Check:
-    if not trt.installed(backend):
+    if not facade.installed(backend):
         return Check(backend, False, "not installed", f"{gives}: {install}")
     try:
-        version = trt.load(backend).__version__
+        version = facade.load(backend).__version__
     except UserError as error:
         return Check(backend, False, _one_line(error), f"{gives}: {install}")
     uses = "builds and runs engines" if cuda.gpus() else "builds engines, runs none without a GPU"
@@ -138,9 +140,10 @@ def _tensorrt(backend: str, gives: str, install: str) -> Check:
 
 def _plugin() -> Check:
     """The fused compression kernel, which TensorRT can take in place of the graph's own nodes."""
-    found = sorted((Path(__file__).parents[2] / "plugins").rglob("libgridpool*.so"))
-    gives = "compression in one kernel; without it TensorRT runs the same nodes one by one"
-    return Check("plugin", bool(found), str(found[0]) if found else "not built", gives)
+    root = Path(__file__).parents[2]
+    found = sorted(path for part in ("plugins", "build") for path in (root / part).rglob(PLUGIN_LIBRARY))
+    gives = "compression in one kernel (`build --plugin`); without it TensorRT runs the same nodes one by one"
+    return Check("plugin library", bool(found), str(found[0]) if found else "not built: cmake -S plugins -B build/plugins", gives)
 
 
 def _cores() -> int:

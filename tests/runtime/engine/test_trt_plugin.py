@@ -51,7 +51,7 @@ def test_the_parser_is_told_to_prefer_plugins_or_left_no_other_choice(bundle, ha
 def test_a_plugin_is_refused_where_none_can_be(tmp_path):
     with pytest.raises(EngineError, match="--plugin aot is for --backend tensorrt; tensorrt-rtx builds the plain nodes"):
         PluginChoice.parse("aot", "tensorrt-rtx")
-    with pytest.raises(EngineError, match="no plugin library at .*absent.so"):
+    with pytest.raises(EngineError, match=r"no plugin library at .*absent\.so"):
         PluginChoice.parse(str(tmp_path / "absent.so"), "tensorrt")
     assert PluginChoice.parse("none", "tensorrt-rtx") == PluginChoice()
 
