@@ -121,7 +121,7 @@ def load_weights(
             raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")
         found[name] = tensor.to(wanted[name].dtype)
     for name, source in tied.items():
-        found[name] = found[source]
+        found.setdefault(name, found[source])
     module.load_state_dict(found, assign=True)
     module.requires_grad_(False)
 

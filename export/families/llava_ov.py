@@ -107,6 +107,8 @@ def _config(checkpoint: Checkpoint) -> Any:
                 raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
         config = LlavaOnevisionConfig(**raw)
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
+    # Published configs tie the head at the top, in text_config, or nowhere; a head in the file is used whatever they say.
+    config.tie_word_embeddings = bool(config.tie_word_embeddings or (raw.get("text_config") or {}).get("tie_word_embeddings"))
     config.text_config.tie_word_embeddings = config.tie_word_embeddings
     return config
 

@@ -158,3 +158,24 @@ def test_frames_of_the_encoders_size_are_required(tmp_path):
         (path / name).write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"resized to \[384, 384\], the encoder takes \[112, 112\]"):
         llava_ov.load_vision(open_checkpoint(str(path)))
+
+
+@pytest.mark.parametrize("where", ["top level", "text_config"])
+def test_a_file_without_a_head_uses_the_embeddings_where_either_config_ties_them(tmp_path, where):
+    path = _copy(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["tie_word_embeddings"] = where == "top level"
+    config["text_config"]["tie_word_embeddings"] = where == "text_config"
+    (path / "config.json").write_text(json.dumps(config))
+    assert "lm_head.weight" not in load_file(path / "model.safetensors")
+    ids = torch.arange(6, 20)[None]
+    expected = llava_ov.load_llm(open_checkpoint(None)).causal_lm(ids).logits
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm(ids).logits, expected, rtol=0, atol=0)
+
+
+def test_a_head_in_the_file_is_used_though_the_config_ties_it(tmp_path):
+    path = _copy(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    head = torch.randn(60, 128, generator=torch.Generator().manual_seed(0))
+    save_file(weights | {"lm_head.weight": head}, path / "model.safetensors")
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm.lm_head.weight.data, head)

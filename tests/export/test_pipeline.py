@@ -1,0 +1,145 @@
+"""The export end to end: its options, what it writes, and that it refuses a graph that does not compute what torch computes."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from export import halves
+from export.__main__ import main
+from export.pipeline import ExportOptions, export_bundle
+from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import ExportError
+from runtime.tools.parity import parity
+
+
+def _export(tmp_path, **options) -> Bundle:
+    export_bundle(ExportOptions(out=str(tmp_path / "b"), **options))
+    return Bundle.open(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"precision": "fp16", "place": "before-projector", "compress": "st-gridpool-8x", "tensorrt": "10.3"}, 8 * 16 + 1),
+        ({"attention": "standard", "frames": 8}, 16 * 8 + 1),
+        ({"compress": "vidcom2", "frames": 5, "max_context": 200}, 16 * 5 + 1),
+    ],
+    ids=["fp16 before-projector 8x", "standard attention", "selection, odd T"],
+)
+def test_every_choice_gives_a_bundle_that_agrees_with_torch(tmp_path, options, tokens):
+    bundle = _export(tmp_path, **options)
+    manifest = bundle.manifest
+    assert manifest.tokens_per_clip == tokens
+    assert manifest.precision == options.get("precision", "fp32")
+    assert manifest.limits["max_context"] == options.get("max_context", manifest.limits["max_context"]) > tokens
+    report = parity(bundle, ["onnx"])
+    assert report.ok, report.rows
+    assert {row.stage for row in report.rows} >= {"vision/encoder", "vision/projector", "visual_tokens", "llm/greedy_ids"}
+
+
+def test_no_file_carries_paths_of_the_build_host(bundle):
+    for graph in (VISION, VISION_LOOP, DECODER):
+        content = (bundle.path / f"{graph}.onnx").read_bytes()
+        assert b".py" not in content and b"site-packages" not in content
+
+
+def test_the_manifest_says_what_a_runtime_must_know(bundle):
+    values = json.loads((bundle.path / "manifest.json").read_text())
+    assert values["schema_version"] == 1 and values["family"] == "llava-ov"
+    assert values["compression"]["spec"] == "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
+    assert (values["frames"], values["grid"], values["tokens_per_clip"], values["hidden_size"]) == (16, [8, 8], 257, 128)
+    assert values["prompt"]["video_token"] == "<video>" and values["prompt"]["eos_token_ids"] == [2]
+    assert len(values["checkpoint"]["sha256"]) == 64 and "torch" in values["versions"]
+    on_disk = {p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    assert on_disk == set(values["files"])
+
+
+@pytest.mark.parametrize(("only", "present", "absent"), [("vision", VISION, DECODER), ("llm", DECODER, VISION)])
+def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
+    bundle = _export(tmp_path, only=only)
+    assert bundle.model(present).exists()
+    assert not (bundle.path / f"{absent}.onnx").exists()
+    assert bundle.has_llm == (only == "llm")
+
+
+def test_large_weights_lie_in_one_file_that_both_vision_graphs_share(tmp_path, monkeypatch, bundle):
+    monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
+    large = _export(tmp_path)
+    assert (large.path / "vision.onnx.data").stat().st_size > 1e6
+    assert (large.path / "vision.onnx").stat().st_size < 3e5 and (large.path / "vision.loop.onnx").stat().st_size < 3e5
+    where = {
+        entry.value
+        for graph in (VISION, VISION_LOOP)
+        for tensor in onnx.load(str(large.path / f"{graph}.onnx"), load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert where == {"vision.onnx.data"}
+    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 112, 112)).astype(np.float32)
+    for graph in (VISION, VISION_LOOP):
+        expected = OnnxEngine.load(bundle.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
+        got = OnnxEngine.load(large.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"),
+    [("encoder.layers.1.mlp.fc1.weight", "vision/encoder"), ("projector.linear_2.bias", "vision/projector")],
+)
+def test_a_vision_graph_that_differs_is_refused_with_the_first_stage_that_does(tmp_path, monkeypatch, part, stage):
+    trace = halves.trace_vision
+
+    def traced_wrong(vision, *args):
+        wrong = copy.deepcopy(vision)
+        wrong.get_parameter(part).data.mul_(1.02)
+        return trace(wrong, *args)
+
+    monkeypatch.setattr(halves, "trace_vision", traced_wrong)
+    with pytest.raises(ExportError, match=f"^{stage} differs between torch and ONNX Runtime"):
+        _export(tmp_path, only="vision")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_that_differs_is_refused(tmp_path, monkeypatch):
+    trace = halves.trace_decoder
+
+    def traced_wrong(decoder, *args):
+        wrong = copy.deepcopy(decoder)
+        wrong.layers[2].self_attn.scale *= 1.05
+        return trace(wrong, *args)
+
+    monkeypatch.setattr(halves, "trace_decoder", traced_wrong)
+    with pytest.raises(ExportError, match="^llm/prefill differs between transformers and ONNX Runtime"):
+        _export(tmp_path, only="llm")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_standard_spelling_is_refused_for_a_jetsons_parser_with_the_nodes_name(tmp_path):
+    with pytest.raises(ExportError, match=r"llm/.*10\.3"):
+        _export(tmp_path, only="llm", attention="standard", tensorrt="10.3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_names_families_presets_and_stages_with_their_options(capsys):
+    assert main(["--list"]) == 0
+    text = capsys.readouterr().out
+    for word in ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "st-gridpool-8x", "vidcom2", "temperature=1", "strides=2/4/8"):
+        assert word in text
+    assert main(["--list", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["presets"]["uniform"] == "avgpool:window=2" and table["stages"]["nsp"]["window"] == "2"
+
+
+def test_json_result_is_alone_on_stdout(tmp_path, capfd):
+    assert main(["--only", "vision", "--frames", "2", "--out", str(tmp_path / "b"), "--json"]) == 0
+    captured = capfd.readouterr()
+    result = json.loads(captured.out)
+    assert result["patch_tokens"] == 128 and result["tokens_per_clip"] == 33
+    assert all(row["ok"] for row in result["verified"]) and {"pass", "rewrites", "graph", "note"} <= result["passes"][0].keys()
+    assert "tracing the vision half" in captured.err
