@@ -115,7 +115,7 @@ def test_a_decoder_that_differs_is_refused(tmp_path, monkeypatch):
         return trace(wrong, *args)
 
     monkeypatch.setattr(halves, "trace_decoder", traced_wrong)
-    with pytest.raises(ExportError, match="^llm/prefill differs between transformers and ONNX Runtime"):
+    with pytest.raises(ExportError, match=r"^llm/prefill differs between transformers and ONNX Runtime"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 
