@@ -6,13 +6,14 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 BUNDLE := bundles/llava-ov
 CLIP   := export/demo/clips/shapes.mp4
+QUESTION := which shape appears last ?
 
 .PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/.installed
 	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
 	$(PY) -m runtime build $(BUNDLE) --backend tensorrt-rtx
-	$(PY) -m runtime parity $(BUNDLE)
+	$(PY) -m runtime parity $(BUNDLE) --backend onnx
 	$(PY) -m runtime run $(BUNDLE) $(CLIP) "$(QUESTION)"
 
 test: $(VENV)/.installed

@@ -193,7 +193,7 @@ def _parser() -> ArgumentParser:
     build.add_argument("--force", action="store_true", help="build again where an engine of this very graph exists")
 
     parity = command("parity", _parity, "compare engines with torch's recorded outputs, stage by stage; exit 1 past tolerance")
-    parity.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=["onnx"])
+    parity.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=[], help="default: all that can run here")
     engine(parity, backend=False)
 
     bench = command("bench", _bench, "time every stage: median and p90")

@@ -1,0 +1,52 @@
+"""The README's examples: the Python one runs, and every command line is one that the CLIs parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import export.__main__
+import runtime.__main__
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "plugins/README.md", "CONTRIBUTING.md")
+
+
+def _blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def _commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for page in PAGES for block in _blocks(page, "") for line in block.splitlines()]
+    plain = [line for line in lines if re.match(r"python -m (export|runtime)\b", line) and "[" not in line]
+    return sorted(set(plain))
+
+
+def test_the_python_example_answers(bundle_path, tmp_path, monkeypatch, capsys):
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "llava-ov").symlink_to(bundle_path)
+    (tmp_path / "export").symlink_to(ROOT / "export")
+    monkeypatch.chdir(tmp_path)
+    (example,) = _blocks("README.md", "python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("circle257 {")
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_every_command_line_parses(command):
+    _, _, module, *arguments = shlex.split(command)
+    (export if module == "export" else runtime).__main__._parser().parse_args(arguments)
+
+
+def test_there_are_command_lines_to_parse():
+    assert len(_commands()) >= 9
+
+
+def test_every_file_that_a_page_names_is_there():
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / page).parent.joinpath(link).exists() or (ROOT / link).exists(), f"{page}: {link}"
