@@ -104,9 +104,9 @@ def require(model: onnx.ModelProto, release: str) -> None:
 
 def parse_with_rtx(path: Path) -> list[str] | None:
     """Errors of TensorRT-RTX's real parser, each one line that names its node; None where it is not installed."""
-    from runtime.engine import trt
+    from runtime.engine import trt as facade
 
-    return trt.parse_errors("tensorrt-rtx", path) if trt.installed("tensorrt-rtx") else None
+    return facade.parse_errors("tensorrt-rtx", path) if facade.installed("tensorrt-rtx") else None
 
 
 @dataclass
