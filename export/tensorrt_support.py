@@ -95,9 +95,10 @@ def require(model: onnx.ModelProto, release: str) -> None:
     """Raise ExportError, naming the first node, where the parser of TensorRT `release` does not take `model`."""
     found = check(model, release)
     if found:
+        first = next((unsupported for unsupported in found if unsupported.node), found[0])  # a node says more than an opset
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ExportError(
-            f"TensorRT {release} does not take {found[0]}{more}; export with --attention portable, "
+            f"TensorRT {release} does not take {first}{more}; export with --attention portable, "
             f"or for a newer TensorRT (known: {', '.join(RELEASES)})"
         )
 
