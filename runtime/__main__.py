@@ -32,12 +32,14 @@ def _command(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from runtime.llm.sampling import Sampling
     from runtime.pipeline import AskOptions, VideoChat
+    from runtime.prompt import Prompt
 
     options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
     bundle = _bundle(args)
-    if bundle.has_llm:
-        VideoChat.check(bundle, args.video, args.question)
-    chat = VideoChat.open(bundle, args.backend, _engine_options(args))
+    prompt = Prompt(bundle) if bundle.has_llm else None
+    if prompt:  # what is wrong with the request is said before gigabytes of weights are loaded
+        VideoChat.check(prompt, args.video, args.question)
+    chat = VideoChat.open(bundle, args.backend, _engine_options(args), prompt)
     pieces = chat.ask(args.video, args.question, options)
     if chat.answer.repeated_frames:
         say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")

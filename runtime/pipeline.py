@@ -15,7 +15,7 @@ from runtime.engine import EngineOptions
 from runtime.errors import PromptError
 from runtime.llm.decoder import Conversation, LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
-from runtime.prompt import Prompt, TextStream
+from runtime.prompt import Prompt, PromptIds, TextStream
 from runtime.video import check_file
 from runtime.vision import VisionEncoder, VisualTokens
 
@@ -56,33 +56,44 @@ class Answer:
 class VideoChat:
     """A bundle ready to answer questions: both engines loaded."""
 
-    def __init__(self, bundle: Bundle, vision: VisionEncoder, decoder: LocalDecoder):
-        self.bundle, self.vision, self.decoder, self.prompt = bundle, vision, decoder, Prompt(bundle)
+    def __init__(self, prompt: Prompt, vision: VisionEncoder, decoder: LocalDecoder):
+        self.bundle, self.vision, self.decoder, self.prompt = prompt.bundle, vision, decoder, prompt
         self.answer = Answer()  # of the latest question
 
     @classmethod
-    def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> VideoChat:
-        """Load both halves. The context is checked against the clip's tokens before the LLM is loaded."""
+    def open(
+        cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions(), prompt: Prompt | None = None
+    ) -> VideoChat:
+        """Load both halves. The context is checked against the clip's tokens before the LLM is loaded.
+
+        prompt: the bundle's, where a caller has it already, so that its tokenizer is not read again.
+        """
         manifest = bundle.manifest
         bundle.file("llm/decoder.onnx")  # says how to get one where the bundle has none
         check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
-        return cls(bundle, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
+        prompt = prompt or Prompt(bundle)
+        return cls(prompt, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
 
     @staticmethod
-    def check(bundle: Bundle, video: str | Path, question: str) -> None:
-        """Refuse what is wrong with a question or a file before gigabytes of weights are loaded."""
-        check_context(len(Prompt(bundle).ids(question)) + bundle.manifest.tokens_per_clip, bundle.manifest.limits["max_context"])
+    def check(prompt: Prompt, video: str | Path, question: str) -> PromptIds:
+        """Refuse what is wrong with a question or a file, which needs no weights; return the question's prompt."""
+        ids, manifest = prompt.ids(question), prompt.bundle.manifest
+        check_context(len(ids) + manifest.tokens_per_clip, manifest.limits["max_context"])
         check_file(Path(video))
+        return ids
 
     def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
         """Encode, prefill, and return the stream of the answer's text; `self.answer` holds the counts and timings."""
-        self.check(self.bundle, video, question)
-        return self.ask_about(self.vision.encode(video), question, options)
+        ids = self.check(self.prompt, video, question)
+        return self._answer(self.vision.encode(video), ids, options)
 
     def ask_about(self, visual: VisualTokens, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
         """The same for a clip that was encoded before."""
+        return self._answer(visual, self.prompt.ids(question), options)
+
+    def _answer(self, visual: VisualTokens, ids: PromptIds, options: AskOptions) -> Iterator[str]:
         start = time.perf_counter()
-        embeddings = self.prompt.embed(self.prompt.ids(question), visual.tokens)
+        embeddings = self.prompt.embed(ids, visual.tokens)
         conversation = self.decoder.conversation()
         logits = conversation.extend(embeddings)
         prefill = time.perf_counter() - start

@@ -12,6 +12,7 @@ from runtime.__main__ import main
 from runtime.engine import EngineOptions
 from runtime.errors import EngineError, PromptError, VideoError
 from runtime.pipeline import VideoChat
+from runtime.prompt import Prompt
 
 
 @pytest.fixture
@@ -53,6 +54,24 @@ def test_options_out_of_range_are_refused():
 
 def test_errors_have_their_own_classes(bundle):
     with pytest.raises(VideoError):
-        VideoChat.check(bundle, "absent.mp4", "what is it ?")
+        VideoChat.check(Prompt(bundle), "absent.mp4", "what is it ?")
     with pytest.raises(PromptError):
-        VideoChat.check(bundle, "absent.mp4", "")
+        VideoChat.check(Prompt(bundle), "absent.mp4", "")
+
+
+def test_a_tokenizer_is_read_once_however_many_questions_follow(bundle, clip, monkeypatch):
+    from tokenizers import Tokenizer
+
+    class Counted:
+        reads = 0
+
+        @classmethod
+        def from_file(cls, path):
+            cls.reads += 1
+            return Tokenizer.from_file(path)
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Counted)
+    chat = VideoChat.open(bundle, "onnx")
+    for question in ("how many objects are there ?", "which shape appears last ?"):
+        list(chat.ask(clip, question))
+    assert Counted.reads == 1
