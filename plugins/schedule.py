@@ -10,11 +10,14 @@ even. `_linspace` repeats that function's float32 steps: from the start for the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from plugins.spec import tile_layout
+
+__all__ = ["Group", "ptg_schedule", "tile_layout"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,6 @@ def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> l
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")
     return [_level(frames, size, stride) for size, stride in zip(sizes, strides, strict=True)]
-
-
-def tile_layout(size: int) -> tuple[int, int]:
-    """(rows, columns) in which `size` frames are tiled: the most square factor pair, rows >= columns."""
-    columns = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
-    return size // columns, columns
 
 
 def _level(frames: int, size: int, stride: int) -> list[Group]:

@@ -109,6 +109,12 @@ def spec_from_attributes(attributes: Mapping[str, Any]) -> StGridPool:
     )
 
 
+def tile_layout(size: int) -> tuple[int, int]:
+    """(rows, columns) in which `size` frames are tiled: the most square factor pair, rows >= columns."""
+    columns = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+    return size // columns, columns
+
+
 def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int, int]:
     """[T, H, W, D] -> [T, H', W', D]; SpecError where a window or a tile does not fit."""
     frames, height, width, hidden = shape
@@ -119,9 +125,9 @@ def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int,
     if min(rows, columns) < 1:
         raise SpecError(f"{NAME}: window {spec.window} does not fit a grid of {height}x{width} tokens; choose a smaller window")
     for size in spec.sizes:
-        across = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
-        if size // across > height or across > width:
-            raise SpecError(f"{NAME}: {size} frames are tiled {size // across}x{across}, too many for a grid of {height}x{width}")
+        down, across = tile_layout(size)
+        if down > height or across > width:
+            raise SpecError(f"{NAME}: {size} frames are tiled {down}x{across}, too many for a grid of {height}x{width}")
     return frames, rows, columns, hidden
 
 
