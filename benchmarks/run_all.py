@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("export_cost.py", "compression_cost.py", "against_transformers.py", "frames.py")
 _HAS_ROUNDS = SCRIPTS[1:]
+ACCURACY = "accuracy.py"  # of the demo checkpoint, so without sizes
 
 
 def main() -> int:
@@ -27,11 +28,18 @@ def main() -> int:
         rounds = args.rounds or (1 if args.quick else None)
         if rounds and script in _HAS_ROUNDS:
             options += ["--rounds", str(rounds)]
-        if subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode:
+        if _failed(script, options):
             failed.append(script)
+    quick = ["--clips", "8", "--no-bundles"] if args.quick else []
+    if _failed(ACCURACY, [*quick, "--threads", str(args.threads)]):
+        failed.append(ACCURACY)
     if failed:
         print(f"failed: {', '.join(failed)}; their sections of RESULTS.md are those of an earlier run", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _failed(script: str, options: list[str]) -> bool:
+    return bool(subprocess.run([sys.executable, str(HERE / script), *options], check=False).returncode)
 
 
 if __name__ == "__main__":

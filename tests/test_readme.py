@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import export.__main__
+import export.demo.__main__
 import runtime.__main__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ def _blocks(page: str, language: str) -> list[str]:
 
 def _commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for page in PAGES for block in _blocks(page, "") for line in block.splitlines()]
-    plain = [line for line in lines if re.match(r"python -m (export|runtime)\b", line) and "[" not in line]
+    plain = [line for line in lines if re.match(r"python -m (export|export\.demo|runtime) ", line) and "[" not in line]
     return sorted(set(plain))
 
 
@@ -33,13 +34,14 @@ def test_the_python_example_answers(bundle_path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (example,) = _blocks("README.md", "python")
     exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("circle257 {")
+    assert capsys.readouterr().out.startswith("cross257 {")
 
 
 @pytest.mark.parametrize("command", _commands())
 def test_every_command_line_parses(command):
     _, _, module, *arguments = shlex.split(command)
-    (export if module == "export" else runtime).__main__._parser().parse_args(arguments)
+    parsers = {"export": export.__main__, "export.demo": export.demo.__main__, "runtime": runtime.__main__}
+    parsers[module]._parser().parse_args(arguments)
 
 
 def test_there_are_command_lines_to_parse():

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.demo.world import MIN_FRAMES, SIZE, DemoClip, make_clip
+from export.demo.draw import DemoClip, make_clip
+from export.demo.world import MIN_FRAMES, SIZE, clip_rng
 from runtime.errors import ExportError, missing_package
 from runtime.files import atomic_file
 
@@ -23,7 +24,7 @@ MAX_FRAMES = 1024
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """seed of the generator; frames that are generated; scale of the picture, in pixels of the file a pixel."""
+    """seed in the test split; frames that are generated; scale of the picture, in pixels of the file a pixel."""
 
     seed: int = 0
     frames: int = 16
@@ -43,7 +44,7 @@ def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DemoCli
         raise ExportError(f"scale {options.scale}; expected 1 to {MAX_SCALE}")
     if path.is_dir():
         raise ExportError(f"{path} is a directory; expected the name of a file to write, such as {path / 'clip.mp4'}")
-    clip = make_clip(np.random.default_rng(options.seed), options.frames)
+    clip = make_clip(clip_rng("test", options.seed), options.frames)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -53,19 +54,19 @@ def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DemoCli
     return clip
 
 
-def write_mp4(path: Path, frames: np.ndarray, scale: int = 1) -> None:
-    """Write RGB uint8 [T, S, S, 3] as H.264 yuv420p, each frame HOLD times."""
+def write_mp4(path: Path, frames: np.ndarray, scale: int = 1, hold: int = HOLD, rate: int = RATE) -> None:
+    """Write RGB uint8 [T, S, S, 3] as H.264 yuv420p, each frame `hold` times, at `rate` frames a second."""
     try:
         import av
     except ImportError:
         raise missing_package("av", "writing a clip", "runtime") from None
     with av.open(str(path), "w", format="mp4") as container:
         # One thread: x264 then writes the same bytes on every machine that runs the same release.
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "threads": "1"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "threads": "1"})
         stream.width = stream.height = SIZE * scale
         stream.pix_fmt = "yuv420p"
         for image in frames:
             magnified = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            for _ in range(HOLD):
+            for _ in range(hold):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(magnified, format="rgb24")))
         container.mux(stream.encode())

@@ -184,7 +184,7 @@ class TestProcessorAndTokenizer:
         [
             ({"size": 112}, "preprocessor size is 112"),
             ({"size": {"shortest_edge": 112}}, "preprocessor size is {'shortest_edge': 112}"),
-            ({"size": {"height": 64, "width": 64}}, "frames are resized to [64, 64], the encoder takes [112, 112]"),
+            ({"size": {"height": 64, "width": 64}}, "frames are resized to [64, 64], the encoder takes [126, 126]"),
             ({"resample": 9}, "resample"),
             ({"image_std": [1, 0, 1]}, "zero in image_std"),
             ({"image_mean": "grey"}, "image_mean 'grey'"),

@@ -63,7 +63,7 @@ def test_a_bad_value_is_one_line(refusal: Callable[..., str], args: list[str], m
 
 
 @pytest.mark.parametrize(
-    ("spec", "window"), [("nsp:window=9", "9"), ("avgpool:window=30", "30"), ("ptg:sizes=4/4,strides=2/4/8", "strides")]
+    ("spec", "window"), [("nsp:window=10", "10"), ("avgpool:window=30", "30"), ("ptg:sizes=4/4,strides=2/4/8", "strides")]
 )
 def test_a_spec_that_does_not_fit_the_grid(refusal: Callable[..., str], spec: str, window: str) -> None:
     line = refusal("--compress", spec)

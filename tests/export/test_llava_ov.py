@@ -29,7 +29,7 @@ def vision():
 
 @pytest.fixture
 def pixels():
-    return torch.randn(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, 3, 126, 126, generator=torch.Generator().manual_seed(0))
 
 
 def _copy(tmp_path: Path) -> Path:
@@ -60,13 +60,13 @@ def test_own_compression_equals_get_video_features(vision, hf, pixels, compress)
     from export.compress import make
     from export.trace import Vision
 
-    module = Vision(vision, make(compress, frames=3, height=8, width=8), "after-projector")
+    module = Vision(vision, make(compress, frames=3, height=9, width=9), "after-projector")
     with torch.inference_mode():
         expected = hf.model.get_video_features(
             pixels[None], vision_feature_layer=-1, vision_feature_select_strategy="full"
         ).pooler_output
         tokens = module(pixels)[0]
-    assert tokens.shape == (16 * 3 + 1, 128)
+    assert tokens.shape == (25 * 3 + 1, 128)
     torch.testing.assert_close(tokens, expected[0], rtol=1e-5, atol=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_several_feature_layers_are_concatenated(tmp_path):
             intermediate_size=48,
             num_hidden_layers=4,
             num_attention_heads=2,
-            image_size=112,
+            image_size=126,
             patch_size=14,
             vision_use_head=False,
         ),
@@ -141,7 +141,7 @@ def test_several_feature_layers_are_concatenated(tmp_path):
         shutil.copyfile(CHECKPOINT / name, tmp_path / name)
     model.save_pretrained(tmp_path)
     half = llava_ov.load_vision(open_checkpoint(str(tmp_path)))
-    pixels = torch.randn(2, 3, 112, 112)
+    pixels = torch.randn(2, 3, 126, 126)
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     expected = model.model.multi_modal_projector(torch.cat([states[1], states[-2]], dim=-1))
     torch.testing.assert_close(half.projector(half.encoder(pixels)), expected, rtol=1e-5, atol=1e-5)
@@ -156,7 +156,7 @@ def test_frames_of_the_encoders_size_are_required(tmp_path):
         values = json.loads((path / name).read_text())
         values["size"] = {"height": 384, "width": 384}
         (path / name).write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match=r"resized to \[384, 384\], the encoder takes \[112, 112\]"):
+    with pytest.raises(CheckpointError, match=r"resized to \[384, 384\], the encoder takes \[126, 126\]"):
         llava_ov.load_vision(open_checkpoint(str(path)))
 
 
@@ -176,6 +176,6 @@ def test_a_file_without_a_head_uses_the_embeddings_where_either_config_ties_them
 def test_a_head_in_the_file_is_used_though_the_config_ties_it(tmp_path):
     path = _copy(tmp_path)
     weights = load_file(path / "model.safetensors")
-    head = torch.randn(60, 128, generator=torch.Generator().manual_seed(0))
+    head = torch.randn(66, 128, generator=torch.Generator().manual_seed(0))
     save_file(weights | {"lm_head.weight": head}, path / "model.safetensors")
     torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm.lm_head.weight.data, head)

@@ -28,7 +28,7 @@ def _export(tmp_path, **options) -> Bundle:
     [
         ({"precision": "fp16", "place": "before-projector", "compress": "st-gridpool-8x", "tensorrt": "10.3"}, 8 * 16 + 1),
         ({"attention": "standard", "frames": 8}, 16 * 8 + 1),
-        ({"compress": "vidcom2", "frames": 5, "max_context": 200}, 16 * 5 + 1),
+        ({"compress": "vidcom2", "frames": 5, "max_context": 200}, 20 * 5 + 1),
     ],
     ids=["fp16 before-projector 8x", "standard attention", "selection, odd T"],
 )
@@ -53,7 +53,7 @@ def test_the_manifest_says_what_a_runtime_must_know(bundle):
     values = json.loads((bundle.path / "manifest.json").read_text())
     assert values["schema_version"] == 1 and values["family"] == "llava-ov"
     assert values["compression"]["spec"] == "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
-    assert (values["frames"], values["grid"], values["tokens_per_clip"], values["hidden_size"]) == (16, [8, 8], 257, 128)
+    assert (values["frames"], values["grid"], values["tokens_per_clip"], values["hidden_size"]) == (16, [9, 9], 257, 128)
     assert values["prompt"]["video_token"] == "<video>" and values["prompt"]["eos_token_ids"] == [2]
     assert len(values["checkpoint"]["sha256"]) == 64 and "torch" in values["versions"]
     on_disk = {p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if p.is_file() and p.name != "manifest.json"}
@@ -82,7 +82,7 @@ def test_large_weights_lie_in_one_file_that_both_vision_graphs_share(tmp_path, m
         if entry.key == "location"
     }
     assert where == {"vision.onnx.data"}
-    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 112, 112)).astype(np.float32)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 126, 126)).astype(np.float32)
     for graph in (VISION, VISION_LOOP):
         expected = OnnxEngine.load(bundle.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
         got = OnnxEngine.load(large.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
@@ -141,6 +141,6 @@ def test_json_result_is_alone_on_stdout(tmp_path, capfd):
     assert main(["--only", "vision", "--frames", "2", "--out", str(tmp_path / "b"), "--json"]) == 0
     captured = capfd.readouterr()
     result = json.loads(captured.out)
-    assert result["patch_tokens"] == 128 and result["tokens_per_clip"] == 33
+    assert result["patch_tokens"] == 162 and result["tokens_per_clip"] == 33
     assert all(row["ok"] for row in result["verified"]) and {"pass", "rewrites", "graph", "note"} <= result["passes"][0].keys()
     assert "tracing the vision half" in captured.err

@@ -33,7 +33,7 @@ def _questions() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("clip_name", "question", "expected"), _questions())
 def test_shipped_clips_are_answered_with_compressed_tokens(chat, clip_name, question, expected):
     assert "".join(chat.ask(CLIPS / clip_name, question)).strip() == expected
-    assert chat.answer.visual_tokens == 257 and chat.answer.patch_tokens == 1024
+    assert chat.answer.visual_tokens == 257 and chat.answer.patch_tokens == 1296
 
 
 def test_ids_equal_transformers_generate_with_the_familys_own_compression(tmp_path):

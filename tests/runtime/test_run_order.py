@@ -38,7 +38,7 @@ def test_counts_are_there_before_the_first_text(bundle, clip):
 
 
 def test_a_short_clip_is_said_to_repeat_frames(bundle_path, tmp_path, capsys):
-    write_mp4(tmp_path / "short.mp4", np.zeros((2, 112, 112, 3), np.uint8))  # each held for four frames of the file
+    write_mp4(tmp_path / "short.mp4", np.zeros((2, 126, 126, 3), np.uint8))  # each held for four frames of the file
     assert main(["run", str(bundle_path), str(tmp_path / "short.mp4"), "how many objects are there ?", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["repeated_frames"] == 8

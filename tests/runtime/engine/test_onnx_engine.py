@@ -17,11 +17,11 @@ def engine(bundle):
 
 
 def _pixels(**changes) -> np.ndarray:
-    return np.zeros(changes.get("shape", (16, 3, 112, 112)), changes.get("dtype", np.float32))
+    return np.zeros(changes.get("shape", (16, 3, 126, 126)), changes.get("dtype", np.float32))
 
 
 def test_the_specs_are_the_graphs(engine):
-    assert [(s.name, s.shape) for s in engine.inputs] == [("pixel_values", (16, 3, 112, 112))]
+    assert [(s.name, s.shape) for s in engine.inputs] == [("pixel_values", (16, 3, 126, 126))]
     assert [(s.name, s.shape) for s in engine.outputs] == [("visual_tokens", (257, 128))]
 
 
@@ -31,8 +31,8 @@ def test_the_specs_are_the_graphs(engine):
         ({}, r"inputs are \[\], the graph takes \['pixel_values'\]"),
         ({"pixels": _pixels()}, r"inputs are \['pixels'\]"),
         ({"pixel_values": _pixels(dtype=np.float16)}, "pixel_values is float16, the graph takes float32"),
-        ({"pixel_values": _pixels(shape=(15, 3, 112, 112))}, r"has shape \[15, 3, 112, 112\], the graph takes \[16, 3, 112, 112\]"),
-        ({"pixel_values": _pixels(shape=(16, 3, 112))}, "has shape"),
+        ({"pixel_values": _pixels(shape=(15, 3, 126, 126))}, r"has shape \[15, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"),
+        ({"pixel_values": _pixels(shape=(16, 3, 126))}, "has shape"),
     ],
 )
 def test_feeds_that_do_not_fit_are_refused(engine, feeds, message):
@@ -56,7 +56,7 @@ def test_a_cpu_runs_the_looped_graph_and_both_agree(bundle, engine):
     batched = OnnxEngine.load(bundle.model(VISION))
     assert "Loop" in {node.op_type for node in _nodes(bundle.path / "vision.loop.onnx")}
     assert "Loop" not in {node.op_type for node in _nodes(bundle.path / "vision.onnx")}
-    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 112, 112)).astype(np.float32)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 126, 126)).astype(np.float32)
     expected = batched.run({"pixel_values": pixels})["visual_tokens"]
     np.testing.assert_allclose(engine.run({"pixel_values": pixels})["visual_tokens"], expected, rtol=1e-4, atol=1e-4)
 

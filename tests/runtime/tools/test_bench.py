@@ -19,7 +19,7 @@ def test_the_reference_input_needs_no_video_and_every_stage_has_a_row(bundle, ca
     report = bench.bench(bundle, QUICK)
     assert [row.stage for row in report.rows] == ["encode+compress", "prefill", "time to first token", "decode rate"]
     assert all(row.median > 0 for row in report.rows)
-    assert report.tokens["patch_tokens"] == 1024 and report.tokens["visual_tokens"] == 257 and report.tokens["new_tokens"] == 4
+    assert report.tokens["patch_tokens"] == 1296 and report.tokens["visual_tokens"] == 257 and report.tokens["new_tokens"] == 4
     assert report.tokens["prompt_tokens"] > 257
     assert report.peak_rss > 10_000_000 and report.load_seconds > 0
     captured = capsys.readouterr()

@@ -16,7 +16,7 @@ from runtime.tools import inspect, liveness
 
 def test_the_token_budget_of_a_clip(bundle):
     budget = inspect.inspect(bundle).budget
-    assert budget["patch_tokens"] == 16 * 8 * 8 and budget["visual_tokens"] == 16 * 4 * 4 + 1 and budget["ratio"] == 3.98
+    assert budget["patch_tokens"] == 16 * 9 * 9 and budget["visual_tokens"] == 16 * 4 * 4 + 1 and budget["ratio"] == 5.04
     assert budget["prompt_room"] == budget["max_context"] - 257
 
 
@@ -35,7 +35,7 @@ def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bund
     parts = {part: count for part, count in memory.items() if "total" not in part and "CPU" not in part}
     assert memory["total on a GPU"] == sum(parts.values())
     assert memory["total on a CPU"] == sum(parts.values()) - parts["vision activations"] + looped
-    pixels = 16 * 3 * 112 * 112 * 4
+    pixels = 16 * 3 * 126 * 126 * 4
     assert min(looped, parts["vision activations"]) > pixels  # what is fed is there all the time
 
 
@@ -46,7 +46,7 @@ def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
     heads = 4
     assert facts.memory["llm/decoder activations"] >= 2 * heads * 512 * bundle.manifest.limits["max_context"] * 4
     # at least the patch tokens in the hidden size of the MLP's input
-    assert facts.memory["vision activations"] >= 1024 * bundle.manifest.hidden_size * 4
+    assert facts.memory["vision activations"] >= 1296 * bundle.manifest.hidden_size * 4
 
 
 def test_operators_are_counted(bundle):
@@ -149,7 +149,7 @@ def test_the_report_is_json_and_text(bundle):
     facts = inspect.inspect(bundle)
     assert json.loads(json.dumps(facts.as_dict(), allow_nan=False))["frames"] == 16
     shown = inspect.text(facts)
-    for expected in ("1,024 patch tokens → 257 visual tokens", "(st-gridpool), after-projector", "KV cache", "none built"):
+    for expected in ("1,296 patch tokens → 257 visual tokens", "(st-gridpool), after-projector", "KV cache", "none built"):
         assert expected in shown
     assert all(name in shown for name in bundle.manifest.files)
 

@@ -19,11 +19,12 @@ Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 def test_the_weights_drawn_are_the_ones_the_graph_pools_with(bundle, clip):
     pixels, _ = load_clip(clip, bundle.manifest.frames, Preprocessor(bundle.manifest.preprocessing))
     tensors = run_stages(bundle, pixels).tensors
-    given, pooled = tensors["vision/projector"].reshape(16, 8, 8, -1).copy(), tensors["compress/nsp"]
+    given, pooled = tensors["vision/projector"].reshape(16, 9, 9, -1).copy(), tensors["compress/nsp"]
     given[[7, 15]] = tensors["compress/ptg"]  # the frames that the pyramid replaces at T = 16
     weights = plot.look(bundle, clip).weights
     frames, rows, columns, width = pooled.shape
-    weighted = (given * weights[..., None]).reshape(frames, rows, 2, columns, 2, width).sum(axis=(2, 4))
+    inside = (slice(None), slice(0, 2 * rows), slice(0, 2 * columns))  # 9 rows: the last is in no window
+    weighted = (given * weights[..., None])[inside].reshape(frames, rows, 2, columns, 2, width).sum(axis=(2, 4))
     np.testing.assert_allclose(weighted, pooled, rtol=1e-4, atol=1e-4 * np.abs(pooled).max())
 
 
@@ -31,7 +32,7 @@ def test_the_norms_drawn_are_of_the_tokens_before_compression(bundle, clip):
     pixels, _ = load_clip(clip, bundle.manifest.frames, Preprocessor(bundle.manifest.preprocessing))
     tokens = run_stages(bundle, pixels, names=["vision/projector"]).tensors["vision/projector"]
     expected = np.linalg.norm(tokens.astype(np.float64), axis=-1) / np.sqrt(tokens.shape[-1])
-    np.testing.assert_allclose(plot.look(bundle, clip).norms, expected.reshape(16, 8, 8), rtol=1e-5)
+    np.testing.assert_allclose(plot.look(bundle, clip).norms, expected.reshape(16, 9, 9), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_levels_are_those_that_the_stage_writes():
 def test_the_picture_of_a_clip_is_a_png_that_shows_all_of_it(bundle, clip, tmp_path):
     out = tmp_path / "deep" / "plot.png"
     picture = plot.plot(bundle, clip, out)
-    assert "1,024 patch tokens → 257 visual tokens  (4.0:1)" in picture.title
+    assert "1,296 patch tokens → 257 visual tokens  (5.0:1)" in picture.title
     with Image.open(out) as image:
         assert image.format == "PNG" and image.width > 1200
         pixels = np.asarray(image.convert("RGB"))
@@ -82,7 +83,7 @@ def test_the_picture_of_a_clip_is_a_png_that_shows_all_of_it(bundle, clip, tmp_p
 
 def test_before_the_projector_the_encoders_norms_are_drawn(selecting_bundle, clip, tmp_path):
     picture = plot.plot(selecting_bundle, clip, tmp_path / "plot.png")
-    assert picture.norms.shape == (12, 8, 8) and "before the projector" in picture.subtitle
+    assert picture.norms.shape == (12, 9, 9) and "before the projector" in picture.subtitle
     assert len(plot.draw(picture).axes) == 3 * 12 + 2
 
 

@@ -1,0 +1,83 @@
+"""How the demo checkpoint is trained, in numbers: steps, batches, rates, and how often which kind of question is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from runtime.errors import ExportError
+
+POOLINGS = ("mix", "family")
+QUESTIONS = 8  # of a clip in one pass
+# How likely a question of a kind is asked, against the others of its clip: what is learned late is asked more often.
+WEIGHTS = {
+    "color": 0.3,
+    "shape": 0.7,
+    "direction": 1.5,
+    "count": 0.4,
+    "order": 1.0,
+    "change": 0.6,
+    "vanish": 1.0,
+    "letter": 1.0,
+    "flash": 1.0,
+    "where": 0.8,
+    "camera": 1.2,
+}
+# Weight of the squared distance of the tokens' RMS from 1, over all tokens at once: it holds their common scale, which is free in front
+# of the LLM's normalisation, where softmax over norms means something, and says nothing about which token is larger.
+SCALE_LOSS = 0.02
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` batches of clips of `frames` frames; `tokens` bounds a batch's tokens in the LLM, `clips` its clips; rates: of
+    the mix, all equally likely; tower: whether the vision tower goes on learning."""
+
+    frames: int
+    steps: int
+    tokens: int
+    clips: int
+    rates: tuple[int, ...] = (1, 2, 4, 8, 16)
+    tower: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """pooling: what visual tokens go through, "mix" (export/demo/mix.py) or "family"; the joint stages follow the warm-up; rate: of
+    learning at most, in the joint stages tower_rate of it for the vision tower; frames: of a clip, as the checkpoint says."""
+
+    seed: int = 0
+    pooling: str = "mix"
+    warmup_steps: int = 1600
+    warmup_pictures: int = 32
+    stages: tuple[Stage, ...] = (
+        Stage(1, 800, 4000, 24, rates=(1,)),
+        Stage(4, 1000, 6000, 32, rates=(1,)),
+        Stage(8, 700, 10000, 32, rates=(1, 2, 4)),
+        Stage(16, 900, 12000, 24, tower=False),
+    )
+    rate: float = 1.5e-3
+    tower_rate: float = 0.3
+    threads: int = 2
+    frames: int = 16
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ExportError(f'pooling "{self.pooling}"; expected {" or ".join(POOLINGS)}')
+        if self.seed < 0:
+            raise ExportError(f"seed {self.seed}; expected 0 or more")
+        if self.threads < 1:
+            raise ExportError(f"{self.threads} threads; expected at least 1")
+
+    @property
+    def steps(self) -> int:
+        return self.warmup_steps + sum(stage.steps for stage in self.stages)
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe with `factor` times the steps of every stage, at least one."""
+        if not factor > 0:
+            raise ExportError(f"scale {factor:g}; expected more than 0")
+        return replace(
+            self,
+            warmup_steps=max(1, round(self.warmup_steps * factor)),
+            stages=tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in self.stages),
+        )

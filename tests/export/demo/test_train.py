@@ -1,0 +1,79 @@
+"""The recipe from nothing: it runs, it goes on where it was stopped with the same result, and what it saves is a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from export.checkpoint import open_checkpoint
+from export.demo import train
+from export.demo.__main__ import main
+from export.demo.recipe import Recipe, Stage
+from export.demo.warmup import pictures
+from export.demo.world import clip_rng
+from export.families import llava_ov
+from runtime.errors import ExportError
+
+TINY = Recipe(seed=3, warmup_steps=2, warmup_pictures=2, stages=(Stage(4, 2, 1, 8), Stage(8, 1, 1, 8)), threads=1)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    monkeypatch.setattr(train, "REPORT_EVERY", 1)
+    whole = train.Training(TINY, tmp_path / "whole", lambda line: None).run()
+
+    def stop(line: str) -> None:
+        if line.startswith("T=4 2/3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.Training(TINY, tmp_path / "stopped", stop).run()
+    assert not (tmp_path / "stopped" / "checkpoint").exists()
+    lines: list[str] = []
+    resumed = train.Training(TINY, tmp_path / "stopped", lines.append).run()
+    assert [line.split("  ")[0] for line in lines] == ["T=4 2/3", "T=8 3/3"]
+    one, other = (load_file(path / "model.safetensors") for path in (whole, resumed))
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-6)
+    with pytest.raises(ExportError, match="is of a run with another seed"):
+        train.Training(replace(TINY, seed=4), tmp_path / "stopped").run()
+
+
+def test_what_is_saved_is_a_checkpoint_of_the_family(tmp_path):
+    path = train.Training(replace(TINY, pooling="family"), tmp_path, lambda line: None).run()
+    half = llava_ov.load_vision(open_checkpoint(str(path)))
+    assert (half.grid, half.frames, half.hidden_size) == ((9, 9), 16, 128)
+    assert llava_ov.load_llm(open_checkpoint(str(path))).prompt["video_token"] == "<video>"
+    assert AutoTokenizer.from_pretrained(path)("which letter is shown ?").input_ids
+    assert AutoImageProcessor.from_pretrained(path, backend="pil").size["height"] == 126
+    assert (path / "model.safetensors").stat().st_size < 15e6
+
+
+def test_the_warm_ups_labels_are_the_patches_majority():
+    images, shown = pictures(clip_rng("train", 0, 0, 1), 6)
+    assert images.shape == (6, 1, 126, 126, 3) and images.dtype == torch.uint8
+    assert shown.shape == (6, 81, 2)
+    assert 0.2 < (shown[..., 0] > 0).float().mean() < 0.8
+    white = images[:, 0].reshape(6, 9, 14, 9, 14, 3).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3).float().mean((2, 3))
+    letters = shown[..., 0] > 5
+    assert (shown[..., 1][letters] == 0).float().mean() > 0.8  # a star may reach into the plate
+    assert white[letters].mean() < 150
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "seed -1; expected 0 or more"),
+        (["--scale", "0"], "scale 0; expected more than 0"),
+        (["--threads", "0"], "0 threads; expected at least 1"),
+    ],
+)
+def test_options_out_of_range_are_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    assert main(["train", "-o", str(tmp_path / "run"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
