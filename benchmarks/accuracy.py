@@ -44,6 +44,7 @@ PLOT = ROOT / "benchmarks" / "accuracy.png"
 _GRID = (FRAMES, GRID, GRID)
 _REAL = (32, 27, 27, 896)  # T, H, W, D of LLaVA-OneVision 0.5B
 _BATCH = 8
+_LOWEST = 80  # per cent, where the plot begins
 
 
 @dataclass
@@ -298,37 +299,49 @@ def _first_token() -> dict[str, float]:
 
 
 def _draw(points: dict[str, list[tuple[str, int, float]]]) -> None:
+    """Accuracy against tokens; presets and what lies on the Pareto front are numbered, with a key beside the picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    titles = {"fair": "trained on a fair mix", "family": "trained behind the family's pooling"}
-    figure, axes = pyplot.subplots(1, len(points), figsize=(6 * len(points), 5), sharey=True, layout="constrained")
-    for axis, (name, found) in zip(np.atleast_1d(axes), points.items(), strict=True):
-        best = 0.0
-        front = []
-        for label, tokens, accuracy in sorted(found, key=lambda point: (point[1], -point[2])):
-            if accuracy > best:
-                best = accuracy
-                front.append((tokens, accuracy, label))
-        axis.step([p[0] for p in front], [100 * p[1] for p in front], where="post", color="tab:blue", label="Pareto front")
-        for kind, color, chosen in (
-            ("preset", "tab:red", lambda label: label in PRESETS),
-            ("other spec", "tab:gray", lambda label: label not in PRESETS and label.split(":")[0].split("+")[0].isalnum()),
-            ("baseline", "tab:olive", lambda label: " " in label),
-        ):
-            mine = [point for point in found if chosen(point[0])]
-            axis.scatter([p[1] for p in mine], [100 * p[2] for p in mine], s=22, color=color, label=kind, zorder=3)
+    titles = {"fair": "trained behind a fair mix", "family": "trained behind the family's pooling"}
+    figure, axes = pyplot.subplots(1, len(points), figsize=(8.5 * len(points), 5), sharey=True, layout="constrained", squeeze=False)
+    for axis, (name, found) in zip(axes[0], points.items(), strict=True):
+        front: list[tuple[str, int, float]] = []
+        for point in sorted(found, key=lambda point: (point[1], -point[2])):
+            if not front or point[2] > front[-1][2]:
+                front.append(point)
+        axis.step([p[1] for p in front], [100 * p[2] for p in front], where="post", color="tab:blue", lw=1, label="Pareto front")
+        marks = {"preset": ("tab:red", "o"), "other spec": ("tab:gray", "o"), "baseline": ("tab:olive", "s")}
+        for kind, (color, marker) in marks.items():
+            mine = [point for point in found if _kind_of(point[0]) == kind and 100 * point[2] >= _LOWEST]
+            axis.scatter([p[1] for p in mine], [100 * p[2] for p in mine], s=26, color=color, marker=marker, label=kind, zorder=3)
+        key = []
         for label, tokens, accuracy in found:
-            if label in PRESETS or label == "uncompressed" or any(label == p[2] for p in front):
-                axis.annotate(label, (tokens, 100 * accuracy), fontsize=7, xytext=(4, -8), textcoords="offset points")
-        axis.set(xscale="log", xlabel="visual tokens a clip", title=titles.get(name, name))
+            if 100 * accuracy >= _LOWEST and (label in PRESETS or label == "uncompressed" or label in [p[0] for p in front]):
+                key.append(f"{len(key) + 1}  {label}")
+                axis.annotate(str(len(key)), (tokens, 100 * accuracy), fontsize=8, xytext=(5, -3), textcoords="offset points")
+        below = [
+            f"{label}, {tokens} tokens: {100 * accuracy:.0f} %" for label, tokens, accuracy in found if 100 * accuracy < _LOWEST
+        ]
+        text = "\n".join([*key, "", f"below {_LOWEST} %, not drawn:", *below] if below else key)
+        axis.text(1.02, 1, text, transform=axis.transAxes, va="top", fontsize=8)
+        ticks = [81, 162, 324, 648, 1296]
+        axis.set(xscale="log", xlabel="visual tokens a clip", title=titles.get(name, name), ylim=(_LOWEST, 100))
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("questions answered correctly, %")
-    np.atleast_1d(axes)[0].legend()
+    axes[0, 0].set_ylabel("questions answered correctly, %")
+    axes[0, 0].legend(loc="lower right")
     figure.savefig(PLOT, dpi=110)
     say(f"wrote {PLOT.relative_to(ROOT)}")
+
+
+def _kind_of(label: str) -> str:
+    if label in PRESETS:
+        return "preset"
+    return "baseline" if " " in label or label == "uncompressed" else "other spec"
 
 
 if __name__ == "__main__":

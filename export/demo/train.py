@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ class Training:
         pooled = functional.interpolate(frames, size=(half, half), mode="bilinear")
         return pooled.flatten(2).transpose(1, 2).reshape(tokens.shape[0], -1, tokens.shape[-1])
 
-    def _batches(self, dataset, start: int) -> Iterator[tuple[int, tuple | _Batch]]:
+    def _batches(self, dataset: Any, start: int) -> Iterator[tuple[int, Any]]:
         """(number, batch) from `start` on, drawn by a process beside this one."""
         numbers = list(range(start, len(dataset)))
         loader = torch.utils.data.DataLoader(
