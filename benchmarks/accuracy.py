@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,6 @@ class Row:
     tokens: int
     hits: np.ndarray
     logits: torch.Tensor
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def main() -> int:

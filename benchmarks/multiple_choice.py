@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +84,8 @@ class Answerer:
     """A checkpoint's reference modules on a device. vision: the half that `families` load, llm likewise."""
 
     def __init__(self, checkpoint: Path, device: str):
+        from transformers import AutoTokenizer
+
         source = open_checkpoint(str(checkpoint))
         known = {family(name).MODEL_TYPE: family(name) for name in FAMILIES}
         found = source.config().get("model_type")
@@ -98,13 +99,7 @@ class Answerer:
         )
         self.newline, self.device, self.dtype = vision.newline.to(device, dtype), device, dtype
         self.prompt = llm.prompt
-        self.tokenizer = self._tokenizer(checkpoint)
-
-    @staticmethod
-    def _tokenizer(checkpoint: Path) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(checkpoint)
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def encode(self, video: Path, frames: int) -> torch.Tensor:
         """[T, H, W, D], projected."""

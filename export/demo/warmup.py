@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from export.demo.draw import WHAT, draw_with_labels
 from export.demo.tiny import VOCABULARY
-from export.demo.world import COLORS, CORNERS, GRID, LETTERS, PATCH, SHAPES, SIZE, Damage, Flash, Letter, Scene, Thing
+from export.demo.world import COLORS, CORNERS, GRID, LETTERS, PATCH, SHAPES, SIZE, Flash, Letter, Scene, Thing, draw_damage
 
 _COVERED = 24  # pixels of a patch from which on it shows a thing
 
@@ -37,8 +37,7 @@ def crowded(rng: np.random.Generator) -> Scene:
         letters.append(Letter(str(rng.choice(list(LETTERS))), 0, 1, scale, left, top, inset))
     x, y = rng.uniform(14, SIZE - 14, 2)
     star = Flash(str(rng.choice(list(COLORS))), 0, 1, int(rng.integers(10, 14)), (x, y)) if rng.random() < 0.7 else None
-    damage = Damage(float(rng.uniform(0, 9)), int(rng.integers(35, 91)) if rng.random() < 0.4 else None)
-    return Scene(1, things, letters, star, None, "nowhere", np.zeros((1, 2)), damage, int(rng.integers(2**63)))
+    return Scene(1, things, letters, star, None, "nowhere", np.zeros((1, 2)), draw_damage(rng), int(rng.integers(2**63)))
 
 
 def pictures(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -178,9 +178,14 @@ def make_scene(rng: np.random.Generator, frames: int = 16) -> Scene:
         _bar(rng, frames) if rng.random() < 0.25 else None,
         camera,
         pan,
-        Damage(float(rng.uniform(0, 9)), int(rng.integers(35, 91)) if rng.random() < 0.4 else None),
+        draw_damage(rng),
         int(rng.integers(2**63)),
     )
+
+
+def draw_damage(rng: np.random.Generator) -> Damage:
+    """Noise in every picture, JPEG in two of five."""
+    return Damage(float(rng.uniform(0, 9)), int(rng.integers(35, 91)) if rng.random() < 0.4 else None)
 
 
 def still(scene: Scene, frame: int) -> Scene:
