@@ -53,7 +53,7 @@ def main_table(grid: tuple[int, int, int]) -> list[Method]:
         plain("avgpool:window=3"),
         plain("segmean:levels=1+avgpool:window=2"),
         plain("segmean:levels=1+bilinear:stride=2"),
-        plain("nsp:window=3"),
+        plain("segmean:levels=1+topk:keep=0.25"),
         plain("ptg+nsp:window=3"),
         *[plain(f"evs:keep={keep}") for keep in (0.25, 0.125)],
         *[plain(f"vidcom2:keep={keep}") for keep in (0.5, 0.125)],

@@ -38,6 +38,7 @@ PRESETS = {
     "llava-ov": "bilinear:stride=2",
     "uniform": "avgpool:window=2",
     "norm": "nsp:window=2",
+    "norm-9x": "nsp:window=3",  # ours: an odd grid that three divides loses no edge (benchmarks/RESULTS.md)
     "st-gridpool": "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2",
     "st-gridpool-8x": "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2+topk:keep=0.5",
     "grid-topk": "segmean:levels=2+topk:keep=0.25,cell=6",

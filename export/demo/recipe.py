@@ -30,7 +30,8 @@ SCALE_LOSS = 0.02
 @dataclass(frozen=True)
 class Stage:
     """`steps` batches of clips of `frames` frames; `tokens` bounds a batch's tokens in the LLM, `clips` its clips; rates: of
-    the mix, all equally likely; tower: whether the vision tower goes on learning."""
+    the mix, all equally likely (one that stands there three times is three times as likely); tower: whether the vision tower
+    goes on learning."""
 
     frames: int
     steps: int
@@ -39,11 +40,16 @@ class Stage:
     rates: tuple[int, ...] = (1, 2, 4, 8, 16)
     tower: bool = True
 
+    def scaled(self, factor: float) -> Stage:
+        return replace(self, steps=max(1, round(self.steps * factor)))
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """pooling: what visual tokens go through, "mix" (export/demo/mix.py) or "family"; the joint stages follow the warm-up; rate: of
-    learning at most, in the joint stages tower_rate of it for the vision tower; frames: of a clip, as the checkpoint says."""
+    """pooling: what visual tokens go through, "mix" (export/demo/mix.py) or "family"; the joint stages follow the warm-up and
+    `polish` follows them: full length again with many uncompressed clips, whose long prompts are what is learned last; rate: of
+    learning at most, in the joint stages tower_rate of it for the vision tower, in the polish polish_rate of it; frames: of a
+    clip, as the checkpoint says."""
 
     seed: int = 0
     pooling: str = "mix"
@@ -55,7 +61,9 @@ class Recipe:
         Stage(8, 700, 10000, 32, rates=(1, 2, 4)),
         Stage(16, 900, 12000, 24, tower=False),
     )
+    polish: Stage = Stage(16, 400, 12000, 24, rates=(1, 1, 1, 2, 4, 8, 16), tower=False)
     rate: float = 1.5e-3
+    polish_rate: float = 0.3
     tower_rate: float = 0.3
     threads: int = 2
     frames: int = 16
@@ -70,7 +78,7 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return self.warmup_steps + sum(stage.steps for stage in self.stages)
+        return self.warmup_steps + sum(stage.steps for stage in (*self.stages, self.polish))
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times the steps of every stage, at least one."""
@@ -79,5 +87,6 @@ class Recipe:
         return replace(
             self,
             warmup_steps=max(1, round(self.warmup_steps * factor)),
-            stages=tuple(replace(stage, steps=max(1, round(stage.steps * factor))) for stage in self.stages),
+            stages=tuple(stage.scaled(factor) for stage in self.stages),
+            polish=self.polish.scaled(factor),
         )

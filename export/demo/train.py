@@ -4,6 +4,7 @@
     joint      everything on single pictures and then on clips of 4, 8 and 16 frames, several questions sharing a pass over their clip; the visual tokens
                go through a reduction that is drawn for each batch (export/demo/mix.py), or, with `pooling="family"`, always
                through the family's own bilinear pooling
+    polish     the last stage's clips again at a lower rate, most of them uncompressed
 
 Each batch is drawn from (seed, stage, step) alone, so that a run that is taken up again sees the batches that it would have seen.
 bfloat16 autocast, AdamW.
@@ -44,19 +45,18 @@ class _Batch:
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Batch n of the joint stages."""
+    """Batch n of stages that follow each other; part: 1 for the joint stages, 2 for the polish, which draw from streams of their own."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.stages = [number for number, stage in enumerate(recipe.stages) for _ in range(stage.steps)]
+    def __init__(self, recipe: Recipe, part: int):
+        self.recipe, self.part = recipe, part
+        self.stages = [stage for stage in (recipe.stages if part == 1 else (recipe.polish,)) for _ in range(stage.steps)]
 
     def __len__(self) -> int:
         return len(self.stages)
 
     def __getitem__(self, step: int) -> _Batch:
-        recipe = self.recipe
-        stage = recipe.stages[self.stages[step]]
-        rng = clip_rng("train", recipe.seed, 1, step)
+        recipe, stage = self.recipe, self.stages[step]
+        rng = clip_rng("train", recipe.seed, self.part, step)
         reduction = mix.draw(rng, stage.frames, GRID, GRID, stage.rates) if recipe.pooling == "mix" else None
         tokens = reduction.tokens if reduction else stage.frames * ((GRID + 1) // 2) ** 2
         count = int(np.clip(stage.tokens // (tokens + QUESTIONS * LENGTH), 8, stage.clips))
@@ -93,7 +93,7 @@ class Training:
         self.model = make_model(recipe.seed)
         use_blocked_attention(self.model)
         self.heads = warmup.Heads(self.model.config.text_config.hidden_size)
-        self.done = {"warmup": 0, "joint": 0}
+        self.done = {"warmup": 0, "joint": 0, "polish": 0}
         self.seconds = 0.0
         self._optimizer_state: dict | None = None
 
@@ -108,7 +108,8 @@ class Training:
             self._load()
         self._started = time.monotonic() - self.seconds
         self._warmup()
-        self._joint()
+        self._clips("joint", _Batches(self.recipe, 1), lambda share: min(1, max(0.02, (1 - share) / 0.5)))
+        self._clips("polish", _Batches(self.recipe, 2), lambda share: self.recipe.polish_rate * (1 - 0.95 * share))
         self.seconds = time.monotonic() - self._started
         out = self.directory / "checkpoint"
         with atomic_directory(out) as temporary:
@@ -134,19 +135,19 @@ class Training:
                 self._say(f"warm-up {step + 1}/{steps}", loss=loss.item(), patches=right)
             self._save(optimizer, "warmup", step + 1, steps)
 
-    def _joint(self) -> None:
-        batches = _Batches(self.recipe)
+    def _clips(self, part: str, batches: _Batches, rate: Callable[[float], float]) -> None:
+        """Train everything on clips; rate: the share of the recipe's learning rate when this share of the part is done."""
         steps = len(batches)
-        if self.done["joint"] >= steps:
+        if self.done[part] >= steps:
             return
         tower = list(self.model.model.vision_tower.parameters())
         others = [weight for name, weight in self.model.named_parameters() if "vision_tower" not in name]
         optimizer = self._optimizer([(tower, self.recipe.tower_rate), (others, 1.0)])
-        self._restore(optimizer, "joint")
+        self._restore(optimizer, part)
         right, asked, losses = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), []
-        for step, batch in self._batches(batches, self.done["joint"]):
-            self._set_rate(optimizer, min(1, (step + 1) / 50) * min(1, max(0.02, (1 - step / steps) / 0.5)))
-            stage = self.recipe.stages[batches.stages[step]]
+        for step, batch in self._batches(batches, self.done[part]):
+            self._set_rate(optimizer, min(1, (step + 1) / 50) * rate(step / steps))
+            stage = batches.stages[step]
             with torch.autocast("cpu", torch.bfloat16):
                 with torch.set_grad_enabled(stage.tower):
                     patches = encoded(self.model, batch.frames)
@@ -163,9 +164,9 @@ class Training:
             if (step + 1) % REPORT_EVERY == 0:
                 shares = {kind: right[kind] / max(1, asked[kind]) for kind in KINDS}
                 everything = sum(right.values()) / max(1, sum(asked.values()))
-                self._say(f"T={stage.frames} {step + 1}/{steps}", loss=float(np.mean(losses)), all=everything, **shares)
+                self._say(f"{part} T={stage.frames} {step + 1}/{steps}", loss=float(np.mean(losses)), all=everything, **shares)
                 right, asked, losses = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), []
-            self._save(optimizer, "joint", step + 1, steps)
+            self._save(optimizer, part, step + 1, steps)
 
     def _reduce(self, tokens: torch.Tensor, reduction: mix.Reduction | None) -> torch.Tensor:
         if reduction:

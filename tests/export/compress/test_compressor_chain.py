@@ -8,7 +8,16 @@ import torch
 
 from export.compress import make
 
-PER_FRAME = {"llava-ov": 196, "uniform": 169, "norm": 169, "st-gridpool": 169, "st-gridpool-8x": 84, "evs": 364.5, "vidcom2": 182}
+PER_FRAME = {
+    "llava-ov": 196,
+    "uniform": 169,
+    "norm": 169,
+    "norm-9x": 81,
+    "st-gridpool": 169,
+    "st-gridpool-8x": 84,
+    "evs": 364.5,
+    "vidcom2": 182,
+}
 
 
 def spec_of(golden) -> str:

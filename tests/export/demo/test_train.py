@@ -18,16 +18,30 @@ from export.demo.world import clip_rng
 from export.families import llava_ov
 from runtime.errors import ExportError
 
-TINY = Recipe(seed=3, warmup_steps=2, warmup_pictures=2, stages=(Stage(4, 2, 1, 8), Stage(8, 1, 1, 8)), threads=1)
+TINY = Recipe(
+    seed=3,
+    warmup_steps=2,
+    warmup_pictures=2,
+    stages=(Stage(4, 2, 1, 8), Stage(8, 1, 1, 8)),
+    polish=Stage(8, 2, 1, 8, tower=False),
+    threads=1,
+)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stopped_at", "then"),
+    [
+        ("joint T=4 2/3", ["joint T=4 2/3", "joint T=8 3/3", "polish T=8 1/2", "polish T=8 2/2"]),
+        ("polish T=8 2/2", ["polish T=8 2/2"]),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch, stopped_at, then):
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     monkeypatch.setattr(train, "REPORT_EVERY", 1)
     whole = train.Training(TINY, tmp_path / "whole", lambda line: None).run()
 
     def stop(line: str) -> None:
-        if line.startswith("T=4 2/3"):
+        if line.startswith(stopped_at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -35,7 +49,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatc
     assert not (tmp_path / "stopped" / "checkpoint").exists()
     lines: list[str] = []
     resumed = train.Training(TINY, tmp_path / "stopped", lines.append).run()
-    assert [line.split("  ")[0] for line in lines] == ["T=4 2/3", "T=8 3/3"]
+    assert [line.split("  ")[0] for line in lines] == then
     one, other = (load_file(path / "model.safetensors") for path in (whole, resumed))
     assert one.keys() == other.keys()
     for name, weight in one.items():
