@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import Any
 
 from export.pipeline import ExportOptions, ExportResult, export_bundle
 from runtime.arguments import ArgumentParser
@@ -28,7 +29,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--frames", type=int, metavar="N", help="frames of a clip (default: the checkpoint's)")
     parser.add_argument("--compress", metavar="PRESET|SPEC", help="token compression (default: the family's)")
     parser.add_argument("--place", choices=["after-projector", "before-projector"], default=defaults.place)
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default=defaults.precision)
+    parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default=defaults.precision)
+    parser.add_argument("--llm-precision", metavar="fp32|fp16|int8|int4[:BLOCK]", help="the LLM's (default: that of --precision)")
+    parser.add_argument("--calibrate", metavar="DIR", help="videos that quantisation is measured on (default: generated clips)")
+    parser.add_argument("--error-budget", type=float, metavar="SHARE", help="relative error that quantisation may make")
     parser.add_argument("--attention", choices=["portable", "standard"], default=defaults.attention)
     parser.add_argument("--tensorrt", metavar="VERSION", help="make a node that this release does not take an error, e.g. 10.3")
     parser.add_argument("--max-context", type=int, metavar="N", help="KV positions (default: the clip and about a thousand more)")
@@ -60,7 +64,7 @@ def summary(result: ExportResult) -> str:
     ratio = facts["patch_tokens"] / facts["tokens_per_clip"]
     lines = [
         f"{facts['bundle']}: {facts['frames']} frames, {facts['patch_tokens']} patch tokens -> {facts['tokens_per_clip']} visual tokens "
-        f"({ratio:.1f}:1), {facts['precision']}, {facts['bytes'] / 1e6:.1f} MB",
+        f"({ratio:.1f}:1), {_precisions(facts)}, {facts['bytes'] / 1e6:.1f} MB",
         f"compression  {facts['compression']['spec']} {facts['compression']['place']}",
     ]
     for report in facts["passes"]:
@@ -69,6 +73,11 @@ def summary(result: ExportResult) -> str:
     lines += [f"TensorRT     {check}: {said}" for check, said in facts["tensorrt"].items()]
     lines += [f"verified     {row['stage']:<24} error {row['error']:.1e}" for row in facts["verified"]]
     return "\n".join(lines)
+
+
+def _precisions(facts: dict[str, Any]) -> str:
+    vision, llm = facts["precision"], facts["llm_precision"]
+    return vision if vision == llm else f"vision {vision}, LLM {llm}"
 
 
 if __name__ == "__main__":

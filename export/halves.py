@@ -1,7 +1,7 @@
 """The two halves of a bundle, each from torch module to a checked ONNX file in the bundle's directory.
 
-trace -> surgeon passes -> operator table and real parser -> (vision) stages against torch. The decoder is compared later,
-when the tokenizer and the manifest stand beside it.
+trace -> surgeon passes -> (vision) stages against torch -> quantisation where it was asked for, and the stages again -> operator
+table and real parser. The decoder is compared, and quantised, later, when the tokenizer and the manifest stand beside it.
 
 The vision half has two graphs over one set of weights. `vision.onnx` takes all frames as a batch, which a GPU wants.
 `vision.loop.onnx` runs the frame-wise part frame by frame in an ONNX Loop: on a CPU that keeps a frame's activations in the
@@ -13,18 +13,27 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import torch
+from onnx.external_data_helper import load_external_data_for_model
 
 from export import reference as torch_reference
 from export.checkpoint import Checkpoint
 from export.decoder import OPSET, Decoder
 from export.families import LLMHalf, VisionHalf
+from export.quantize import llm_precision
+from export.quantize.calibration import Clips, calibration_prompts
+from export.quantize.layers import save as save_weights
+from export.quantize.llm import quantize_llm
+from export.quantize.qdq import rows_to_int8
+from export.quantize.report import Report
+from export.quantize.vision import quantize_vision
 from export.surgeon import PassReport, run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
@@ -35,8 +44,10 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, V
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
+from runtime.llm.embeddings import ROWS, SCALES
 from runtime.progress import step
 from runtime.prompt import Prompt
+from runtime.tools.reference import LLMReference
 
 if TYPE_CHECKING:
     from export.pipeline import ExportOptions
@@ -47,42 +58,45 @@ _QUESTION = "What happens in the video?"
 
 @dataclass
 class Half:
-    """stages, report: as in the manifest; tensorrt: {check: what it said}; verified: the table; facts: the manifest's `llm`."""
+    """stages, report: as in the manifest; tensorrt: {check: what it said}; verified: the table; facts: the manifest's `llm`;
+    quantized: {graph: what quantisation did}."""
 
     stages: list[dict[str, Any]] = field(default_factory=list)
     report: list[dict[str, Any]] = field(default_factory=list)
     tensorrt: dict[str, str] = field(default_factory=dict)
     verified: list[StageResult] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    quantized: dict[str, Report] = field(default_factory=dict)
     visual_tokens: np.ndarray | None = None  # [N, D], torch's
 
 
 def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: int, options: ExportOptions) -> Half:
-    """Write vision.onnx, vision.loop.onnx and reference/; ExportError where they do not compute what torch computes."""
+    """Write the graphs of the vision half and reference/; ExportError where they do not compute what torch computes."""
     half = Half()
     path = directory / f"{VISION}.onnx"
     pixels = torch_reference.pixel_values(source, frames)
-    spelled = copy.deepcopy(vision).half() if options.precision == "fp16" else vision
+    whole = "fp16" if options.precision == "fp16" else "fp32"  # the precision before quantisation
+    spelled = copy.deepcopy(vision).half() if whole == "fp16" else vision
     with step("tracing the vision half"):
-        traced = trace_vision(spelled, _tensor(pixels, options.precision), path, OPSET[options.attention])
+        traced = trace_vision(spelled, _tensor(pixels, whole), path, OPSET[options.attention])
     del spelled
     with step("surgeon passes on the vision half"):
-        with_stages = _passes(half, traced.model, directory, VISION, None, precision=options.precision)
-        by_frame = _write_frame_by_frame(half, drop_outputs(with_stages, ()), directory, vision, traced.stages, options)
-        # last, because inside the function that a plugin may replace nothing can be looked at any more
-        final = drop_outputs(with_stages, traced.stages.values())
-        final = _passes(half, final, directory, VISION, ["fuse_gridpool"], compression=vision.compress.spec)
-        onnx.save(final, str(path))
-    for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR) if options.split else (VISION,):
-        _check_tensorrt(half, directory / f"{graph}.onnx", graph, options)
-
+        with_stages = _passes(half, traced.model, directory, VISION, None, precision=whole)
     outputs: dict[str, np.ndarray] = {}
     with step("running torch for reference"):
         outputs.update(torch_reference.stages(vision, source, pixels))
-    with step("comparing the vision half with torch"):
-        batched = OnnxEngine.load(with_stages.SerializeToString(), data=directory)
-        half.verified, tokens = verify_vision(batched, vision, outputs, pixels, options.precision)
-        batched.close()
+    tokens = _compare_stages(half, with_stages, directory, vision, outputs, pixels, whole)
+    if options.precision == "int8":
+        with_stages = _quantize_vision(half, with_stages, directory, vision, source, options)
+        tokens = _compare_stages(half, with_stages, directory, vision, outputs, pixels, "int8")
+
+    by_frame = _write_frame_by_frame(half, drop_outputs(with_stages, ()), directory, vision, traced.stages, options)
+    # last, because inside the function that a plugin may replace nothing can be looked at any more
+    final = drop_outputs(with_stages, traced.stages.values())
+    onnx.save(_passes(half, final, directory, VISION, ["fuse_gridpool"], compression=vision.compress.spec), str(path))
+    for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR) if options.split else (VISION,):
+        _check_tensorrt(half, directory / f"{graph}.onnx", graph, options)
+    with step("comparing the graph that runs frame by frame"):
         engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
         one = SplitVision(*engines) if options.split else engines[0]
         half.verified.append(verify_frame_by_frame(one, vision, tokens, pixels, options.precision))
@@ -94,37 +108,104 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     return half
 
 
+def _compare_stages(
+    half: Half,
+    model: onnx.ModelProto,
+    directory: Path,
+    vision: Vision,
+    outputs: dict[str, np.ndarray],
+    pixels: np.ndarray,
+    precision: str,
+) -> np.ndarray:
+    """Compare a graph whose stages are outputs with torch; its visual tokens."""
+    with step(f"comparing the vision half in {precision} with torch"):
+        engine = OnnxEngine.load(model.SerializeToString(), data=directory)
+        half.verified, tokens = verify_vision(engine, vision, outputs, pixels, precision)
+        engine.close()
+    return tokens
+
+
+def _quantize_vision(
+    half: Half, model: onnx.ModelProto, directory: Path, vision: Vision, source: VisionHalf, options: ExportOptions
+) -> onnx.ModelProto:
+    """The structure of the graph in int8, still with its stages as outputs; its weights replace those in `directory`."""
+    stages = [output.name for output in model.graph.output][1:]
+    with step("quantising the vision half"):
+        load_external_data_for_model(model, str(directory))
+        model = _passes(half, model, directory, VISION, ["join_matmuls"])
+        clips = Clips(source.preprocessing, Path(options.calibrate) if options.calibrate else None)
+        model, report = quantize_vision(model, stages, vision.grid, clips, options.error_budget)
+        half.quantized[VISION] = report
+        half.report.append(PassReport(VISION, "quantize int8", report.lowered, report.note()).as_dict())
+        return onnx.shape_inference.infer_shapes(save_weights(model, directory / f"{VISION}.onnx"))
+
+
 def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options: ExportOptions, max_context: int) -> Half:
-    """Write llm/: decoder.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja."""
+    """Write llm/: decoder.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja; in float, `quantize_llm_half` comes after."""
     half = Half()
     path = directory / f"{DECODER}.onnx"
+    precision, block = llm_precision(options.of_llm)
+    whole = "fp16" if precision == "fp16" else "fp32"
     decoder = Decoder(source.causal_lm, max_context, options.attention)
-    half.facts = decoder.facts() | {"attention": options.attention}
-    spelled = copy.deepcopy(decoder).half() if options.precision == "fp16" else decoder
+    half.facts = decoder.facts() | {"attention": options.attention, "precision": whole}
+    spelled = copy.deepcopy(decoder).half() if whole == "fp16" else decoder
     with step("tracing the LLM half"):
         traced = trace_decoder(spelled, path, options.attention)
     del spelled
     with step("surgeon passes on the LLM half"):
-        onnx.save(_passes(half, traced.model, path.parent, DECODER, None, precision=options.precision), str(path))
-    _check_tensorrt(half, path, DECODER, options)
+        onnx.save(_passes(half, traced.model, path.parent, DECODER, None, precision=whole), str(path))
+    if precision == whole:
+        _check_tensorrt(half, path, DECODER, options)
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
-    np.save(directory / "llm" / "embed_tokens.npy", table.astype(np.float16) if options.precision == "fp16" else table)
+    np.save(directory / ROWS, table.astype(np.float16) if whole == "fp16" else table)
     shutil.copyfile(checkpoint.path / "tokenizer.json", directory / "llm" / "tokenizer.json")
     (directory / "llm" / CHAT_TEMPLATE).write_text(source.prompt["chat_template"], encoding="utf-8")
     return half
 
 
-def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.ndarray | None) -> None:
+def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.ndarray | None) -> LLMReference:
     """Compare the decoder with transformers on a prompt around the clip's tokens; add the reference to the bundle."""
     if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do
-        table = source.causal_lm.get_input_embeddings().weight
-        visual_tokens = np.random.default_rng(0).normal(0, float(table.std()), (64, table.shape[1])).astype(np.float32)
+        visual_tokens = _rows_like(source, 64)
     visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
     ids = Prompt(bundle).ids(_QUESTION)
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)
     torch_reference.save_llm(bundle.path / "reference", expected)
+    return expected
+
+
+def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLMReference, options: ExportOptions) -> None:
+    """Put the weights of a float decoder and its embeddings into int8 or int4, measured on prompts about calibration clips.
+
+    bundle: with the float decoder and, but for --only llm, the vision half; expected: what `check_llm` compared with.
+    """
+    precision, block = llm_precision(options.of_llm)
+    path = bundle.path / f"{DECODER}.onnx"
+    with step("quantising the LLM half"):
+        clips = Clips(bundle.manifest.preprocessing, Path(options.calibrate) if options.calibrate else None)
+        visual = None if options.only != "llm" else _rows_like(source, bundle.manifest.tokens_per_clip)
+        prompts = list(calibration_prompts(bundle, clips, visual))
+        model, report = quantize_llm(onnx.load(str(path)), precision, block, prompts, clips.source, options.error_budget)
+        save_weights(model, path)
+        del model
+        values, scales = rows_to_int8(source.causal_lm.get_input_embeddings().weight.detach().numpy())
+        np.save(bundle.path / ROWS, values)
+        np.save(bundle.path / SCALES, scales)
+    half.quantized[DECODER] = report
+    half.report.append(PassReport(DECODER, f"quantize {options.of_llm}", report.lowered, report.note()).as_dict())
+    half.facts |= {"precision": precision} | ({"block": block} if block else {})
+    _check_tensorrt(half, path, DECODER, options)
+    quantized = replace(bundle.manifest, llm=half.facts, files=bundle.manifest.files | {SCALES: {}})
+    with step(f"comparing the LLM half in {precision} with torch"):
+        half.verified += verify_llm(Bundle(bundle.path, quantized), expected)
+
+
+def _rows_like(source: LLMHalf, count: int) -> np.ndarray:
+    """Random rows [count, D] of the scale of the word embeddings."""
+    table = source.causal_lm.get_input_embeddings().weight
+    return np.random.default_rng(0).normal(0, float(table.std()), (count, table.shape[1])).astype(np.float32)
 
 
 def _write_frame_by_frame(

@@ -14,6 +14,7 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
+from export.quantize import llm_precision
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
 from runtime.errors import ExportError, nearest
@@ -24,7 +25,7 @@ _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 _CHOICES = {
     "place": ("after-projector", "before-projector"),
-    "precision": ("fp32", "fp16"),
+    "precision": ("fp32", "fp16", "int8"),
     "attention": ("portable", "standard"),
     "only": (None, "vision", "llm"),
 }
@@ -40,7 +41,10 @@ class ExportOptions:
     frames       T; None for the checkpoint's or the family's own
     compress     preset or spec; None for the family's default
     place        where compression stands: after-projector (the paper) or before-projector (a cheaper projector)
-    precision    fp32 | fp16 weights and activations, of both halves
+    precision    fp32 | fp16 weights and activations, or int8 in Q/DQ; of both halves, where llm_precision says nothing else
+    llm_precision  fp32 | fp16 | int8 | int4 | int4:BLOCK; int8 and int4 are weights in Q/DQ
+    calibrate    a directory of videos that quantisation is measured on; None for the demo's generator
+    error_budget  relative error that quantisation may make, of the features and of the logits; None for each half's own
     attention    portable | standard spelling of the decoder
     tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
     max_context  KV positions; None for the clip and about a thousand more
@@ -56,12 +60,20 @@ class ExportOptions:
     compress: str | None = None
     place: str = "after-projector"
     precision: str = "fp32"
+    llm_precision: str | None = None
+    calibrate: str | None = None
+    error_budget: float | None = None
     attention: str = "portable"
     tensorrt: str | None = None
     max_context: int | None = None
     only: str | None = None
     split: bool = False
     force: bool = False
+
+    @property
+    def of_llm(self) -> str:
+        """`llm_precision`, or what follows from `precision`."""
+        return self.precision if self.llm_precision is None else self.llm_precision
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class ExportResult:
             "patch_tokens": manifest.patch_tokens,
             "tokens_per_clip": manifest.tokens_per_clip,
             "precision": manifest.precision,
+            "llm_precision": manifest.llm_precision,
             "max_context": manifest.limits.get("max_context"),
             "bytes": sum(entry["size"] for entry in manifest.files.values()),
             "passes": manifest.report,
@@ -103,7 +116,9 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     if checkpoint.demo:
         say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
-    from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision
+    from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
+    from export.quantize import report as quantization
+    from export.quantize.qdq import OPSET_OF_INT4
     from export.trace import Vision
 
     if options.only != "vision":
@@ -134,7 +149,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             prompt={},
             llm={},
             precision=options.precision,
-            opset=OPSET[options.attention],
+            opset=max(OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") else 0),
             limits={},
             stages=vision.stages,
             report=vision.report,
@@ -153,9 +168,15 @@ def export_bundle(options: ExportOptions) -> ExportResult:
                 report=vision.report + llm.report,
             )
             unhashed: dict[str, dict[str, Any]] = {
-                path.relative_to(directory).as_posix(): {} for path in (directory / "llm").iterdir()
+                path.relative_to(directory).as_posix(): {} for path in directory.rglob("*") if path.is_file()
             }
-            check_llm(llm, Bundle(directory, replace(manifest, files=unhashed)), language, vision.visual_tokens)
+            unfinished = Bundle(directory, replace(manifest, files=unhashed))
+            expected = check_llm(llm, unfinished, language, vision.visual_tokens)
+            if options.of_llm.startswith("int"):
+                quantize_llm_half(llm, unfinished, language, expected, options)
+                manifest = replace(manifest, llm=llm.facts, report=vision.report + llm.report)
+        if vision.quantized or llm.quantized:
+            quantization.write(directory, vision.quantized | llm.quantized)
         with step("hashing the bundle"):
             manifest = write_manifest(directory, manifest)
     verified = [result.as_dict() for result in vision.verified + llm.verified]
@@ -167,6 +188,11 @@ def _check(options: ExportOptions) -> None:
     for name, known in _CHOICES.items():
         if getattr(options, name) not in known:
             raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
+    llm_precision(options.of_llm)
+    if options.error_budget is not None and not options.error_budget > 0:
+        raise ExportError(f"--error-budget is {options.error_budget:g}, expected a share above 0 such as 0.05")
+    if options.calibrate is not None and not Path(options.calibrate).is_dir():
+        raise ExportError(f"--calibrate {options.calibrate} is no directory; give one with a few typical clips")
     if options.frames is not None:
         _frames(options.frames)
     if options.split and options.only == "llm":

@@ -84,7 +84,7 @@ def verify_frame_by_frame(
 
 def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
     """Prefill logits and greedy ids of the bundle's decoder against transformers'."""
-    rows = compare_llm(LocalDecoder.open(bundle, "onnx"), Prompt(bundle), expected, bundle.manifest.precision)
+    rows = compare_llm(LocalDecoder.open(bundle, "onnx"), Prompt(bundle), expected, bundle.manifest.llm_precision)
     for row in rows:
         if not row:
             raise ExportError(

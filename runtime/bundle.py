@@ -6,7 +6,9 @@
     vision.encoder.onnx           instead of vision.loop.onnx in a bundle that was split: pixel_values [1, 3, h, w] ->
     vision.compressor.onnx        features [1, H, W, C], and features [T, H, W, C] -> visual_tokens [N, D]; the same weights
     llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
-    llm/embed_tokens.npy          [V, D], memory-mapped; llm/tokenizer.json, llm/chat_template.jinja
+    llm/embed_tokens.npy          [V, D], memory-mapped; int8 with llm/embed_scales.npy [V] where the LLM is quantised
+    llm/tokenizer.json, llm/chat_template.jinja
+    quantization.json             where something is quantised: the precision and the error of every layer
     reference/                    a fixed input and torch's output for it, in Polygraphy's formats
     engines/                      engines built later; they carry their own build.json and are not in the manifest
 
@@ -51,9 +53,10 @@ class Manifest:
     hidden_size       D of the LLM
     preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}
     prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids"}; {} without an LLM
-    llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention"}; {} without an LLM
-    precision         "fp32" | "fp16", of both graphs' weights and activations
-    opset             ONNX opset of both graphs
+    llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention", "precision", "block"}; {} without an LLM.
+                      precision is "fp32" | "fp16" | "int8" | "int4" (of the weights; `precision` where it is absent), block of int4 alone
+    precision         "fp32" | "fp16" | "int8" of the vision half's weights and activations
+    opset             ONNX opset, the higher one where the graphs have two (int4 needs 21)
     limits            {"max_context": KV positions}; {} without an LLM
     stages            [{"name", "graph", "tensor", "every"}]: tensors of the graphs that parity compares, in order
     report            what the surgeon passes did: [{"graph", "pass", "rewrites", "note"}]
@@ -79,6 +82,11 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def llm_precision(self) -> str:
+        """Of the LLM half's weights; int8 and int4 compute and keep their cache in float32."""
+        return self.llm.get("precision", self.precision)
 
     @property
     def patch_tokens(self) -> int:
@@ -212,7 +220,7 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     check("stages", all(_has(stage, str, "name", "graph", "tensor") for stage in manifest.stages), "a list of named tensors")
     for name, entry in manifest.files.items():
         check(f"files: {name}", _has(entry, int, "size") and _has(entry, str, "sha256"), "a size and a sha256")
-    check("precision", manifest.precision in ("fp32", "fp16"), "fp32 or fp16")
+    check("precision", manifest.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
     graphs = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in manifest.files]
     check("files", bool(graphs), f"a list with {VISION}.onnx or {DECODER}.onnx")
     parts = [graph for graph in (VISION_ENCODER, VISION_COMPRESSOR) if f"{graph}.onnx" in manifest.files]
@@ -221,6 +229,7 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     if manifest.llm:
         facts = all(_positive(manifest.llm.get(key)) for key in ("layers", "kv_heads", "head_dim"))
         check("llm", facts, "the LLM's layers, kv_heads and head_dim")
+        check("llm", manifest.llm_precision in ("fp32", "fp16", "int8", "int4"), "of precision fp32, fp16, int8 or int4")
         check("limits", _positive(manifest.limits.get("max_context")), "a max_context")
         ids = manifest.prompt.get("eos_token_ids")
         check("prompt", _has(manifest.prompt, str, "chat_template", "video_token"), "a chat_template and a video_token")

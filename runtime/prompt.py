@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, PromptError, missing_package
+from runtime.llm.embeddings import Embeddings
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Prompt:
             raise BundleError(f"{file} is no tokenizer ({error}); copy the checkpoint's own and export again") from None
 
     @cached_property
-    def embeddings(self) -> np.ndarray:
-        """[V, D], memory-mapped: only the rows that a prompt uses are read."""
-        return np.load(self.bundle.file("llm/embed_tokens.npy"), mmap_mode="r")
+    def embeddings(self) -> Embeddings:
+        """[V, D]: `embeddings[ids]`."""
+        return Embeddings(self.bundle)
 
     def ids(self, question: str) -> PromptIds:
         """Ids of the chat-template prompt around one clip.

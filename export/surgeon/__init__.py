@@ -30,10 +30,11 @@ PASSES: dict[str, str] = {
     "scatternd": "export.surgeon.scatternd",
     "int64": "export.surgeon.int64",
     "float32_norms": "export.surgeon.float32_norms",
+    "join_matmuls": "export.surgeon.join_matmuls",
     "frame_loop": "export.surgeon.frame_loop",
     "fuse_gridpool": "export.surgeon.fuse_gridpool",
 }
-ON_REQUEST = {"frame_loop", "fuse_gridpool"}  # not among the passes of a graph for which none are named
+ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool"}  # not among the passes of a graph for which none are named
 
 
 @dataclass(frozen=True)

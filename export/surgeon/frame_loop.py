@@ -26,8 +26,8 @@ from export.surgeon.graph import free_name, is_output, small_value, static_shape
 # fmt: off
 _POINTWISE = {
     "Abs", "Add", "Cast", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Gelu", "Greater", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Less", "Log", "Max", "Min", "Mul", "Neg", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sin", "Softplus", "Sqrt",
-    "Sub", "Tanh", "Where",
+    "DequantizeLinear", "LeakyRelu", "Less", "Log", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal", "Relu",
+    "Sigmoid", "Sin", "Softplus", "Sqrt", "Sub", "Tanh", "Where",
 }
 # fmt: on
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -62,7 +62,7 @@ def _region(graph: gs.Graph, inputs: list[gs.Tensor], frames: int) -> list[gs.No
     for node in graph.nodes:
         data = [tensor for tensor in node.inputs if id(tensor) in framed]
         others = [tensor for tensor in node.inputs if id(tensor) not in framed and not tensor.is_empty()]
-        if not data or node.name.startswith("compress/") or not all(isinstance(tensor, gs.Constant) for tensor in others):
+        if not data or node.name.startswith("compress/") or not all(_is_stored(tensor) for tensor in others):
             continue
         shapes = [static_shape(tensor) for tensor in [*data, *node.outputs]]
         if any(not shape or shape[0] % frames for shape in shapes):
@@ -72,6 +72,14 @@ def _region(graph: gs.Graph, inputs: list[gs.Tensor], frames: int) -> list[gs.No
             region.append(node)
             framed |= {id(tensor) for tensor in node.outputs}
     return region
+
+
+def _is_stored(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant, or a weight in Q/DQ."""
+    if isinstance(tensor, gs.Constant):
+        return True
+    made = [node for node in tensor.inputs if node.op == "DequantizeLinear"]
+    return bool(made) and all(isinstance(operand, gs.Constant) for operand in made[0].inputs)
 
 
 def _without_views_at_the_end(graph: gs.Graph, region: list[gs.Node]) -> list[gs.Node]:
@@ -110,6 +118,12 @@ def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frame
         local[id(tensor)] = frame
 
     for node in region:
+        for tensor in node.inputs:
+            if id(tensor) not in local and not isinstance(tensor, gs.Constant) and not tensor.is_empty():
+                # a weight is dequantised where it is used: an engine looks for both in one graph
+                (made,) = tensor.inputs
+                local[id(tensor)] = gs.Variable(free_name(graph, f"{tensor.name}/frame"), tensor.dtype, tensor.shape)
+                body_nodes.append(gs.Node(made.op, made.name, dict(made.attrs), list(made.inputs), [local[id(tensor)]]))
         for tensor in node.outputs:
             stays = all(tensor is not other for other in leaving)
             name = tensor.name if stays else free_name(graph, f"{tensor.name}/frame")
@@ -143,8 +157,13 @@ def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frame
     loop.attrs["body"] = gs.Graph(
         body_nodes, [number, go_on], [goes_on, *stacked], name="frame", opset=graph.opset, import_domains=graph.import_domains
     )
-    before = [node for node in graph.nodes[:position] if id(node) not in inside]
-    graph.nodes[:] = [*before, loop, *after, *(node for node in graph.nodes[position:] if id(node) not in inside)]
+    moved = {id(node) for node in graph.nodes if node.op == "DequantizeLinear" and _is_unread(graph, node)}
+    before = [node for node in graph.nodes[:position] if id(node) not in inside | moved]
+    graph.nodes[:] = [*before, loop, *after, *(node for node in graph.nodes[position:] if id(node) not in inside | moved)]
+
+
+def _is_unread(graph: gs.Graph, node: gs.Node) -> bool:
+    return not any(tensor.outputs or is_output(graph, tensor) for tensor in node.outputs)
 
 
 def _for_one_frame(graph: gs.Graph, node: gs.Node, local: dict[int, gs.Tensor]) -> gs.Node:

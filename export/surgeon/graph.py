@@ -18,6 +18,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 SMALL = 1 << 20  # bytes; index tables and shapes are below, weights of real models above
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
@@ -134,13 +135,23 @@ def free_name(graph: gs.Graph, wanted: str) -> str:
 
 
 def _hoist_initializers(model: onnx.ModelProto) -> None:
-    """Move what graph-surgeon writes into subgraphs to the outer graph: a weight once, external data where runtimes look."""
+    """Move what graph-surgeon writes into subgraphs to the outer graph: a weight once, external data where runtimes look.
+
+    What a subgraph's Q/DQ nodes alone read stays: ONNX Runtime joins them with a MatMul only where their constants are of the same graph.
+    """
     known = {tensor.name for tensor in model.graph.initializer}
+    read_outside = {name for node in model.graph.node for name in node.input} | known
     for node in model.graph.node:
         for body in (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH):
-            model.graph.initializer.extend(tensor for tensor in body.initializer if tensor.name not in known)
-            known.update(tensor.name for tensor in body.initializer)
+            quantized = {name for inner in body.node if inner.op_type in _QDQ for name in inner.input} - read_outside
+            own = [tensor for tensor in body.initializer if tensor.name in quantized]
+            model.graph.initializer.extend(
+                tensor for tensor in body.initializer if tensor.name not in known and tensor.name not in quantized
+            )
+            known.update(tensor.name for tensor in model.graph.initializer)
+            own = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in own]  # `del` empties what it deletes
             del body.initializer[:]
+            body.initializer.extend(own)
             made_here = {name for inner in body.node for name in inner.output}
             declared = [value for value in body.value_info if value.name in made_here]
             del body.value_info[:]

@@ -89,6 +89,10 @@ def _rename_inputs(node: onnx.NodeProto, old: str, new: str) -> None:
             node.input[index] = new
 
 
+def _bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.name == "body"]
+
+
 def _model(
     source: onnx.ModelProto,
     name: str,
@@ -101,7 +105,8 @@ def _model(
     """A model of its own with the initializers that `nodes` read; all else is `source`'s."""
     read = {tensor for node in nodes for tensor in node.input}
     made = {tensor for node in nodes for tensor in node.output} - {output.name for output in outputs}
-    missing = read - made - {tensor.name for tensor in [*source.graph.initializer, *inputs, *more]} - {""}
+    stored = [tensor for graph in (source.graph, *_bodies(source)) for tensor in graph.initializer if tensor.name in read]
+    missing = read - made - {tensor.name for tensor in [*stored, *inputs, *more]} - {""}
     if missing:
         raise ExportError(f"{name} would read {sorted(missing)[0]} of the other part; export without --split")
     model = onnx.ModelProto()
@@ -111,7 +116,7 @@ def _model(
         name,
         inputs,
         outputs,
-        [*(tensor for tensor in source.graph.initializer if tensor.name in read), *more],
+        [*stored, *more],
         value_info=[value for value in known if value.name in made],
     )
     model.graph.CopyFrom(graph)

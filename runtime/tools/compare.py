@@ -1,6 +1,7 @@
 """How far two outputs of one stage are apart, and how far they may be: one metric and one tolerance table for all.
 
-error = max |got - expected| / max |expected|; a stage whose scale is not one is judged like any other.
+error = max |got - expected| / max |expected|; a stage whose scale is not one is judged like any other. Quantised, where single
+values may be off by a step of a coarse scale, the root of the sums of squares takes the place of both maxima.
 
 After a select stage the rows are a choice, and two correct engines may choose differently where scores tie to the last
 bit; there each expected row is looked for among the rows near its own place, and a small share may be absent.
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # of `error`, by the graph's precision
-ABSENT_ROWS = {"fp32": 0.005, "fp16": 0.10}  # share of a select stage's rows that may be other choices
+TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2, "int8": 0.1, "int4": 0.3}  # of `error`, by the graph's precision
+ABSENT_ROWS = {"fp32": 0.005, "fp16": 0.10, "int8": 0.3}  # share of a select stage's rows that may be other choices
+_QUANTIZED = ("int8", "int4")
 _NEAR = 48  # rows on each side in which a select stage's row is looked for
 
 
@@ -41,6 +43,10 @@ def compare(got: np.ndarray, expected: np.ndarray, precision: str, selected: boo
         return Difference(float("inf"), 1.0, False, float("inf"))
     got, values = got.astype(np.float32), expected.reshape(-1).astype(np.float32)
     scale = float(np.abs(values).max(initial=0.0)) or 1.0
+    if precision in _QUANTIZED and not selected:
+        difference = thinned.astype(np.float64) - values
+        error = float(np.linalg.norm(difference)) / (float(np.linalg.norm(values.astype(np.float64))) or 1.0)
+        return Difference(error, 0.0, error <= TOLERANCE[precision], float(np.abs(difference).max(initial=0.0)))
     if not selected:
         largest = float(np.abs(thinned.astype(np.float32) - values).max(initial=0.0))
         return Difference(largest / scale, 0.0, largest / scale <= TOLERANCE[precision], largest)

@@ -18,7 +18,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, V
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools.table import size, table
 
-_ITEMSIZE = {"fp32": 4, "fp16": 2}
+_ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # of activations
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class BundleFacts:
     frames: int
     grid: list[int]
     precision: str
+    llm_precision: str
+    quantized: dict[str, str]  # {graph: what quantisation did to it, in a line}
     opset: int
     budget: dict[str, Any]
     memory: dict[str, int]
@@ -96,6 +98,8 @@ def inspect(bundle: Bundle) -> BundleFacts:
         frames=manifest.frames,
         grid=manifest.grid,
         precision=manifest.precision,
+        llm_precision=manifest.llm_precision,
+        quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
         opset=manifest.opset,
         budget=budget,
         memory=_memory(bundle, graphs),
@@ -113,7 +117,7 @@ def kv_cache_bytes(bundle: Bundle) -> int:
     if not llm:
         return 0
     values = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * manifest.limits["max_context"]
-    return values * _ITEMSIZE[manifest.precision]
+    return values * _ITEMSIZE[manifest.llm_precision]
 
 
 def text(facts: BundleFacts) -> str:
@@ -125,7 +129,8 @@ def text(facts: BundleFacts) -> str:
         f"bundle       {facts.bundle}",
         f"model        {facts.family}, checkpoint {facts.checkpoint['id']} (sha256 {facts.checkpoint['sha256'][:12]}…)",
         f"compression  {compression['spec']}{preset}, {compression['place']}",
-        f"graphs       {facts.precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
+        f"graphs       vision {facts.precision}, LLM {facts.llm_precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
+        *(f"{graph:<12} {note}" for graph, note in facts.quantized.items()),
         f"written by   {', '.join(f'{tool} {version}' for tool, version in facts.versions.items())}",
         "",
         f"a clip       {budget['patch_tokens']:,} patch tokens → {budget['visual_tokens']:,} visual tokens ({budget['ratio']:.1f}:1)",

@@ -182,7 +182,7 @@ def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> li
         with step(f"comparing the LLM half on {backend}"):
             decoder = LocalDecoder.open(bundle, backend, options)
             try:
-                rows += compare_llm(decoder, Prompt(bundle), reference.llm(bundle), bundle.manifest.precision)
+                rows += compare_llm(decoder, Prompt(bundle), reference.llm(bundle), bundle.manifest.llm_precision)
             finally:
                 decoder.engine.close()
     return rows

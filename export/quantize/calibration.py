@@ -1,0 +1,93 @@
+"""What quantisation looks at: clips of the user's own, or of the demo's generator.
+
+    Clips(preprocessing, directory)      preprocessing: the bundle's
+    .frames(count)  [count, 3, h, w] float32, spread over the clips
+    .clips(count, T)  clips of T frames, float32 [T, 3, h, w], each with questions about it
+    calibration_prompts(bundle, clips)      prompts around the visual tokens of those clips, for the LLM
+
+The demo's clips are drawn from the training split, with a stream of their own. They show flat shapes on textures, which is not what a
+camera shows: for a checkpoint of real videos give a directory.
+
+T frames, h, w rows and columns of the encoder's input, N visual tokens, S prompt positions, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import VISION, Bundle
+from runtime.engine import open_engine
+from runtime.errors import ExportError
+from runtime.preprocess import Preprocessor, load_clip
+from runtime.prompt import Prompt
+
+_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
+_QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
+_DEMO_FRAMES = 16
+_PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 4
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Calibration clips; ExportError for a directory without videos."""
+
+    preprocessing: dict[str, Any]
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.directory is not None and not self._files():
+            raise ExportError(
+                f"--calibrate {self.directory} holds no video ({', '.join(sorted(_SUFFIXES))}); give a directory with a few typical clips"
+            )
+
+    @property
+    def source(self) -> str:
+        """What they are, for the report."""
+        return f"{len(self._files())} videos of {self.directory}" if self.directory else "clips of the demo's generator"
+
+    def frames(self, count: int) -> np.ndarray:
+        """[count, 3, h, w]: a few frames of each clip, neighbours from different clips."""
+        clips = min(count, len(self._files()) if self.directory else max(1, count // 4))
+        each = -(-count // clips)
+        drawn = [pixels for pixels, _ in self.clips(clips, each)]
+        return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])[:count]
+
+    def clips(self, count: int, frames: int) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """(pixel_values [frames, 3, h, w], questions) of up to `count` clips."""
+        preprocessor = Preprocessor(self.preprocessing)
+        if self.directory:
+            for file in self._files()[:count]:
+                pixels, _ = load_clip(file, frames, preprocessor)
+                yield pixels, list(_QUESTIONS)
+            return
+        from export.demo.draw import make_clip
+        from export.demo.world import clip_rng
+
+        for index in range(count):
+            clip = make_clip(clip_rng("train", 0, 3, index), _DEMO_FRAMES)
+            shown = clip.frames[np.linspace(0, _DEMO_FRAMES - 1, frames).round().astype(int)]
+            yield preprocessor.normalise(np.stack([preprocessor.resize(frame) for frame in shown])), [q.question for q in clip.questions]
+
+    def _files(self) -> list[Path]:
+        if not self.directory or not self.directory.is_dir():
+            return []
+        return sorted(file for file in self.directory.iterdir() if file.suffix.lower() in _SUFFIXES)
+
+
+def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Embeddings [1, S, D] of questions about clips, as the bundle's vision half sees them; visual: tokens [N, D] for all of them instead."""
+    prompt = Prompt(bundle)
+    if visual is not None:
+        yield from (prompt.embed(prompt.ids(question), visual) for question in _QUESTIONS)
+        return
+    engine = open_engine(bundle, VISION, "onnx")
+    (spec,) = engine.inputs
+    for pixels, questions in clips.clips(_PROMPT_CLIPS, bundle.manifest.frames):
+        tokens = engine.run({spec.name: pixels.astype(spec.dtype, copy=False)})["visual_tokens"]
+        yield from (prompt.embed(prompt.ids(question), tokens) for question in questions[:_PROMPT_QUESTIONS])
+    engine.close()

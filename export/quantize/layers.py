@@ -1,0 +1,111 @@
+"""The layers of a graph that can be quantised, and the error that each one makes by itself.
+
+A layer is a MatMul of an activation with a constant matrix. Its own error is the relative error of its output,
+|x W - x' W'| / |x W| (root of the sums of squares), when only its weight W' and its input x' are rounded, on inputs x as the float graph
+computes them.
+
+S rows of an input, K inputs, N outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from runtime.engine.onnx import OnnxEngine
+
+_INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
+SAMPLE = 256  # rows of a layer's input that its error is measured on
+
+Round = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """node: the MatMul's name; input, weight: names of tensors; shape: (K, N)."""
+
+    node: str
+    input: str
+    weight: str
+    shape: tuple[int, int]
+
+
+def find_layers(model: onnx.ModelProto) -> list[Layer]:
+    """In the graph's order; those inside `compress` are arithmetic of the compression and not layers."""
+    matrices = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    return [
+        Layer(node.name, node.input[0], node.input[1], matrices[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in matrices and not node.name.startswith("compress/")
+    ]
+
+
+def weights(model: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, onnx.TensorProto]:
+    """{weight's name: its tensor}, of a model whose external data are loaded."""
+    wanted = {layer.weight for layer in layers}
+    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in wanted}
+
+
+def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy of the structure with the tensors `names` as outputs besides its own."""
+    marked = onnx.ModelProto()
+    marked.CopyFrom(model)
+    known = {output.name for output in marked.graph.output} | {given.name for given in marked.graph.input}
+    marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
+    return marked
+
+
+def own_errors(
+    layers: Collection[Layer],
+    tensors: Mapping[str, onnx.TensorProto],
+    inputs: Mapping[str, np.ndarray],
+    round_input: Callable[[Layer], Round],
+    round_weight: Callable[[Layer], Round],
+) -> dict[str, float]:
+    """{node: relative error of its output}; inputs: {tensor: values [..., K]} of the float graph."""
+    errors = {}
+    for layer in layers:
+        x = inputs[layer.input].reshape(-1, layer.shape[0])
+        x = x[:: -(-len(x) // SAMPLE)].astype(np.float32)
+        weight = numpy_helper.to_array(tensors[layer.weight]).astype(np.float32)
+        exact = x @ weight
+        rounded = round_input(layer)(x) @ round_weight(layer)(weight)
+        errors[layer.node] = relative_error(rounded, exact)
+    return errors
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """|got - expected| / |expected|, both root sums of squares."""
+    scale = float(np.linalg.norm(expected.astype(np.float64)))
+    return float(np.linalg.norm(got.astype(np.float64) - expected)) / (scale or 1.0)
+
+
+def worst(errors: Mapping[str, float], left: Collection[str]) -> list[str]:
+    """The nodes of `left` to raise next: those of the largest error, a twelfth of all layers at a time."""
+    ranked = sorted(left, key=lambda node: -errors[node])
+    return ranked[: max(1, len(errors) // 12)]
+
+
+def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Write a model whose weights are in memory, to `<file>.data` beside it where they are large; its structure, which refers to them."""
+    data = path.with_name(f"{path.name}.data")
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_BYTES
+    data.unlink(missing_ok=True)
+    onnx.save_model(
+        model, str(path), save_as_external_data=large, location=data.name, size_threshold=1024, convert_attribute=False
+    )
+    return onnx.load(str(path), load_external_data=False)
+
+
+def load_engine(model: onnx.ModelProto, scratch: Path) -> OnnxEngine:
+    """An engine of a model in memory, which is left as it is, by way of a file in `scratch`: 2 GB are too much for a byte string."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)  # writing external data takes them out of the model
+    save(copied, scratch / "model.onnx")
+    del copied
+    return OnnxEngine.load(scratch / "model.onnx")

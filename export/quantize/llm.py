@@ -1,0 +1,99 @@
+"""int4 or int8 weights for the decoder; activations stay in float, because decoding is bound by reading weights and not by arithmetic.
+
+Layers start at the precision that was asked for and go up a step, int4 -> int8 -> float, where the budget needs it. An int4 block lies
+along the layer's inputs and has to divide them (TensorRT takes no remainder); a layer where it does not is int8.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.quantize.layers import Layer, find_layers, load_engine, own_errors, relative_error, weights, with_outputs, worst
+from export.quantize.qdq import rows_to_int8, w4, w8
+from export.quantize.report import LayerReport, Report
+from runtime.engine.onnx import OnnxEngine
+
+BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits
+_STEPS = ("int4", "int8", "fp32")
+_POSITIONS = 512  # of a prompt that the layers' own errors are measured on
+
+
+def quantize_llm(
+    model: onnx.ModelProto, precision: str, block: int, prompts: Sequence[np.ndarray], source: str, budget: float | None
+) -> tuple[onnx.ModelProto, Report]:
+    """(the decoder with weights in Q/DQ, what it cost). `model`: weights in memory, used up; prompts: embeddings [1, S, D] each.
+
+    precision: "int8" or "int4", with its block. source: where the prompts come from, for the report. budget: BUDGET where None.
+    """
+    budget = BUDGET[precision] if budget is None else budget
+    layers = find_layers(model)
+    lowest = {layer.node: _lowest(layer, precision, block) for layer in layers}
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = with_outputs(model, [layer.input for layer in layers])
+        engine = load_engine(probe, Path(scratch))
+        del probe
+        found = _run(engine, prompts[0][:, :_POSITIONS])
+        inputs = {layer.input: found[layer.input] for layer in layers}
+        exact = [_logits(_run(engine, prompt)) for prompt in prompts]
+        engine.close()
+        tensors = weights(model, layers)
+        errors = own_errors(
+            layers, tensors, inputs, lambda layer: lambda x: x, lambda layer: lambda w: _rounded(w, lowest[layer.node], block)
+        )
+        chosen = dict(lowest)
+        while True:
+            copied = onnx.ModelProto()
+            copied.CopyFrom(model)
+            engine = load_engine(_quantized(copied, layers, chosen, block), Path(scratch))
+            del copied
+            error = relative_error(np.stack([_logits(_run(engine, prompt)) for prompt in prompts]), np.stack(exact))
+            engine.close()
+            if error <= budget:
+                break
+            left = [node for node, level in chosen.items() if level != _STEPS[-1]]
+            if not left:
+                break
+            lower = [node for node in left if chosen[node] == min((chosen[one] for one in left), key=_STEPS.index)]
+            for node in worst(errors, lower):
+                chosen[node] = _STEPS[_STEPS.index(chosen[node]) + 1]
+    kept = [LayerReport(layer.node, chosen[layer.node], errors[layer.node]) for layer in layers]
+    return _quantized(model, layers, chosen, block), Report(precision, error, budget, source, kept)
+
+
+def _lowest(layer: Layer, precision: str, block: int) -> str:
+    return "int8" if precision == "int4" and layer.shape[0] % block else precision
+
+
+def _quantized(model: onnx.ModelProto, layers: Sequence[Layer], chosen: dict[str, str], block: int) -> onnx.ModelProto:
+    by_level = {level: [layer for layer in layers if chosen[layer.node] == level] for level in _STEPS}
+    if by_level["int8"]:
+        model = w8(model, by_level["int8"])
+    return w4(model, by_level["int4"], block) if by_level["int4"] else model
+
+
+def _rounded(weight: np.ndarray, level: str, block: int) -> np.ndarray:
+    """What the weights of a layer [K, N] become, by the rules of the quantisers."""
+    if level == "int8":
+        values, scales = rows_to_int8(weight.T)
+        return (values * scales[:, None]).T
+    blocks = weight.reshape(-1, block, weight.shape[1])
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    scale = extreme / -8  # ONNX Runtime's: the largest magnitude is the -8 of its block
+    scale[scale == 0] = 1
+    return (np.clip(np.rint(blocks / scale), -8, 7) * scale).reshape(weight.shape)
+
+
+def _run(engine: OnnxEngine, prompt: np.ndarray) -> dict[str, np.ndarray]:
+    positions = np.arange(prompt.shape[1], dtype=np.int64)[None]
+    feeds = {"inputs_embeds": prompt.astype(np.float32), "position_ids": positions, "attention_mask": np.ones_like(positions)}
+    caches = {spec.name: spec.name.replace("past_key_values", "present") for spec in engine.inputs if spec.name not in feeds}
+    return engine.run(feeds, engine.new_state(caches))
+
+
+def _logits(found: dict[str, np.ndarray]) -> np.ndarray:
+    return found["logits"][0, -1]

@@ -1,0 +1,107 @@
+"""int8 weights and activations for the frame-wise part of the vision graph: encoder, and projector where it stands before compression.
+
+Ranges and errors are measured frame by frame on the encoder alone (export/surgeon/split.py cuts it off), since the graph over a whole clip
+would hold T times as much; names are the same in both, so what was found there goes into the graph over all frames. The products
+of attention scores stay in float: they are a tenth of the work, and softmax wants them exact.
+
+T frames, h, w pixels, H, W patch rows and columns, C features of a patch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.quantize.calibration import Clips
+from export.quantize.layers import Round, find_layers, load_engine, own_errors, relative_error, weights, with_outputs, worst
+from export.quantize.qdq import rows_to_int8, w8a8
+from export.quantize.ranges import thresholds
+from export.quantize.report import LayerReport, Report
+from export.surgeon import run_passes
+from export.surgeon.outputs import drop_outputs
+from export.surgeon.split import split
+from runtime.bundle import VISION_LOOP
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import ExportError
+
+BUDGET = 0.05  # relative error of the features
+CALIBRATION_FRAMES = 24
+HELD_OUT_FRAMES = 8
+
+
+def quantize_vision(
+    model: onnx.ModelProto, stages: Sequence[str], grid: Sequence[int], clips: Clips, budget: float | None
+) -> tuple[onnx.ModelProto, Report]:
+    """(the graph over all frames with Q/DQ, what it cost).
+
+    model: weights in memory, used up; stages: those of its outputs that served a comparison; grid: (H, W); budget: BUDGET where None.
+    ExportError where the clips are too few.
+    """
+    budget = BUDGET if budget is None else budget
+    looped, _ = run_passes(drop_outputs(model, stages), ["frame_loop"], graph=VISION_LOOP, required=["frame_loop"])
+    encoder, _ = split(looped, grid)
+    del looped
+    layers = find_layers(encoder)
+    frames = clips.frames(CALIBRATION_FRAMES + HELD_OUT_FRAMES)
+    seen, held_out = frames[:-HELD_OUT_FRAMES], frames[-HELD_OUT_FRAMES:]
+    if len(seen) < 2:
+        raise ExportError(f"{clips.source} give {len(frames)} frames, expected at least {HELD_OUT_FRAMES + 2}; add clips")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = load_engine(with_outputs(encoder, [layer.input for layer in layers]), Path(scratch))
+        limits = thresholds({layer.input: out[layer.input] for layer in layers} for out in _runs(engine, seen))
+        exact, inputs = [], {}
+        for out in _runs(engine, held_out):
+            exact.append(out["features"])
+            inputs = inputs or {layer.input: out[layer.input] for layer in layers}
+        engine.close()
+        errors = own_errors(layers, weights(encoder, layers), inputs, lambda layer: _input(limits[layer.input]), lambda _: _weight)
+
+        chosen = {layer.node for layer in layers}
+        while True:
+            found = _error(encoder, limits, chosen, held_out, exact, Path(scratch))
+            if found <= budget or not chosen:
+                break
+            chosen -= set(worst(errors, chosen))
+    kept = [LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node]) for layer in layers]
+    return w8a8(model, limits, chosen) if chosen else model, Report("int8", found, budget, clips.source, kept)
+
+
+def _runs(engine: OnnxEngine, frames: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    (spec,) = engine.inputs
+    for frame in frames:
+        yield engine.run({spec.name: frame[None]})
+
+
+def _error(
+    encoder: onnx.ModelProto,
+    limits: dict[str, float],
+    chosen: set[str],
+    frames: np.ndarray,
+    exact: list[np.ndarray],
+    scratch: Path,
+) -> float:
+    """Relative error of the features over all of `frames` with the layers `chosen` in int8."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(encoder)
+    engine = load_engine(w8a8(copied, limits, chosen) if chosen else copied, scratch)
+    del copied
+    got = [out["features"] for out in _runs(engine, frames)]
+    engine.close()
+    return relative_error(np.concatenate(got), np.concatenate(exact))
+
+
+def _input(limit: float) -> Round:
+    step = limit / 127
+    return lambda x: np.clip(np.rint(x / step), -127, 127) * np.float32(step)
+
+
+def _weight(weight: np.ndarray) -> np.ndarray:
+    values, scales = rows_to_int8(weight.T)
+    return (values * scales[:, None]).T
+
+

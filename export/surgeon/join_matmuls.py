@@ -1,0 +1,79 @@
+"""Matrix products that read one tensor become one product: query, key and value of an attention, mostly.
+
+    q = x Wq + bq, k = x Wk + bk, v = x Wv + bv   becomes   q, k, v = Split(x [Wq Wk Wv] + [bq bk bv])
+
+For quantised graphs, and on request only, because it reads and copies the weights: ONNX Runtime 1.31 takes an int8 product to its
+integer kernel only where nobody else reads the dequantised input, and would compute these three in float.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from export.surgeon.graph import free_name, insert_after, is_output, reroute, unique
+
+
+def run(graph: gs.Graph) -> int:
+    """Counts the products that were joined with another one."""
+    joined = 0
+    for tensor in list(graph.tensors().values()):
+        products = [node for node in unique(tensor.outputs) if _is_layer(node, tensor)]
+        if len(products) > 1:
+            _join(graph, tensor, products)
+            joined += len(products)
+    graph.cleanup()
+    return joined
+
+
+def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
+    return (
+        node.op == "MatMul"
+        and node.inputs[0] is tensor
+        and isinstance(node.inputs[1], gs.Constant)
+        and len(node.inputs[1].shape) == 2
+        and not node.name.startswith("compress/")
+    )
+
+
+def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
+    """All of `products`; biases too, where each of them has one."""
+    weight = np.concatenate([node.inputs[1].values for node in products], axis=1)
+    sizes = [node.inputs[1].shape[1] for node in products]
+    biases = [_bias(graph, node) for node in products]
+    ends = [node.outputs[0] for node in products]
+    shape = [*ends[0].shape[:-1], sum(sizes)]
+    name = free_name(graph, _name([node.name for node in products]))
+    out = gs.Variable(name, weight.dtype, shape)
+    last = gs.Node("MatMul", name, inputs=[source, gs.Constant(f"{name}/weight", weight)], outputs=[out])
+    insert_after(graph, source, last)
+    if all(biases):
+        ends = [add.outputs[0] for add, _ in biases]
+        bias = gs.Constant(f"{name}/bias", np.concatenate([values.values for _, values in biases]))
+        added = gs.Variable(free_name(graph, f"{name}/Add"), weight.dtype, shape)
+        insert_after(graph, out, gs.Node("Add", added.name, inputs=[out, bias], outputs=[added]))
+        out = added
+    parts = [gs.Variable(free_name(graph, f"{name}/{index}"), weight.dtype, [*shape[:-1], size]) for index, size in enumerate(sizes)]
+    at = gs.Constant(free_name(graph, f"{name}/sizes"), np.array(sizes, np.int64))
+    insert_after(graph, out, gs.Node("Split", free_name(graph, f"{name}/Split"), {"axis": len(shape) - 1}, [out, at], parts))
+    for end, part in zip(ends, parts, strict=True):
+        reroute(end, part)
+
+
+def _bias(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node, gs.Constant] | None:
+    """The Add of a constant row that alone reads the product."""
+    (out,) = node.outputs
+    readers = unique(out.outputs)
+    if len(readers) != 1 or readers[0].op != "Add" or is_output(graph, out):
+        return None
+    other = next((tensor for tensor in readers[0].inputs if tensor is not out), None)
+    fits = isinstance(other, gs.Constant) and list(other.shape) == [out.shape[-1]]
+    return (readers[0], other) if fits else None
+
+
+def _name(names: list[str]) -> str:
+    """`a/q/MatMul`, `a/k/MatMul` -> `a/q+k/MatMul`."""
+    split = [name.split("/") for name in names]
+    if len({(*parts[:-2], parts[-1]) for parts in split}) > 1 or len(split[0]) < 2:
+        return f"{names[0]}/joined"
+    return "/".join([*split[0][:-2], "+".join(parts[-2] for parts in split), split[0][-1]])
