@@ -35,6 +35,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, V
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
+from runtime.preprocess import Preprocessor
 from runtime.progress import step
 from runtime.prompt import Prompt
 
@@ -61,10 +62,15 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     """Write vision.onnx, vision.loop.onnx and reference/; ExportError where they do not compute what torch computes."""
     half = Half()
     path = directory / f"{VISION}.onnx"
-    pixels = torch_reference.pixel_values(source, frames)
+    if vision.input is None:
+        given = pixels = torch_reference.pixel_values(source, frames)
+    else:  # what Pillow makes of the frames is the truth
+        given = torch_reference.frames(source, frames, vision.input.source)
+        processor = Preprocessor(source.preprocessing)
+        pixels = processor.normalise(np.stack([processor.resize(frame) for frame in given]))
     spelled = copy.deepcopy(vision).half() if options.precision == "fp16" else vision
     with step("tracing the vision half"):
-        traced = trace_vision(spelled, _tensor(pixels, options.precision), path, OPSET[options.attention])
+        traced = trace_vision(spelled, _tensor(given, options.precision), path, OPSET[options.attention])
     del spelled
     with step("surgeon passes on the vision half"):
         with_stages = _passes(half, traced.model, directory, VISION, None, precision=options.precision)
@@ -81,13 +87,14 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
         outputs.update(torch_reference.stages(vision, source, pixels))
     with step("comparing the vision half with torch"):
         batched = OnnxEngine.load(with_stages.SerializeToString(), data=directory)
-        half.verified, tokens = verify_vision(batched, vision, outputs, pixels, options.precision)
+        half.verified, tokens = verify_vision(batched, vision, outputs, given, options.precision)
         batched.close()
         engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
         one = SplitVision(*engines) if options.split else engines[0]
-        half.verified.append(verify_frame_by_frame(one, vision, tokens, pixels, options.precision))
+        half.verified.append(verify_frame_by_frame(one, vision, tokens, given, options.precision))
         one.close()
-    every = torch_reference.save_vision(directory / "reference", pixels, outputs)
+    name = "pixel_values" if vision.input is None else "frames"
+    every = torch_reference.save_vision(directory / "reference", {name: given}, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
     half.stages = [{"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name]} for name in outputs]
     half.visual_tokens = outputs["visual_tokens"]
@@ -166,4 +173,4 @@ def _check_tensorrt(half: Half, path: Path, graph: str, options: ExportOptions) 
 
 def _tensor(pixels: np.ndarray, precision: str) -> torch.Tensor:
     tensor = torch.from_numpy(pixels)
-    return tensor.half() if precision == "fp16" else tensor
+    return tensor.half() if precision == "fp16" and tensor.is_floating_point() else tensor

@@ -49,6 +49,7 @@ class EngineFacts:
 class BundleFacts:
     """Everything that `text` prints; bytes and tokens are whole numbers.
 
+    input    what the vision half takes, in words
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
     memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
@@ -61,6 +62,7 @@ class BundleFacts:
     compression: dict[str, str]
     frames: int
     grid: list[int]
+    input: str
     precision: str
     opset: int
     budget: dict[str, Any]
@@ -95,6 +97,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         compression=manifest.compression,
         frames=manifest.frames,
         grid=manifest.grid,
+        input=_input(manifest.preprocessing),
         precision=manifest.precision,
         opset=manifest.opset,
         budget=budget,
@@ -105,6 +108,11 @@ def inspect(bundle: Bundle) -> BundleFacts:
         versions=manifest.versions,
         notes=[f"{graph.graph}: {graph.note}" for graph in graphs if graph.note],
     )
+
+
+def _input(preprocessing: dict[str, Any]) -> str:
+    height, width = preprocessing.get("frames", preprocessing["size"])
+    return f"{'uint8 frames' if 'frames' in preprocessing else 'pixel values'} of {height}×{width}"
 
 
 def kv_cache_bytes(bundle: Bundle) -> int:
@@ -126,6 +134,7 @@ def text(facts: BundleFacts) -> str:
         f"model        {facts.family}, checkpoint {facts.checkpoint['id']} (sha256 {facts.checkpoint['sha256'][:12]}…)",
         f"compression  {compression['spec']}{preset}, {compression['place']}",
         f"graphs       {facts.precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
+        f"input        {facts.input}",
         f"written by   {', '.join(f'{tool} {version}' for tool, version in facts.versions.items())}",
         "",
         f"a clip       {budget['patch_tokens']:,} patch tokens → {budget['visual_tokens']:,} visual tokens ({budget['ratio']:.1f}:1)",
