@@ -38,6 +38,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--max-context", type=int, metavar="N", help="KV positions (default: the clip and about a thousand more)")
     parser.add_argument("--only", choices=["vision", "llm"], help="export one half")
     parser.add_argument(
+        "--input",
+        metavar="pixels|frames[:HxW]",
+        default=defaults.input,
+        help="uint8 frames of a fixed size, which the graph resizes and normalises (default: %(default)s)",
+    )
+    parser.add_argument(
         "--split", action="store_true", help="encoder of one frame and compressor of the clip as two graphs (live video)"
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")

@@ -45,6 +45,7 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
 from runtime.llm.embeddings import ROWS, SCALES
+from runtime.preprocess import Preprocessor
 from runtime.progress import step
 from runtime.prompt import Prompt
 from runtime.tools.reference import LLMReference
@@ -74,21 +75,26 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     """Write the graphs of the vision half and reference/; ExportError where they do not compute what torch computes."""
     half = Half()
     path = directory / f"{VISION}.onnx"
-    pixels = torch_reference.pixel_values(source, frames)
     whole = "fp16" if options.precision == "fp16" else "fp32"  # the precision before quantisation
+    if vision.input is None:
+        given = pixels = torch_reference.pixel_values(source, frames)
+    else:  # what Pillow makes of the frames is the truth
+        given = torch_reference.frames(source, frames, vision.input.source)
+        processor = Preprocessor(source.preprocessing)
+        pixels = processor.normalise(np.stack([processor.resize(frame) for frame in given]))
     spelled = copy.deepcopy(vision).half() if whole == "fp16" else vision
     with step("tracing the vision half"):
-        traced = trace_vision(spelled, _tensor(pixels, whole), path, OPSET[options.attention])
+        traced = trace_vision(spelled, _tensor(given, whole), path, OPSET[options.attention])
     del spelled
     with step("surgeon passes on the vision half"):
         with_stages = _passes(half, traced.model, directory, VISION, None, precision=whole)
     outputs: dict[str, np.ndarray] = {}
     with step("running torch for reference"):
         outputs.update(torch_reference.stages(vision, source, pixels))
-    tokens = _compare_stages(half, with_stages, directory, vision, outputs, pixels, whole)
+    tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, whole)
     if options.precision == "int8":
         with_stages = _quantize_vision(half, with_stages, directory, vision, source, options)
-        tokens = _compare_stages(half, with_stages, directory, vision, outputs, pixels, "int8")
+        tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, "int8")
 
     by_frame = _write_frame_by_frame(half, drop_outputs(with_stages, ()), directory, vision, traced.stages, options)
     # last, because inside the function that a plugin may replace nothing can be looked at any more
@@ -99,9 +105,10 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     with step("comparing the graph that runs frame by frame"):
         engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
         one = SplitVision(*engines) if options.split else engines[0]
-        half.verified.append(verify_frame_by_frame(one, vision, tokens, pixels, options.precision))
+        half.verified.append(verify_frame_by_frame(one, vision, tokens, given, options.precision))
         one.close()
-    every = torch_reference.save_vision(directory / "reference", pixels, outputs)
+    name = "pixel_values" if vision.input is None else "frames"
+    every = torch_reference.save_vision(directory / "reference", {name: given}, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
     half.stages = [{"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name]} for name in outputs]
     half.visual_tokens = outputs["visual_tokens"]
@@ -114,13 +121,13 @@ def _compare_stages(
     directory: Path,
     vision: Vision,
     outputs: dict[str, np.ndarray],
-    pixels: np.ndarray,
+    given: np.ndarray,
     precision: str,
 ) -> np.ndarray:
     """Compare a graph whose stages are outputs with torch; its visual tokens."""
     with step(f"comparing the vision half in {precision} with torch"):
         engine = OnnxEngine.load(model.SerializeToString(), data=directory)
-        half.verified, tokens = verify_vision(engine, vision, outputs, pixels, precision)
+        half.verified, tokens = verify_vision(engine, vision, outputs, given, precision)
         engine.close()
     return tokens
 
@@ -133,7 +140,8 @@ def _quantize_vision(
     with step("quantising the vision half"):
         load_external_data_for_model(model, str(directory))
         model = _passes(half, model, directory, VISION, ["join_matmuls"])
-        clips = Clips(source.preprocessing, Path(options.calibrate) if options.calibrate else None)
+        taken = {} if vision.input is None else {"frames": list(vision.input.source)}
+        clips = Clips(source.preprocessing | taken, Path(options.calibrate) if options.calibrate else None)
         model, report = quantize_vision(model, stages, vision.grid, clips, options.error_budget)
         half.quantized[VISION] = report
         half.report.append(PassReport(VISION, "quantize int8", report.lowered, report.note()).as_dict())
@@ -144,7 +152,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
     """Write llm/: decoder.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja; in float, `quantize_llm_half` comes after."""
     half = Half()
     path = directory / f"{DECODER}.onnx"
-    precision, block = llm_precision(options.of_llm)
+    precision = llm_precision(options.of_llm)[0]
     whole = "fp16" if precision == "fp16" else "fp32"
     decoder = Decoder(source.causal_lm, max_context, options.attention)
     half.facts = decoder.facts() | {"attention": options.attention, "precision": whole}
@@ -247,4 +255,4 @@ def _check_tensorrt(half: Half, path: Path, graph: str, options: ExportOptions) 
 
 def _tensor(pixels: np.ndarray, precision: str) -> torch.Tensor:
     tensor = torch.from_numpy(pixels)
-    return tensor.half() if precision == "fp16" else tensor
+    return tensor.half() if precision == "fp16" and tensor.is_floating_point() else tensor

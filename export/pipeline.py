@@ -49,6 +49,7 @@ class ExportOptions:
     tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
     max_context  KV positions; None for the clip and about a thousand more
     only         vision | llm to export one half
+    input        pixels: the runtime resizes and normalises | frames | frames:HxW: the graph does, of uint8 frames of that size
     split        the vision half as encoder of a frame and compressor of T, instead of the loop: live video, memory on a GPU
     force        replace an existing bundle
     """
@@ -67,6 +68,7 @@ class ExportOptions:
     tensorrt: str | None = None
     max_context: int | None = None
     only: str | None = None
+    input: str = "pixels"
     split: bool = False
     force: bool = False
 
@@ -116,6 +118,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     if checkpoint.demo:
         say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
+    from export.frames import FrameInput, source_size
     from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
     from export.quantize import report as quantization
     from export.quantize.qdq import OPSET_OF_INT4
@@ -127,6 +130,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
         digest = checkpoint.sha256()
         source = kind.load_vision(checkpoint)
     frames = _frames(source.frames if options.frames is None else options.frames)
+    size = source_size(options.input, source.preprocessing["size"])
     if options.split and frames < 2:
         raise ExportError("--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
     compress = make(preset, frames=frames, height=source.grid[0], width=source.grid[1])
@@ -136,7 +140,10 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     with atomic_directory(out) as directory:
         vision, llm = Half(), Half()
         if options.only != "llm":
-            vision = export_vision(directory, Vision(source, compress, options.place).eval(), source, frames, options)
+            taken = FrameInput(source.preprocessing, size) if size else None
+            module = Vision(source, compress, options.place, taken).eval()
+            vision = export_vision(directory, module, source, frames, options)
+            del module
         manifest = Manifest(
             family=options.model,
             checkpoint={"id": checkpoint.id, "sha256": digest},
@@ -145,7 +152,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             grid=list(source.grid),
             tokens_per_clip=tokens,
             hidden_size=source.hidden_size,
-            preprocessing=source.preprocessing,
+            preprocessing=source.preprocessing | ({"frames": list(size)} if size else {}),
             prompt={},
             llm={},
             precision=options.precision,
@@ -195,8 +202,9 @@ def _check(options: ExportOptions) -> None:
         raise ExportError(f"--calibrate {options.calibrate} is no directory; give one with a few typical clips")
     if options.frames is not None:
         _frames(options.frames)
-    if options.split and options.only == "llm":
-        raise ExportError("--split is about the vision half, which --only llm leaves out; drop one of them")
+    for name, chosen in (("split", options.split), ("input", options.input != "pixels")):
+        if chosen and options.only == "llm":
+            raise ExportError(f"--{name} is about the vision half, which --only llm leaves out; drop one of them")
     if options.max_context is not None and options.max_context < 1:
         raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
     if options.tensorrt is not None:

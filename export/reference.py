@@ -29,10 +29,10 @@ GREEDY = 16
 _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages are thinned to every k-th value
 
 
-def pixel_values(half: VisionHalf, frames: int) -> np.ndarray:
+def pixel_values(half: VisionHalf, frames: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """A seeded clip [T, 3, h, w] float32 in the encoder's range: drifting waves under noise, so that frames and patches differ."""
     rng = np.random.default_rng(0)
-    height, width = half.preprocessing["size"]
+    height, width = size or half.preprocessing["size"]
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     clip = np.empty((frames, 3, height, width), np.float32)
     waves = rng.uniform(2, 24, (3, 4)).astype(np.float32)
@@ -43,8 +43,16 @@ def pixel_values(half: VisionHalf, frames: int) -> np.ndarray:
     return np.clip(0.7 * clip + 0.3 * noise, -1, 1)
 
 
+def frames(half: VisionHalf, count: int, size: tuple[int, int]) -> np.ndarray:
+    """The same kind of clip as uint8 frames [T, h, w, 3] of `size`, for a graph that takes those."""
+    scaled = (pixel_values(half, count, size) + 1) * 127.5
+    return np.ascontiguousarray(scaled.round().astype(np.uint8).transpose(0, 2, 3, 1))
+
+
 def stages(vision: Vision, half: VisionHalf, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """(name, output) of every stage in order, then ("visual_tokens", [N, D]); encoder by the library's own forward, 4 frames a time."""
+    if vision.input is not None:
+        yield "vision/input", pixels
     with torch.inference_mode():
         parts = [half.reference_encoder(torch.from_numpy(pixels[at : at + 4])) for at in range(0, len(pixels), 4)]
         tokens = torch.cat(parts)  # [T, H*W, C]
@@ -82,7 +90,7 @@ def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReferenc
     return LLMReference(ids, visual_tokens, first, greedy, margins)
 
 
-def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, int]:
+def save_vision(directory: Path, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> dict[str, int]:
     """Write inputs.json, torch.json and stages.json; return {stage: k}, every k-th value of its flattened output was kept."""
     from polygraphy.json import save_json
     from polygraphy.logger import G_LOGGER
@@ -91,7 +99,7 @@ def save_vision(directory: Path, pixels: np.ndarray, outputs: dict[str, np.ndarr
     every = {name: -(-array.size // _STAGE_VALUES) for name, array in outputs.items()}
     thinned = {name: array.reshape(-1)[:: every[name]].copy() for name, array in outputs.items()}
     with G_LOGGER.verbosity(G_LOGGER.WARNING):  # it reports every file on stdout
-        save_json([{"pixel_values": pixels}], str(directory / "inputs.json"))
+        save_json([feed], str(directory / "inputs.json"))
         _results({"visual_tokens": outputs["visual_tokens"]}).save(str(directory / "torch.json"))
         _results(thinned).save(str(directory / "stages.json"))
     return every

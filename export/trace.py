@@ -20,6 +20,7 @@ from torch import nn
 
 from export.decoder import OPSET, Decoder
 from export.families import VisionHalf
+from export.frames import FrameInput
 
 if TYPE_CHECKING:
     import onnx
@@ -30,10 +31,14 @@ _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 
 
 class Vision(nn.Module):
-    """pixel_values [T, 3, h, w] -> (visual_tokens [N, D], then every stage's output, in order)."""
+    """pixel_values [T, 3, h, w] -> (visual_tokens [N, D], then every stage's output, in order).
 
-    def __init__(self, half: VisionHalf, compress: Compressor, place: str):
+    input: what makes pixel values of uint8 frames [T, h, w, 3], where the graph is to take those.
+    """
+
+    def __init__(self, half: VisionHalf, compress: Compressor, place: str, frames: FrameInput | None = None):
         super().__init__()
+        self.input = frames
         self.encoder, self.projector, self.compress = half.encoder, half.projector, compress
         self.newline = nn.Parameter(half.newline, requires_grad=False)
         self.grid, self.place = half.grid, place
@@ -41,13 +46,18 @@ class Vision(nn.Module):
     def stage_names(self) -> list[str]:
         """Names of the outputs after the first."""
         stages = [f"compress/{name}" for name, _ in self.compress.stages]
+        before = ["vision/input", "vision/encoder"] if self.input is not None else ["vision/encoder"]
         if self.place == "before-projector":
-            return ["vision/encoder", *stages, "vision/projector"]
-        return ["vision/encoder", "vision/projector", *stages]
+            return [*before, *stages, "vision/projector"]
+        return [*before, "vision/projector", *stages]
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        patches = self.encoder(pixel_values)  # [T, H*W, C]
-        outputs = [patches]
+    def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = []
+        if self.input is not None:
+            given = self.input(given).to(self.newline.dtype)  # [T, 3, h, w]
+            outputs.append(given)
+        patches = self.encoder(given)  # [T, H*W, C]
+        outputs.append(patches)
         if self.place == "after-projector":
             patches = self.projector(patches)  # [T, H*W, D]
             outputs.append(patches)
@@ -67,10 +77,11 @@ class Traced:
     stages: dict[str, str]
 
 
-def trace_vision(vision: Vision, pixel_values: torch.Tensor, path: Path, opset: int) -> Traced:
-    """Write the vision graph; its stages are extra outputs named as they are."""
+def trace_vision(vision: Vision, given: torch.Tensor, path: Path, opset: int) -> Traced:
+    """Write the vision graph for pixel values or frames; its stages are extra outputs named as they are."""
     stages = {name: f"{name}/output" for name in vision.stage_names()}
-    model = _trace(vision, (pixel_values,), path, opset, ["pixel_values"], ["visual_tokens", *stages.values()])
+    name = "pixel_values" if vision.input is None else "frames"
+    model = _trace(vision, (given,), path, opset, [name], ["visual_tokens", *stages.values()])
     return Traced(model, stages)
 
 

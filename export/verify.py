@@ -42,7 +42,7 @@ def verify_vision(
 ) -> tuple[list[StageResult], np.ndarray]:
     """Compare a vision graph whose stages are outputs (`<stage>/output`) with torch; return the table and the graph's tokens.
 
-    vision: the float32 module that the graph was traced from. reference: `export.reference.stages` by name.
+    vision: the float32 module that the graph was traced from; pixels: what the graph takes, frames too. reference: `export.reference.stages` by name.
     ExportError names the first stage that differs.
     """
     (spec,) = engine.inputs
@@ -53,6 +53,8 @@ def verify_vision(
         results.append(_judge(name, got[f"{name}/output"], expected, precision, selected))
         return got[f"{name}/output"]
 
+    if vision.input is not None:
+        judge("vision/input", reference["vision/input"])
     tokens = judge("vision/encoder", reference["vision/encoder"])
     if vision.place == "after-projector":
         tokens = judge("vision/projector", reference["vision/projector"])

@@ -51,7 +51,8 @@ class Manifest:
     grid              [H, W] patch tokens of one frame
     tokens_per_clip   N, rows of `visual_tokens`, the closing newline token included
     hidden_size       D of the LLM
-    preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}
+    preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}, and "frames": [h, w] where the
+                      graphs take uint8 frames [T, h, w, 3] of that size instead of pixel values and do all that themselves
     prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids"}; {} without an LLM
     llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention", "precision", "block"}; {} without an LLM.
                       precision is "fp32" | "fp16" | "int8" | "int4" (of the weights; `precision` where it is absent), block of int4 alone

@@ -1,8 +1,8 @@
 """What quantisation looks at: clips of the user's own, or of the demo's generator.
 
     Clips(preprocessing, directory)      preprocessing: the bundle's
-    .frames(count)  [count, 3, h, w] float32, spread over the clips
-    .clips(count, T)  clips of T frames, float32 [T, 3, h, w], each with questions about it
+    .frames(count)  frames spread over the clips, as the graph takes them: float32 [count, 3, h, w], or uint8 [count, h, w, 3]
+    .clips(count, T)  clips of T such frames, each with questions about it
     calibration_prompts(bundle, clips)      prompts around the visual tokens of those clips, for the LLM
 
 The demo's clips are drawn from the training split, with a stream of their own. They show flat shapes on textures, which is not what a
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import numpy as np
 from runtime.bundle import VISION, Bundle
 from runtime.engine import open_engine
 from runtime.errors import ExportError
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.preprocess import Preprocessor
 from runtime.prompt import Prompt
+from runtime.video import sample_frames
 
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
 _QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
@@ -51,27 +53,40 @@ class Clips:
         return f"{len(self._files())} videos of {self.directory}" if self.directory else "clips of the demo's generator"
 
     def frames(self, count: int) -> np.ndarray:
-        """[count, 3, h, w]: a few frames of each clip, neighbours from different clips."""
+        """[count, …]: a few frames of each clip, neighbours from different clips."""
         clips = min(count, len(self._files()) if self.directory else max(1, count // 4))
         each = -(-count // clips)
         drawn = [pixels for pixels, _ in self.clips(clips, each)]
         return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])[:count]
 
     def clips(self, count: int, frames: int) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """(pixel_values [frames, 3, h, w], questions) of up to `count` clips."""
-        preprocessor = Preprocessor(self.preprocessing)
+        """(what the graph takes of `frames` frames, questions) of up to `count` clips."""
         if self.directory:
             for file in self._files()[:count]:
-                pixels, _ = load_clip(file, frames, preprocessor)
-                yield pixels, list(_QUESTIONS)
+                shown = sample_frames(file, frames, self._resized).frames
+                yield self._processor.normalise(shown), list(_QUESTIONS)
             return
         from export.demo.draw import make_clip
         from export.demo.world import clip_rng
 
         for index in range(count):
             clip = make_clip(clip_rng("train", 0, 3, index), _DEMO_FRAMES)
-            shown = clip.frames[np.linspace(0, _DEMO_FRAMES - 1, frames).round().astype(int)]
-            yield preprocessor.normalise(np.stack([preprocessor.resize(frame) for frame in shown])), [q.question for q in clip.questions]
+            chosen = np.linspace(0, _DEMO_FRAMES - 1, frames).round().astype(int)
+            shown = np.stack([self._resized(clip.frames[at]) for at in chosen])
+            yield self._processor.normalise(shown), [q.question for q in clip.questions]
+
+    def _resized(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 [any, any, 3] -> [h, w, 3]; for a graph that resizes by itself, to the size that it takes, whatever the filter."""
+        if self._processor.frames is None:
+            return self._processor.resize(frame)
+        from PIL import Image
+
+        height, width = self._processor.frames
+        return np.asarray(Image.fromarray(frame).resize((width, height)))
+
+    @cached_property
+    def _processor(self) -> Preprocessor:
+        return Preprocessor(self.preprocessing)
 
     def _files(self) -> list[Path]:
         if not self.directory or not self.directory.is_dir():

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from runtime.engine.onnx import OnnxEngine
 
+ARITHMETIC = ("compress/", "vision/input/")  # scopes of it
 _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 SAMPLE = 256  # rows of a layer's input that its error is measured on
 
@@ -36,12 +37,12 @@ class Layer:
 
 
 def find_layers(model: onnx.ModelProto) -> list[Layer]:
-    """In the graph's order; those inside `compress` are arithmetic of the compression and not layers."""
+    """In the graph's order; products of the compression and of the resize of frames are arithmetic and not layers."""
     matrices = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2}
     return [
         Layer(node.name, node.input[0], node.input[1], matrices[node.input[1]])
         for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in matrices and not node.name.startswith("compress/")
+        if node.op_type == "MatMul" and node.input[1] in matrices and not node.name.startswith(ARITHMETIC)
     ]
 
 
@@ -96,9 +97,7 @@ def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     data = path.with_name(f"{path.name}.data")
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_BYTES
     data.unlink(missing_ok=True)
-    onnx.save_model(
-        model, str(path), save_as_external_data=large, location=data.name, size_threshold=1024, convert_attribute=False
-    )
+    onnx.save_model(model, str(path), save_as_external_data=large, location=data.name, size_threshold=1024, convert_attribute=False)
     return onnx.load(str(path), load_external_data=False)
 
 

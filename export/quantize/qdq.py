@@ -81,7 +81,12 @@ def w4(model: onnx.ModelProto, layers: Collection[Layer], block: int) -> onnx.Mo
     chosen = {layer.node for layer in layers}
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in chosen]
     config = DefaultWeightOnlyQuantConfig(
-        block_size=block, is_symmetric=True, accuracy_level=4, quant_format=QuantFormat.QDQ, op_types_to_quantize=("MatMul",), bits=4
+        block_size=block,
+        is_symmetric=True,
+        accuracy_level=4,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=("MatMul",),
+        bits=4,
     )
     with _quiet():
         quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)

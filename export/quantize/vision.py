@@ -103,5 +103,3 @@ def _input(limit: float) -> Round:
 def _weight(weight: np.ndarray) -> np.ndarray:
     values, scales = rows_to_int8(weight.T)
     return (values * scales[:, None]).T
-
-

@@ -25,9 +25,9 @@ from export.surgeon.graph import free_name, is_output, small_value, static_shape
 
 # fmt: off
 _POINTWISE = {
-    "Abs", "Add", "Cast", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Gelu", "Greater", "HardSigmoid", "HardSwish", "Identity",
-    "DequantizeLinear", "LeakyRelu", "Less", "Log", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear", "Reciprocal", "Relu",
-    "Sigmoid", "Sin", "Softplus", "Sqrt", "Sub", "Tanh", "Where",
+    "Abs", "Add", "Cast", "Ceil", "Clip", "Cos", "DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "Greater",
+    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "Log", "Max", "Min", "Mul", "Neg", "Pow", "QuantizeLinear",
+    "Reciprocal", "Relu", "Round", "Sigmoid", "Sin", "Softplus", "Sqrt", "Sub", "Tanh", "Where",
 }
 # fmt: on
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
@@ -194,8 +194,10 @@ def _pointwise(node: gs.Node, framed: set[int]) -> bool:
 
 def _matmul(node: gs.Node, framed: set[int]) -> bool:
     left, right = (static_shape(tensor) for tensor in node.inputs)
-    if left is None or right is None or len(left) < 2 or id(node.inputs[0]) not in framed:
+    if left is None or right is None or min(len(left), len(right)) < 2:
         return False
+    if id(node.inputs[0]) not in framed:  # a constant matrix before those of every frame
+        return len(right) > 2 and (len(left) == 2 or (len(left) == len(right) and left[0] == 1))
     if id(node.inputs[1]) in framed:
         return len(left) == len(right) > 2 and left[0] == right[0]
     return len(right) <= 2 or (len(right) == len(left) and right[0] == 1)

@@ -32,7 +32,7 @@ def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
         and node.inputs[0] is tensor
         and isinstance(node.inputs[1], gs.Constant)
         and len(node.inputs[1].shape) == 2
-        and not node.name.startswith("compress/")
+        and not node.name.startswith(("compress/", "vision/input/"))  # arithmetic, not layers
     )
 
 
@@ -53,7 +53,9 @@ def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
         added = gs.Variable(free_name(graph, f"{name}/Add"), weight.dtype, shape)
         insert_after(graph, out, gs.Node("Add", added.name, inputs=[out, bias], outputs=[added]))
         out = added
-    parts = [gs.Variable(free_name(graph, f"{name}/{index}"), weight.dtype, [*shape[:-1], size]) for index, size in enumerate(sizes)]
+    parts = [
+        gs.Variable(free_name(graph, f"{name}/{index}"), weight.dtype, [*shape[:-1], size]) for index, size in enumerate(sizes)
+    ]
     at = gs.Constant(free_name(graph, f"{name}/sizes"), np.array(sizes, np.int64))
     insert_after(graph, out, gs.Node("Split", free_name(graph, f"{name}/Split"), {"axis": len(shape) - 1}, [out, at], parts))
     for end, part in zip(ends, parts, strict=True):

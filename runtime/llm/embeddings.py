@@ -28,7 +28,9 @@ class Embeddings:
         self.shape: tuple[int, int] = self._rows.shape
         self.dtype = self._rows.dtype if whole else np.dtype(np.float32)
         if self._scales is not None and self._scales.shape != (len(self._rows),):
-            raise BundleError(f"{SCALES} has the shape {self._scales.shape}, {ROWS} {len(self._rows)} rows; export the bundle again")
+            raise BundleError(
+                f"{SCALES} has the shape {self._scales.shape}, {ROWS} {len(self._rows)} rows; export the bundle again"
+            )
 
     def __getitem__(self, ids: Sequence[int]) -> np.ndarray:
         rows = self._rows[ids]

@@ -87,7 +87,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
     halves = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
     if not halves:
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
-    pixels = reference.pixel_values(bundle) if VISION in halves and options.video is None else None
+    pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
     _reset_peak()
     engine_options = EngineOptions(options.device, options.threads)
     start = time.perf_counter()

@@ -49,6 +49,7 @@ class EngineFacts:
 class BundleFacts:
     """Everything that `text` prints; bytes and tokens are whole numbers.
 
+    input    what the vision half takes, in words
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
     memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
@@ -61,6 +62,7 @@ class BundleFacts:
     compression: dict[str, str]
     frames: int
     grid: list[int]
+    input: str
     precision: str
     llm_precision: str
     quantized: dict[str, str]  # {graph: what quantisation did to it, in a line}
@@ -97,6 +99,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         compression=manifest.compression,
         frames=manifest.frames,
         grid=manifest.grid,
+        input=_input(manifest.preprocessing),
         precision=manifest.precision,
         llm_precision=manifest.llm_precision,
         quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
@@ -109,6 +112,11 @@ def inspect(bundle: Bundle) -> BundleFacts:
         versions=manifest.versions,
         notes=[f"{graph.graph}: {graph.note}" for graph in graphs if graph.note],
     )
+
+
+def _input(preprocessing: dict[str, Any]) -> str:
+    height, width = preprocessing.get("frames", preprocessing["size"])
+    return f"{'uint8 frames' if 'frames' in preprocessing else 'pixel values'} of {height}×{width}"
 
 
 def kv_cache_bytes(bundle: Bundle) -> int:
@@ -130,6 +138,7 @@ def text(facts: BundleFacts) -> str:
         f"model        {facts.family}, checkpoint {facts.checkpoint['id']} (sha256 {facts.checkpoint['sha256'][:12]}…)",
         f"compression  {compression['spec']}{preset}, {compression['place']}",
         f"graphs       vision {facts.precision}, LLM {facts.llm_precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
+        f"input        {facts.input}",
         *(f"{graph:<12} {note}" for graph, note in facts.quantized.items()),
         f"written by   {', '.join(f'{tool} {version}' for tool, version in facts.versions.items())}",
         "",

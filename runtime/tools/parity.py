@@ -189,7 +189,7 @@ def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> li
 
 
 def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
-    pixels = reference.pixel_values(bundle)
+    pixels = reference.clip(bundle)
     engine = open_engine(bundle, VISION, backend, options)
     answered = {}  # by the engines that answer questions
     try:

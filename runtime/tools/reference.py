@@ -31,8 +31,8 @@ class LLMReference:
     margins: list[float]
 
 
-def pixel_values(bundle: Bundle) -> np.ndarray:
-    """The reference clip, float32 [T, 3, h, w].
+def clip(bundle: Bundle) -> np.ndarray:
+    """The reference clip as the vision graph takes it: pixel values float32 [T, 3, h, w], or frames uint8 [T, h, w, 3].
 
     Polygraphy's JSON holds an array as the base64 of a .npy file. It is read here without Polygraphy, which would import
     torch where that is installed: a measurement of this runtime must not carry torch along.
@@ -40,9 +40,10 @@ def pixel_values(bundle: Bundle) -> np.ndarray:
     path = bundle.file("reference/inputs.json")
     try:
         (feed,) = json.loads(path.read_text())
-        array = np.load(io.BytesIO(base64.b64decode(feed["pixel_values"]["array"])), allow_pickle=False)
+        (value,) = feed.values()
+        array = np.load(io.BytesIO(base64.b64decode(value["array"])), allow_pickle=False)
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is no list of one feed with pixel_values ({error!r}); export the bundle again") from None
+        raise BundleError(f"{path} is no list of one feed with one input ({error!r}); export the bundle again") from None
     return array
 
 

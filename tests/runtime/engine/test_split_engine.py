@@ -102,7 +102,7 @@ class TestEngine:
             split.new_state({"past": "present"})
 
     def test_a_frame_alone_and_in_the_clip_have_the_same_features(self, split_bundle):
-        pixels = reference.pixel_values(split_bundle)
+        pixels = reference.clip(split_bundle)
         engine = open_engine(split_bundle, VISION)
         np.testing.assert_array_equal(engine.encode(pixels[5:6]), engine.encode_all(pixels)[5])
 

@@ -38,7 +38,7 @@ def test_every_stage_of_the_shipped_bundle_agrees_with_torch(bundle):
 
 def test_the_row_of_the_tokens_says_what_numpy_says(bundle):
     session = onnxruntime.InferenceSession(str(bundle.model("vision")))
-    (tokens,) = session.run(["visual_tokens"], {"pixel_values": reference.pixel_values(bundle)})
+    (tokens,) = session.run(["visual_tokens"], {"pixel_values": reference.clip(bundle)})
     torch = reference.outputs(bundle, "torch")["visual_tokens"]
     row = next(row for row in parity.parity(bundle, ["onnx"]).rows if row.stage == "visual_tokens (batched)")
     assert row.shape == torch.shape
@@ -97,7 +97,7 @@ def test_a_select_stage_and_all_after_it_are_compared_as_choices(selecting_bundl
 
 
 def test_without_a_select_stage_nothing_is_a_choice(bundle):
-    stages = run_stages(bundle, reference.pixel_values(bundle), ONE_THREAD, [])
+    stages = run_stages(bundle, reference.clip(bundle), ONE_THREAD, [])
     assert stages.ranks["compress/nsp"] == 4 and not stages.selected
     # before the projector, rows stand in a list without having been chosen
     assert not Stages({}, {"vision/encoder": 3, "compress/nsp": 4, "vision/projector": 2, "visual_tokens": 2}).selected

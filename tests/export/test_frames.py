@@ -1,0 +1,184 @@
+"""`--input frames`: the graph's resize has Pillow's bits at every size, and such a bundle answers like any other."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from refusal import refused
+
+import runtime.__main__
+from export.__main__ import main
+from export.frames import FrameInput, taken_apart, weights
+from export.pipeline import ExportOptions, export_bundle
+from runtime.bundle import Bundle
+from runtime.errors import ExportError, VideoError
+from runtime.live import LiveEncoder
+from runtime.preprocess import Preprocessor
+from runtime.tools.inspect import inspect, text
+from runtime.tools.parity import parity
+from runtime.vision import VisionEncoder
+
+FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+FACTS = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+
+
+def resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+    """What the module makes of an image, as grey levels again; fails where it is not a whole one."""
+    plain = {"rescale_factor": 1, "image_mean": 0, "image_std": 1, "size": list(size), "resample": resample}
+    module = FrameInput(plain | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}, image.shape[:2])
+    got = module(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(got, got.astype(np.uint8))
+    return got.astype(np.uint8)
+
+
+def pillow(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size[::-1], resample=FILTERS.index(resample)))
+
+
+def extreme(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Black and white noise beside smooth parts: overshoot of the filter is clipped in both passes."""
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    image[: shape[0] // 2] = np.where(image[: shape[0] // 2] > 127, 255, 0)
+    return image
+
+
+class TestPillow:
+    side = st.integers(1, 300)
+
+    @settings(max_examples=80, deadline=None)
+    @given(side, side, st.integers(1, 150), st.integers(1, 150), st.sampled_from(FILTERS), st.integers(0, 99))
+    def test_every_size_and_filter_has_the_same_bits(self, height, width, new_height, new_width, resample, seed):
+        image = extreme(np.random.default_rng(seed), (height, width))
+        size = (new_height, new_width)
+        np.testing.assert_array_equal(resized(image, size, resample), pillow(image, size, resample))
+
+    @pytest.mark.parametrize("shape", [(720, 1280), (1080, 1920), (480, 640), (16, 3840), (8192, 5), (384, 384), (91, 77)])
+    def test_the_frames_of_cameras_have_the_same_bits(self, shape):
+        image = extreme(np.random.default_rng(0), shape)
+        np.testing.assert_array_equal(resized(image, (384, 384), "bicubic"), pillow(image, (384, 384), "bicubic"))
+
+    def test_ties_are_rounded_up_as_pillow_rounds_them(self):
+        image = np.array([[[0] * 3, [1] * 3, [4] * 3, [7] * 3]], np.uint8)
+        assert resized(image, (1, 2), "box")[0, :, 0].tolist() == pillow(image, (1, 2), "box")[0, :, 0].tolist() == [1, 6]
+
+    def test_pixel_values_are_those_of_the_runtime(self):
+        facts = FACTS | {"size": [30, 40], "resample": "bicubic"}
+        image = extreme(np.random.default_rng(1), (77, 91))
+        processor = Preprocessor(facts)
+        expected = processor.normalise(processor.resize(image)[None])
+        got = FrameInput(facts, (77, 91))(torch.from_numpy(image)[None]).numpy()
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(("length", "target"), [(1280, 384), (3840, 224), (8192, 384), (50, 400)])
+    def test_both_parts_of_the_weights_sum_exactly_in_float32(self, length, target):
+        table = weights(length, target, FILTERS.index("lanczos"))
+        high, low, bits = taken_apart(table)
+        np.testing.assert_array_equal((high.astype(np.int64) << bits) + low, table)
+        assert (255 * np.abs(high).sum(0)).max() < 2**24
+        assert (255 * np.abs(low).sum(0)).max() + 2**22 + 2**21 < 2**24
+
+    def test_camera_sizes_fit_tf32_too(self):
+        for length in (720, 1080, 1280, 1920):
+            high, low, _ = taken_apart(weights(length, 384, FILTERS.index("bicubic")))
+            assert max(np.abs(high).max(), np.abs(low).max()) <= 2**11
+
+
+@pytest.fixture(scope="module")
+def frames_bundle(tmp_path_factory):
+    """The shipped clips are 378x378."""
+    out = tmp_path_factory.mktemp("frames") / "b"
+    return export_bundle(ExportOptions(out=str(out), only="vision", input="frames:378x378", split=True)).bundle
+
+
+class TestBundle:
+    def test_the_tokens_are_those_of_a_bundle_of_pixel_values(self, frames_bundle, bundle, clip):
+        got, expected = (VisionEncoder.open(b).encode(clip) for b in (frames_bundle, bundle))
+        np.testing.assert_allclose(got.tokens, expected.tokens, rtol=1e-4, atol=1e-4)
+        assert got.clip.frames.shape == (16, 378, 378, 3)
+
+    def test_the_graphs_take_uint8_and_the_manifest_says_so(self, frames_bundle):
+        assert frames_bundle.manifest.preprocessing["frames"] == [378, 378]
+        for graph, frames_ in (("vision", 16), ("vision.encoder", 1)):
+            (given,) = onnx.load(str(frames_bundle.model(graph))).graph.input
+            assert given.name == "frames" and given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+            assert [d.dim_value for d in given.type.tensor_type.shape.dim] == [frames_, 378, 378, 3]
+        assert "input        uint8 frames of 378×378" in text(inspect(frames_bundle))
+
+    def test_parity_holds_the_input_to_less_than_a_grey_level(self, frames_bundle):
+        report = parity(frames_bundle, ["onnx"])
+        assert report.ok, report.rows
+        (row,) = (row for row in report.rows if row.stage == "vision/input")
+        assert row.shape == (16, 3, 126, 126) and row.max_abs < 1e-6  # a grey level is 7.8e-3
+
+    def test_live_frames_are_resized_in_the_graph(self, frames_bundle, bundle):
+        images = np.random.default_rng(0).integers(0, 256, (3, 378, 378, 3), np.uint8)
+        live, other = (LiveEncoder.open(b) for b in (frames_bundle, bundle))
+        for image in images:
+            live.push(image)
+            other.push(image)
+        np.testing.assert_allclose(live.tokens(), other.tokens(), rtol=1e-4, atol=1e-4)
+        with pytest.raises(VideoError, match="the video's frames are 90x160, the bundle takes 378x378"):
+            live.push(images[0, :90, :160])
+
+    def test_it_parses_and_builds_in_tensorrt(self, frames_bundle, tmp_path):
+        pytest.importorskip("tensorrt_rtx")
+        import shutil
+
+        from runtime.engine.build import BuildOptions, build
+
+        built = build(Bundle.open(shutil.copytree(frames_bundle.path, tmp_path / "b")), BuildOptions(graphs=("vision",)))
+        assert built[0].size > 1e5
+
+
+def test_frames_of_the_models_own_size_may_have_any_size(tmp_path, bundle, clip, capsys):
+    assert main(["--input", "frames", "--only", "vision", "--precision", "fp16", "--out", str(tmp_path / "b"), "--json"]) == 0
+    own = Bundle.open(tmp_path / "b")
+    assert own.manifest.preprocessing["frames"] == [126, 126]
+    (row,) = (row for row in json.loads(capsys.readouterr().out)["verified"] if row["stage"] == "vision/input")
+    assert row["error"] < 1e-3  # fp16's rounding; a grey level is 8e-3
+    expected = VisionEncoder.open(bundle).encode(clip).tokens
+    np.testing.assert_allclose(VisionEncoder.open(own).encode(clip).tokens, expected, atol=3e-2 * np.abs(expected).max())
+
+
+def test_a_video_of_another_size_is_refused_with_what_to_export(frames_bundle, tmp_path, capsys):
+    from video_files import pattern, write_video
+
+    video = tmp_path / "small.mp4"
+    write_video(video, pattern(8))
+    line = refused(capsys, runtime.__main__.main, "tokens", frames_bundle.path, video, "-o", tmp_path / "t.npz")
+    assert "the bundle takes 378x378 and resizes them itself; export with --input frames:" in line
+    assert not (tmp_path / "t.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--input", "frame"], '--input is "frame"; expected pixels, frames, or frames:HEIGHTxWIDTH such as frames:720x1280'),
+        (["--input", "frames:720"], '--input is "frames:720"; expected'),
+        (["--input", "frames:0x10"], "--input frames:0x10: a frame has 1 to 8192 rows and columns"),
+        (["--input", "frames:10x9000"], "a frame has 1 to 8192 rows and columns"),
+        (["--input", "frames", "--only", "llm"], "--input is about the vision half, which --only llm leaves out"),
+    ],
+)
+def test_what_is_no_input_is_refused(tmp_path, capsys, args, message):
+    assert message in refused(capsys, main, "--out", tmp_path / "b", *args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sums_that_float32_can_not_hold_are_refused():
+    with pytest.raises(ExportError, match="frames of 8192 pixels can't be resized exactly to 14"):
+        taken_apart(weights(8192, 14, FILTERS.index("lanczos")))
+
+
+def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch):
+    monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: frame[:30, :40] ^ 1)
+    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not know"):
+        FrameInput(FACTS | {"size": [30, 40], "resample": "bicubic"}, (77, 91))
