@@ -90,7 +90,11 @@ def _rounded(weight: np.ndarray, level: str, block: int) -> np.ndarray:
 
 def _run(engine: OnnxEngine, prompt: np.ndarray) -> dict[str, np.ndarray]:
     positions = np.arange(prompt.shape[1], dtype=np.int64)[None]
-    feeds = {"inputs_embeds": prompt.astype(np.float32), "position_ids": positions, "attention_mask": np.ones_like(positions)}
+    feeds: dict[str, np.ndarray] = {
+        "inputs_embeds": prompt.astype(np.float32),
+        "position_ids": positions,
+        "attention_mask": np.ones_like(positions),
+    }
     caches = {spec.name: spec.name.replace("past_key_values", "present") for spec in engine.inputs if spec.name not in feeds}
     return engine.run(feeds, engine.new_state(caches))
 

@@ -54,7 +54,8 @@ def quantize_vision(
     with tempfile.TemporaryDirectory() as scratch:
         engine = load_engine(with_outputs(encoder, [layer.input for layer in layers]), Path(scratch))
         limits = thresholds({layer.input: out[layer.input] for layer in layers} for out in _runs(engine, seen))
-        exact, inputs = [], {}
+        exact: list[np.ndarray] = []
+        inputs: dict[str, np.ndarray] = {}
         for out in _runs(engine, held_out):
             exact.append(out["features"])
             inputs = inputs or {layer.input: out[layer.input] for layer in layers}

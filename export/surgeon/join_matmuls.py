@@ -47,9 +47,10 @@ def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
     out = gs.Variable(name, weight.dtype, shape)
     last = gs.Node("MatMul", name, inputs=[source, gs.Constant(f"{name}/weight", weight)], outputs=[out])
     insert_after(graph, source, last)
-    if all(biases):
-        ends = [add.outputs[0] for add, _ in biases]
-        bias = gs.Constant(f"{name}/bias", np.concatenate([values.values for _, values in biases]))
+    found = [bias for bias in biases if bias]
+    if len(found) == len(products):
+        ends = [add.outputs[0] for add, _ in found]
+        bias = gs.Constant(f"{name}/bias", np.concatenate([values.values for _, values in found]))
         added = gs.Variable(free_name(graph, f"{name}/Add"), weight.dtype, shape)
         insert_after(graph, out, gs.Node("Add", added.name, inputs=[out, bias], outputs=[added]))
         out = added
