@@ -21,7 +21,6 @@ import numpy as np
 import onnx
 import onnx.shape_inference
 import torch
-from onnx.external_data_helper import load_external_data_for_model
 
 from export import reference as torch_reference
 from export.checkpoint import Checkpoint
@@ -30,6 +29,7 @@ from export.families import LLMHalf, VisionHalf
 from export.quantize import llm_precision
 from export.quantize.calibration import Clips, calibration_prompts
 from export.quantize.layers import save as save_weights
+from export.quantize.layers import with_weights
 from export.quantize.llm import quantize_llm
 from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
@@ -138,14 +138,14 @@ def _quantize_vision(
     """The structure of the graph in int8, still with its stages as outputs; its weights replace those in `directory`."""
     stages = [output.name for output in model.graph.output][1:]
     with step("quantising the vision half"):
-        load_external_data_for_model(model, str(directory))
-        model = _passes(half, model, directory, VISION, ["join_matmuls"])
+        path = directory / f"{VISION}.onnx"
+        model = save_weights(_passes(half, with_weights(model, directory), directory, VISION, ["join_matmuls"]), path)
         taken = {} if vision.input is None else {"frames": list(vision.input.source)}
         clips = Clips(source.preprocessing | taken, Path(options.calibrate) if options.calibrate else None)
-        model, report = quantize_vision(model, stages, vision.grid, clips, options.error_budget)
+        model, report = quantize_vision(model, directory, stages, vision.grid, clips, options.error_budget)
         half.quantized[VISION] = report
         half.report.append(PassReport(VISION, "quantize int8", report.lowered, report.note()).as_dict())
-        return onnx.shape_inference.infer_shapes(save_weights(model, directory / f"{VISION}.onnx"))
+        return onnx.shape_inference.infer_shapes(save_weights(model, path))
 
 
 def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options: ExportOptions, max_context: int) -> Half:
@@ -195,7 +195,7 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
         clips = Clips(bundle.manifest.preprocessing, Path(options.calibrate) if options.calibrate else None)
         visual = None if options.only != "llm" else _rows_like(source, bundle.manifest.tokens_per_clip)
         prompts = list(calibration_prompts(bundle, clips, visual))
-        model, report = quantize_llm(onnx.load(str(path)), precision, block, prompts, clips.source, options.error_budget)
+        model, report = quantize_llm(path, precision, block, prompts, clips.source, options.error_budget)
         save_weights(model, path)
         del model
         values, scales = rows_to_int8(source.causal_lm.get_input_embeddings().weight.detach().numpy())

@@ -8,8 +8,8 @@ Both follow one rule: every layer is quantised, the error of the whole half is m
 long as that is over the budget the layers with the largest error of their own go up a step. What was kept and why stands in the
 bundle's quantization.json.
 
-ONNX Runtime's quantiser writes the nodes and collects the histograms; ours are the choice of ranges, the budget, and the small things
-that make the engines' fusions find the nodes.
+ONNX Runtime's quantiser rounds the weights and writes the nodes; ours are the choice of ranges, the budget, and the small things that make
+the engines' fusions find the nodes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def llm_precision(text: str) -> tuple[str, int]:
     """(precision, block) of `--llm-precision`: "int4:64" -> ("int4", 64), the block 0 where there is none; ExportError otherwise."""
     match = re.fullmatch(r"(fp32|fp16|int8)|int4(?::(\d+))?", text)
     block = int(match[2] or INT4_BLOCK) if match and not match[1] else 0
-    if not match or (block and block not in BLOCKS):
+    if not match or (not match[1] and block not in BLOCKS):
         raise ExportError(
             f'--llm-precision is "{text}", expected fp32, fp16, int8, int4 or int4:BLOCK with a block of {", ".join(map(str, BLOCKS))}'
         )

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
-
-from runtime.engine.onnx import OnnxEngine
+from onnx.external_data_helper import load_external_data_for_model
 
 ARITHMETIC = ("compress/", "vision/input/")  # scopes of it
 _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
@@ -46,12 +45,6 @@ def find_layers(model: onnx.ModelProto) -> list[Layer]:
     ]
 
 
-def weights(model: onnx.ModelProto, layers: Collection[Layer]) -> dict[str, onnx.TensorProto]:
-    """{weight's name: its tensor}, of a model whose external data are loaded."""
-    wanted = {layer.weight for layer in layers}
-    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in wanted}
-
-
 def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """A copy of the structure with the tensors `names` as outputs besides its own."""
     marked = onnx.ModelProto()
@@ -62,18 +55,23 @@ def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
 
 
 def own_errors(
+    model: onnx.ModelProto,
+    directory: Path,
     layers: Collection[Layer],
-    tensors: Mapping[str, onnx.TensorProto],
     inputs: Mapping[str, np.ndarray],
     round_input: Callable[[Layer], Round],
     round_weight: Callable[[Layer], Round],
 ) -> dict[str, float]:
-    """{node: relative error of its output}; inputs: {tensor: values [..., K]} of the float graph."""
+    """{node: relative error of its output}.
+
+    model: its external weights lie in `directory` and are read one by one; inputs: {tensor: values [..., K]} of the float graph.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     errors = {}
     for layer in layers:
         x = inputs[layer.input].reshape(-1, layer.shape[0])
         x = x[:: -(-len(x) // SAMPLE)].astype(np.float32)
-        weight = numpy_helper.to_array(tensors[layer.weight]).astype(np.float32)
+        weight = numpy_helper.to_array(tensors[layer.weight], str(directory)).astype(np.float32)
         exact = x @ weight
         rounded = round_input(layer)(x) @ round_weight(layer)(weight)
         errors[layer.node] = relative_error(rounded, exact)
@@ -101,10 +99,9 @@ def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     return onnx.load(str(path), load_external_data=False)
 
 
-def load_engine(model: onnx.ModelProto, scratch: Path) -> OnnxEngine:
-    """An engine of a model in memory, which is left as it is, by way of a file in `scratch`: 2 GB are too much for a byte string."""
+def with_weights(model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
+    """A copy whose weights, external in `directory`, are in memory."""
     copied = onnx.ModelProto()
-    copied.CopyFrom(model)  # writing external data takes them out of the model
-    save(copied, scratch / "model.onnx")
-    del copied
-    return OnnxEngine.load(scratch / "model.onnx")
+    copied.CopyFrom(model)
+    load_external_data_for_model(copied, str(directory))
+    return copied

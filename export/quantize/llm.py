@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.quantize.layers import Layer, find_layers, load_engine, own_errors, relative_error, weights, with_outputs, worst
+from export.quantize.layers import Layer, find_layers, own_errors, relative_error, save, with_outputs, with_weights, worst
 from export.quantize.qdq import rows_to_int8, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.engine.onnx import OnnxEngine
@@ -24,45 +24,46 @@ _POSITIONS = 512  # of a prompt that the layers' own errors are measured on
 
 
 def quantize_llm(
-    model: onnx.ModelProto, precision: str, block: int, prompts: Sequence[np.ndarray], source: str, budget: float | None
+    path: Path, precision: str, block: int, prompts: Sequence[np.ndarray], source: str, budget: float | None
 ) -> tuple[onnx.ModelProto, Report]:
-    """(the decoder with weights in Q/DQ, what it cost). `model`: weights in memory, used up; prompts: embeddings [1, S, D] each.
+    """(the decoder at `path` with its weights in Q/DQ and in memory, what it cost).
 
-    precision: "int8" or "int4", with its block. source: where the prompts come from, for the report. budget: BUDGET where None.
+    precision: "int8" or "int4", with its block; prompts: embeddings [1, S, D] each; source: where they come from, for the report;
+    budget: BUDGET where None.
     """
     budget = BUDGET[precision] if budget is None else budget
+    model = onnx.load(str(path), load_external_data=False)
     layers = find_layers(model)
     lowest = {layer.node: _lowest(layer, precision, block) for layer in layers}
-    with tempfile.TemporaryDirectory() as scratch:
-        probe = with_outputs(model, [layer.input for layer in layers])
-        engine = load_engine(probe, Path(scratch))
-        del probe
-        found = _run(engine, prompts[0][:, :_POSITIONS])
-        inputs = {layer.input: found[layer.input] for layer in layers}
-        exact = [_logits(_run(engine, prompt)) for prompt in prompts]
-        engine.close()
-        tensors = weights(model, layers)
-        errors = own_errors(
-            layers, tensors, inputs, lambda layer: lambda x: x, lambda layer: lambda w: _rounded(w, lowest[layer.node], block)
-        )
-        chosen = dict(lowest)
-        while True:
-            copied = onnx.ModelProto()
-            copied.CopyFrom(model)
-            engine = load_engine(_quantized(copied, layers, chosen, block), Path(scratch))
-            del copied
-            error = relative_error(np.stack([_logits(_run(engine, prompt)) for prompt in prompts]), np.stack(exact))
-            engine.close()
-            if error <= budget:
-                break
-            left = [node for node, level in chosen.items() if level != _STEPS[-1]]
-            if not left:
-                break
-            lower = [node for node in left if chosen[node] == min((chosen[one] for one in left), key=_STEPS.index)]
-            for node in worst(errors, lower):
-                chosen[node] = _STEPS[_STEPS.index(chosen[node]) + 1]
+
+    probe = with_outputs(model, [layer.input for layer in layers])
+    engine = OnnxEngine.load(probe.SerializeToString(), data=path.parent)
+    found = _run(engine, prompts[0][:, :_POSITIONS])
+    errors = own_errors(
+        model,
+        path.parent,
+        layers,
+        {layer.input: found[layer.input] for layer in layers},
+        lambda layer: lambda x: x,
+        lambda layer: lambda weight: _rounded(weight, lowest[layer.node], block),
+    )
+    del engine, found
+    exact = _logits(OnnxEngine.load(path), prompts)
+    chosen = dict(lowest)
+    while True:
+        quantized = _quantized(with_weights(model, path.parent), layers, chosen, block)
+        with tempfile.TemporaryDirectory() as scratch:
+            save(quantized, Path(scratch) / "decoder.onnx")
+            del quantized
+            error = relative_error(_logits(OnnxEngine.load(Path(scratch) / "decoder.onnx"), prompts), exact)
+        left = [node for node, level in chosen.items() if level != _STEPS[-1]]
+        if error <= budget or not left:
+            break
+        lower = [node for node in left if chosen[node] == min((chosen[one] for one in left), key=_STEPS.index)]
+        for node in worst(errors, lower):
+            chosen[node] = _STEPS[_STEPS.index(chosen[node]) + 1]
     kept = [LayerReport(layer.node, chosen[layer.node], errors[layer.node]) for layer in layers]
-    return _quantized(model, layers, chosen, block), Report(precision, error, budget, source, kept)
+    return _quantized(with_weights(model, path.parent), layers, chosen, block), Report(precision, error, budget, source, kept)
 
 
 def _lowest(layer: Layer, precision: str, block: int) -> str:
@@ -99,5 +100,8 @@ def _run(engine: OnnxEngine, prompt: np.ndarray) -> dict[str, np.ndarray]:
     return engine.run(feeds, engine.new_state(caches))
 
 
-def _logits(found: dict[str, np.ndarray]) -> np.ndarray:
-    return found["logits"][0, -1]
+def _logits(engine: OnnxEngine, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    """[prompts, V] of each prompt's last position; the engine is closed afterwards."""
+    rows = [_run(engine, prompt)["logits"][0, -1] for prompt in prompts]
+    engine.close()
+    return np.stack(rows)

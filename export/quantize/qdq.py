@@ -26,6 +26,8 @@ OPSET_OF_INT4 = 21
 
 def w8a8(model: onnx.ModelProto, thresholds: Mapping[str, float], nodes: Collection[str]) -> onnx.ModelProto:
     """Quantise the MatMuls `nodes`; thresholds: {tensor that one of them reads: largest magnitude that int8 stands for}."""
+    if not nodes:
+        return model  # to the quantiser an empty list means all
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer

@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from export.quantize.calibration import Clips
-from export.quantize.layers import Round, find_layers, load_engine, own_errors, relative_error, weights, with_outputs, worst
+from export.quantize.layers import Round, find_layers, own_errors, relative_error, save, with_outputs, with_weights, worst
 from export.quantize.qdq import rows_to_int8, w8a8
-from export.quantize.ranges import thresholds
+from export.quantize.ranges import STEPS, thresholds
 from export.quantize.report import LayerReport, Report
 from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
@@ -34,42 +34,52 @@ HELD_OUT_FRAMES = 8
 
 
 def quantize_vision(
-    model: onnx.ModelProto, stages: Sequence[str], grid: Sequence[int], clips: Clips, budget: float | None
+    model: onnx.ModelProto, directory: Path, stages: Sequence[str], grid: Sequence[int], clips: Clips, budget: float | None
 ) -> tuple[onnx.ModelProto, Report]:
-    """(the graph over all frames with Q/DQ, what it cost).
+    """(the graph over all frames with Q/DQ and its weights in memory, what it cost).
 
-    model: weights in memory, used up; stages: those of its outputs that served a comparison; grid: (H, W); budget: BUDGET where None.
-    ExportError where the clips are too few.
+    model: its weights lie in `directory` or inside; stages: those of its outputs that served a comparison; grid: (H, W);
+    budget: BUDGET where None. ExportError where the clips are too few.
     """
     budget = BUDGET if budget is None else budget
     looped, _ = run_passes(drop_outputs(model, stages), ["frame_loop"], graph=VISION_LOOP, required=["frame_loop"])
     encoder, _ = split(looped, grid)
-    del looped
     layers = find_layers(encoder)
     frames = clips.frames(CALIBRATION_FRAMES + HELD_OUT_FRAMES)
     seen, held_out = frames[:-HELD_OUT_FRAMES], frames[-HELD_OUT_FRAMES:]
     if len(seen) < 2:
         raise ExportError(f"{clips.source} give {len(frames)} frames, expected at least {HELD_OUT_FRAMES + 2}; add clips")
 
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = load_engine(with_outputs(encoder, [layer.input for layer in layers]), Path(scratch))
-        limits = thresholds({layer.input: out[layer.input] for layer in layers} for out in _runs(engine, seen))
-        exact: list[np.ndarray] = []
-        inputs: dict[str, np.ndarray] = {}
-        for out in _runs(engine, held_out):
-            exact.append(out["features"])
-            inputs = inputs or {layer.input: out[layer.input] for layer in layers}
-        engine.close()
-        errors = own_errors(layers, weights(encoder, layers), inputs, lambda layer: _input(limits[layer.input]), lambda _: _weight)
+    wanted = [layer.input for layer in layers]
+    engine = OnnxEngine.load(with_outputs(encoder, wanted).SerializeToString(), data=directory)
+    limits = thresholds({name: out[name] for name in wanted} for out in _runs(engine, seen))
+    exact: list[np.ndarray] = []
+    inputs: dict[str, np.ndarray] = {}
+    for out in _runs(engine, held_out):
+        exact.append(out["features"])
+        inputs = inputs or {name: out[name] for name in wanted}
+    engine.close()
+    errors = own_errors(encoder, directory, layers, inputs, lambda layer: _input(limits[layer.input]), lambda _: _weight)
+    del engine, inputs
 
-        chosen = {layer.node for layer in layers}
-        while True:
-            found = _error(encoder, limits, chosen, held_out, exact, Path(scratch))
-            if found <= budget or not chosen:
-                break
-            chosen -= set(worst(errors, chosen))
+    chosen = {layer.node for layer in layers}
+    while True:
+        quantized = w8a8(with_weights(encoder, directory), limits, chosen)
+        found = relative_error(np.concatenate(list(_features(quantized, held_out))), np.concatenate(exact))
+        if found <= budget or not chosen:
+            break
+        chosen -= set(worst(errors, chosen))
     kept = [LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node]) for layer in layers]
-    return w8a8(model, limits, chosen) if chosen else model, Report("int8", found, budget, clips.source, kept)
+    return w8a8(with_weights(model, directory), limits, chosen), Report("int8", found, budget, clips.source, kept)
+
+
+def _features(encoder: onnx.ModelProto, frames: np.ndarray) -> Iterator[np.ndarray]:
+    """Of each frame; the encoder's weights are in memory, and are gone from it afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save(encoder, Path(scratch) / "encoder.onnx")
+        engine = OnnxEngine.load(Path(scratch) / "encoder.onnx")
+        yield from (out["features"] for out in _runs(engine, frames))
+        engine.close()
 
 
 def _runs(engine: OnnxEngine, frames: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
@@ -78,27 +88,9 @@ def _runs(engine: OnnxEngine, frames: np.ndarray) -> Iterator[dict[str, np.ndarr
         yield engine.run({spec.name: frame[None]})
 
 
-def _error(
-    encoder: onnx.ModelProto,
-    limits: dict[str, float],
-    chosen: set[str],
-    frames: np.ndarray,
-    exact: list[np.ndarray],
-    scratch: Path,
-) -> float:
-    """Relative error of the features over all of `frames` with the layers `chosen` in int8."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(encoder)
-    engine = load_engine(w8a8(copied, limits, chosen) if chosen else copied, scratch)
-    del copied
-    got = [out["features"] for out in _runs(engine, frames)]
-    engine.close()
-    return relative_error(np.concatenate(got), np.concatenate(exact))
-
-
 def _input(limit: float) -> Round:
-    step = limit / 127
-    return lambda x: np.clip(np.rint(x / step), -127, 127) * np.float32(step)
+    step = limit / STEPS
+    return lambda x: np.clip(np.rint(x / step), -128, 127) * np.float32(step)
 
 
 def _weight(weight: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def run(graph: gs.Graph) -> int:
     """Counts the products that were joined with another one."""
     joined = 0
     for tensor in list(graph.tensors().values()):
-        products = [node for node in unique(tensor.outputs) if _is_layer(node, tensor)]
+        products = [node for node in unique(tensor.outputs) if _is_layer(node, tensor) and not _leaves(graph, node)]
         if len(products) > 1:
             _join(graph, tensor, products)
             joined += len(products)
@@ -34,6 +34,12 @@ def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
         and len(node.inputs[1].shape) == 2
         and not node.name.startswith(("compress/", "vision/input/"))  # arithmetic, not layers
     )
+
+
+def _leaves(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether the product, or its sum with a bias, is an output of the graph, which keeps its name and its maker."""
+    found = _bias(graph, node)
+    return is_output(graph, node.outputs[0]) or (found is not None and is_output(graph, found[0].outputs[0]))
 
 
 def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:

@@ -1,0 +1,111 @@
+"""Q/DQ in a graph: the numbers are those of a plain reference, and ONNX Runtime joins the nodes to its integer kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from export.quantize.layers import find_layers, relative_error
+from export.quantize.llm import _rounded
+from export.quantize.qdq import rows_to_int8, w4, w8, w8a8
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(1, 6, 64)).astype(np.float32)
+W = RNG.normal(size=(64, 48)).astype(np.float32)
+W[:, 5] = 0
+BIAS = RNG.normal(size=48).astype(np.float32)
+
+
+def model() -> onnx.ModelProto:
+    """gelu(x W + b)."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"], "layer/MatMul"),
+        helper.make_node("Add", ["product", "b"], ["sum"], "layer/Add"),
+        helper.make_node("Gelu", ["sum"], ["y"], "act/Gelu"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, 1, [1, 6, width])
+        for name, width in (("x", 64), ("product", 48), ("sum", 48), ("y", 48))
+    ]
+    constants = [numpy_helper.from_array(W, "w"), numpy_helper.from_array(BIAS, "b")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[-1:], constants, value_info=values[1:3])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def run(quantized: onnx.ModelProto) -> np.ndarray:
+    onnx.checker.check_model(quantized)
+    return onnxruntime.InferenceSession(quantized.SerializeToString()).run(["y"], {"x": X})[0]
+
+
+def fused(quantized: onnx.ModelProto, tmp_path: Path) -> Counter:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(quantized.SerializeToString(), options)
+    return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    import math
+
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+
+
+def test_int8_weights_and_activations_are_rounded_to_their_steps(tmp_path):
+    quantized = w8a8(model(), {"x": 2.0}, ["layer/MatMul"])
+    steps = np.abs(W).max(0) / 127
+    steps[steps == 0] = 1
+    x = np.clip(np.rint(X / (2 / 127)), -128, 127) * (2 / 127)
+    expected = gelu(x @ (np.rint(W / steps) * steps) + BIAS)
+    np.testing.assert_allclose(run(quantized), expected, atol=2e-3)
+    assert fused(quantized, tmp_path)["MatMulIntegerToFloat"] == 1
+    zero_points = [numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("zero_point")]
+    assert zero_points and not any(point.any() for point in zero_points)  # TensorRT takes symmetric scales only
+
+
+def test_a_layer_that_is_not_named_stays_as_it_was():
+    untouched = w8a8(model(), {}, [])
+    np.testing.assert_array_equal(run(untouched), run(model()))
+
+
+def test_int8_weights_have_a_step_for_each_output(tmp_path):
+    quantized = w8(model(), find_layers(model()))
+    values, scales = rows_to_int8(W.T)
+    assert np.abs(values).max(1)[np.arange(48) != 5].min() == 127
+    expected = gelu(X @ (values * scales[:, None]).T + BIAS)
+    assert relative_error(run(quantized), expected) < 0.02  # ONNX Runtime rounds the activations too
+    assert fused(quantized, tmp_path)["MatMulNBits"] == 1
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_int4_weights_have_a_step_for_each_block(block, tmp_path):
+    quantized = w4(model(), find_layers(model()), block)
+    (opset,) = quantized.opset_import
+    assert opset.version == 21
+    dequantize = next(node for node in quantized.graph.node if node.op_type == "DequantizeLinear")
+    attributes = {attribute.name: attribute.i for attribute in dequantize.attribute}
+    assert attributes == {"axis": 0, "block_size": block}
+    weight = onnx.reference.ReferenceEvaluator(_only(dequantize, quantized)).run(None, {})[0]
+    np.testing.assert_allclose(weight, _rounded(W, "int4", block), atol=1e-6)
+    assert np.abs(weight - W).max() <= np.abs(W).max() / 8 + 1e-6
+    assert fused(quantized, tmp_path)["MatMulNBits"] == 1
+
+
+def _only(node: onnx.NodeProto, source: onnx.ModelProto) -> onnx.ModelProto:
+    constants = [tensor for tensor in source.graph.initializer if tensor.name in node.input]
+    out = helper.make_tensor_value_info(node.output[0], 1, None)
+    return helper.make_model(helper.make_graph([node], "g", [], [out], constants), opset_imports=source.opset_import)
+
+
+def test_rows_come_back_within_half_a_step():
+    table = RNG.normal(size=(5000, 12)).astype(np.float32) * RNG.lognormal(size=(5000, 1)).astype(np.float32)
+    table[7] = 0
+    values, scales = rows_to_int8(table)
+    assert values.dtype == np.int8 and scales.dtype == np.float32 and (scales > 0).all()
+    assert (np.abs(values * scales[:, None] - table) <= scales[:, None] / 2 * 1.0001).all()
