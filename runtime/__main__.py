@@ -104,6 +104,7 @@ def _bench(args: argparse.Namespace) -> int:
         backend=args.backend,
         device=args.device,
         threads=args.threads,
+        bf16=args.bf16,
     )
     report = bench.bench(_bundle(args), options)
     _print(args, report.as_dict(), bench.text(report))
@@ -141,7 +142,7 @@ def _bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
-    return EngineOptions(device=args.device, threads=args.threads)
+    return EngineOptions(device=args.device, threads=args.threads, bf16=args.bf16)
 
 
 def _threads(text: str) -> int:
@@ -169,7 +170,8 @@ def _parser() -> ArgumentParser:
     def engine(sub: argparse.ArgumentParser, backend: bool = True) -> None:
         if backend:
             sub.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
-        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        sub.add_argument("--device", default="cpu", metavar="cpu|cuda|gpu|npu", help="gpu and npu are OpenVINO's (default: cpu)")
+        sub.add_argument("--bf16", action="store_true", help="compute in bf16 (--backend openvino on a CPU): faster, less exact")
         sub.add_argument("--threads", type=_threads, default=0, help="CPU threads (default: the backend's choice)")
 
     run = command("run", _run, "answer a question about a video; the answer streams")

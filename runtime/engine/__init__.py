@@ -8,6 +8,7 @@ and one buffer is bound as input and output at once, so a decode step copies no 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from runtime.errors import EngineError, UserError, nearest
 
 BACKENDS = {
     "onnx": "runtime.engine.onnx:OnnxEngine",
+    "openvino": "runtime.engine.openvino:OpenVINOEngine",
     "tensorrt": "runtime.engine.tensorrt:TensorRTEngine",
     "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
 }
@@ -35,14 +37,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """device: "cpu" | "cuda"; threads: CPU threads of one run, 0 for the backend's own choice."""
+    """device: "cpu" | "cuda", or one of OpenVINO's: "gpu", "gpu.1", "npu"; threads: CPU threads of one run, 0 for the backend's
+    own choice; bf16: let an fp32 graph be computed in bf16 (openvino on a CPU): faster, and no longer what the ONNX graph says."""
 
     device: str = "cpu"
     threads: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.device not in ("cpu", "cuda"):
-            raise EngineError(f'device is "{self.device}", expected "cpu" or "cuda"')
+        if not re.fullmatch(r"cpu|cuda|gpu(\.\d+)?|npu", self.device):
+            raise EngineError(f'device is "{self.device}", expected cpu, cuda, or for openvino gpu, gpu.1, npu')
         if self.threads < 0:
             raise EngineError(f"threads is {self.threads}, expected 0 (the backend's choice) or more")
 
@@ -73,7 +77,12 @@ class Engine(Protocol):
 
 
 class Backend(Engine, Protocol):
-    """What BACKENDS names: an engine class that says whether it can run here and loads a graph of a bundle."""
+    """What BACKENDS names: an engine class that says whether it can run here and loads a graph of a bundle.
+
+    takes_bf16      whether `EngineOptions.bf16` means something to it
+    """
+
+    takes_bf16: bool
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -99,6 +108,8 @@ def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: Engi
     """
     if backend != "auto":
         engine = backend_class(backend)
+        if options.bf16 and not engine.takes_bf16:
+            raise EngineError(f"backend {backend} has no bf16 to switch on; pass --backend openvino, or leave --bf16 out")
         reason = engine.unavailable(options.device)
         if reason:
             raise EngineError(f"backend {backend} can't run here: {reason}")

@@ -46,6 +46,7 @@ class BenchOptions:
     backend: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rounds", "new_tokens"):
@@ -89,7 +90,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
     _reset_peak()
-    engine_options = EngineOptions(options.device, options.threads)
+    engine_options = EngineOptions(options.device, options.threads, options.bf16)
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
