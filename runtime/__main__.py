@@ -1,6 +1,6 @@
 """`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
 
-run · tokens · build · parity · bench · plot · inspect · doctor
+run · tokens · build · parity · bench · tune · plot · inspect · doctor
 """
 
 from __future__ import annotations
@@ -111,6 +111,14 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(args: argparse.Namespace) -> int:
+    from runtime.tools import tune
+
+    report = tune.tune(_bundle(args), args.rounds)
+    _print(args, report.as_dict(), tune.text(report))
+    return 0
+
+
 def _plot(args: argparse.Namespace) -> int:
     from runtime.tools.plot import plot
 
@@ -205,6 +213,9 @@ def _parser() -> ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5)
     bench.add_argument("--max-new-tokens", type=int, default=32)
     engine(bench)
+
+    tune = command("tune", _tune, "measure CPU backends and threads here, for --backend auto")
+    tune.add_argument("--rounds", type=int, default=3)
 
     plot = command("plot", _plot, "draw the frames with token norms, NSP's weights and PTG's summaries")
     plot.add_argument("video", type=Path)

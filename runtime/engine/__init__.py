@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from runtime import tuning
 from runtime.bundle import VISION, Bundle
 from runtime.errors import EngineError, UserError, nearest
 
@@ -102,7 +103,8 @@ def backend_class(name: str) -> Any:
 
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
-    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine.
+    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine; on a CPU
+    what `python -m runtime tune` measured to be fastest here, else onnx.
 
     VISION of a bundle that was split is its encoder and its compressor on that backend, as one engine (`runtime.engine.split`).
     """
@@ -114,7 +116,7 @@ def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: Engi
         if reason:
             raise EngineError(f"backend {backend} can't run here: {reason}")
         return _open(engine, bundle, graph, options)
-    order = ["tensorrt", "tensorrt-rtx", "onnx"] if options.device == "cuda" else ["onnx"]
+    order, options = _order(bundle, graph, options)
     reasons = []
     for name in order:
         engine = backend_class(name)
@@ -126,6 +128,18 @@ def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: Engi
                 reason = str(error)
         reasons.append(f"{name}: {reason}")
     raise EngineError(f"no backend can run {graph} on {options.device}: " + "; ".join(reasons))
+
+
+def _order(bundle: Bundle, graph: str, options: EngineOptions) -> tuple[list[str], EngineOptions]:
+    """The backends that "auto" tries, and the options with the threads that were measured, where none were asked for."""
+    if options.bf16 or options.device not in ("cpu", "cuda"):
+        return ["openvino"], options
+    if options.device == "cuda":
+        return ["tensorrt", "tensorrt-rtx", "onnx"], options
+    measured = tuning.chosen(bundle, graph)
+    if measured is None or measured.backend not in BACKENDS or backend_class(measured.backend).unavailable("cpu"):
+        return ["onnx"], options
+    return list(dict.fromkeys([measured.backend, "onnx"])), replace(options, threads=options.threads or measured.threads)
 
 
 def _open(engine: Any, bundle: Bundle, graph: str, options: EngineOptions) -> Engine:
