@@ -1,6 +1,6 @@
 """`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
 
-run · tokens · build · parity · bench · plot · inspect · doctor
+run · tokens · build · parity · bench · tune · plot · inspect · doctor
 """
 
 from __future__ import annotations
@@ -104,9 +104,18 @@ def _bench(args: argparse.Namespace) -> int:
         backend=args.backend,
         device=args.device,
         threads=args.threads,
+        bf16=args.bf16,
     )
     report = bench.bench(_bundle(args), options)
     _print(args, report.as_dict(), bench.text(report))
+    return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from runtime.tools import tune
+
+    report = tune.tune(_bundle(args), args.rounds)
+    _print(args, report.as_dict(), tune.text(report))
     return 0
 
 
@@ -141,7 +150,7 @@ def _bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
-    return EngineOptions(device=args.device, threads=args.threads)
+    return EngineOptions(device=args.device, threads=args.threads, bf16=args.bf16)
 
 
 def _threads(text: str) -> int:
@@ -169,7 +178,8 @@ def _parser() -> ArgumentParser:
     def engine(sub: argparse.ArgumentParser, backend: bool = True) -> None:
         if backend:
             sub.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
-        sub.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        sub.add_argument("--device", default="cpu", metavar="cpu|cuda|gpu|npu", help="gpu and npu are OpenVINO's (default: cpu)")
+        sub.add_argument("--bf16", action="store_true", help="compute in bf16 (--backend openvino on a CPU): faster, less exact")
         sub.add_argument("--threads", type=_threads, default=0, help="CPU threads (default: the backend's choice)")
 
     run = command("run", _run, "answer a question about a video; the answer streams")
@@ -203,6 +213,9 @@ def _parser() -> ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5)
     bench.add_argument("--max-new-tokens", type=int, default=32)
     engine(bench)
+
+    tune = command("tune", _tune, "measure CPU backends and threads here, for --backend auto")
+    tune.add_argument("--rounds", type=int, default=3)
 
     plot = command("plot", _plot, "draw the frames with token norms, NSP's weights and PTG's summaries")
     plot.add_argument("video", type=Path)

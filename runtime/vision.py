@@ -13,14 +13,19 @@ import numpy as np
 
 from runtime.bundle import VISION, Bundle
 from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.engine.split import SplitVision
 from runtime.errors import EngineError
+from runtime.overlap import encode_while_decoding
 from runtime.preprocess import Preprocessor, load_clip
 from runtime.video import Clip
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """tokens [N, D] float; clip: which frames they came from; seconds: {stage: duration}."""
+    """tokens [N, D] float; clip: which frames they came from; seconds: {stage: duration}, whose sum is the time that passed.
+
+    A split bundle encodes while it decodes: what it encodes meanwhile is in no stage, waiting for the encoder is encoding.
+    """
 
     tokens: np.ndarray
     clip: Clip
@@ -41,10 +46,16 @@ class VisionEncoder:
     def encode(self, video: str | Path) -> VisualTokens:
         """Compressed tokens of a video file. VideoError for a file that can't be decoded, EngineError for a failed run."""
         start = time.perf_counter()
-        pixel_values, clip = load_clip(video, self.bundle.manifest.frames, self.preprocessor)
-        decoded = time.perf_counter()
-        tokens = self.tokens(pixel_values)
-        return VisualTokens(tokens, clip, {"decode+preprocess": decoded - start, "encode+compress": time.perf_counter() - decoded})
+        if isinstance(self.engine, SplitVision):
+            encoded = encode_while_decoding(video, self.bundle.manifest.frames, self.preprocessor, self.engine)
+            clip, decoding = encoded.clip, encoded.decoding
+            tokens = finite(self.engine.compress(encoded.features))
+        else:
+            pixel_values, clip = load_clip(video, self.bundle.manifest.frames, self.preprocessor)
+            decoding = time.perf_counter() - start
+            tokens = self.tokens(pixel_values)
+        seconds = {"decode+preprocess": decoding, "encode+compress": time.perf_counter() - start - decoding}
+        return VisualTokens(tokens, clip, seconds)
 
     def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
         """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""

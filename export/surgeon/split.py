@@ -17,6 +17,7 @@ T frames, h, w pixels, H, W patch rows and columns, C features of a patch, N vis
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import onnx
 from onnx import helper
@@ -43,7 +44,8 @@ def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto
     frames = picture.type.tensor_type.shape.dim[0].dim_value
     squeeze = next(node for node in body.node if body.output[1].name in node.output)
     dtype = body.output[1].type.tensor_type.elem_type
-    *_, patches, channels = (dim.dim_value for dim in body.output[1].type.tensor_type.shape.dim)
+    *rows, channels = (dim.dim_value for dim in body.output[1].type.tensor_type.shape.dim)  # [H * W, C] or [H, W, C]
+    patches = prod(rows)
     if squeeze.op_type != "Squeeze" or patches != grid[0] * grid[1]:
         raise ExportError(
             f"a frame leaves the encoder as {patches} patches by {squeeze.op_type}, expected {grid[0]}x{grid[1]}; export without --split"
@@ -59,7 +61,7 @@ def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto
     features = helper.make_tensor_value_info(FEATURES, dtype, [1, *grid, channels])
     encoder = _model(looped, "vision.encoder", own, [pixels], [features], [shape], body.value_info)
 
-    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [3], [frames, patches, channels])
+    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [len(rows) + 2], [frames, *rows, channels])
     after = [node for node in looped.graph.node if node is not loop]
     after.insert(0, helper.make_node("Reshape", [FEATURES, shape.name], [loop.output[0]], "vision/features/Reshape"))
     features = helper.make_tensor_value_info(FEATURES, dtype, [frames, *grid, channels])

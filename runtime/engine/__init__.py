@@ -8,17 +8,20 @@ and one buffer is bound as input and output at once, so a decode step copies no 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from runtime import tuning
 from runtime.bundle import VISION, Bundle
 from runtime.errors import EngineError, UserError, nearest
 
 BACKENDS = {
     "onnx": "runtime.engine.onnx:OnnxEngine",
+    "openvino": "runtime.engine.openvino:OpenVINOEngine",
     "tensorrt": "runtime.engine.tensorrt:TensorRTEngine",
     "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
 }
@@ -35,14 +38,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """device: "cpu" | "cuda"; threads: CPU threads of one run, 0 for the backend's own choice."""
+    """device: "cpu" | "cuda", or one of OpenVINO's: "gpu", "gpu.1", "npu"; threads: CPU threads of one run, 0 for the backend's
+    own choice; bf16: let an fp32 graph be computed in bf16 (openvino on a CPU): faster, and no longer what the ONNX graph says."""
 
     device: str = "cpu"
     threads: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.device not in ("cpu", "cuda"):
-            raise EngineError(f'device is "{self.device}", expected "cpu" or "cuda"')
+        if not re.fullmatch(r"cpu|cuda|gpu(\.\d+)?|npu", self.device):
+            raise EngineError(f'device is "{self.device}", expected cpu, cuda, or for openvino gpu, gpu.1, npu')
         if self.threads < 0:
             raise EngineError(f"threads is {self.threads}, expected 0 (the backend's choice) or more")
 
@@ -73,7 +78,12 @@ class Engine(Protocol):
 
 
 class Backend(Engine, Protocol):
-    """What BACKENDS names: an engine class that says whether it can run here and loads a graph of a bundle."""
+    """What BACKENDS names: an engine class that says whether it can run here and loads a graph of a bundle.
+
+    takes_bf16      whether `EngineOptions.bf16` means something to it
+    """
+
+    takes_bf16: bool
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -93,17 +103,20 @@ def backend_class(name: str) -> Any:
 
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
-    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine.
+    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine; on a CPU
+    what `python -m runtime tune` measured to be fastest here, else onnx.
 
     VISION of a bundle that was split is its encoder and its compressor on that backend, as one engine (`runtime.engine.split`).
     """
     if backend != "auto":
         engine = backend_class(backend)
+        if options.bf16 and not engine.takes_bf16:
+            raise EngineError(f"backend {backend} has no bf16 to switch on; pass --backend openvino, or leave --bf16 out")
         reason = engine.unavailable(options.device)
         if reason:
             raise EngineError(f"backend {backend} can't run here: {reason}")
         return _open(engine, bundle, graph, options)
-    order = ["tensorrt", "tensorrt-rtx", "onnx"] if options.device == "cuda" else ["onnx"]
+    order, options = _order(bundle, graph, options)
     reasons = []
     for name in order:
         engine = backend_class(name)
@@ -115,6 +128,18 @@ def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: Engi
                 reason = str(error)
         reasons.append(f"{name}: {reason}")
     raise EngineError(f"no backend can run {graph} on {options.device}: " + "; ".join(reasons))
+
+
+def _order(bundle: Bundle, graph: str, options: EngineOptions) -> tuple[list[str], EngineOptions]:
+    """The backends that "auto" tries, and the options with the threads that were measured, where none were asked for."""
+    if options.bf16 or options.device not in ("cpu", "cuda"):
+        return ["openvino"], options
+    if options.device == "cuda":
+        return ["tensorrt", "tensorrt-rtx", "onnx"], options
+    measured = tuning.chosen(bundle, graph)
+    if measured is None or measured.backend not in BACKENDS or backend_class(measured.backend).unavailable("cpu"):
+        return ["onnx"], options
+    return list(dict.fromkeys([measured.backend, "onnx"])), replace(options, threads=options.threads or measured.threads)
 
 
 def _open(engine: Any, bundle: Bundle, graph: str, options: EngineOptions) -> Engine:

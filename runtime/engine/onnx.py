@@ -43,6 +43,7 @@ class OnnxEngine:
     """One ONNX Runtime session."""
 
     backend = "onnx"
+    takes_bf16 = False
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str):
         self.session, self.device = session, device
@@ -55,6 +56,8 @@ class OnnxEngine:
             import onnxruntime
         except ImportError:
             return str(missing_package("onnxruntime", "the onnx backend", "runtime"))
+        if device not in ("cpu", "cuda"):
+            return f"ONNX Runtime runs on cpu and cuda here, not on {device}; --backend openvino has that device"
         if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
             return (
                 "this onnxruntime has no CUDA provider; the CPU and GPU wheels exclude each other: "

@@ -45,6 +45,7 @@ class TensorRTEngine:
 
     backend = "tensorrt"
     device = "cuda"
+    takes_bf16 = False
     package, extra = "tensorrt", "gpu"
 
     def __init__(self, engine: Any, gpu: cuda.Cuda, names: Mapping[str, list[int | str]] | None = None):

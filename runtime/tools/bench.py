@@ -30,6 +30,7 @@ from runtime.progress import say
 from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.table import size, table
+from runtime.tuning import cpu_model
 from runtime.video import sample_frames
 from runtime.vision import VisionEncoder
 
@@ -46,6 +47,7 @@ class BenchOptions:
     backend: str = "auto"
     device: str = "cpu"
     threads: int = 0
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rounds", "new_tokens"):
@@ -89,7 +91,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
     _reset_peak()
-    engine_options = EngineOptions(options.device, options.threads)
+    engine_options = EngineOptions(options.device, options.threads, options.bf16)
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
@@ -117,7 +119,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    facts: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "threads": threads or "backend's choice"}
+    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": _cores(), "threads": threads or "backend's choice"}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if device == "cuda":
@@ -259,20 +261,6 @@ def _peak_rss() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
-
-
-def _cpu_model() -> str:
-    """The CPU's name; ARM kernels give none in cpuinfo, but a board has one."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    try:
-        return Path("/proc/device-tree/model").read_text().strip("\0 \n")
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 def _cores() -> int:

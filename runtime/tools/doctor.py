@@ -24,7 +24,7 @@ from runtime.engine import trt as facade
 from runtime.errors import UserError
 from runtime.tools.table import size, table
 
-_RUNTIME, _GPU, _RTX = (f'pip install "st-gridpool[{extra}]"' for extra in ("runtime", "gpu", "rtx"))
+_RUNTIME, _GPU, _RTX, _OPENVINO = (f'pip install "st-gridpool[{extra}]"' for extra in ("runtime", "gpu", "rtx", "openvino"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def report() -> list[Check]:
         _package("tokenizers", "the prompt's tokens; without it `tokens` still works", _RUNTIME),
         _package("jinja2", "the chat template; without it `tokens` still works", _RUNTIME),
         _onnxruntime(),
+        _package("openvino", "the openvino backend: Intel and Arm CPUs, Intel GPUs and NPUs", _OPENVINO, _devices),
         _package("onnx", "stages for `parity`", _RUNTIME),
         _package("polygraphy", "`parity` and its comparisons", _RUNTIME),
         _package("matplotlib", "`plot`", 'pip install "st-gridpool[plot]"'),
@@ -107,6 +108,10 @@ def _onnxruntime() -> Check:
 
 def _providers(module: Any) -> str:
     return ", ".join(module.get_available_providers())
+
+
+def _devices(module: Any) -> str:
+    return ", ".join(module.Core().available_devices)
 
 
 def _driver() -> Check:

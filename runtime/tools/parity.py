@@ -96,7 +96,7 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
     for backend in dict.fromkeys(backends or BACKENDS):
         kind = backend_class(backend)
         # TensorRT has no other device than the GPU, so nobody has to say so.
-        placed = options if backend == "onnx" else replace(options, device="cuda")
+        placed = replace(options, device="cuda") if backend.startswith("tensorrt") else options
         reason = None if backends else kind.unavailable(placed.device)
         if reason is None:
             try:

@@ -52,6 +52,28 @@ def test_encoder_of_each_frame_then_compressor_is_the_whole_graph():
     np.testing.assert_allclose(run(compressor, {"features": features})[0], expected, rtol=1e-6, atol=1e-6)
 
 
+def test_features_that_leave_as_a_grid_are_taken_too():
+    model = model_from_text(
+        """g (float[3,8,6] pixel_values) => (float[3,1,5] visual_tokens) {
+            patches = MatMul(pixel_values, weight)
+            tiles = Reshape(patches, shape)
+            inner = Relu(tiles)
+            visual_tokens = ReduceMax<keepdims = 0>(inner, axes)
+        }""",
+        weight=normal(6, 5),
+        shape=np.array([T, 8, 1, 5]),
+        axes=np.array([1]),
+    )
+    model.graph.node[3].name = "compress/top/ReduceMax"
+    pixels = normal(T, 8, 6, seed=3)
+    encoder, compressor = split(_looped(model), GRID)
+    features = np.concatenate([run(encoder, {"pixel_values": frame[None]})[0] for frame in pixels])
+    assert features.shape == (T, *GRID, D)
+    np.testing.assert_allclose(
+        run(compressor, {"features": features})[0], run(model, {"pixel_values": pixels})[0], rtol=1e-6, atol=1e-6
+    )
+
+
 def test_each_part_has_the_weights_that_it_reads_and_no_loop():
     encoder, compressor = split(_looped(_model()), GRID)
     names = [{tensor.name for tensor in model.graph.initializer} for model in (encoder, compressor)]

@@ -1,0 +1,176 @@
+"""OpenVINO: Intel and Arm CPUs, Intel GPUs and NPUs, on the same ONNX files.
+
+A CPU runs the vision half frame by frame (`vision.loop.onnx`), the GPU and the NPU run it at once; local functions, which
+OpenVINO does not read, are inlined first. The LLM half must be the portable spelling: of the standard one OpenVINO 2026.4 drops
+`position_ids`.
+
+A state is one host buffer a tensor, bound as input and as output of an infer request of its own. OpenVINO's ScatterElementsUpdate
+then finds its result where its data is and copies no cache (its Assign, of a stateful model, does: 33 ms a step at 0.5B size).
+An fp16 cache is held in fp32 on a CPU, where OpenVINO computes in fp32 and would convert all of it twice a step.
+
+Results are fp32's unless `EngineOptions.bf16` allows bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.engine import EngineOptions, TensorSpec, check_feeds
+from runtime.errors import EngineError, missing_package
+
+_STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
+_DEVICES = ("cpu", "gpu", "npu")
+
+
+@dataclass(frozen=True)
+class OpenVINOState:
+    """pairs: {input name: output name}; request: has each pair bound to one of `buffers`."""
+
+    pairs: dict[str, str]
+    request: Any
+    buffers: dict[str, np.ndarray]
+
+
+class OpenVINOEngine:
+    """One compiled model."""
+
+    backend = "openvino"
+    takes_bf16 = True
+
+    def __init__(self, compiled: Any, device: str):
+        self._compiled, self.device = compiled, device
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        try:
+            import openvino
+        except ImportError:
+            return str(missing_package("openvino", "backend openvino", "openvino"))
+        if device.partition(".")[0] not in _DEVICES:
+            return f"OpenVINO runs on {', '.join(_DEVICES)} (gpu.1 for the second), not on {device}"
+        devices = [name.lower() for name in openvino.Core().available_devices]
+        if device not in devices and f"{device}.0" not in devices:
+            return f"OpenVINO {openvino.__version__} finds no device {device} here, but {', '.join(devices)}"
+        return None
+
+    @classmethod
+    def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
+        if graph == DECODER and bundle.manifest.llm.get("attention") == "standard":
+            raise EngineError(
+                f"openvino can't run {bundle.path}'s decoder of the standard spelling; export with --attention portable"
+            )
+        one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
+        return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
+
+    @classmethod
+    def load(cls, model: Path, options: EngineOptions = EngineOptions()) -> OpenVINOEngine:
+        """Compile an ONNX file for `options.device`."""
+        reason = cls.unavailable(options.device)
+        if reason:
+            raise EngineError(f"backend openvino can't run here: {reason}")
+        import openvino
+
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if options.device == "cpu":
+            settings["INFERENCE_PRECISION_HINT"] = "bf16" if options.bf16 else "f32"
+            if options.threads:
+                settings["INFERENCE_NUM_THREADS"] = options.threads
+        elif options.bf16:
+            raise EngineError(f"bf16 is a choice of OpenVINO's CPU; on {options.device} leave it out")
+        core = openvino.Core()
+        try:
+            network = core.read_model(_readable(model))
+            if options.device == "cpu":
+                network = _float32_state(network)
+            return cls(core.compile_model(network, options.device.upper(), settings), options.device)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO {openvino.__version__} can't load {model}: {_last_line(error)}") from None
+
+    def new_state(self, pairs: Mapping[str, str]) -> OpenVINOState:
+        import openvino
+
+        request = self._compiled.create_infer_request()
+        buffers = {}
+        for spec in (spec for spec in self.inputs if spec.name in pairs):
+            buffers[spec.name] = np.zeros([int(size) for size in spec.shape], spec.dtype)
+            for name in (spec.name, pairs[spec.name]):
+                request.set_tensor(name, openvino.Tensor(buffers[spec.name], shared_memory=True))
+        return OpenVINOState(dict(pairs), request, buffers)
+
+    def run(self, feeds: Mapping[str, np.ndarray], state: OpenVINOState | None = None) -> dict[str, np.ndarray]:
+        import openvino
+
+        pairs = state.pairs if state else {}
+        check_feeds(self.inputs, feeds, frozenset(pairs))
+        request = state.request if state else self._request
+        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive until the run has ended
+        held = set(pairs.values())
+        try:
+            for name, array in arrays.items():
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=array.size > 0))
+            request.infer()
+            return {spec.name: request.get_tensor(spec.name).data.copy() for spec in self.outputs if spec.name not in held}
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
+
+    def close(self) -> None:
+        del self._request, self._compiled
+
+
+def _readable(path: Path) -> Path | bytes:
+    """The file, or where it has local functions the model with them inlined and its weights inside."""
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError:
+        raise missing_package("onnx", "reading a graph with local functions in OpenVINO", "runtime") from None
+    model = onnx.load(str(path), load_external_data=False)
+    if not model.functions:
+        return path
+    model = onnx.inliner.inline_local_functions(model)
+    onnx.load_external_data_for_model(model, str(path.parent))
+    try:
+        return model.SerializeToString()
+    except ValueError:  # protobuf's limit of 2 GB
+        raise EngineError(f"{path} is too large to be inlined for OpenVINO; export with --split") from None
+
+
+def _float32_state(network: Any) -> Any:
+    """State tensors of float16 as float32 ports."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    half = [port for port in [*network.inputs, *network.outputs] if _is_state(port) and port.element_type == openvino.Type.f16]
+    if not half:
+        return network
+    processor = PrePostProcessor(network)
+    for port in half:
+        name = port.get_any_name()
+        side = processor.input(name) if name.startswith(_STATE[0]) else processor.output(name)
+        side.tensor().set_element_type(openvino.Type.f32)
+    return processor.build()
+
+
+def _is_state(port: Any) -> bool:
+    return port.get_any_name().startswith(_STATE)
+
+
+def _spec(port: Any) -> TensorSpec:
+    """OpenVINO keeps no names of dynamic dimensions: each gets one of its own."""
+    name = port.get_any_name()
+    shape = tuple(f"{name}.{axis}" if dim.is_dynamic else dim.get_length() for axis, dim in enumerate(port.partial_shape))
+    return TensorSpec(name, np.dtype(port.element_type.to_dtype()), shape)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

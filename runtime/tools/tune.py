@@ -1,0 +1,154 @@
+"""Which CPU backend, with how many threads, runs each half of a bundle fastest here: measured, and recorded for `--backend auto`.
+
+A candidate is loaded, run once to warm up, then timed `rounds` times: the vision half on the reference clip (of a split bundle,
+one frame and the compressor), the LLM half on a prefill of 256 positions and 32 decode steps, which is about an answer. ONNX Runtime
+with its own number of threads stays unless another's median is below its fastest round: what noise can explain changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from runtime import tuning
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
+from runtime.engine.split import SplitVision
+from runtime.errors import EngineError, UserError
+from runtime.llm.decoder import LocalDecoder
+from runtime.progress import say
+from runtime.tools import reference
+from runtime.tools.table import table
+from runtime.tuning import Choice
+
+DEFAULT = Choice("onnx", 0)  # what `auto` runs where nothing was measured
+_PREFILL, _DECODE = 256, 32  # positions
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate of one half: seconds of a round; note: why there is no time, where it could not run."""
+
+    half: str
+    backend: str
+    threads: int
+    median: float | None
+    fastest: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """choices by half, all that was measured, and the file that `auto` will read."""
+
+    choices: dict[str, Choice]
+    measured: tuple[Measured, ...]
+    file: Path
+    machine: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"file": str(self.file)}
+
+
+def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
+    """Measure every CPU backend that is installed and write the record; UserError where none runs."""
+    if rounds < 1:
+        raise EngineError(f"rounds is {rounds}, expected at least 1")
+    halves = {half: graph for half, graph in tuning.HALVES.items() if f"{graph}.onnx" in bundle.manifest.files}
+    measured = [_measure(bundle, half, candidate, rounds) for half in halves for candidate in candidates()]
+    choices = {half: choose([row for row in measured if row.half == half]) for half in halves}
+    file = tuning.write(bundle, choices, [asdict(row) for row in measured])
+    return TuneReport(choices, tuple(measured), file, tuning.machine())
+
+
+def candidates() -> list[Choice]:
+    """The default first, then every CPU backend that can run here with its own threads, 1, 2, 4, … below the number of cores."""
+    backends = [name for name in BACKENDS if backend_class(name).unavailable("cpu") is None]
+    cores = tuning.machine()["cores"]
+    counts = [0, *(1 << power for power in range(12) if 1 << power < cores)]
+    return [Choice(name, threads) for name in backends for threads in counts]
+
+
+def choose(rows: list[Measured]) -> Choice:
+    """The fastest, unless the default's own spread explains the difference; EngineError where nothing ran."""
+    ran = [row for row in rows if row.median is not None]
+    if not ran:
+        raise EngineError("no backend could run: " + "; ".join(f"{row.backend}: {row.note}" for row in rows))
+    best = min(ran, key=lambda row: row.median or 0.0)
+    usual = next((row for row in ran if (row.backend, row.threads) == (DEFAULT.backend, DEFAULT.threads)), None)
+    if usual is not None and (best.median or 0.0) >= (usual.fastest or 0.0):
+        best = usual
+    return Choice(best.backend, best.threads)
+
+
+def text(report: TuneReport) -> str:
+    """The table for people."""
+    rows = []
+    for row in report.measured:
+        taken = report.choices[row.half] == Choice(row.backend, row.threads)
+        times = ["", ""] if row.median is None else [f"{row.median:.4f}", f"{row.fastest:.4f}"]
+        rows.append([row.half, row.backend, str(row.threads or "its own"), *times, "chosen" if taken else row.note])
+    header = ["half", "backend", "threads", "median s", "fastest s", ""]
+    facts = report.machine
+    return "\n".join(
+        [f"{facts['cpu']}, {facts['cores']} cores", table(header, rows, right=(3, 4)), f"--backend auto reads {report.file}"]
+    )
+
+
+def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measured:
+    options = EngineOptions(threads=candidate.threads)
+    say(f"{half} on {candidate.backend}, {candidate.threads or 'its own number of'} threads")
+    try:
+        with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:
+            run()
+            seconds = [_timed(run) for _ in range(rounds)]
+    except UserError as error:
+        return Measured(half, candidate.backend, candidate.threads, None, None, str(error))
+    return Measured(half, candidate.backend, candidate.threads, median(seconds), min(seconds))
+
+
+@contextmanager
+def _vision(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], object]]:
+    engine = open_engine(bundle, VISION, backend, options)
+    clip = reference.clip(bundle).astype(engine.inputs[0].dtype, copy=False)
+    try:
+        if isinstance(engine, SplitVision):
+            features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
+            yield lambda: (engine.encode(clip[:1]), engine.compress(features))
+        else:
+            yield lambda: engine.run({engine.inputs[0].name: clip})
+    finally:
+        engine.close()
+
+
+@contextmanager
+def _llm(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], object]]:
+    decoder = LocalDecoder(bundle, open_engine(bundle, DECODER, backend, options))
+    room = decoder.max_context
+    decode = min(_DECODE, max(1, room // 2))
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(0, 0.02, (1, min(_PREFILL, room - decode), bundle.manifest.hidden_size)).astype(np.float32)
+
+    def run() -> None:
+        conversation = decoder.conversation()
+        conversation.extend(prompt)
+        for _ in range(decode):
+            conversation.extend(prompt[:, :1])
+
+    try:
+        yield run
+    finally:
+        decoder.engine.close()
+
+
+def _timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

@@ -1,0 +1,122 @@
+"""OpenVINO: parity of both halves, a cache that stays where it is, and what is refused with what to do."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from export.pipeline import ExportOptions, export_bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR
+from runtime.engine import EngineOptions, open_engine
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import EngineError, UserError
+from runtime.llm.decoder import LocalDecoder
+from runtime.tools import reference
+from runtime.tools.parity import parity
+
+pytest.importorskip("openvino")
+from runtime.engine.openvino import OpenVINOEngine
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tmp_path_factory):
+    out = tmp_path_factory.mktemp("openvino") / "fp16"
+    options = ExportOptions(out=str(out), split=True, precision="fp16", frames=6, place="before-projector")
+    return export_bundle(options).bundle
+
+
+class TestParity:
+    @pytest.mark.parametrize("which", ["bundle", "half_bundle"])
+    def test_both_halves_compute_what_torch_computed(self, request, which):
+        report = parity(request.getfixturevalue(which), ["openvino"])
+        assert report.ok, report.rows
+        assert {row.stage for row in report.rows} >= {"visual_tokens", "llm/prefill", "llm/greedy_ids"}
+
+    def test_a_graph_with_a_function_is_inlined(self, split_bundle):
+        engine = OpenVINOEngine.load(split_bundle.model(VISION_COMPRESSOR))
+        features = np.random.default_rng(0).standard_normal((16, 9, 9, 128)).astype(np.float32)
+        expected = OnnxEngine.load(split_bundle.model(VISION_COMPRESSOR)).run({"features": features})["visual_tokens"]
+        np.testing.assert_allclose(engine.run({"features": features})["visual_tokens"], expected, rtol=1e-5, atol=1e-5)
+
+    def test_bf16_is_off_until_asked_for(self, bundle):
+        feed = {"pixel_values": reference.clip(bundle)}
+        exact = OnnxEngine.load(bundle.model(VISION)).run(feed)["visual_tokens"]
+
+        def error(**options) -> float:
+            got = open_engine(bundle, VISION, "openvino", EngineOptions(**options)).run(feed)["visual_tokens"]
+            return float(np.abs(got - exact).max() / np.abs(exact).max())
+
+        assert error() < 1e-5 < error(bf16=True) < 5e-2
+
+
+class TestState:
+    def test_a_step_writes_into_the_buffers_of_its_conversation_and_nowhere_else(self, bundle):
+        decoder = LocalDecoder.open(bundle, "openvino")
+        first, second = decoder.conversation(), decoder.conversation()
+        rng = np.random.default_rng(0)
+        prompt = rng.standard_normal((1, 7, bundle.manifest.hidden_size)).astype(np.float32)
+        first.extend(prompt)
+        name = next(iter(first.state.pairs))
+        cache = first.state.buffers[name]
+        assert first.state.request.get_tensor(first.state.pairs[name]).data.ctypes.data == cache.ctypes.data
+        before = cache.copy()
+        assert np.abs(before[:, :, :7]).min(axis=-1).all() and not before[:, :, 7:].any()
+        assert not second.state.buffers[name].any()
+        first.extend(prompt[:, :1])
+        np.testing.assert_array_equal(cache[:, :, :7], before[:, :, :7])
+        assert cache[:, :, 7].any() and not cache[:, :, 8:].any()
+
+    def test_conversations_take_turns(self, bundle):
+        prompts = np.random.default_rng(1).standard_normal((2, 1, 9, bundle.manifest.hidden_size)).astype(np.float32)
+        expected = [LocalDecoder.open(bundle, "onnx").conversation().extend(prompt) for prompt in prompts]
+        decoder = LocalDecoder.open(bundle, "openvino")
+        turns = [decoder.conversation(), decoder.conversation()]
+        for part in (slice(0, 4), slice(4, 9)):
+            got = [turn.extend(prompt[:, part]) for turn, prompt in zip(turns, prompts, strict=True)]
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+    def test_a_cache_of_float16_is_held_in_float32_on_a_cpu(self, half_bundle):
+        decoder = LocalDecoder.open(half_bundle, "openvino")
+        assert decoder.dtype == np.float16
+        assert {array.dtype for array in decoder.conversation().state.buffers.values()} == {np.dtype(np.float32)}
+
+
+class TestRefused:
+    def test_feeds_of_another_shape_or_dtype(self, bundle):
+        engine = open_engine(bundle, VISION, "openvino")
+        with pytest.raises(EngineError, match="pixel_values is float64, the graph takes float32"):
+            engine.run({"pixel_values": np.zeros((16, 3, 126, 126))})
+        with pytest.raises(EngineError, match=r"pixel_values has shape \[1, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"):
+            engine.run({"pixel_values": np.zeros((1, 3, 126, 126), np.float32)})
+
+    @pytest.mark.parametrize(
+        ("device", "message"),
+        [("npu", "finds no device npu here, but cpu"), ("gpu.3", "finds no device gpu"), ("cuda", "runs on cpu, gpu, npu")],
+    )
+    def test_a_device_that_is_not_here(self, bundle, device, message):
+        with pytest.raises(EngineError, match=message):
+            open_engine(bundle, VISION, "openvino", EngineOptions(device=device))
+
+    def test_the_standard_spelling(self, bundle, monkeypatch):
+        monkeypatch.setitem(bundle.manifest.llm, "attention", "standard")
+        with pytest.raises(EngineError, match="export with --attention portable"):
+            open_engine(bundle, DECODER, "openvino")
+
+    def test_a_file_that_is_no_model(self, tmp_path):
+        import onnx
+
+        graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Frobnicate(x) }")
+        onnx.save(onnx.helper.make_model(graph), str(tmp_path / "m.onnx"))
+        with pytest.raises(EngineError, match=r"OpenVINO .* can't load .*m\.onnx: .*Frobnicate"):
+            OpenVINOEngine.load(tmp_path / "m.onnx")
+
+    def test_without_the_package(self, bundle, monkeypatch):
+        monkeypatch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(UserError, match=r'pip install "st-gridpool\[openvino\]"'):
+            open_engine(bundle, VISION, "openvino")
+
+    def test_bf16_of_a_backend_that_has_none(self, bundle):
+        with pytest.raises(EngineError, match="backend onnx has no bf16 to switch on; pass --backend openvino"):
+            open_engine(bundle, VISION, "onnx", EngineOptions(bf16=True))
