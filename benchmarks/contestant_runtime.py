@@ -1,7 +1,7 @@
-"""Contestant: this project's runtime on a bundle, ONNX Runtime on the CPU.
+"""Contestant: this project's runtime on a bundle, on the CPU.
 
     python benchmarks/contestant_runtime.py '{"vision": BUNDLE or null, "llm": BUNDLE or null, "prompts": [S, ...], "new_tokens": n,
-                                              "threads": n}'
+                                              "threads": n, "backend": "onnx" | "openvino", "bf16": bool}'
 
 Prints {"import", "ready", "encode", "prompts": [{"positions", "prefill", "tokens_per_second"}]}: seconds of `import runtime...`,
 from process start to both halves loaded, of one clip, and of each prompt. Each is run once unmeasured first.
@@ -32,12 +32,13 @@ _WARM_POSITIONS = 64
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    options = EngineOptions(threads=job["threads"])
-    vision = VisionEncoder.open(Bundle.open(job["vision"]), "onnx", options) if job["vision"] else None
+    backend = job.get("backend", "onnx")
+    options = EngineOptions(threads=job["threads"], bf16=job.get("bf16", False))
+    vision = VisionEncoder.open(Bundle.open(job["vision"]), backend, options) if job["vision"] else None
     decoder = prompt = None
     if job["llm"]:
         bundle = Bundle.open(job["llm"])
-        decoder, prompt = LocalDecoder.open(bundle, "onnx", options), Prompt(bundle)
+        decoder, prompt = LocalDecoder.open(bundle, backend, options), Prompt(bundle)
     result = {"import": _IMPORT, "ready": since_start(), "prompts": []}
     if vision:
         manifest = vision.bundle.manifest

@@ -2,9 +2,10 @@
 
     python benchmarks/contestant_transformers.py '{"checkpoint": DIR, "frames": T, "attention": "eager" | "sdpa",
                                                    "dtype": "float32" | "bfloat16", "prompts": [S, ...], "new_tokens": n,
-                                                   "threads": n}'
+                                                   "threads": n, "compile": bool}'
 
 Prints what contestant_runtime.py prints. Decoding is a bare loop over the model with its KV cache, which is faster than `generate`.
+"compile" is torch.compile of the vision tower alone; what compiling takes is in no number.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def main() -> None:
     result = {"import": _IMPORT, "ready": since_start(), "prompts": []}
 
     pixels = torch.from_numpy(pixel_values(job["frames"], model.config.vision_config.image_size)).to(dtype)[None]  # [1, T, 3, h, h]
+
+    if job.get("compile"):
+        model.model.vision_tower = torch.compile(model.model.vision_tower)
 
     def encode():
         return model.get_video_features(pixels)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("export_cost.py", "compression_cost.py", "against_transformers.py", "frames.py")
+SCRIPTS = ("export_cost.py", "compression_cost.py", "speed.py", "frames.py")
 _HAS_ROUNDS = SCRIPTS[1:]
 ACCURACY = "accuracy.py"  # of the demo checkpoint, so without sizes
 
