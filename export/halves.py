@@ -28,8 +28,8 @@ from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
-from export.verify import StageResult, verify_llm, verify_looped, verify_vision
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from export.verify import StageResult, verify_batch, verify_llm, verify_looped, verify_vision
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
 from runtime.progress import step
@@ -91,7 +91,7 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
 
 
 def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options: ExportOptions, max_context: int) -> Half:
-    """Write llm/: decoder.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja."""
+    """Write llm/: decoder.onnx, decoder.batch.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja."""
     half = Half()
     path = directory / f"{DECODER}.onnx"
     decoder = Decoder(source.causal_lm, max_context, options.attention)
@@ -101,7 +101,9 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
         traced = trace_decoder(spelled, path, options.attention)
     del spelled
     with step("surgeon passes on the LLM half"):
-        onnx.save(_passes(half, traced.model, path.parent, DECODER, None, precision=options.precision), str(path))
+        single = _passes(half, traced.model, path.parent, DECODER, None, precision=options.precision)
+        onnx.save(single, str(path))
+        onnx.save(_passes(half, single, path.parent, DECODER_BATCH, ["batch"]), str(directory / f"{DECODER_BATCH}.onnx"))
     _check_tensorrt(half, path, DECODER, options)
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
     np.save(directory / "llm" / "embed_tokens.npy", table.astype(np.float16) if options.precision == "fp16" else table)
@@ -120,6 +122,8 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)
+    with step("comparing a batch of conversations with each alone"):
+        half.verified.append(verify_batch(bundle))
     torch_reference.save_llm(bundle.path / "reference", expected)
 
 

@@ -4,6 +4,7 @@
     vision.onnx (+ .data)         pixel_values [T, 3, h, w] -> visual_tokens [N, D]; N is a constant
     vision.loop.onnx              the same over the same weights, frame by frame: what a CPU runs
     llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
+    llm/decoder.batch.onnx        the same over the same weights for B conversations at once: what a server decodes with
     llm/embed_tokens.npy          [V, D], memory-mapped; llm/tokenizer.json, llm/chat_template.jinja
     reference/                    a fixed input and torch's output for it, in Polygraphy's formats
     engines/                      engines built later; they carry their own build.json and are not in the manifest
@@ -32,6 +33,8 @@ MANIFEST = "manifest.json"
 VISION = "vision"  # graph names; the file of a graph is `<name>.onnx`
 VISION_LOOP = "vision.loop"
 DECODER = "llm/decoder"
+DECODER_BATCH = "llm/decoder.batch"
+BATCH = "B"  # the name of that graph's first axis
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ PASSES: dict[str, str] = {
     "float32_norms": "export.surgeon.float32_norms",
     "frame_loop": "export.surgeon.frame_loop",
     "fuse_gridpool": "export.surgeon.fuse_gridpool",
+    "batch": "export.surgeon.batch",
 }
-ON_REQUEST = {"frame_loop", "fuse_gridpool"}  # not among the passes of a graph for which none are named
+ON_REQUEST = {"frame_loop", "fuse_gridpool", "batch"}  # not among the passes of a graph for which none are named
 
 
 @dataclass(frozen=True)
