@@ -48,8 +48,12 @@ class VisionEncoder:
 
     def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
         """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""
+        return self.run(pixel_values)["visual_tokens"]
+
+    def run(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of the graph, where the engine was opened with more than the visual tokens."""
         (spec,) = self.engine.inputs
-        tokens = self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})["visual_tokens"]
-        if not np.isfinite(tokens).all():
+        outputs = self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})
+        if not np.isfinite(outputs["visual_tokens"]).all():
             raise EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32")
-        return tokens
+        return outputs
