@@ -38,7 +38,8 @@ def running(models: Models, options: ServerOptions) -> Iterator[Running]:
     """A server over `models`, which stay open."""
     state = State(models, options)
     config = uvicorn.Config(
-        create_app(state), host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
+        create_app(state), host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

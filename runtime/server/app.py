@@ -1,7 +1,7 @@
 """The ASGI app: routes, the key, one way for errors, and what happens when a client goes away or the server ends.
 
-    POST /v1/chat/completions   POST /v1/video/tokens   POST /v1/video/inspect   GET /v1/models[/{model}]
-    GET /health   GET /health/ready   GET /metrics   GET / (the page)
+POST /v1/chat/completions   POST /v1/video/tokens   POST /v1/video/inspect   GET /v1/models[/{model}]
+GET /health   GET /health/ready   GET /metrics   GET / (the page)
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from secrets import token_hex
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -123,7 +122,15 @@ def _add_routes(app: FastAPI, state: State) -> None:
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+        app.get(path)(_file(PAGE / file))
+
+
+def _file(path: Path) -> Callable[[], Awaitable[Response]]:
+    async def send() -> Response:
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    return send
 
 
 async def _answered(request: Request, limit: int, work: Callable[[AsyncExitStack], Awaitable[Response]]) -> Response:
@@ -165,7 +172,9 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
         text = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
-        return response(ApiError(error.status_code, text.get(error.status_code, str(error.detail)), headers=dict(error.headers or {})))
+        return response(
+            ApiError(error.status_code, text.get(error.status_code, str(error.detail)), headers=dict(error.headers or {}))
+        )
 
     @app.exception_handler(Exception)
     async def everything_else(request: Request, error: Exception) -> Response:

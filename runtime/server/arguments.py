@@ -18,19 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=default.host)
     parser.add_argument("--port", type=int, default=default.port, help="0: any free one (default %(default)s)")
     parser.add_argument("--api-key", help=f"what clients must send; or in the environment as {_KEY}, out of sight of ps")
-    parser.add_argument("--llm", default=default.llm, metavar="local|URL", help="an OpenAI-compatible server that takes prompt_embeds")
+    parser.add_argument(
+        "--llm", default=default.llm, metavar="local|URL", help="an OpenAI-compatible server that takes prompt_embeds"
+    )
     parser.add_argument("--llm-model", metavar="NAME", help="the model's name there")
     parser.add_argument("--llm-api-key", help=f"its key; or in the environment as {_LLM_KEY}")
     parser.add_argument("--llm-dtype", choices=["float16", "bfloat16"], default=default.llm_dtype, help="of the embeddings sent")
     parser.add_argument("--batch", type=int, default=default.batch, help="answers decoded together (default %(default)s)")
     parser.add_argument("--queue", type=int, default=default.queue, help="requests that may wait beyond those, then 429")
-    parser.add_argument("--deadline", type=float, default=default.deadline, metavar="S", help="seconds for a request, waiting included")
+    parser.add_argument(
+        "--deadline", type=float, default=default.deadline, metavar="S", help="seconds for a request, waiting included"
+    )
     parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds for running requests at SIGTERM")
     parser.add_argument("--max-body-mib", type=int, default=default.max_body // MIB, help="largest request")
     parser.add_argument("--max-media-mib", type=int, default=default.max_media // MIB, help="largest clip")
     parser.add_argument("--cache-mib", type=int, default=default.cache // MIB, help="visual tokens kept for further questions")
     parser.add_argument("--allow-media-host", action="append", default=[], metavar="HOST", help="fetch https clips from here")
-    parser.add_argument("--allow-media-path", action="append", default=[], type=Path, metavar="DIR", help="read file: clips from here")
+    parser.add_argument(
+        "--allow-media-path", action="append", default=[], type=Path, metavar="DIR", help="read file: clips from here"
+    )
 
 
 def options_of(args: argparse.Namespace) -> ServerOptions:

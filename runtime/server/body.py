@@ -51,20 +51,23 @@ async def throw_away(request: Request, most: int) -> None:
 
     try:
         await asyncio.wait_for(drain(), _PATIENCE)
-    except (asyncio.TimeoutError, RuntimeError):  # noqa: UP041
+    except (asyncio.TimeoutError, RuntimeError):
         return
 
 
 async def _bounded(request: Request, limit: int) -> bytes:
-    body = bytearray()
+    body, request.state.body_read = bytearray(), False
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
-    async for chunk in request.stream():
-        body += chunk
+    while not request.state.body_read:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        request.state.body_read = not message.get("more_body", False)
+        body += message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)
-    request.state.body_read = True
     return bytes(body)
 
 

@@ -74,7 +74,9 @@ async def prepare(state: State, request: ChatRequest, deadline: float, start: fl
     if len(media) > MAX_CLIPS:
         raise ApiError(400, f"{len(media)} clips in one request, expected at most {MAX_CLIPS}", "too_many_clips", "messages")
     await asyncio.to_thread(model.llm.check, messages, request.limit)
-    clips, seconds, cached = [], {}, 0
+    clips: list[EncodedClip] = []
+    seconds: dict[str, float] = {}
+    cached = 0
     for one in media:
         clip, was_there = await encode(state, model, one, deadline)
         clips.append(clip)
@@ -92,9 +94,7 @@ async def prepare(state: State, request: ChatRequest, deadline: float, start: fl
         "cached_clips": cached,
         "seconds": seconds,
     }
-    sampling = Sampling(
-        request.temperature or 0.0, request.top_p or 1.0, None if request.seed is None else request.seed % 2**64
-    )
+    sampling = Sampling(request.temperature or 0.0, request.top_p or 1.0, None if request.seed is None else request.seed % 2**64)
     chat = Chat(messages, [ClipTokens(c.key, c.tokens) for c in clips], request.limit, sampling, request.stops, deadline)
     pieces = model.llm.answer(chat)
     return Answering(f"chatcmpl-{token_hex(12)}", model, chat, pieces, clips, compression, int(time.time()), start)
@@ -172,7 +172,8 @@ async def events(state: State, answering: Answering, first: Piece, include_usage
 
 def split(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[MediaUrl]]:
     """(messages for the chat template, their clips in order)."""
-    plain, media = [], []
+    plain: list[dict[str, Any]] = []
+    media: list[MediaUrl] = []
     for number, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
         content = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content

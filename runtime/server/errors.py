@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from runtime.errors import ContextError, PromptError, UserError, VideoError
+from runtime.llm.remote import RemoteError
 from runtime.llm.scheduler import DeadlineError
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -36,6 +37,11 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), "invalid_prompt", "messages")
     if isinstance(error, VideoError):
         return ApiError(422, str(error), "invalid_video", "messages")
+    if isinstance(error, RemoteError):
+        # what the remote says of the request is the client's; everything else is the remote's or the operator's fault
+        known = error.status in (400, 413, 422, 429)
+        headers = {"Retry-After": "5"} if error.status == 429 or not known else {}
+        return ApiError(error.status if known and error.status else 503, str(error), "remote_llm", headers=headers)
     if isinstance(error, DeadlineError):
         return ApiError(504, str(error), "deadline_exceeded")
     return ApiError(500, "the server failed on this request; its log says why", "internal_error")

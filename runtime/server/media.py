@@ -44,10 +44,7 @@ def load(media: MediaUrl, options: ServerOptions) -> Media:
     """The clip that a request names; blocking. ApiError for what is not allowed, not there or too large."""
     if (media.url is None) == (media.data is None):
         raise ApiError(400, "a clip needs either url or data", "invalid_media")
-    if media.data is not None:
-        data = _base64(media.data, options.max_media)
-    else:
-        data = _of_url(media.url or "", options)
+    data = _of_url(media.url, options) if media.url is not None else _base64(media.data or "", options.max_media)
     if not data:
         raise ApiError(422, "the clip is empty (0 bytes); expected a video or an image", "invalid_video")
     return Media(data, sha256(data).hexdigest())
@@ -94,7 +91,9 @@ def _of_file(url: str, options: ServerOptions) -> bytes:
         if not allowed or not path.is_file():
             raise ApiError(400, "no clip at that path below the directories that this server reads", "media_not_allowed")
         if path.stat().st_size > options.max_media:
-            raise ApiError(413, f"the clip is larger than {options.max_media} bytes, the most that this server takes", "media_too_large")
+            raise ApiError(
+                413, f"the clip is larger than {options.max_media} bytes, the most that this server takes", "media_too_large"
+            )
         return path.read_bytes()
     except (OSError, ValueError, RuntimeError):
         raise ApiError(400, "no clip at that path below the directories that this server reads", "media_not_allowed") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -32,9 +32,7 @@ class Metrics:
         self.cached_tokens = counter("cached_prompt_tokens", "tokens of prompts whose KV was reused")
         self.completion_tokens = counter("completion_tokens", "tokens of answers")
         self.clips = counter("clips", "clips asked about", "cache")
-        self.stage = Histogram(
-            _PREFIX + "stage_seconds", "time per stage", ("stage",), buckets=_SECONDS, registry=self.registry
-        )
+        self.stage = Histogram(_PREFIX + "stage_seconds", "time per stage", ("stage",), buckets=_SECONDS, registry=self.registry)
         self.first_token = Histogram(
             _PREFIX + "time_to_first_token_seconds", "from the request to its first text", buckets=_SECONDS, registry=self.registry
         )

@@ -10,15 +10,17 @@ T frames, H, W patch rows and columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 from runtime.bundle import VISION, VISION_LOOP, Bundle
-from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.stages import is_compression
 
 TOKEN_NORMS = "token_norms"
 
 
-def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Engine:
+def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Any:
     """The vision engine of `bundle`, with TOKEN_NORMS where that is possible."""
     looped = options.device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files
     if backend in ("auto", "onnx") and looped:

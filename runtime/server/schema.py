@@ -137,9 +137,7 @@ def parse(model: type[_Model], body: bytes) -> _Model:
 def _refused(error: ValidationError) -> ApiError:
     # of a union's branches, the one that got furthest is the one that was meant
     first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
-    # the tags that pydantic adds for the choice of a union are no part of the path that the client wrote
-    path = [str(step) for step in first["loc"] if step not in _TAGS]
-    param = ".".join(path) or None
+    param = _path(first["loc"]) or None
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}", "invalid_json")
     if first["type"] == "extra_forbidden":
@@ -149,4 +147,12 @@ def _refused(error: ValidationError) -> ApiError:
     return ApiError(400, f"Invalid value for '{param}': {first['msg']}.", "invalid_value", param)
 
 
-_TAGS = {"text", "video_url", "input_video", "image_url", "str", "list[tagged-union]", "function-before[_as_object(), MediaUrl]"}
+def _path(location: tuple[int | str, ...]) -> str:
+    """`location` as the client wrote it, without the steps that pydantic adds for the branches of a union."""
+    found = []
+    for at, step in enumerate(location):
+        branch = isinstance(step, str) and (step == "str" or step.startswith(("list[", "function-")))
+        tag = at > 1 and isinstance(location[at - 1], int) and str(location[at - 2]).startswith("list[")
+        if not branch and not tag:
+            found.append(str(step))
+    return ".".join(found)

@@ -94,9 +94,9 @@ def test_a_stop_string_ends_the_answer_before_it(client, video):
     assert "".join(c.choices[0].delta.content or "" for c in pieces) == "c"
 
 
-def test_a_seed_makes_sampling_repeatable(client, video):
-    ask = {"model": NAME, "messages": question("what color is the square ?", video), "temperature": 2.0, "max_tokens": 12}
-    texts = [client.chat.completions.create(**ask, seed=seed).choices[0].message.content for seed in (5, 5, 6, 7, 8)]
+def test_a_seed_makes_sampling_repeatable(client):
+    ask = {"model": NAME, "messages": question("the the where a ?"), "temperature": 2.0, "max_tokens": 12}
+    texts = [client.chat.completions.create(**ask, seed=seed).choices[0].message.content for seed in (5, 5, *range(6, 20))]
     assert texts[0] == texts[1] and len(set(texts)) > 1
 
 

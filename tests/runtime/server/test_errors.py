@@ -29,6 +29,11 @@ def _fails(client, kind: type[openai.APIStatusError], status: int, code: str | N
         ({"messages": [{"role": "user", "content": "hi", "colour": 1}]}, "unknown_parameter", "messages.0.colour"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "invalid_value", "messages.0.content.0"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"uri": "x"}}]}]},
+            "unknown_parameter",
+            "messages.0.content.0.video_url.uri",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages.0.role"),
         ({"messages": question("  ")}, "invalid_value", "messages"),
         ({"messages": [{"role": "system", "content": question("a", "data:,")[0]["content"]}]}, "invalid_value", "messages.0"),
@@ -75,7 +80,9 @@ def test_what_is_no_video_is_unprocessable(client, content, tmp_path):
     assert "/tmp" not in str(error)
 
 
-@pytest.mark.parametrize("body", ["{", "[]", '"x"', "{}", "[" * 100_000, '{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}'])
+@pytest.mark.parametrize(
+    "body", ["{", "[]", '"x"', "{}", "[" * 100_000, '{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}']
+)
 def test_a_body_that_is_no_request_is_refused_in_one_line(server, body):
     got = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert got.status_code in (400, 404) and "\n" not in got.json()["error"]["message"]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from video_files import pattern, write_video
 
+from runtime.errors import VideoError
 from runtime.server import fetch
 from runtime.server.errors import ApiError
 from runtime.server.media import load
 from runtime.server.options import ServerOptions
 from runtime.server.schema import MediaUrl
 from runtime.video import DecodeLimits, sample_frames_limited
-from runtime.errors import VideoError
 
 
 def _code(call, *args) -> str:
@@ -43,7 +43,10 @@ def test_files_are_read_below_the_named_directories_alone(tmp_path):
 def test_equal_content_has_one_digest_however_it_came(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     options = ServerOptions(media_paths=(tmp_path,))
-    digests = {load(MediaUrl(**one), options).digest for one in ({"url": f"file://{tmp_path}/a"}, {"data": "YWJj"}, {"url": "data:video/mp4;base64,YWJj"})}
+    digests = {
+        load(MediaUrl(**one), options).digest
+        for one in ({"url": f"file://{tmp_path}/a"}, {"data": "YWJj"}, {"url": "data:video/mp4;base64,YWJj"})
+    }
     assert len(digests) == 1
 
 
@@ -77,7 +80,8 @@ def host(monkeypatch):
 
     def connect(self):
         connected.append(self._address)
-        self.sock = socket.create_connection(server.server_address, 5)
+        self.sock = socket.socket()  # not create_connection, which would ask getaddrinfo: nothing leaves loopback
+        self.sock.connect(server.server_address)
 
     monkeypatch.setattr(fetch._Pinned, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", _resolving("93.184.216.34"))
