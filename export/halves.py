@@ -39,8 +39,8 @@ from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
-from export.verify import StageResult, verify_frame_by_frame, verify_llm, verify_vision
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from export.verify import StageResult, verify_batch, verify_frame_by_frame, verify_llm, verify_vision
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
@@ -149,7 +149,10 @@ def _quantize_vision(
 
 
 def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options: ExportOptions, max_context: int) -> Half:
-    """Write llm/: decoder.onnx, embed_tokens.npy, tokenizer.json, chat_template.jinja; in float, `quantize_llm_half` comes after."""
+    """Write llm/: the decoder for one conversation and for a batch, embed_tokens.npy, tokenizer.json, chat_template.jinja.
+
+    In float; where the weights are to be quantised, `quantize_llm_half` comes after and writes the batch's graph.
+    """
     half = Half()
     path = directory / f"{DECODER}.onnx"
     precision = llm_precision(options.of_llm)[0]
@@ -161,7 +164,10 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
         traced = trace_decoder(spelled, path, options.attention)
     del spelled
     with step("surgeon passes on the LLM half"):
-        onnx.save(_passes(half, traced.model, path.parent, DECODER, None, precision=whole), str(path))
+        single = _passes(half, traced.model, path.parent, DECODER, None, precision=whole)
+        onnx.save(single, str(path))
+        if precision == whole:
+            _write_batch(half, single, directory)
     if precision == whole:
         _check_tensorrt(half, path, DECODER, options)
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
@@ -180,6 +186,8 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)
+    if (bundle.path / f"{DECODER_BATCH}.onnx").exists():
+        _compare_batch(half, bundle)
     torch_reference.save_llm(bundle.path / "reference", expected)
     return expected
 
@@ -196,7 +204,7 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
         visual = None if options.only != "llm" else _rows_like(source, bundle.manifest.tokens_per_clip)
         prompts = list(calibration_prompts(bundle, clips, visual))
         model, report = quantize_llm(path, precision, block, prompts, clips.source, options.error_budget)
-        save_weights(model, path)
+        _write_batch(half, save_weights(model, path), bundle.path)
         del model
         values, scales = rows_to_int8(source.causal_lm.get_input_embeddings().weight.detach().numpy())
         np.save(bundle.path / ROWS, values)
@@ -205,9 +213,22 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
     half.report.append(PassReport(DECODER, f"quantize {options.of_llm}", report.lowered, report.note()).as_dict())
     half.facts |= {"precision": precision} | ({"block": block} if block else {})
     _check_tensorrt(half, path, DECODER, options)
-    quantized = replace(bundle.manifest, llm=half.facts, files=bundle.manifest.files | {SCALES: {}})
+    files = bundle.manifest.files | {SCALES: {}, f"{DECODER_BATCH}.onnx": {}}
+    quantized = Bundle(bundle.path, replace(bundle.manifest, llm=half.facts, files=files))
     with step(f"comparing the LLM half in {precision} with torch"):
-        half.verified += verify_llm(Bundle(bundle.path, quantized), expected)
+        half.verified += verify_llm(quantized, expected)
+    _compare_batch(half, quantized)
+
+
+def _write_batch(half: Half, decoder: onnx.ModelProto, directory: Path) -> None:
+    """The decoder for a batch of conversations, over the same weights."""
+    path = directory / f"{DECODER_BATCH}.onnx"
+    onnx.save(_passes(half, decoder, path.parent, DECODER_BATCH, ["batch"]), str(path))
+
+
+def _compare_batch(half: Half, bundle: Bundle) -> None:
+    with step("comparing a batch of conversations with each alone"):
+        half.verified.append(verify_batch(bundle))
 
 
 def _rows_like(source: LLMHalf, count: int) -> np.ndarray:

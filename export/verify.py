@@ -19,6 +19,7 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
 from runtime.llm.decoder import LocalDecoder
+from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
 from runtime.tools.compare import TOLERANCE, compare
 from runtime.tools.parity import compare_llm
@@ -94,6 +95,22 @@ def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
                 f"{'; ' + row.note if row.note else ''}; nothing was written"
             )
     return [StageResult(row.stage, row.error, row.ok) for row in rows]
+
+
+def verify_batch(bundle: Bundle) -> StageResult:
+    """Logits of three conversations of different lengths decoded as one batch, against each of them alone."""
+    rng, precision = np.random.default_rng(0), bundle.manifest.llm_precision
+    embeddings = Prompt(bundle).embeddings
+    scale = float(np.std(embeddings[range(min(512, len(embeddings)))]))
+    lengths = [min(length, bundle.manifest.limits["max_context"] - 1) for length in (5, 17, 9)]
+    prompts = [rng.normal(0, scale, (length + 1, bundle.manifest.hidden_size)).astype(np.float32) for length in lengths]
+    together = SlotDecoder.open(bundle, len(prompts), "onnx")
+    for slot, prompt in enumerate(prompts):
+        together.extend(slot, prompt[:-1])
+    got = together.step(range(len(prompts)), np.stack([prompt[-1] for prompt in prompts]))
+    together.close()
+    alone = LocalDecoder.open(bundle, "onnx")
+    return _judge("llm/batch", got, np.stack([alone.conversation().extend(prompt[None]) for prompt in prompts]), precision)
 
 
 def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, selected: bool = False) -> StageResult:

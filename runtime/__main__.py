@@ -1,6 +1,6 @@
 """`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
 
-run · tokens · build · parity · bench · tune · plot · inspect · doctor
+run · tokens · serve · build · parity · bench · tune · plot · inspect · doctor
 """
 
 from __future__ import annotations
@@ -69,6 +69,13 @@ def _tokens(args: argparse.Namespace) -> int:
         f"{args.output}: visual_tokens {facts['shape']} {facts['dtype']}",
     )
     return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from runtime.server.arguments import options_of
+    from runtime.server.serve import run
+
+    return run([args.bundle, *args.more], options_of(args), args.backend, _engine_options(args))
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -195,6 +202,12 @@ def _parser() -> ArgumentParser:
     tokens.add_argument("video", type=Path)
     tokens.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
     engine(tokens)
+
+    from runtime.server.arguments import add_arguments
+
+    serve = command("serve", _serve, "answer over HTTP as an OpenAI-compatible server, with a page at /")
+    add_arguments(serve)
+    engine(serve)
 
     build = command("build", _build, "build TensorRT engines")
     build.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")

@@ -6,6 +6,7 @@
     vision.encoder.onnx           instead of vision.loop.onnx in a bundle that was split: pixel_values [1, 3, h, w] ->
     vision.compressor.onnx        features [1, H, W, C], and features [T, H, W, C] -> visual_tokens [N, D]; the same weights
     llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
+    llm/decoder.batch.onnx        the same over the same weights for B conversations at once: what a server decodes with
     llm/embed_tokens.npy          [V, D], memory-mapped; int8 with llm/embed_scales.npy [V] where the LLM is quantised
     llm/tokenizer.json, llm/chat_template.jinja
     quantization.json             where something is quantised: the precision and the error of every layer
@@ -38,6 +39,8 @@ VISION_LOOP = "vision.loop"
 VISION_ENCODER = "vision.encoder"
 VISION_COMPRESSOR = "vision.compressor"
 DECODER = "llm/decoder"
+DECODER_BATCH = "llm/decoder.batch"
+BATCH = "B"  # the name of that graph's first axis
 
 
 @dataclass(frozen=True)

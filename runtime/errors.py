@@ -52,6 +52,10 @@ class PromptError(UserError):
     """A question, or a context length, that the LLM half can't take."""
 
 
+class ContextError(PromptError):
+    """A prompt, or an answer's length, that the LLM's context can't hold."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A ' (did you mean "x"?)' for a misspelt name, or the list of known ones where nothing is near."""
     known = sorted(set(known))

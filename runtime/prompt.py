@@ -48,6 +48,19 @@ class Prompt:
             raise BundleError(f"{file} is no tokenizer ({error}); copy the checkpoint's own and export again") from None
 
     @cached_property
+    def _literal_tokenizer(self):
+        """The same tokenizer reading special tokens as the text they are; one of its own, because the flag is not thread-safe."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def literal_ids(self, text: str) -> list[int]:
+        """Ids of text in which special tokens' spellings are text."""
+        return self._literal_tokenizer.encode(text, add_special_tokens=False).ids
+
+    @cached_property
     def embeddings(self) -> Embeddings:
         """[V, D]: `embeddings[ids]`."""
         return Embeddings(self.bundle)
@@ -79,7 +92,7 @@ class Prompt:
         """The chat template on `messages`, with the generation prompt, under Hugging Face's rules for templates."""
         try:
             from jinja2 import TemplateError
-            from jinja2.ext import loopcontrols
+            from jinja2.ext import Extension, loopcontrols
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
             raise missing_package("jinja2", "asking a question", "runtime") from None
@@ -87,7 +100,17 @@ class Prompt:
         def refuse(message: str):
             raise PromptError(f"the chat template refuses the messages: {message}")
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        class Generation(Extension):
+            """`{% generation %}` marks, for training, what the model said; for a prompt it means nothing."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser):
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        extensions = [loopcontrols, Generation]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.globals["raise_exception"] = refuse
         template = self.bundle.file(f"llm/{self.facts['chat_template']}").read_text(encoding="utf-8")
         try:

@@ -22,6 +22,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -74,6 +75,28 @@ class Clip:
     def repeated(self) -> int:
         """How many of the T frames are a frame that is already there, because the clip shows no other at that time."""
         return len(self.indices) - len(set(self.indices))
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a file from a stranger may ask of the decoder: pixels of a frame, seconds, frames, streams in the container."""
+
+    pixels: int = 4096 * 2304
+    seconds: float = 3600.0
+    frames: int = 300_000
+    streams: int = 16
+
+
+_limits: ContextVar[DecodeLimits | None] = ContextVar("limits", default=None)
+
+
+def sample_frames_limited(path: str | Path, frames: int, each: Callable[[np.ndarray], np.ndarray], limits: DecodeLimits) -> Clip:
+    """`sample_frames` of a file that is not trusted; VideoError names the limit that it exceeds."""
+    token = _limits.set(limits)
+    try:
+        return sample_frames(path, frames, each)
+    finally:
+        _limits.reset(token)
 
 
 def sample_frames(path: str | Path, frames: int, each: Callable[[np.ndarray], np.ndarray]) -> Clip:
@@ -277,11 +300,32 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise VideoError(f"{path} has no video stream that can be decoded (it has {kinds}); expected a video")
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"err_detect": "explode"}
+        _check_limits(path, container, stream)
         yield container, stream
 
 
+def _check_limits(path: Path, container: InputContainer, stream: VideoStream) -> None:
+    """Refuse, from its header, what is over the limits; the decoder refuses larger frames that the header does not tell."""
+    limits = _limits.get()
+    if limits is None:
+        return
+    if len(container.streams) > limits.streams:
+        raise VideoError(f"{path} has {len(container.streams)} streams; expected at most {limits.streams}")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > limits.pixels:
+        raise VideoError(f"{path} has frames of {width}x{height}; expected at most {limits.pixels} pixels a frame")
+    stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(limits.pixels)}
+    for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(_tick(stream)))):
+        if length and length / unit > limits.seconds:
+            raise VideoError(f"{path} is {length / unit:.0f} s long; expected at most {limits.seconds:.0f} s")
+
+
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    return (packet for packet in container.demux(stream) if packet.size)
+    limits = _limits.get()
+    for count, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+        if limits and count >= limits.frames:
+            raise VideoError(f"{container.name.removeprefix('file:')} has more than {limits.frames} frames; send a shorter clip")
+        yield packet
 
 
 def _check_length(path: Path, stream: VideoStream) -> None:

@@ -59,8 +59,14 @@ class VisionEncoder:
 
     def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
         """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""
+        return self.run(pixel_values)["visual_tokens"]
+
+    def run(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs of the graph, where the engine was opened with more than the visual tokens."""
         (spec,) = self.engine.inputs
-        return finite(self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})["visual_tokens"])
+        outputs = self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})
+        finite(outputs["visual_tokens"])
+        return outputs
 
 
 def finite(tokens: np.ndarray) -> np.ndarray:

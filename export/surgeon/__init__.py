@@ -33,8 +33,9 @@ PASSES: dict[str, str] = {
     "join_matmuls": "export.surgeon.join_matmuls",
     "frame_loop": "export.surgeon.frame_loop",
     "fuse_gridpool": "export.surgeon.fuse_gridpool",
+    "batch": "export.surgeon.batch",
 }
-ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool"}  # not among the passes of a graph for which none are named
+ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # not among the passes of a graph for which none are named
 
 
 @dataclass(frozen=True)

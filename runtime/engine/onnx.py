@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.errors import EngineError, missing_package
 
@@ -33,10 +33,18 @@ _DTYPES: dict[str, np.dtype] = {
 
 @dataclass(frozen=True)
 class OnnxState:
-    """pairs: {input name: output name}; values: {input name: the OrtValue that both are bound to}."""
+    """pairs: {input name: output name}; values: {input name: the OrtValue that both are bound to}.
+
+    rows: which entries of the first axis a run sees, None for all.
+    """
 
     pairs: dict[str, str]
     values: dict[str, Any]
+    rows: slice | None = None
+
+    def of_rows(self, start: int, stop: int) -> OnnxState:
+        """The same buffers, of which a run sees entries start … stop - 1 of the first axis as its batch."""
+        return OnnxState(self.pairs, self.values, slice(start, stop))
 
 
 class OnnxEngine:
@@ -49,6 +57,7 @@ class OnnxEngine:
         self.session, self.device = session, device
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._state_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -97,11 +106,13 @@ class OnnxEngine:
             )
         return cls(session, options.device)
 
-    def new_state(self, pairs: Mapping[str, str]) -> OnnxState:
+    def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OnnxState:
+        """batch: entries of a first axis that the graph leaves open."""
         import onnxruntime
 
         def zeros(spec: TensorSpec) -> Any:
-            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros([int(size) for size in spec.shape], spec.dtype), self.device)
+            shape = [batch if size == BATCH else int(size) for size in spec.shape]
+            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, spec.dtype), self.device)
 
         values = {spec.name: zeros(spec) for spec in self.inputs if spec.name in pairs}
         return OnnxState(dict(pairs), values)
@@ -124,13 +135,25 @@ class OnnxEngine:
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, output in state.pairs.items():
-            binding.bind_ortvalue_input(name, state.values[name])
-            binding.bind_ortvalue_output(output, state.values[name])
+            if state.rows is None:
+                binding.bind_ortvalue_input(name, state.values[name])
+                binding.bind_ortvalue_output(output, state.values[name])
+            else:
+                part = _rows_of(state.values[name], state.rows, self._state_dtypes[name], self.device)
+                binding.bind_input(name, *part)
+                binding.bind_output(output, *part)
         for name in wanted:
             binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
         outputs = binding.get_outputs()[len(state.pairs) :]  # in the order of binding: state first
         return {name: value.numpy() for name, value in zip(wanted, outputs, strict=True)}
+
+
+def _rows_of(value: Any, rows: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:
+    """What a binding needs to see `rows` of a buffer's first axis where it lies: device, its number, dtype, shape, address."""
+    shape = value.shape()
+    stride = int(np.prod(shape[1:])) * dtype.itemsize
+    return device, 0, dtype, [rows.stop - rows.start, *shape[1:]], value.data_ptr() + rows.start * stride
 
 
 def _spec(node: Any) -> TensorSpec:

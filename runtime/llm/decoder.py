@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, Bundle
 from runtime.engine import Engine, EngineOptions, State, open_engine
-from runtime.errors import EngineError, PromptError
+from runtime.errors import ContextError, EngineError
 
 PREFILL_CHUNK = 512  # positions a run: bounds the score matrix to heads x 512 x P
 
@@ -88,7 +88,7 @@ class Conversation:
 def check_context(needed: int, max_context: int) -> None:
     """Refuse a prompt that the cache can't hold."""
     if needed > max_context:
-        raise PromptError(
+        raise ContextError(
             f"the prompt needs {needed} positions, the bundle holds {max_context}; "
             "ask a shorter question, or export with a larger --max-context or stronger --compress"
         )

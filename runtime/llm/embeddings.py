@@ -32,6 +32,10 @@ class Embeddings:
                 f"{SCALES} has the shape {self._scales.shape}, {ROWS} {len(self._rows)} rows; export the bundle again"
             )
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(ids)
         rows = self._rows[ids]
         return rows if self._scales is None else rows * self._scales[ids, None]

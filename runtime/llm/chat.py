@@ -1,0 +1,67 @@
+"""What a server asks of an LLM, local or remote: `async for piece in llm.answer(chat)`.
+
+N visual tokens of a clip, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.llm.sampling import Sampling
+from runtime.llm.scheduler import Piece
+
+
+@dataclass(frozen=True)
+class ClipTokens:
+    """key: what the clip is recognised by; tokens [N, D]."""
+
+    key: str
+    tokens: np.ndarray
+
+
+@dataclass
+class Usage:
+    """What an answer cost, filled in while it runs; cached: prompt tokens whose KV was there already."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Chat:
+    """messages: as `runtime.messages` takes them, their video parts in the order of `clips`; deadline: of time.monotonic()."""
+
+    messages: Sequence[dict[str, Any]]
+    clips: Sequence[ClipTokens]
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: Sequence[str] = ()
+    deadline: float = float("inf")
+    usage: Usage = field(default_factory=Usage)
+
+
+class LanguageModel(Protocol):
+    """max_context: positions that prompt and answer may have together, None where only the remote knows."""
+
+    max_context: int | None
+
+    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
+        """Refuse, before any clip is looked at, what can't be answered; return the prompt's tokens, clips included."""
+
+    def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
+        """Pieces of the answer; the last has `finish`. Closing the iterator stops the work. Errors are raised."""
+
+    def busy(self) -> dict[str, float]:
+        """{"running", "waiting", "kv_positions"} for the metrics."""
+
+    @property
+    def healthy(self) -> bool: ...
+
+    def close(self) -> None: ...

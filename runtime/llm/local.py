@@ -1,0 +1,117 @@
+"""The bundle's own decoder as an async LLM: requests go to the scheduler's thread, pieces come back to the event loop.
+
+N visual tokens, S prompt positions, D hidden.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.engine import EngineOptions
+from runtime.errors import ContextError
+from runtime.llm.chat import Chat, ClipTokens
+from runtime.llm.decoder import check_context
+from runtime.llm.scheduler import Piece, Request, Scheduler
+from runtime.llm.slots import SlotDecoder
+from runtime.messages import MessageIds, ids_of_messages
+from runtime.prompt import Prompt
+
+DEFAULT_MAX_TOKENS = 512  # of an answer whose length was not asked for
+
+
+class LocalLLM:
+    """One decoder with its scheduler; bundles that differ only in their vision half can share it."""
+
+    def __init__(self, prompt: Prompt, scheduler: Scheduler):
+        self.prompt, self.scheduler = prompt, scheduler
+        self.tokens_per_clip = prompt.bundle.manifest.tokens_per_clip
+        self.max_context: int | None = scheduler.decoder.max_context
+
+    @classmethod
+    def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> LocalLLM:
+        prompt = Prompt(bundle)
+        return cls(prompt, Scheduler(SlotDecoder.open(bundle, slots, backend, options), prompt))
+
+    def sharing(self, bundle: Bundle) -> LocalLLM:
+        """This decoder for another bundle of the same LLM."""
+        return LocalLLM(Prompt(bundle), self.scheduler)
+
+    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
+        ids = ids_of_messages(self.prompt, messages)
+        return self._fits(ids.text_tokens + ids.clips * self.tokens_per_clip, max_tokens)
+
+    async def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
+        keys, embeddings = await asyncio.to_thread(self._prompt, chat)
+        room = self._room(len(keys))
+        chat.usage.prompt_tokens = self._fits(len(keys), chat.max_tokens)
+        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        limit = chat.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        request = Request(keys, embeddings, limit, chat.sampling, chat.stop, chat.deadline)
+        generation = self.scheduler.submit(request, lambda piece: _call(loop, pieces, piece))
+        try:
+            while True:
+                piece = await pieces.get()
+                chat.usage.completion_tokens = len(generation.ids)
+                chat.usage.cached_tokens = generation.cached
+                chat.usage.seconds |= generation.seconds
+                if piece.error:
+                    raise piece.error
+                yield piece
+                if piece.last:
+                    return
+        finally:
+            generation.cancel()
+
+    def busy(self) -> dict[str, float]:
+        return {
+            "running": self.scheduler.running,
+            "waiting": self.scheduler.waiting,
+            "kv_positions": self.scheduler.positions,
+        }
+
+    @property
+    def healthy(self) -> bool:
+        return self.scheduler.alive
+
+    def close(self) -> None:
+        if self.scheduler.alive:
+            self.scheduler.close()
+
+    def _room(self, prompt_tokens: int) -> int:
+        # the last token chosen needs no row of the cache
+        return self.scheduler.decoder.max_context - prompt_tokens + 1
+
+    def _fits(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        check_context(prompt_tokens, self.scheduler.decoder.max_context)
+        if max_tokens is not None and max_tokens > self._room(prompt_tokens):
+            raise ContextError(
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, this model holds "
+                f"{self.scheduler.decoder.max_context} in all; ask for at most {self._room(prompt_tokens)}"
+            )
+        return prompt_tokens
+
+    def _prompt(self, chat: Chat) -> tuple[list[Hashable], np.ndarray]:
+        return prompt_of(self.prompt, ids_of_messages(self.prompt, chat.messages), chat.clips)
+
+
+def prompt_of(prompt: Prompt, ids: MessageIds, clips: Sequence[ClipTokens]) -> tuple[list[Hashable], np.ndarray]:
+    """(what stands at each position, embeddings [S, D]) of text ids with the clips' visual tokens between them."""
+    table = prompt.embeddings
+    keys: list[Hashable] = list(ids.texts[0])
+    rows = [table[list(ids.texts[0])]]
+    for clip, text in zip(clips, ids.texts[1:], strict=True):
+        keys += [(clip.key, row) for row in range(len(clip.tokens))]
+        keys += text
+        rows += [clip.tokens.astype(table.dtype, copy=False), table[list(text)]]
+    return keys, np.concatenate(rows)
+
+
+def _call(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece], piece: Piece) -> None:
+    if not loop.is_closed():  # a loop that is gone has nobody waiting
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)

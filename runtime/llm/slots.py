@@ -1,0 +1,100 @@
+"""Several conversations in one decoder: a fixed number of slots, each with its KV cache, decoded together as a ragged batch.
+
+A slot's cache is one entry of the first axis of the cache tensors, so a prompt is prefilled into its own entry and a decode
+step reads the weights once for all slots between the first and the last that take part. A slot in that range that sits the
+step out computes something for its next free row, which its next real position overwrites: idle slots keep what they hold.
+An engine whose graph takes one conversation at a time (TensorRT, bundles of older exports) has a state for every slot and
+decodes them in turn: slower, the same ids.
+
+S prompt positions, B slots of a step, M cache capacity, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.errors import EngineError, UserError
+from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder, check_context
+
+
+class SlotDecoder:
+    """`lengths[slot]` says how many rows of a slot's cache are filled; lower it to forget the rest."""
+
+    def __init__(self, bundle: Bundle, engine: Engine, slots: int):
+        if slots < 1:
+            raise EngineError(f"{slots} conversations at once, expected at least 1")
+        self.engine, self.slots, self.lengths = engine, slots, [0] * slots
+        single = LocalDecoder(bundle, engine)
+        self.max_context, self.dtype, self.hidden = single.max_context, single.dtype, bundle.manifest.hidden_size
+        self.batched = next(spec for spec in engine.inputs if spec.name == "inputs_embeds").shape[0] == BATCH
+        self._states: list[Any]
+        if self.batched:
+            self._states = [engine.new_state(single.cache_pairs, batch=slots)]  # type: ignore[call-arg]
+        else:
+            self._states = [engine.new_state(single.cache_pairs) for _ in range(slots)]
+
+    @classmethod
+    def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
+        """The graph for a batch where the bundle has one and ONNX Runtime is the backend that takes the decoder."""
+        if f"{DECODER_BATCH}.onnx" not in bundle.manifest.files or backend.startswith("tensorrt"):
+            return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
+        if backend == "auto" and options.device == "cuda":
+            try:
+                return cls(bundle, open_engine(bundle, DECODER, "tensorrt", options), slots)
+            except UserError:
+                pass  # no TensorRT here, or no engine of this bundle
+        return cls(bundle, open_engine(bundle, DECODER_BATCH, "onnx", options), slots)
+
+    def extend(self, slot: int, embeddings: np.ndarray, chunk: int = PREFILL_CHUNK) -> np.ndarray:
+        """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them."""
+        check_context(self.lengths[slot] + len(embeddings), self.max_context)
+        for start in range(0, len(embeddings), chunk):
+            part = embeddings[start : start + chunk]
+            begin, self.lengths[slot] = self.lengths[slot], self.lengths[slot] + len(part)
+            positions = np.arange(begin, begin + len(part), dtype=np.int64)
+            logits = self._run(self._state(slot, slot + 1), part[None], positions[None])
+        return _finite(logits[0])
+
+    def step(self, slots: Sequence[int], embeddings: np.ndarray) -> np.ndarray:
+        """Append one embedding to each of `slots`, embeddings [B, D]; return the logits [B, V] float32."""
+        for slot in slots:
+            check_context(self.lengths[slot] + 1, self.max_context)
+        if not self.batched:
+            return np.stack([self.extend(slot, row[None]) for slot, row in zip(slots, embeddings, strict=True)])
+        first, last = min(slots), max(slots) + 1
+        batch = np.zeros((last - first, 1, self.hidden), self.dtype)
+        batch[[slot - first for slot in slots], 0] = embeddings
+        for idle in set(range(first, last)) - set(slots):  # must have a free row to compute into
+            self.lengths[idle] = min(self.lengths[idle], self.max_context - 1)
+        positions = np.array([[length] for length in self.lengths[first:last]], np.int64)
+        logits = self._run(self._state(first, last), batch, positions, max(self.lengths[slot] for slot in slots) + 1)
+        for slot in slots:
+            self.lengths[slot] += 1
+        return _finite(logits[[slot - first for slot in slots]])
+
+    def close(self) -> None:
+        self._states.clear()
+        self.engine.close()
+
+    def _state(self, start: int, stop: int) -> Any:
+        return self._states[0].of_rows(start, stop) if self.batched else self._states[start]
+
+    def _run(self, state: Any, embeddings: np.ndarray, positions: np.ndarray, read: int | None = None) -> np.ndarray:
+        """Logits [B, V] of embeddings [B, S, D] at positions [B, S]; read: cache rows to look at, by default all up to here."""
+        feeds = {
+            "inputs_embeds": embeddings.astype(self.dtype, copy=False),
+            "position_ids": positions,
+            "attention_mask": np.ones((len(positions), read or int(positions.max()) + 1), np.int64),
+        }
+        return self.engine.run(feeds, state)["logits"][:, -1].astype(np.float32, copy=False)
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise EngineError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
+    return logits

@@ -1,0 +1,102 @@
+"""What is loaded: bundles by name, each with its vision half, and the LLMs that they share where they can.
+
+Bundles exported from one checkpoint with different compression have the same decoder; it is loaded once and its batch serves
+all of them, which is how a page offers several presets on a small machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import DECODER, Bundle
+from runtime.engine import EngineOptions
+from runtime.errors import BundleError, UsageError, nearest
+from runtime.llm.chat import LanguageModel
+from runtime.llm.decoder import check_context
+from runtime.llm.local import LocalLLM
+from runtime.server.clips import ClipEncoder
+from runtime.server.errors import ApiError
+from runtime.server.options import ServerOptions
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One bundle under the name that requests give."""
+
+    name: str
+    bundle: Bundle
+    encoder: ClipEncoder
+    llm: LanguageModel | None  # None for a bundle without one, whose tokens alone are served
+
+    def card(self) -> dict[str, Any]:
+        """What GET /v1/models says."""
+        manifest = self.bundle.manifest
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": int((self.bundle.path / "manifest.json").stat().st_mtime),
+            "owned_by": manifest.checkpoint["id"],
+            "max_model_len": self.llm.max_context if self.llm else None,
+            "tokens_per_clip": manifest.tokens_per_clip,
+            "patch_tokens_per_clip": manifest.patch_tokens,
+            "frames": manifest.frames,
+            "hidden_size": manifest.hidden_size,
+            "compression": manifest.compression,
+        }
+
+
+class Models:
+    """`models[name]`; ApiError 404 for a name that is not served."""
+
+    def __init__(self, served: Sequence[ServedModel]):
+        self.served = {model.name: model for model in served}
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], options: ServerOptions, backend: str, engine: EngineOptions) -> Models:
+        """Load everything; a UserError before anything heavy is loaded where a bundle can't be served."""
+        bundles = {_name(path): Bundle.open(path) for path in paths}
+        if len(bundles) < len(paths):
+            raise UsageError(f"two bundles would have one name: {', '.join(map(_name, paths))}; rename a directory")
+        if options.llm == "local" and not any(bundle.has_llm for bundle in bundles.values()):
+            raise BundleError(f"{paths[0]} has no LLM; export without --only vision, or name a remote one with --llm URL")
+        for bundle in bundles.values():
+            if options.llm == "local" and bundle.has_llm:
+                check_context(bundle.manifest.tokens_per_clip + 1, bundle.manifest.limits["max_context"])
+        decoders: dict[str, LocalLLM] = {}
+        served = []
+        for name, bundle in bundles.items():
+            llm: LanguageModel | None = None
+            if options.llm != "local":
+                from runtime.llm.remote import RemoteLLM, RemoteOptions
+
+                dtype, key = options.llm_dtype, options.llm_api_key
+                llm = RemoteLLM(bundle, RemoteOptions(options.llm, str(options.llm_model), key, dtype))
+            elif bundle.has_llm:
+                same = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"]["sha256"]
+                if same not in decoders:
+                    decoders[same] = LocalLLM.open(bundle, options.batch, backend, engine)
+                llm = decoders[same].sharing(bundle)
+            served.append(ServedModel(name, bundle, ClipEncoder(bundle, backend, engine, options.limits), llm))
+        return cls(served)
+
+    def __getitem__(self, name: str) -> ServedModel:
+        if name not in self.served:
+            raise ApiError(404, f'no model "{name}"{nearest(name, self.served)}', "model_not_found", "model")
+        return self.served[name]
+
+    @property
+    def llms(self) -> list[LanguageModel]:
+        """Each LLM once, whoever shares it."""
+        found = {id(getattr(m.llm, "scheduler", m.llm)): m.llm for m in self.served.values() if m.llm}
+        return list(found.values())
+
+    def close(self) -> None:
+        for llm in self.llms:
+            llm.close()
+
+
+def _name(path: Path) -> str:
+    return Path(path).resolve().name

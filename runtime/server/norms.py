@@ -1,0 +1,60 @@
+"""The vision engine with one more output: the norm of every token just before compression, for the page's heat map.
+
+    token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the tokens that the first compression stage is given
+
+One ReduceL2 more in the graph, so that a clip's norms cost no second run and its full tokens never leave the engine. Where the
+backend is not ONNX Runtime, or the tensor can't be found, the engine is the plain one and the page shows no heat map.
+
+T frames, H, W patch rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.engine import EngineOptions, open_engine
+from runtime.engine.onnx import OnnxEngine
+from runtime.tools.stages import is_compression
+
+TOKEN_NORMS = "token_norms"
+
+
+def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Any:
+    """The vision engine of `bundle`, with TOKEN_NORMS where that is possible."""
+    looped = options.device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files
+    if backend in ("auto", "onnx") and looped:
+        model = _with_norms(bundle)
+        if model is not None:
+            return OnnxEngine.load(model, options, data=bundle.path)
+    return open_engine(bundle, VISION, backend, options)
+
+
+def _with_norms(bundle: Bundle) -> bytes | None:
+    """The frame-by-frame graph with the output added; None where the manifest or the graph has no such tensor."""
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError:
+        return None
+    stages = bundle.manifest.stages
+    first = next((at for at, stage in enumerate(stages) if is_compression(stage["name"])), 0)
+    if not first:
+        return None
+    tensor = stages[first - 1]["tensor"]
+    model = onnx.load(str(bundle.model(VISION_LOOP)), load_external_data=False)
+    if not any(tensor in node.output for node in model.graph.node):
+        return None
+    kind = TensorProto.FLOAT
+    axes = helper.make_tensor(f"{TOKEN_NORMS}/axes", TensorProto.INT64, [1], [-1])
+    model.graph.initializer.append(axes)
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", [tensor], [f"{TOKEN_NORMS}/wide"], to=kind),  # 3,584 squared fp16 activations overflow
+            helper.make_node("Mul", [f"{TOKEN_NORMS}/wide", f"{TOKEN_NORMS}/wide"], [f"{TOKEN_NORMS}/squared"]),
+            helper.make_node("ReduceMean", [f"{TOKEN_NORMS}/squared", axes.name], [f"{TOKEN_NORMS}/mean"], keepdims=0),
+            helper.make_node("Sqrt", [f"{TOKEN_NORMS}/mean"], [TOKEN_NORMS]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info(TOKEN_NORMS, kind, None))
+    return model.SerializeToString()

@@ -1,0 +1,65 @@
+"""The server's options and their defaults; the command line reads them from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.errors import UsageError
+from runtime.video import DecodeLimits
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """host, port           where to listen; anything but loopback without a key warns
+    api_key              what clients send as bearer token; None: no check
+    llm, llm_model       "local", or the URL of an OpenAI-compatible server that takes prompt embeddings, and its model
+    llm_api_key          the key for that server
+    llm_dtype            "float16" or "bfloat16", of the embeddings sent to it
+    batch                answers that are decoded together
+    queue                requests accepted beyond those, before 429
+    deadline             seconds that a request may take, waiting included
+    drain                seconds that running requests get after SIGTERM
+    max_body             bytes of a request
+    max_media            bytes of one clip, fetched or decoded from base64
+    cache                bytes of visual tokens that are kept for further questions
+    media_hosts          hosts from which https clips may be fetched; none by default
+    media_paths          directories from which file: clips may be read; none by default
+    fetch_seconds        for one fetched clip, from first to last byte
+    limits               what a clip may ask of the decoder
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    llm: str = "local"
+    llm_model: str | None = None
+    llm_api_key: str | None = None
+    llm_dtype: str = "float16"
+    batch: int = 8
+    queue: int = 32
+    deadline: float = 300.0
+    drain: float = 30.0
+    max_body: int = 96 * MIB
+    max_media: int = 64 * MIB
+    cache: int = 256 * MIB
+    media_hosts: tuple[str, ...] = ()
+    media_paths: tuple[Path, ...] = ()
+    fetch_seconds: float = 30.0
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "max_body", "max_media", "deadline", "drain", "fetch_seconds"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
+        if self.queue < 0 or self.cache < 0:
+            raise UsageError("queue and cache can't be negative")
+        if self.api_key is not None and not self.api_key.strip():
+            raise UsageError("the API key is empty; give one, or leave the option out for a server without a key")
+        if self.llm != "local" and not self.llm_model:
+            raise UsageError(f"--llm {self.llm} needs --llm-model, the model's name there")
+        for folder in self.media_paths:
+            if not folder.is_dir():
+                raise UsageError(f"--allow-media-path {folder} is no directory")

@@ -1,0 +1,117 @@
+"""POST /v1/video/tokens: a clip's compressed tokens, for clients with an LLM of their own; /v1/video/inspect: what the page shows.
+
+N visual tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from plugins.schedule import ptg_schedule
+from runtime.bundle import Bundle
+from runtime.errors import UserError, missing_package
+from runtime.server.chat import encode
+from runtime.server.clips import EncodedClip
+from runtime.server.errors import ApiError
+from runtime.server.models import ServedModel
+from runtime.server.schema import MediaUrl, VideoRequest
+from runtime.server.state import State
+from runtime.tools.spec import read_spec
+
+CONTENT_TYPES = {"safetensors": "application/octet-stream", "npz": "application/octet-stream"}
+
+
+async def tokens(state: State, request: VideoRequest, deadline: float) -> tuple[bytes, dict[str, str]]:
+    """(the file, headers that say what is in it)."""
+    model, clip = await _clip(state, request, deadline)
+    array = clip.tokens.astype(request.dtype)
+    if not np.isfinite(array).all():
+        raise ApiError(422, "the tokens are out of float16's range; ask for dtype float32", "not_finite", "dtype")
+    manifest = model.bundle.manifest
+    facts = {
+        "bundle": model.encoder.identity,
+        "spec": manifest.compression["spec"],
+        "tokens_in": str(manifest.patch_tokens),
+        "tokens_out": str(len(array)),
+        "frames": json.dumps(clip.frames),
+        "timestamps": json.dumps([round(time, 6) for time in clip.timestamps]),
+    }
+    headers = {f"x-gridpool-{name.replace('_', '-')}": facts[name] for name in ("bundle", "spec", "tokens_in", "tokens_out")}
+    headers["content-disposition"] = f'attachment; filename="visual_tokens.{request.format}"'
+    return _file(array, clip, facts, request.format), headers
+
+
+async def inspect(state: State, request: VideoRequest, deadline: float) -> dict[str, Any]:
+    """Frames as small pictures, heat per patch in 0 … 1, and the frames that hold summaries."""
+    model, clip = await _clip(state, request, deadline)
+    manifest = model.bundle.manifest
+    summaries = summary_levels(model.bundle)
+    heat = _heat(clip.norms)
+    return {
+        "model": model.name,
+        "tokens_in": manifest.patch_tokens,
+        "tokens_out": len(clip.tokens),
+        "spec": manifest.compression["spec"],
+        "grid": manifest.grid,
+        "repeated_frames": clip.repeated,
+        "seconds": clip.seconds,
+        "frames": [
+            {
+                "index": index,
+                "time": round(clip.timestamps[number], 3),
+                "image": clip.pictures[number],
+                "summary_levels": summaries.get(number, []),
+                "heat": heat[number] if heat is not None else None,
+            }
+            for number, index in enumerate(clip.frames)
+        ],
+    }
+
+
+def summary_levels(bundle: Bundle) -> dict[int, list[int]]:
+    """{sampled frame: levels of Pyramid Temporal Gridding, from 1, that write a summary into it}."""
+    stages = read_spec(bundle.manifest.compression["spec"])
+    if not stages or stages[0].kind != "ptg":
+        return {}  # behind another stage the frames may be others
+    sizes, strides = ([int(value) for value in stages[0].options[name]] for name in ("sizes", "strides"))
+    levels: dict[int, list[int]] = {}
+    for level, groups in enumerate(ptg_schedule(bundle.manifest.frames, sizes, strides), start=1):
+        for group in groups:
+            levels.setdefault(group.writes, []).append(level)
+    return levels
+
+
+async def _clip(state: State, request: VideoRequest, deadline: float) -> tuple[ServedModel, EncodedClip]:
+    model = state.models[request.model]
+    given: list[MediaUrl] = [media for media in (request.video_url, request.input_video) if media is not None]
+    if len(given) != 1:
+        raise ApiError(400, "expected one clip, as video_url or as input_video", "invalid_value", "video_url")
+    clip, _ = await encode(state, model, given[0], deadline)
+    return model, clip
+
+
+def _heat(norms: np.ndarray | None) -> list[list[int]] | None:
+    """Norms [T, H, W] as T rows of H*W numbers 0 … 255, one scale for the clip."""
+    if norms is None:
+        return None
+    wide = norms.astype(np.float32)
+    low, high = float(wide.min()), float(np.quantile(wide, 0.995))
+    scaled = np.clip((wide - low) / max(high - low, 1e-9), 0, 1) * 255
+    return scaled.round().astype(int).reshape(len(norms), -1).tolist()
+
+
+def _file(array: np.ndarray, clip: EncodedClip, facts: dict[str, str], form: str) -> bytes:
+    if form == "npz":
+        file = io.BytesIO()
+        np.savez(file, visual_tokens=array, frames=clip.frames, timestamps=clip.timestamps)
+        return file.getvalue()
+    try:
+        from safetensors.numpy import save
+    except ImportError:
+        error: UserError = missing_package("safetensors", "format safetensors", "serve")
+        raise ApiError(400, f"{error}; or ask for format npz", "unsupported_value", "format") from None
+    return save({"visual_tokens": np.ascontiguousarray(array)}, metadata=facts)

@@ -1,0 +1,62 @@
+"""A real uvicorn on a free port of loopback for tests, and how requests with clips are written."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import uvicorn
+
+from runtime.server.app import create_app
+from runtime.server.models import Models
+from runtime.server.options import ServerOptions
+from runtime.server.state import State
+
+NAME = "llava-ov"
+
+
+@dataclass
+class Running:
+    """url without /v1; state: the server's own."""
+
+    url: str
+    state: State
+    server: uvicorn.Server
+
+    def client(self, key: str = "none", **options) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+
+
+@contextlib.contextmanager
+def running(models: Models, options: ServerOptions) -> Iterator[Running]:
+    """A server over `models`, which stay open."""
+    state = State(models, options)
+    config = uvicorn.Config(
+        create_app(state), host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Running(f"http://127.0.0.1:{port}", state, server)
+    server.should_exit = True
+    thread.join(20)
+    state.clips.close()
+
+
+def data_url(path: Path, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def question(text: str, *urls: str) -> list[dict]:
+    clips = [{"type": "video_url", "video_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*clips, {"type": "text", "text": text}]}]

@@ -1,0 +1,155 @@
+"""A remote LLM that is fed visual tokens answers as the local decoder does; what goes wrong there is told here."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from http_server import NAME, data_url, question, running
+from remote_llm import remote_llm
+
+from export.demo import CLIPS
+from runtime.engine import EngineOptions
+from runtime.errors import EngineError, UsageError
+from runtime.llm.remote import RemoteOptions, embeds
+from runtime.server.models import Models
+from runtime.server.options import ServerOptions
+
+ASKED = [("shapes.mp4", "which shape appears last ?", "cross"), ("flash.mp4", "what color is the flash ?", "white")]
+
+
+@pytest.fixture
+def through(bundle_path):
+    """through(url, **options) -> (client, server) of our server with that LLM."""
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+
+        def start(url: str, **more):
+            options = ServerOptions(llm=url, llm_model="tiny", **more)
+            models = Models.open([bundle_path], options, "onnx", EngineOptions(threads=1))
+            server = stack.enter_context(running(models, options))
+            return server.client(), server
+
+        yield start
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_answers_are_those_of_the_local_decoder(through, dtype):
+    with remote_llm() as (url, remote):
+        client, _ = through(url, llm_dtype=dtype, llm_api_key="theirs")
+        for clip, text, expected in ASKED:
+            got = client.chat.completions.create(model=NAME, messages=question(text, data_url(CLIPS / clip)), max_tokens=8)
+            assert got.choices[0].message.content == expected and got.choices[0].finish_reason == "stop"
+            assert got.usage.prompt_tokens == 267 if clip == "shapes.mp4" else True
+            assert got.metadata["compression"]["tokens_out"] == 257 and "warnings" not in got.metadata
+        body = remote.requests[0]
+        assert body["model"] == "tiny" and body["_authorization"] == "Bearer theirs"
+        assert [part["type"] for part in body["messages"][0]["content"]] == ["prompt_embeds", "text"]
+
+
+def test_text_before_and_after_a_clip_keeps_its_place_and_streams(through):
+    with remote_llm() as (url, remote):
+        client, _ = through(url)
+        clip = {"type": "video_url", "video_url": {"url": data_url(CLIPS / "shapes.mp4")}}
+        parts = [{"type": "text", "text": "look"}, clip, {"type": "text", "text": "which shape appears last ?"}]
+        messages = [{"role": "system", "content": "you are a helpful"}, {"role": "user", "content": parts}]
+        chunks = client.chat.completions.create(model=NAME, messages=messages, max_tokens=4, stream=True, stop=["zz"], seed=7)
+        assert "".join(c.choices[0].delta.content or "" for c in chunks)
+        body = remote.requests[0]
+        assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "prompt_embeds", "text"]
+        assert body["messages"][0] == {"role": "system", "content": "you are a helpful"}
+        assert (body["max_tokens"], body["stop"], body["seed"], body["temperature"]) == (4, ["zz"], 7, 0.0)
+
+
+def test_a_template_that_adds_to_the_parts_is_reported(through):
+    with remote_llm(newline=True) as (url, _):
+        client, _ = through(url)
+        got = client.chat.completions.create(
+            model=NAME, messages=question("what color is the square ?", data_url(CLIPS / "shapes.mp4"))
+        )
+        assert (
+            f"counts {got.usage.prompt_tokens} prompt tokens, this side {got.usage.prompt_tokens - 1}"
+            in got.metadata["warnings"][0]
+        )
+
+
+@pytest.mark.parametrize("statuses", [[429], [503, 502]])
+def test_what_was_not_begun_is_tried_again(through, statuses):
+    with remote_llm(status=list(statuses)) as (url, remote):
+        client, _ = through(url)
+        got = client.chat.completions.create(model=NAME, messages=question("what ?"), max_tokens=2)
+        assert got.choices and len(remote.requests) == len(statuses) + 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "ours"),
+    [(400, openai.BadRequestError, 400), (401, openai.InternalServerError, 503), (404, openai.InternalServerError, 503),
+     (422, openai.UnprocessableEntityError, 422), (500, openai.InternalServerError, 503)],
+)  # fmt: skip
+def test_what_the_remote_refuses_is_a_clear_error_and_not_tried_again(through, status, kind, ours):
+    with remote_llm(status=[status] * 9) as (url, remote):
+        client, _ = through(url)
+        with pytest.raises(kind, match=f"answers {status}: refused with {status}") as raised:
+            client.chat.completions.create(model=NAME, messages=question("what ?"))
+        assert raised.value.status_code == ours and len(remote.requests) == 1
+
+
+def test_an_answer_that_is_cut_off_is_an_error_and_not_asked_twice(through):
+    with remote_llm(cut=True) as (url, remote):
+        client, _ = through(url)
+        with pytest.raises(openai.InternalServerError, match="without a finish_reason"):
+            client.chat.completions.create(model=NAME, messages=question("what color is the square ?"))
+        with pytest.raises(openai.APIError, match="without a finish_reason"):
+            list(client.chat.completions.create(model=NAME, messages=question("what color is the square ?"), stream=True))
+        assert len(remote.requests) == 2
+
+
+def test_a_remote_that_is_not_there_is_said(through):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        client, _ = through(f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
+        with pytest.raises(openai.InternalServerError, match="can't be reached") as raised:
+            client.chat.completions.create(model=NAME, messages=question("what ?"))
+        assert raised.value.status_code == 503
+
+
+def test_the_remote_stops_when_our_client_goes_away(through):
+    with remote_llm(slow=0.05) as (url, remote):
+        _, server = through(url)
+        body = {"model": NAME, "messages": question("what color is the square ?"), "max_tokens": 400, "stream": True}
+        remote.answer = lambda body: (5, [12] * 400)  # an answer of 20 seconds
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+            next(response.iter_lines())
+        end = time.monotonic() + 5
+        while not remote.stopped and time.monotonic() < end:
+            time.sleep(0.05)
+        assert remote.stopped == 1 and server.state.admission.accepted == 0
+
+
+def test_a_deadline_holds_for_the_remote(through):
+    with remote_llm(slow=0.05) as (url, remote):
+        client, _ = through(url, deadline=0.6)
+        remote.answer = lambda body: (5, [12] * 400)
+        with pytest.raises(openai.InternalServerError) as raised:
+            client.chat.completions.create(model=NAME, messages=question("what ?"))
+        assert raised.value.status_code == 504
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 7e4), ("float16", np.nan), ("bfloat16", np.inf)])
+def test_values_that_are_not_finite_on_the_wire_are_not_sent(dtype, value):
+    tokens = np.ones((3, 4), np.float32)
+    tokens[1, 2] = value
+    with pytest.raises(EngineError, match=f"not finite in {dtype}"):
+        embeds(tokens, dtype)
+
+
+def test_urls_and_dtypes_that_make_no_sense_are_refused():
+    with pytest.raises(UsageError, match='URL is "host:8000"'):
+        RemoteOptions("host:8000", "m")
+    with pytest.raises(UsageError, match="float8"):
+        RemoteOptions("http://host/v1", "m", dtype="float8")

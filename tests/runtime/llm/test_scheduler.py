@@ -1,0 +1,169 @@
+"""Continuous batching gives every request the ids that it gets alone, in order of arrival, and reuses equal beginnings."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from runtime.errors import ContextError
+from runtime.llm.decoder import LocalDecoder
+from runtime.llm.sampling import Sampling
+from runtime.llm.scheduler import Cancelled, DeadlineError, Piece, Request, Scheduler
+from runtime.llm.slots import SlotDecoder
+from runtime.prompt import Prompt
+
+
+class Asked:
+    """One request and everything that came back."""
+
+    def __init__(self, scheduler: Scheduler, request: Request):
+        self.pieces: list[Piece] = []
+        self.ended = threading.Event()
+        self.when = 0.0
+        self.generation = scheduler.submit(request, self._emit)
+
+    def _emit(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        if piece.last:
+            self.when = time.monotonic()
+            self.ended.set()
+
+    def wait(self) -> Asked:
+        assert self.ended.wait(30)
+        return self
+
+
+@pytest.fixture
+def scheduler(bundle):
+    one = Scheduler(SlotDecoder.open(bundle, 4, "onnx"), Prompt(bundle))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def endless(scheduler, monkeypatch):
+    monkeypatch.setattr(scheduler.prompt, "eos", frozenset())
+    return scheduler
+
+
+def _request(bundle, seed: int, length: int, **more) -> Request:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(6, 60, length).tolist()
+    return Request(ids, np.asarray(Prompt(bundle).embeddings[ids]), **more)
+
+
+def _alone(bundle, request: Request) -> list[int]:
+    prompt = Prompt(bundle)
+    conversation = LocalDecoder.open(bundle, "onnx").conversation()
+    logits = conversation.extend(request.embeddings[None])
+    choose = request.sampling.chooser()
+    return list(conversation.generate(logits, lambda t: prompt.embeddings[[t]][None], choose, frozenset(), request.max_tokens))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, 0.9, 11)], ids=["greedy", "sampled"])
+def test_ids_are_those_of_each_request_alone(bundle, endless, sampling):
+    requests = [_request(bundle, n, 5 + 37 * n % 300, max_tokens=3 + 7 * n, sampling=sampling) for n in range(11)]
+    asked = [Asked(endless, request) for request in requests]
+    for one, request in zip(asked, requests, strict=True):
+        assert one.wait().generation.ids == _alone(bundle, request)
+        assert one.pieces[-1].finish == "length"
+
+
+def test_requests_start_in_the_order_of_their_arrival(bundle, endless):
+    asked = [Asked(endless, _request(bundle, n, 20, max_tokens=12)) for n in range(12)]
+    ends = [one.wait().when for one in asked]
+    assert ends == sorted(ends)
+
+
+def test_a_long_prompt_does_not_stop_running_answers(bundle, endless):
+    running = Asked(endless, _request(bundle, 0, 5, max_tokens=1000))
+    while len(running.pieces) < 5:
+        time.sleep(0.001)
+    long = Asked(endless, _request(bundle, 1, 1400, max_tokens=1))
+    before = len(running.generation.ids)
+    long.wait()
+    assert len(running.generation.ids) - before >= 1400 // 128 - 1  # a token for every chunk of the prompt
+
+
+def test_an_equal_beginning_is_not_computed_again(bundle, endless):
+    base = _request(bundle, 0, 200, max_tokens=4)
+    first = Asked(endless, base).wait()
+    ids = [*base.keys[:150], *range(10, 30)]
+    more = Request(ids, np.asarray(Prompt(bundle).embeddings[ids]), max_tokens=6)
+    second = Asked(endless, more).wait()
+    assert first.generation.cached == 0 and second.generation.cached == 150
+    assert second.generation.ids == _alone(bundle, more)
+    again = Asked(endless, more).wait()  # all but the last position, whose logits are needed
+    assert again.generation.cached == len(ids) - 1 and again.generation.ids == second.generation.ids
+
+
+def test_an_answer_is_part_of_what_can_be_reused(bundle, endless):
+    base = _request(bundle, 3, 60, max_tokens=8)
+    first = Asked(endless, base).wait()
+    ids = [*base.keys, *first.generation.ids, 12, 13]
+    more = Asked(endless, Request(ids, np.asarray(Prompt(bundle).embeddings[ids]), max_tokens=2)).wait()
+    assert more.generation.cached == 60 + 7  # the last id of an answer is never fed back
+
+
+def test_the_same_text_behind_another_clip_is_not_the_same_beginning(bundle, endless):
+    rng = np.random.default_rng(0)
+    tokens = [rng.normal(0, 0.1, (8, bundle.manifest.hidden_size)).astype(np.float32) for _ in range(2)]
+    requests = [
+        Request([1, 7, *((clip, row) for row in range(8)), 9], np.concatenate([np.zeros((2, 128), np.float32), rows, rows[:1]]), 3)
+        for clip, rows in zip("ab", tokens, strict=True)
+    ]
+    assert Asked(endless, requests[0]).wait().generation.cached == 0
+    assert Asked(endless, requests[1]).wait().generation.cached == 2
+
+
+def test_a_cancelled_request_frees_its_slot(bundle, endless):
+    asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400)) for n in range(5)]
+    while not all(one.pieces for one in asked[:4]):
+        time.sleep(0.001)
+    assert endless.running == 4 and endless.waiting == 1 and endless.positions >= 20
+    asked[0].generation.cancel()
+    assert isinstance(asked[0].wait().pieces[-1].error, Cancelled)
+    while not asked[4].pieces:
+        time.sleep(0.001)
+    for one in asked[1:]:
+        one.generation.cancel()
+        one.wait()
+    assert endless.running == endless.waiting == 0
+
+
+def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless):
+    soon = time.monotonic() + 0.2
+    asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400, deadline=soon)) for n in range(6)]
+    assert all(isinstance(one.wait().pieces[-1].error, DeadlineError) for one in asked)
+
+
+def test_a_failed_run_fails_its_requests_and_no_later_ones(bundle, endless, monkeypatch):
+    request = _request(bundle, 0, 30, max_tokens=5)
+    expected = Asked(endless, request).wait().generation.ids
+    step = endless.decoder.step
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(endless.decoder, "step", fail)
+    assert isinstance(Asked(endless, request).wait().pieces[-1].error, RuntimeError)
+    monkeypatch.setattr(endless.decoder, "step", step)
+    assert Asked(endless, request).wait().generation.ids == expected and endless.alive
+
+
+def test_the_cache_ends_an_answer(bundle, endless):
+    request = _request(bundle, 0, endless.decoder.max_context - 3, max_tokens=50)
+    one = Asked(endless, request).wait()
+    assert len(one.generation.ids) == 4 and one.pieces[-1].finish == "length"
+    with pytest.raises(ContextError):
+        endless.submit(_request(bundle, 0, endless.decoder.max_context + 1), lambda _: None)
+
+
+def test_closing_tells_those_who_wait(bundle):
+    scheduler = Scheduler(SlotDecoder.open(bundle, 1, "onnx"), Prompt(bundle))
+    asked = [Asked(scheduler, _request(bundle, n, 5, max_tokens=1400)) for n in range(2)]
+    scheduler.close()
+    assert all(one.ended.is_set() for one in asked) and not scheduler.alive

@@ -1,0 +1,223 @@
+"""Limits of the server: the key, sizes, the queue, deadlines, clients that go away, the drain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from http_server import NAME, data_url, question
+
+from export.demo import CLIPS
+
+ROOT = Path(__file__).resolve().parents[3]
+SHORT = question("what is it ?")
+
+
+@pytest.fixture
+def slow(models, monkeypatch):
+    """Every decode step takes 20 ms and answers never end by themselves; (steps so far,)."""
+    scheduler = models[NAME].llm.scheduler
+    steps = [0]
+    step = scheduler.decoder.step
+
+    def slowly(slots, embeddings):
+        steps[0] += 1
+        time.sleep(0.02)
+        return step(slots, embeddings)
+
+    monkeypatch.setattr(scheduler.decoder, "step", slowly)
+    monkeypatch.setattr(scheduler.prompt, "eos", frozenset())
+    return steps
+
+
+def test_the_key_is_asked_for(start):
+    server = start(api_key="right")
+    for key in ("wrong", "righ", "rightt", "right\u00e9"):
+        with pytest.raises((openai.AuthenticationError, UnicodeEncodeError)):
+            server.client(key).models.list()
+    assert [model.id for model in server.client("right").models.list()] == [NAME]
+    assert httpx.get(f"{server.url}/v1/models").headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_with_and_without_a_length(start):
+    server = start(max_body=10_000)
+    with pytest.raises(openai.APIStatusError) as raised:
+        server.client().chat.completions.create(model=NAME, messages=question("x" * 20_000))
+    assert raised.value.status_code == 413 and raised.value.code == "request_too_large"
+
+    def chunks():
+        for _ in range(40):
+            yield b"x" * 1000
+
+    got = httpx.post(f"{server.url}/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"})
+    assert got.status_code == 413
+    assert server.state.admission.accepted == 0
+
+
+def test_a_clip_over_the_limit_is_refused(start, video):
+    with pytest.raises(openai.APIStatusError) as raised:
+        start(max_media=1000).client().chat.completions.create(model=NAME, messages=question("x", video))
+    assert raised.value.status_code == 413 and raised.value.code == "media_too_large"
+
+
+def test_more_requests_than_the_queue_holds_are_told_when_to_come_back(start, slow):
+    server = start(batch=4, queue=2)
+    client, codes = server.client(), []
+
+    def ask():
+        try:
+            client.chat.completions.create(model=NAME, messages=SHORT, max_tokens=40)
+            codes.append(200)
+        except openai.RateLimitError as error:
+            assert int(error.response.headers["retry-after"]) >= 1 and error.code == "queue_full"
+            codes.append(429)
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [200] * 6 + [429] * 4
+    assert client.chat.completions.create(model=NAME, messages=SHORT, max_tokens=1)
+
+
+def test_a_deadline_ends_a_request(start, slow):
+    client = start(deadline=0.4).client()
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(model=NAME, messages=SHORT, max_tokens=1000)
+    assert raised.value.status_code == 504 and raised.value.code == "deadline_exceeded"
+    with pytest.raises(openai.APIError, match="deadline"):  # an event of the stream that had begun
+        list(client.chat.completions.create(model=NAME, messages=SHORT, max_tokens=1000, stream=True))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_decoding_stops_when_the_client_goes_away(start, slow, models, stream):
+    server = start()
+    scheduler = models[NAME].llm.scheduler
+    body = {"model": NAME, "messages": SHORT, "max_tokens": 1200, "stream": stream}
+    if stream:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+            next(response.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
+    _until(lambda: scheduler.running == 0 and server.state.admission.accepted == 0)
+    before = slow[0]
+    time.sleep(0.2)
+    assert slow[0] == before < 200  # 1,200 would have taken 24 s
+
+
+def test_encoding_stops_when_every_client_that_asked_has_gone(start, served, monkeypatch):
+    server, frames = start(), []
+    resize = served.encoder.vision.preprocessor.resize
+
+    def slowly(frame):
+        frames.append(1)
+        time.sleep(0.1)
+        return resize(frame)
+
+    monkeypatch.setattr(served.encoder.vision.preprocessor, "resize", slowly)
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"model": NAME, "messages": question("x", data_url(CLIPS / "flash.mp4"))}
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.4)
+    _until(lambda: server.state.admission.accepted == 0)
+    time.sleep(0.3)
+    before = len(frames)
+    time.sleep(0.3)
+    assert len(frames) == before < 16
+    assert len(server.state.clips) == 0
+
+
+def test_the_event_loop_answers_while_a_clip_is_encoded(start, served, monkeypatch, video):
+    server = start()
+    resize = served.encoder.vision.preprocessor.resize
+
+    def slowly(frame):
+        time.sleep(0.05)
+        return resize(frame)
+
+    monkeypatch.setattr(served.encoder.vision.preprocessor, "resize", slowly)
+    ask = threading.Thread(target=lambda: server.client().chat.completions.create(model=NAME, messages=question("x", video)))
+    ask.start()
+    _until(lambda: server.state.admission.accepted == 1)
+    times = []
+    while ask.is_alive():
+        begin = time.perf_counter()
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        times.append(time.perf_counter() - begin)
+    assert len(times) > 3 and sorted(times)[len(times) // 2] < 0.4
+
+
+def test_a_draining_server_takes_no_more(start):
+    server = start()
+    server.state.admission.draining = True
+    with pytest.raises(openai.InternalServerError) as raised:
+        server.client().chat.completions.create(model=NAME, messages=SHORT)
+    assert raised.value.status_code == 503 and raised.value.code == "draining"
+    assert httpx.get(f"{server.url}/health/ready").status_code == 503
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_sigterm_finishes_what_was_accepted(bundle_path, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "runtime", "serve", str(bundle_path), "--port", "0", "--backend", "onnx", "--threads", "1"]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=file, stdout=file)
+    try:
+        _until(lambda: " on http://" in log.read_text(), 60)
+        url = log.read_text().rpartition(" on ")[2].strip()
+        body = {"model": bundle_path.name, "messages": SHORT, "max_tokens": 400, "stream": True, "temperature": 2, "seed": 3}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(process.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" and json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+        assert process.wait(20) == 0
+        assert log.read_text().strip().endswith("drained")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, bundle_path, cli):
+    port = server.url.rpartition(":")[2]
+    done = cli("runtime", "serve", bundle_path, "--port", port)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: can't listen on 127.0.0.1:{port}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "0"], "batch is 0"),
+        (["--deadline", "-1"], "deadline is -1.0"),
+        (["--llm", "http://127.0.0.1:1/v1"], "needs --llm-model"),
+        (["--api-key", " "], "empty"),
+        (["--allow-media-path", "/nowhere"], "is no directory"),
+        (["--queu", "3"], "no option --queu"),
+    ],
+)
+def test_bad_options_are_one_line(bundle_path, capsys, options, message):
+    from runtime.__main__ import main
+
+    assert main(["serve", str(bundle_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def _until(condition, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
