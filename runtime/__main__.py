@@ -137,6 +137,12 @@ def _plot(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from runtime.tools import inspect
 
+    if args.predict:
+        from runtime.tools import predict
+
+        prediction = predict.predict(_bundle(args), args.predict)
+        _print(args, prediction.as_dict(), predict.text(prediction))
+        return 0
     facts = inspect.inspect(_bundle(args, verify=args.verify))
     _print(args, facts.as_dict(), inspect.text(facts))
     return 0
@@ -237,6 +243,9 @@ def _parser() -> ArgumentParser:
 
     inspect = command("inspect", _inspect, "what a bundle is, its token budget, the memory that it will need")
     inspect.add_argument("--verify", action="store_true", help="hash every file")
+    inspect.add_argument(
+        "--predict", metavar="cpu|orin|thor|h200", help="what each stage should take there, from operations and bytes"
+    )
 
     command("doctor", _doctor, "what is installed and usable here", bundle=False)
     return parser

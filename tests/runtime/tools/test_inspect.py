@@ -171,7 +171,7 @@ def test_without_onnx_the_weights_are_those_of_the_files_and_the_rest_says_so(bu
 def test_the_cache_has_the_bundles_precision(bundle, precision, size):
     llm = bundle.manifest.llm
     expected = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * bundle.manifest.limits["max_context"] * size
-    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, precision=precision))) == expected
+    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=llm | {"precision": precision}))) == expected
 
 
 def _save(directory, nodes, inputs, outputs, weights, functions=()):

@@ -1,0 +1,177 @@
+"""What a bundle's stages should take on a machine: the larger of its operations at the peak rate and its bytes at the memory's rate.
+
+A roofline says what a machine allows, not what an engine reaches. On this machine the rates are measured, through ONNX Runtime's own
+matrix product and a copy; elsewhere they are the makers' numbers without sparsity, and `reached` is the share of them that engines commonly get of dense
+transformers, an assumption and labelled so.
+
+S prompt positions.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.errors import EngineError, nearest
+from runtime.tools.table import table
+from runtime.tools.work import Work, decode_work, prefill_work, vision_work
+
+_TEXT = 32  # positions of chat template and question
+
+
+@dataclass(frozen=True)
+class Machine:
+    """rates: operations a second by precision; bandwidth: bytes a second; reached: share of both that is expected; source: of the rates."""
+
+    name: str
+    rates: dict[str, float]
+    bandwidth: float
+    reached: float
+    source: str
+
+
+MACHINES = {
+    "orin": Machine(
+        "Jetson AGX Orin 64GB",
+        {"fp32": 5.3e12, "fp16": 42.5e12, "int8": 85e12},
+        204.8e9,
+        0.5,
+        "NVIDIA's technical brief: 170 INT8 TOPS sparse on the GPU, half of it dense, half of that in FP16; 204.8 GB/s",
+    ),
+    "thor": Machine(
+        "Jetson AGX Thor T5000",
+        {"fp32": 8e12, "fp16": 258e12, "int8": 517e12},
+        273e9,
+        0.5,
+        "NVIDIA's 2070 FP4 TFLOPS sparse: an eighth of it in dense FP16, a quarter in 8 bits; 273 GB/s",
+    ),
+    "h200": Machine(
+        "H200 SXM", {"fp32": 67e12, "fp16": 989e12, "int8": 1979e12}, 4.8e12, 0.5, "NVIDIA's data sheet, without sparsity"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """seconds: predicted; bound: what it waits for, "arithmetic" or "memory"; operations and bytes: of the whole stage."""
+
+    name: str
+    seconds: float
+    bound: str
+    operations: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    machine: Machine
+    stages: list[Stage]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def predict(bundle: Bundle, name: str) -> Prediction:
+    """Stage times on "cpu" (this one, measured now) or a machine of MACHINES; EngineError for another name."""
+    if name != "cpu" and name not in MACHINES:
+        raise EngineError(f'no machine "{name}"{nearest(name, ["cpu", *MACHINES])}')
+    machine = measured() if name == "cpu" else MACHINES[name]
+    stages = []
+    if f"{VISION}.onnx" in bundle.manifest.files:
+        stages.append(_stage(f"encode and compress {bundle.manifest.frames} frames", vision_work(bundle), machine))
+    if f"{DECODER}.onnx" in bundle.manifest.files:
+        positions = bundle.manifest.tokens_per_clip + _TEXT
+        stages.append(_stage(f"prefill {positions:,} positions", prefill_work(bundle, positions), machine))
+        if len(stages) == 2:
+            first = [stages[0], stages[1]]
+            total = sum(stage.seconds for stage in first)
+            stages.append(Stage("time to first token", total, "", sum(s.operations for s in first), sum(s.bytes for s in first)))
+        stages.append(_stage("decode one token", decode_work(bundle, positions), machine))
+    return Prediction(machine, stages)
+
+
+def text(prediction: Prediction) -> str:
+    """The table for people, with the label that it is a prediction."""
+    machine = prediction.machine
+    rows = [
+        [stage.name, f"{stage.seconds:.3g}", stage.bound, f"{stage.operations / 1e9:,.1f}", f"{stage.bytes / 1e6:,.0f}"]
+        for stage in prediction.stages
+    ]
+    rates = ", ".join(f"{precision} {rate / 1e9:,.0f} GFLOP/s" for precision, rate in machine.rates.items())
+    share = "as measured" if machine.reached == 1 else f"of which {machine.reached:.0%} are assumed to be reached"
+    return "\n".join(
+        [
+            f"prediction, not a measurement: {machine.name}, {rates}, {machine.bandwidth / 1e9:,.0f} GB/s, {share}",
+            f"({machine.source})",
+            table(["stage", "seconds", "bound by", "GFLOP", "MB"], rows, right=(1, 3, 4)),
+        ]
+    )
+
+
+def measured() -> Machine:
+    """This machine's CPU: ONNX Runtime's float32 and int8 products of an encoder's size, and NumPy's copy. Takes about two seconds."""
+    from runtime.engine.onnx import OnnxEngine
+
+    rows, width, wide = 729, 1152, 4304
+    x = np.random.default_rng(0).normal(size=(1, rows, width)).astype(np.float32)
+    rates = {}
+    for precision in ("fp32", "int8"):
+        engine = OnnxEngine.load(_product(precision, rows, width, wide).SerializeToString())
+        rates[precision] = 2 * rows * width * wide / _fastest(lambda engine=engine: engine.run({"x": x}))
+        engine.close()
+    rates["fp16"] = rates["fp32"]  # ONNX Runtime computes float16 in float32 on a CPU
+    source = np.ones(64 << 20, np.uint8)
+    goal = np.empty_like(source)
+    bandwidth = 2 * source.nbytes / _fastest(lambda: np.copyto(goal, source))
+    return Machine("this CPU", rates, bandwidth, 1.0, "measured just now: one matrix product of an encoder's size, and a copy")
+
+
+def _stage(name: str, work: Work, machine: Machine) -> Stage:
+    arithmetic = sum(count / machine.rates[precision] for precision, count in work.operations.items()) / machine.reached
+    memory = work.bytes / machine.bandwidth / machine.reached
+    bound = "arithmetic" if arithmetic >= memory else "memory"
+    return Stage(name, max(arithmetic, memory), bound, sum(work.operations.values()), work.bytes)
+
+
+def _product(precision: str, rows: int, width: int, wide: int) -> Any:
+    """x [1, rows, width] times a constant, in float32 or in Q/DQ."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(1)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows, width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, rows, wide])
+    if precision == "fp32":
+        constants = [numpy_helper.from_array(rng.normal(size=(width, wide)).astype(np.float32), "w")]
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    else:
+        arrays = {
+            "w8": rng.integers(-127, 128, (width, wide), np.int8),
+            "ws": np.full(wide, 0.01, np.float32),
+            "wz": np.zeros(wide, np.int8),
+            "xs": np.float32(0.03),
+            "xz": np.int8(0),
+        }
+        constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["x8"]),
+            helper.make_node("DequantizeLinear", ["x8", "xs", "xz"], ["xd"]),
+            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["wd"], axis=1),
+            helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+        ]
+    graph = helper.make_graph(nodes, "product", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _fastest(function: Any) -> float:
+    """Seconds of the fastest of five calls after one to warm up: the rate, not the noise, is asked for."""
+    function()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
