@@ -48,7 +48,7 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
     "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe"
 )
-_SEEK_GAIN = 4  # frames that a seek must save; a decoder that was flushed takes about as many to give its first frame
+_SEEK_GAIN = 4  # frames that a seek must save; a flushed decoder takes about as many to give its first (benchmarks/seek.py)
 
 
 @dataclass(frozen=True)
