@@ -26,12 +26,29 @@ def main() -> int:
         print(json.dumps(measure(args.contestant, args.threads, args.rounds)))
         return 0
     bundle = prepare.bundle(args.size, args.threads, FRAMES)
-    command = ["benchmarks/server_batch.py", "--contestant", str(bundle), "--threads", str(args.threads), "--rounds", str(args.rounds)]
+    command = [
+        "benchmarks/server_batch.py",
+        "--contestant",
+        str(bundle),
+        "--threads",
+        str(args.threads),
+        "--rounds",
+        str(args.rounds),
+    ]
     one = Contestant("batching", command)
     compete([one], 1, args.threads)
     found = one.runs[0].output
     rows = [["graph for one conversation", 1, found["alone"], 1.0, found["alone"]]]
-    rows += [[f"batch of {n}", n, found["together"][str(n)], found["together"][str(n)] / found["together"]["1"], found["together"][str(n)] / n] for n in CHATS]
+    rows += [
+        [
+            f"batch of {n}",
+            n,
+            found["together"][str(n)],
+            found["together"][str(n)] / found["together"]["1"],
+            found["together"][str(n)] / n,
+        ]
+        for n in CHATS
+    ]
     text = (
         f"Size {args.size}, prompts of {found['positions']} positions, {NEW_TOKENS} tokens an answer, {args.threads} threads, median of "
         f"{args.rounds} interleaved rounds. Peak RSS {one.runs[0].peak_rss / 1e9:.2f} GB with 8 slots of {found['max_context']} positions.\n\n"
@@ -66,9 +83,7 @@ def measure(path: str, threads: int, rounds: int) -> dict:
     prompt, positions = Prompt(bundle), bundle.manifest.tokens_per_clip + 32
     prompt.eos = frozenset()
     base = prompt_embeddings(positions, bundle.manifest.hidden_size)[0]
-    requests = [
-        Request([(n, row) for row in range(positions)], base * (1 + 0.1 * n), NEW_TOKENS) for n in range(max(CHATS))
-    ]
+    requests = [Request([(n, row) for row in range(positions)], base * (1 + 0.1 * n), NEW_TOKENS) for n in range(max(CHATS))]
 
     alone = LocalDecoder.open(bundle, "onnx", options)
     expected, speeds = [], []
@@ -76,7 +91,9 @@ def measure(path: str, threads: int, rounds: int) -> dict:
         conversation = alone.conversation()
         logits = conversation.extend(request.embeddings[None])
         start = time.perf_counter()
-        ids = conversation.generate(logits, lambda t: prompt.embeddings[[t]][None], lambda x: int(x.argmax()), frozenset(), NEW_TOKENS)
+        ids = conversation.generate(
+            logits, lambda t: prompt.embeddings[[t]][None], lambda x: int(x.argmax()), frozenset(), NEW_TOKENS
+        )
         expected.append(list(ids))
         speeds.append((NEW_TOKENS - 1) / (time.perf_counter() - start))
     alone.engine.close()
