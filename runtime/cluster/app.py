@@ -19,7 +19,7 @@ from typing import Any
 from runtime.errors import UsageError, missing_package, nearest
 
 try:
-    from fastapi import FastAPI, Request, Response
+    from fastapi import Request, Response
     from fastapi.responses import StreamingResponse
     from ray import serve
     from ray.exceptions import RayActorError
@@ -108,7 +108,7 @@ class Replica:
 
         async def run() -> None:
             try:
-                await self.app(scope, receive, messages.put)
+                await self.app(scope, receive, messages.put)  # type: ignore[arg-type]
             finally:
                 await messages.put(None)
 
@@ -126,18 +126,13 @@ class Replica:
             raise RuntimeError(reason)
 
 
-front = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-
-
-@serve.ingress(front)
 class Front:
     """Passes requests on; knows nothing of bundles."""
 
     def __init__(self, replica: Any, max_body: int):
         self.replica, self.max_body = replica.options(stream=True), max_body
 
-    @front.api_route("/{path:path}", methods=["GET", "POST"])
-    async def any(self, request: Request, path: str) -> Response:
+    async def __call__(self, request: Request) -> Response:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -170,7 +165,7 @@ def build(args: dict[str, Any]) -> Any:
         bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
         scaling = {"autoscaling_config": bounds | {"target_ongoing_requests": options.target}}
     limit = options.batch + options.queue
-    replica = serve.deployment(
+    replica: Any = serve.deployment(
         Replica,
         name="replica",
         max_ongoing_requests=limit,
@@ -179,7 +174,7 @@ def build(args: dict[str, Any]) -> Any:
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         **scaling,
     )
-    entrance = serve.deployment(
+    entrance: Any = serve.deployment(
         Front, name="front", num_replicas=options.fronts, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.1}
     )
     return entrance.bind(replica.bind(replace(options)), ServerOptions().max_body)
