@@ -1,6 +1,6 @@
 """`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
 
-run · tokens · serve · build · parity · bench · tune · plot · inspect · doctor
+run · tokens · batch · serve · build · parity · bench · tune · plot · inspect · doctor
 """
 
 from __future__ import annotations
@@ -76,6 +76,28 @@ def _serve(args: argparse.Namespace) -> int:
     from runtime.server.serve import run
 
     return run([args.bundle, *args.more], options_of(args), args.backend, _engine_options(args))
+
+
+def _batch(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from runtime.cluster.batch import BatchOptions, run
+
+    options = BatchOptions(
+        workers=args.workers,
+        part=args.part_rows,
+        runner=args.runner,
+        address=args.ray_address,
+        retry_errors=args.retry_errors,
+        backend=args.backend,
+        device=args.device,
+        threads=args.threads or 1,
+    )
+    result = run(args.bundle, args.videos, args.out, options)
+    new = result.files - result.skipped
+    text = f"{args.out}: {new} rows, {result.errors} with errors, {result.skipped} done before, {result.seconds:.1f} s ({result.runner})"
+    _print(args, asdict(result), text)
+    return 1 if result.errors else 0
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -208,6 +230,16 @@ def _parser() -> ArgumentParser:
     tokens.add_argument("video", type=Path)
     tokens.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
     engine(tokens)
+
+    batch = command("batch", _batch, "write many videos' compressed tokens to Parquet; exit 1 where some have errors")
+    batch.add_argument("videos", nargs="+", help="files, directories, globs, or @FILE with one path a line")
+    batch.add_argument("--out", type=Path, required=True, metavar="DIR", help="Parquet parts; the same command again resumes")
+    batch.add_argument("--workers", type=int, default=2, help="clips encoded at once (default %(default)s)")
+    batch.add_argument("--part-rows", type=int, default=64, help="rows of one part (default %(default)s)")
+    batch.add_argument("--runner", choices=["auto", "ray", "local"], default="auto", help="default: Ray where it is installed")
+    batch.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster; default: one of its own")
+    batch.add_argument("--retry-errors", action="store_true", help="work again on files whose rows have errors")
+    engine(batch)
 
     from runtime.server.arguments import add_arguments
 

@@ -1,0 +1,214 @@
+"""The server as a Ray Serve application: `build(args)`, replicas of the same ASGI app behind a thin front.
+
+    serve run runtime.cluster.app:build bundle=/bundles/ov replicas=2
+
+The front takes the request, hands it whole to a replica and passes on what comes back. A response that is not a stream of events
+leaves the front only when it is complete, so when its replica dies before that, another one gets the same request: what was
+accepted is answered. A stream that has begun can't be begun again; it ends with an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UsageError, missing_package, nearest
+
+try:
+    from fastapi import Request, Response
+    from fastapi.responses import StreamingResponse
+    from ray import serve
+    from ray.exceptions import RayActorError
+except ImportError as error:
+    raise missing_package(str(error.name), "serving on Ray", "ray") from None
+
+TRIES = 4
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """bundle: one or several, with commas; replicas: fixed, unless max_replicas is more: then Ray scales between the two.
+
+    target: requests that a replica should have on average when Ray scales; cpus, gpus: that each replica reserves.
+    The others are the server's own, see runtime.server.options.
+    """
+
+    bundle: str
+    replicas: int = 1
+    max_replicas: int = 0
+    target: float = 4.0
+    fronts: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    backend: str = "auto"
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 8
+    queue: int = 32
+    deadline: float = 300.0
+    api_key: str | None = None
+    llm: str = "local"
+    llm_model: str | None = None
+
+    @classmethod
+    def of(cls, args: dict[str, Any]) -> ClusterOptions:
+        """From the arguments of a Serve config, whose values may be text."""
+        fields = {name: field.default for name, field in cls.__dataclass_fields__.items()}
+        values: dict[str, Any] = {}
+        for name, value in args.items():
+            if name not in fields:
+                raise UsageError(f"no argument {name}{nearest(name, fields)}")
+            kind = type(fields[name])
+            try:
+                values[name] = kind(value) if kind in (int, float) else value
+            except (TypeError, ValueError):
+                raise UsageError(f"{name} is {value!r}, expected a number") from None
+        if not values.get("bundle"):
+            raise UsageError("no bundle; give bundle=/path/to/bundle, the same on every node")
+        return cls(**values)
+
+
+class Replica:
+    """One loaded server; `respond` runs a request through its ASGI app."""
+
+    def __init__(self, options: ClusterOptions):
+        from runtime.engine import EngineOptions
+        from runtime.server.app import create_app
+        from runtime.server.models import Models
+        from runtime.server.options import ServerOptions
+        from runtime.server.state import State
+
+        served = ServerOptions(
+            api_key=options.api_key,
+            batch=options.batch,
+            queue=options.queue,
+            deadline=options.deadline,
+            llm=options.llm,
+            llm_model=options.llm_model,
+        )
+        paths = [Path(path) for path in options.bundle.split(",")]
+        models = Models.open(paths, served, options.backend, EngineOptions(options.device, options.threads))
+        self.state = State(models, served)
+        self.app = create_app(self.state)
+
+    async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[dict[str, Any], None]:
+        """The ASGI messages of the response."""
+        messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(16)
+        given = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if given.is_set():
+                await asyncio.Event().wait()  # the client is there until this generator is closed
+            given.set()
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def run() -> None:
+            try:
+                await self.app(scope, receive, messages.put)  # type: ignore[arg-type]
+            finally:
+                await messages.put(None)
+
+        task = asyncio.ensure_future(run())
+        try:
+            while (message := await messages.get()) is not None:
+                yield message
+            await task
+        finally:
+            task.cancel()
+
+    def check_health(self) -> None:
+        reason = self.state.not_ready()
+        if reason:
+            raise RuntimeError(reason)
+
+
+class Front:
+    """Passes requests on; knows nothing of bundles."""
+
+    def __init__(self, replica: Any, max_body: int):
+        self.replica, self.max_body = replica.options(stream=True), max_body
+
+    async def __call__(self, request: Request) -> Response:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.max_body:
+                return _error(413, f"the request is larger than {self.max_body} bytes", "request_too_large")
+        scope = _plain(request.scope)
+        for left in reversed(range(TRIES)):
+            messages = self.replica.respond.remote(scope, bytes(body))
+            try:
+                start = await anext(messages)
+                headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
+                if dict(headers).get("content-type", "").startswith("text/event-stream"):
+                    return _with_headers(StreamingResponse(_events(messages)), start["status"], headers)
+                content = b"".join([message.get("body", b"") async for message in messages])
+                return _with_headers(Response(content), start["status"], headers)
+            except RayActorError:
+                if not left:
+                    return _error(503, "no replica could finish this request", "replica_died", {"Retry-After": "5"})
+                await asyncio.sleep(0.2)
+        raise AssertionError("the last try returns")
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application, for `serve run` and a RayService's `import_path`. UsageError for arguments that make no sense."""
+    from runtime.server.options import ServerOptions
+
+    options = ClusterOptions.of(args)
+    scaling: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.max_replicas > options.replicas:
+        bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
+        scaling = {"autoscaling_config": bounds | {"target_ongoing_requests": options.target}}
+    limit = options.batch + options.queue
+    replica: Any = serve.deployment(
+        Replica,
+        name="replica",
+        max_ongoing_requests=limit,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=options.deadline,
+        ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
+        **scaling,
+    )
+    entrance: Any = serve.deployment(
+        Front, name="front", num_replicas=options.fronts, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.1}
+    )
+    return entrance.bind(replica.bind(replace(options)), ServerOptions().max_body)
+
+
+async def _events(messages: Any) -> AsyncGenerator[bytes, None]:
+    try:
+        async for message in messages:
+            if message.get("body"):
+                yield message["body"]
+    except RayActorError:
+        yield b"data: " + json.dumps(_error_body("the replica died while it answered", "replica_died")).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+
+def _plain(scope: Any) -> dict[str, Any]:
+    """What of an ASGI scope can travel, at the root of the app."""
+    kept = ("type", "http_version", "method", "scheme", "query_string", "headers", "client", "server")
+    plain = {name: scope[name] for name in kept if name in scope}
+    path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+    return plain | {"asgi": {"version": "3.0"}, "path": path, "raw_path": path.encode(), "root_path": ""}
+
+
+def _with_headers(response: Response, status: int, headers: list[tuple[str, str]]) -> Response:
+    response.status_code = status
+    for name, value in headers:
+        if name.lower() != "content-length":
+            response.headers[name] = value
+    return response
+
+
+def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(_error_body(message, code)), status, headers, "application/json")
+
+
+def _error_body(message: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}

@@ -1,0 +1,41 @@
+"""Ray for the length of a job: joined where there is a cluster, started here otherwise; the caller's own is left alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import UsageError, missing_package
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def session(address: str | None, cpus: int) -> Iterator[Any]:
+    """The ray module, connected. UsageError where the cluster at `address` does not answer."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        # a cluster of this process alone, on loopback: nobody has a token for it
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        import ray
+    except ImportError:
+        raise missing_package("ray", "running on Ray", "ray") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}}
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": max(cpus + 1, 2), "include_dashboard": False}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment, **options)
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(f"no Ray cluster at {address}: {error}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

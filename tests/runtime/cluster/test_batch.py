@@ -1,0 +1,207 @@
+"""Many videos to Parquet: the rows are the encoder's own; broken files, kills and changes cost no row and double none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as parquet
+import pytest
+
+from export.demo import CLIPS
+from runtime.__main__ import main
+from runtime.bundle import VISION
+from runtime.cluster.batch import BatchOptions, run
+from runtime.cluster.files import videos_of
+from runtime.errors import OutputError, UsageError
+from runtime.files import sha256_of
+from runtime.vision import VisionEncoder
+
+ROOT = Path(__file__).resolve().parents[3]
+LOCAL = BatchOptions(runner="local", part=3)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Five clips and two files that are none."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(5):
+        shutil.copy(CLIPS / ("shapes.mp4", "flash.mp4")[number % 2], folder / f"v{number}.mp4")
+    (folder / "broken.mp4").write_text("no video")
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+def _rows(out: Path) -> list[dict]:
+    return [row for part in sorted(out.glob("part-*.parquet")) for row in _part_rows(part)]
+
+
+def _part_rows(part: Path) -> list[dict]:
+    table = parquet.read_table(part)
+    rows = table.drop_columns(["tokens"]).to_pylist()
+    column = table["tokens"].combine_chunks()
+    shape, values = column.type.shape, np.asarray(column.storage.values)
+    for index, row in enumerate(rows):
+        size = int(np.prod(shape))
+        row["tokens"] = values[index * size : (index + 1) * size].reshape(shape) if column[index].is_valid else None
+    return rows
+
+
+def test_rows_hold_the_encoders_tokens(bundle_path, bundle, videos, tmp_path):
+    result = run(bundle_path, [str(videos)], tmp_path / "out", LOCAL)
+    assert (result.files, result.errors, result.skipped, result.parts) == (7, 2, 0, 3)
+    rows = {Path(row["path"]).name: row for row in _rows(tmp_path / "out")}
+    encoder = VisionEncoder.open(bundle, "onnx")
+    for number in range(5):
+        row = rows[f"v{number}.mp4"]
+        expected = encoder.encode(videos / f"v{number}.mp4").tokens
+        assert row["tokens"].dtype == np.float16 and row["tokens"].shape == (257, 128) and row["error"] is None
+        np.testing.assert_allclose(row["tokens"], expected, rtol=2e-3, atol=2e-3)
+        assert row["sha256"] == sha256_of(videos / f"v{number}.mp4")
+        assert (row["bundle"], row["spec"]) == (bundle.sha256(VISION), bundle.manifest.compression["spec"])
+    assert "is not a video" in rows["broken.mp4"]["error"] and rows["broken.mp4"]["tokens"] is None
+    assert "is empty" in rows["empty.mp4"]["error"]
+
+
+def test_the_same_command_again_does_nothing_and_another_bundle_everything(bundle_path, videos, tmp_path):
+    run(bundle_path, [str(videos)], tmp_path / "out", LOCAL)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    again = run(bundle_path, [str(videos)], tmp_path / "out", LOCAL)
+    assert (again.skipped, again.parts) == (7, 0)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+
+
+def test_new_and_changed_files_and_errors_to_retry_are_worked_on(bundle_path, videos, tmp_path):
+    out = tmp_path / "out"
+    run(bundle_path, [str(videos)], out, LOCAL)
+    shutil.copy(CLIPS / "shapes.mp4", videos / "v9.mp4")
+    shutil.copy(CLIPS / "flash.mp4", videos / "v0.mp4")  # it was the other clip
+    assert run(bundle_path, [str(videos)], out, LOCAL).skipped == 6
+    os.utime(videos / "broken.mp4", ns=(1, 1)), os.utime(videos / "broken.mp4")
+    shutil.copy(CLIPS / "shapes.mp4", videos / "empty.mp4")
+    result = run(bundle_path, [str(videos)], out, BatchOptions(runner="local", retry_errors=True))
+    assert result.errors == 1
+    rows = _rows(out)
+    assert Counter(Counter(row["path"] for row in rows).values()) == {1: 8}
+    assert next(row for row in rows if row["path"].endswith("v0.mp4"))["sha256"] == sha256_of(CLIPS / "flash.mp4")
+    assert [row["path"].rpartition("/")[2] for row in rows if row["error"]] == ["broken.mp4"]
+
+
+def _many(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        shutil.copy(CLIPS / ("shapes.mp4", "flash.mp4")[number % 2], folder / f"v{number:03}.mp4")
+    return folder
+
+
+def _start(bundle: Path, videos: Path, out: Path, runner: str, workers: int = 1) -> subprocess.Popen:
+    command = ["batch", str(bundle), str(videos), "--out", str(out), "--runner", runner, "--part-rows", "4"]
+    command += ["--workers", str(workers), "--backend", "onnx"]
+    return subprocess.Popen([sys.executable, "-m", "runtime", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def _complete(out: Path, videos: Path) -> None:
+    rows = _rows(out)
+    assert sorted(row["path"] for row in rows) == sorted(map(str, videos.iterdir()))
+    assert all(row["error"] is None and np.isfinite(row["tokens"]).all() for row in rows)
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(bundle_path, tmp_path):
+    videos, out = _many(tmp_path / "videos", 60), tmp_path / "out"
+    for parts in (2, 6):
+        process = _start(bundle_path, videos, out, "local")
+        _until(lambda parts=parts: len(list(out.glob("part-*.parquet"))) >= parts)
+        process.kill()
+        process.wait()
+        assert len(_rows(out)) < 60
+    assert run(bundle_path, [str(videos)], out, LOCAL).skipped >= 24
+    _complete(out, videos)
+    assert not list(out.glob(".part*"))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_rows_of_the_local_pool(bundle_path, videos, tmp_path):
+    outs = {}
+    for runner in ("local", "ray"):
+        done = _start(bundle_path, videos, tmp_path / runner, runner, workers=2)
+        error = done.communicate(timeout=300)[1]
+        assert done.returncode == 1, error  # two files are none
+        outs[runner] = sorted(_rows(tmp_path / runner), key=lambda row: row["path"])
+    assert len(outs["ray"]) == 7
+    for one, other in zip(outs["local"], outs["ray"], strict=True):
+        assert {k: v for k, v in one.items() if k != "tokens"} == {k: v for k, v in other.items() if k != "tokens"}
+        np.testing.assert_array_equal(one["tokens"], other["tokens"])
+
+
+@pytest.mark.slow
+def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_path):
+    videos, out = _many(tmp_path / "videos", 300), tmp_path / "out"
+    process = _start(bundle_path, videos, out, "ray", workers=2)
+    children: list[psutil.Process] = []
+    try:
+        _until(lambda: list(out.glob("part-*.parquet")), 120)
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if "MapWorker" in " ".join(child.cmdline())]
+        assert len(workers) == 2
+        os.kill(workers[0].pid, signal.SIGKILL)
+        before = len(list(out.glob("part-*.parquet")))
+        _until(lambda: len(list(out.glob("part-*.parquet"))) >= before + 3, 120)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+    finally:
+        for child in children:  # what Ray's own reaper has not ended yet
+            if child.is_running():
+                child.kill()
+    done = len(_rows(out))
+    assert 0 < done < 300
+    again = _start(bundle_path, videos, out, "ray", workers=2)
+    error = again.communicate(timeout=300)[1]
+    assert again.returncode == 0 and f"{done} of 300 files are done" in error
+    _complete(out, videos)
+
+
+def test_what_stands_for_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.mp4", "a.mkv", "c.txt", "sub/d.MOV"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("list").write_text(f"b.mp4\n\n{tmp_path}/a.mkv\nmissing.mp4\n")
+    assert videos_of(["."]) == [str(tmp_path / name) for name in ("a.mkv", "b.mp4", "sub/d.MOV")]
+    assert videos_of(["*.mp4", "b.mp4", "@list"]) == [str(tmp_path / name) for name in ("b.mp4", "a.mkv", "missing.mp4")]
+    Path("none").mkdir()
+    for bad in ("*.avi", "none", "@absent"):
+        with pytest.raises(UsageError):
+            videos_of([bad])
+
+
+def test_two_jobs_do_not_write_to_one_place(bundle_path, bundle, videos, tmp_path):
+    from runtime.cluster.parts import Parts
+
+    with Parts(tmp_path / "out", bundle).locked(), pytest.raises(OutputError, match="another job writes"):
+        run(bundle_path, [str(videos)], tmp_path / "out", LOCAL)
+
+
+def test_faults_are_one_line(bundle_path, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments in (["x*.mp4"], [str(CLIPS), "--workers", "0"], [str(CLIPS), "--out", str(tmp_path / "file")]):
+        more = [] if "--out" in arguments else ["--out", str(tmp_path / "o")]
+        assert main(["batch", str(bundle_path), *arguments, *more, "--runner", "local"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def _until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
