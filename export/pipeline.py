@@ -19,6 +19,7 @@ from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_mani
 from runtime.errors import ExportError, nearest
 from runtime.files import atomic_directory, require_writable
 from runtime.progress import say, step
+from runtime.prompt import Prompt
 
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
@@ -151,7 +152,10 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             unhashed: dict[str, dict[str, Any]] = {
                 path.relative_to(directory).as_posix(): {} for path in (directory / "llm").iterdir()
             }
-            check_llm(llm, Bundle(directory, replace(manifest, files=unhashed)), language, vision.visual_tokens)
+            draft = Bundle(directory, replace(manifest, files=unhashed))
+            check_llm(llm, draft, language, vision.visual_tokens)
+            around = Prompt(draft).around_question()
+            manifest = replace(manifest, prompt=manifest.prompt | ({"around_question": around} if around else {}))
         with step("hashing the bundle"):
             manifest = write_manifest(directory, manifest)
     verified = [result.as_dict() for result in vision.verified + llm.verified]

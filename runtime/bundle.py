@@ -46,7 +46,8 @@ class Manifest:
     tokens_per_clip   N, rows of `visual_tokens`, the closing newline token included
     hidden_size       D of the LLM
     preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}
-    prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids"}; {} without an LLM
+    prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids", "around_question": the rendered
+                      template before and after a question, where it leaves questions as they are}; {} without an LLM
     llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention"}; {} without an LLM
     precision         "fp32" | "fp16", of both graphs' weights and activations
     opset             ONNX opset of both graphs
@@ -211,6 +212,9 @@ def _check_values(file: Path, manifest: Manifest) -> None:
         check("prompt", _has(manifest.prompt, str, "chat_template", "video_token"), "a chat_template and a video_token")
         check("prompt", _has(manifest.prompt, int, "video_token_id"), "a video_token_id")
         check("prompt", isinstance(ids, list) and all(type(i) is int for i in ids), "a list of eos_token_ids")
+        around = manifest.prompt.get("around_question", ["", ""])  # bundles of earlier exports have none
+        two = isinstance(around, list) and len(around) == 2 and all(isinstance(text, str) for text in around)
+        check("prompt", two, "the two texts of around_question")
 
 
 def _positive(value: Any) -> bool:
