@@ -24,7 +24,7 @@ bool is_number(const std::string& text) {
 
 }  // namespace
 
-Arguments::Arguments(const Command& command, const std::vector<std::string>& rest) : prog_("gridpool " + command.name) {
+Arguments::Arguments(const Command& command, const std::vector<std::string>& rest) : command_(command.name) {
   std::vector<std::string> names, positionals;
   for (const auto& option : command.options) {
     names.push_back(option.name);
@@ -100,7 +100,7 @@ double Arguments::real(const std::string& option, double otherwise) const {
   return std::strtod(values_.at(option).c_str(), nullptr);
 }
 
-void Arguments::fail(const std::string& message) const { throw UsageError(message + "; `" + prog_ + " --help` shows what there is"); }
+void Arguments::fail(const std::string& message) const { throw UsageError(message + "; `gridpool " + command_ + " --help` shows what there is"); }
 
 std::string help_of(const Command& command) {
   std::string text = "usage: gridpool " + command.name;

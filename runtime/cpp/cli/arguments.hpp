@@ -35,11 +35,12 @@ class Arguments {
   std::string text(const std::string& option, const std::string& otherwise) const;
   int64_t whole(const std::string& option, int64_t otherwise) const;
   double real(const std::string& option, double otherwise) const;
+  const std::string& command() const { return command_; }
   bool wants_help() const { return help_; }
 
  private:
   [[noreturn]] void fail(const std::string& message) const;
-  std::string prog_;
+  std::string command_;
   std::map<std::string, std::string> values_;
   bool help_ = false;
 };

@@ -91,7 +91,8 @@ void interrupted(int) {
 EngineOptions engine_options(const Arguments& arguments) {
   const std::string threads = arguments.text("--threads", "0");
   const bool fits = !threads.empty() && threads.size() < 7 && std::all_of(threads.begin(), threads.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (!fits) throw UsageError("argument --threads: " + threads + " threads; expected 0 (the backend's choice) or more");
+  if (!fits) throw UsageError("argument --threads: " + threads + " threads; expected 0 (the backend's choice) or more; `gridpool " +
+                             arguments.command() + " --help` shows what there is");
   return {arguments.text("--device", "cpu"), std::stoi(threads), arguments.text("--onnxruntime", "")};
 }
 

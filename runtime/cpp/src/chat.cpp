@@ -114,7 +114,7 @@ Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& quest
   answer.seconds.emplace_back("time_to_first_token", first);
 
   start = Clock::now();
-  TextStream stream(prompt_);
+  TextStream stream(prompt_.tokenizer());
   const auto say = [&](const std::string& piece) {
     if (piece.empty()) return;
     answer.text += piece;

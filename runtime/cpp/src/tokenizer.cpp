@@ -233,4 +233,20 @@ std::vector<std::string> Tokenizer::special_tokens() const {
   return texts;
 }
 
+std::string TextStream::push(int64_t id) {
+  ids_.push_back(id);
+  const std::string text = tokenizer_.decode(ids_);
+  constexpr std::string_view replacement = "\xef\xbf\xbd";
+  const bool is_open = text.size() >= replacement.size() && text.compare(text.size() - replacement.size(), replacement.size(), replacement) == 0;
+  return is_open ? "" : take(text);
+}
+
+std::string TextStream::finish() { return take(tokenizer_.decode(ids_)); }
+
+std::string TextStream::take(const std::string& text) {
+  const std::string piece = text.size() > sent_ ? text.substr(sent_) : "";
+  sent_ = std::max(sent_, text.size());
+  return piece;
+}
+
 }  // namespace gridpool

@@ -1,4 +1,4 @@
-// What the shared library exports; everything else stays hidden.
+/* What the shared library exports; everything else stays hidden. C and C++. */
 #pragma once
 
 #if defined(_WIN32)

@@ -37,28 +37,12 @@ class GRIDPOOL_API Prompt {
   /// [1, 1, D]: the row of one id.
   Tensor embed(int64_t id) const;
 
-  /// Text of generated ids, special tokens left out.
-  std::string decode(const std::vector<int64_t>& ids) const;
-
+  const Tokenizer& tokenizer() const;
   const std::set<int64_t>& eos() const;
 
  private:
   struct Parts;
   std::unique_ptr<Parts> parts_;
-};
-
-/// Ids in, finished text out: a character whose bytes span several tokens is held back until it is whole.
-class GRIDPOOL_API TextStream {
- public:
-  explicit TextStream(const Prompt& prompt) : prompt_(prompt) {}
-  std::string push(int64_t id);  ///< the text that `id` completes, "" where none is complete yet
-  std::string finish();          ///< what was held back when the answer ended
-
- private:
-  std::string take(const std::string& text);
-  const Prompt& prompt_;
-  std::vector<int64_t> ids_;
-  size_t sent_ = 0;  // bytes handed out
 };
 
 }  // namespace gridpool

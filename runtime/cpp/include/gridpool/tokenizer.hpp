@@ -40,4 +40,18 @@ class GRIDPOOL_API Tokenizer {
   std::unique_ptr<Parts> parts_;
 };
 
+/// Ids in, finished text out: a character whose bytes span several tokens is held back until it is whole.
+class GRIDPOOL_API TextStream {
+ public:
+  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  std::string push(int64_t id);  ///< the text that `id` completes, "" where none is complete yet
+  std::string finish();          ///< what was held back when the answer ended
+
+ private:
+  std::string take(const std::string& text);
+  const Tokenizer& tokenizer_;
+  std::vector<int64_t> ids_;
+  size_t sent_ = 0;  // bytes handed out
+};
+
 }  // namespace gridpool
