@@ -33,6 +33,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--tensorrt", metavar="VERSION", help="make a node that this release does not take an error, e.g. 10.3")
     parser.add_argument("--max-context", type=int, metavar="N", help="KV positions (default: the clip and about a thousand more)")
     parser.add_argument("--only", choices=["vision", "llm"], help="export one half")
+    parser.add_argument(
+        "--split", action="store_true", help="encoder of one frame and compressor of the clip as two graphs (live video)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     return parser

@@ -5,7 +5,8 @@ when the tokenizer and the manifest stand beside it.
 
 The vision half has two graphs over one set of weights. `vision.onnx` takes all frames as a batch, which a GPU wants.
 `vision.loop.onnx` runs the frame-wise part frame by frame in an ONNX Loop: on a CPU that keeps a frame's activations in the
-cache (a quarter faster at SigLIP-so400m size) and memory does not grow with T.
+cache (a quarter faster at SigLIP-so400m size) and memory does not grow with T. With --split `vision.encoder.onnx` and
+`vision.compressor.onnx` take the Loop's place, and `vision.onnx` is what parity and plot look into.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from export import reference as torch_reference
 from export.checkpoint import Checkpoint
 from export.decoder import OPSET, Decoder
 from export.families import LLMHalf, VisionHalf
-from export.surgeon import run_passes
+from export.surgeon import PassReport, run_passes
 from export.surgeon.outputs import drop_outputs
+from export.surgeon.split import split
 from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
-from export.verify import StageResult, verify_llm, verify_looped, verify_vision
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from export.verify import StageResult, verify_frame_by_frame, verify_llm, verify_vision
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
+from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
 from runtime.progress import step
 from runtime.prompt import Prompt
@@ -65,13 +68,13 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     del spelled
     with step("surgeon passes on the vision half"):
         with_stages = _passes(half, traced.model, directory, VISION, None, precision=options.precision)
-        looped = _passes(half, drop_outputs(with_stages, ()), directory, VISION_LOOP, ["frame_loop"])
-        onnx.save(drop_outputs(looped, traced.stages.values()), str(directory / f"{VISION_LOOP}.onnx"))
+        by_frame = _write_frame_by_frame(half, drop_outputs(with_stages, ()), directory, vision, traced.stages, options)
         # last, because inside the function that a plugin may replace nothing can be looked at any more
         final = drop_outputs(with_stages, traced.stages.values())
         final = _passes(half, final, directory, VISION, ["fuse_gridpool"], compression=vision.compress.spec)
         onnx.save(final, str(path))
-    _check_tensorrt(half, path, VISION, options)
+    for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR) if options.split else (VISION,):
+        _check_tensorrt(half, directory / f"{graph}.onnx", graph, options)
 
     outputs: dict[str, np.ndarray] = {}
     with step("running torch for reference"):
@@ -80,9 +83,10 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
         batched = OnnxEngine.load(with_stages.SerializeToString(), data=directory)
         half.verified, tokens = verify_vision(batched, vision, outputs, pixels, options.precision)
         batched.close()
-        looped = OnnxEngine.load(directory / f"{VISION_LOOP}.onnx")
-        half.verified.append(verify_looped(looped, vision, tokens, pixels, options.precision))
-        looped.close()
+        engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
+        one = SplitVision(*engines) if options.split else engines[0]
+        half.verified.append(verify_frame_by_frame(one, vision, tokens, pixels, options.precision))
+        one.close()
     every = torch_reference.save_vision(directory / "reference", pixels, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
     half.stages = [{"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name]} for name in outputs]
@@ -121,6 +125,24 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)
     torch_reference.save_llm(bundle.path / "reference", expected)
+
+
+def _write_frame_by_frame(
+    half: Half, model: onnx.ModelProto, directory: Path, vision: Vision, stages: dict[str, str], options: ExportOptions
+) -> list[str]:
+    """Write what runs frame by frame, the Loop or encoder and compressor; the graphs' names."""
+    if not options.split:
+        looped = _passes(half, model, directory, VISION_LOOP, ["frame_loop"])
+        onnx.save(drop_outputs(looped, stages.values()), str(directory / f"{VISION_LOOP}.onnx"))
+        return [VISION_LOOP]
+    looped, _ = run_passes(model, ["frame_loop"], graph=VISION_LOOP, directory=directory, required=["frame_loop"])
+    encoder, compressor = split(drop_outputs(looped, stages.values()), vision.grid)
+    note = f"{len(compressor.graph.node)} nodes left for the compressor"
+    half.report.append(PassReport(VISION_ENCODER, "split", len(encoder.graph.node), note).as_dict())
+    onnx.save(encoder, str(directory / f"{VISION_ENCODER}.onnx"))
+    compressor = _passes(half, compressor, directory, VISION_COMPRESSOR, ["fuse_gridpool"], compression=vision.compress.spec)
+    onnx.save(compressor, str(directory / f"{VISION_COMPRESSOR}.onnx"))
+    return [VISION_ENCODER, VISION_COMPRESSOR]
 
 
 def _passes(

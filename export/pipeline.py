@@ -46,6 +46,7 @@ class ExportOptions:
     tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
     max_context  KV positions; None for the clip and about a thousand more
     only         vision | llm to export one half
+    split        the vision half as encoder of a frame and compressor of T, instead of the loop: live video, memory on a GPU
     force        replace an existing bundle
     """
 
@@ -60,6 +61,7 @@ class ExportOptions:
     tensorrt: str | None = None
     max_context: int | None = None
     only: str | None = None
+    split: bool = False
     force: bool = False
 
 
@@ -111,6 +113,8 @@ def export_bundle(options: ExportOptions) -> ExportResult:
         digest = checkpoint.sha256()
         source = kind.load_vision(checkpoint)
     frames = _frames(source.frames if options.frames is None else options.frames)
+    if options.split and frames < 2:
+        raise ExportError("--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
     compress = make(preset, frames=frames, height=source.grid[0], width=source.grid[1])
     tokens = compress.num_tokens + len(source.newline)
     max_context = _max_context(options.max_context, tokens, kind.max_positions(checkpoint)) if options.only != "vision" else 0
@@ -169,6 +173,8 @@ def _check(options: ExportOptions) -> None:
             raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
     if options.frames is not None:
         _frames(options.frames)
+    if options.split and options.only == "llm":
+        raise ExportError("--split is about the vision half, which --only llm leaves out; drop one of them")
     if options.max_context is not None and options.max_context < 1:
         raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
     if options.tensorrt is not None:

@@ -16,6 +16,7 @@ import torch
 from export.trace import Vision
 from runtime.bundle import Bundle
 from runtime.engine.onnx import OnnxEngine
+from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
@@ -70,12 +71,15 @@ def verify_vision(
     return results, got["visual_tokens"]
 
 
-def verify_looped(engine: OnnxEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str) -> StageResult:
-    """The graph that runs frame by frame against the tokens of the one that was compared stage by stage."""
+def verify_frame_by_frame(
+    engine: OnnxEngine | SplitVision, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str
+) -> StageResult:
+    """What runs frame by frame, in a Loop or split, against the tokens of the graph that was compared stage by stage."""
     (spec,) = engine.inputs
     got = engine.run({spec.name: pixels.astype(spec.dtype)})["visual_tokens"]
     selected = any(stage.select for _, stage in vision.compress.stages)
-    return _judge("visual_tokens (loop)", got, tokens, precision, selected)
+    name = "visual_tokens (split)" if isinstance(engine, SplitVision) else "visual_tokens (loop)"
+    return _judge(name, got, tokens, precision, selected)
 
 
 def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:

@@ -3,6 +3,8 @@
     manifest.json                 everything below, sized and hashed, and what the runtime must know
     vision.onnx (+ .data)         pixel_values [T, 3, h, w] -> visual_tokens [N, D]; N is a constant
     vision.loop.onnx              the same over the same weights, frame by frame: what a CPU runs
+    vision.encoder.onnx           instead of vision.loop.onnx in a bundle that was split: pixel_values [1, 3, h, w] ->
+    vision.compressor.onnx        features [1, H, W, C], and features [T, H, W, C] -> visual_tokens [N, D]; the same weights
     llm/decoder.onnx (+ .data)    inputs_embeds [1, S, D], position_ids, KV, attention_mask -> logits [1, 1, V], KV
     llm/embed_tokens.npy          [V, D], memory-mapped; llm/tokenizer.json, llm/chat_template.jinja
     reference/                    a fixed input and torch's output for it, in Polygraphy's formats
@@ -31,6 +33,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 VISION = "vision"  # graph names; the file of a graph is `<name>.onnx`
 VISION_LOOP = "vision.loop"
+VISION_ENCODER = "vision.encoder"
+VISION_COMPRESSOR = "vision.compressor"
 DECODER = "llm/decoder"
 
 
@@ -106,6 +110,11 @@ class Bundle:
     def has_llm(self) -> bool:
         return bool(self.manifest.llm)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the vision half also lies here as encoder and compressor (`python -m export --split`), which is then what runs."""
+        return f"{VISION_ENCODER}.onnx" in self.manifest.files
+
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists; BundleError where it lists none of that name."""
         if name not in self.manifest.files:
@@ -116,11 +125,15 @@ class Bundle:
         """Path of a graph's ONNX file (`graph` is VISION or DECODER)."""
         return self.file(f"{graph}.onnx")
 
+    def data_files(self, graph: str) -> list[str]:
+        """The files with the external weights of `graph`; the graphs of one half ("vision", "vision.encoder") share theirs."""
+        half = graph.partition(".")[0]
+        return sorted(name for name in self.manifest.files if name.startswith(f"{half}.onnx."))
+
     def sha256(self, graph: str) -> str:
         """One digest for a graph and its external data; engines are keyed by it."""
-        names = sorted(name for name in self.manifest.files if name.startswith(f"{graph}.onnx"))
-        if not names:
-            self.model(graph)  # raises with the message for an absent graph
+        self.model(graph)  # raises with the message for an absent graph
+        names = [f"{graph}.onnx", *self.data_files(graph)]
         return sha256("".join(self.manifest.files[name]["sha256"] for name in names).encode()).hexdigest()
 
 
@@ -203,6 +216,8 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     check("precision", manifest.precision in ("fp32", "fp16"), "fp32 or fp16")
     graphs = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in manifest.files]
     check("files", bool(graphs), f"a list with {VISION}.onnx or {DECODER}.onnx")
+    parts = [graph for graph in (VISION_ENCODER, VISION_COMPRESSOR) if f"{graph}.onnx" in manifest.files]
+    check("files", len(parts) != 1, f"a list with both of {VISION_ENCODER}.onnx and {VISION_COMPRESSOR}.onnx, or neither")
     check("llm", bool(manifest.llm) == (DECODER in graphs), f"filled in exactly where there is a {DECODER}.onnx")
     if manifest.llm:
         facts = all(_positive(manifest.llm.get(key)) for key in ("layers", "kv_heads", "head_dim"))

@@ -1,6 +1,6 @@
-"""Video -> compressed visual tokens: decode, preprocess, one run of the vision graph.
+"""Video -> compressed visual tokens: decode, preprocess, run the vision half.
 
-T frames, h, w pixels of a preprocessed frame, N visual tokens, D hidden.
+T frames, h, w pixels of a preprocessed frame, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ class VisionEncoder:
     def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
         """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""
         (spec,) = self.engine.inputs
-        tokens = self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})["visual_tokens"]
-        if not np.isfinite(tokens).all():
-            raise EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32")
-        return tokens
+        return finite(self.engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})["visual_tokens"])
+
+
+def finite(tokens: np.ndarray) -> np.ndarray:
+    """The same tokens; EngineError where one is not finite."""
+    if not np.isfinite(tokens).all():
+        raise EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32")
+    return tokens

@@ -37,6 +37,15 @@ def bundle(bundle_path: Path):
 
 
 @pytest.fixture(scope="session")
+def split_bundle(tmp_path_factory: pytest.TempPathFactory):
+    """The vision half of the same, its encoder and compressor as two graphs. Tests must not change it; copy it first."""
+    from export.pipeline import ExportOptions, export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "split"
+    return export_bundle(ExportOptions(out=str(out), split=True, only="vision")).bundle
+
+
+@pytest.fixture(scope="session")
 def clip() -> Path:
     """A shipped sample clip."""
     from export.demo import CLIPS

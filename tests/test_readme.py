@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import export.__main__
@@ -27,14 +28,18 @@ def _commands() -> list[str]:
     return sorted(set(plain))
 
 
-def test_the_python_example_answers(bundle_path, tmp_path, monkeypatch, capsys):
+def test_the_python_examples_answer(bundle_path, split_bundle, tmp_path, monkeypatch, capsys):
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles" / "llava-ov").symlink_to(bundle_path)
+    (tmp_path / "bundles" / "live").symlink_to(split_bundle.path)
     (tmp_path / "export").symlink_to(ROOT / "export")
     monkeypatch.chdir(tmp_path)
-    (example,) = _blocks("README.md", "python")
-    exec(compile(example, "README.md", "exec"), {})
+    live, ask = _blocks("README.md", "python")
+    names = {"camera": np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)}
+    exec(compile(ask, "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("cross257 {")
+    exec(compile(live, "README.md", "exec"), names)
+    assert names["visual"].tokens.shape == (257, 128) and names["visual"].clip.total == 3
 
 
 @pytest.mark.parametrize("command", _commands())

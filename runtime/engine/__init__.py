@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle import VISION, Bundle
 from runtime.errors import EngineError, UserError, nearest
 
 BACKENDS = {
@@ -52,7 +52,7 @@ class State(Protocol):
 
 
 class Engine(Protocol):
-    """One loaded graph.
+    """One loaded graph, or two that follow one another.
 
     backend, device     where it runs, for reports
     inputs, outputs     all tensors of the graph, state included
@@ -63,14 +63,6 @@ class Engine(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    @classmethod
-    def unavailable(cls, device: str) -> str | None:
-        """Why this backend can't run on `device` here, as one line with what to do; None where it can."""
-
-    @classmethod
-    def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> Engine:
-        """Load `graph` (VISION or DECODER) of `bundle`; EngineError says what was wrong and what to run."""
-
     def new_state(self, pairs: Mapping[str, str]) -> State:
         """Zeroed buffers for {input name: output name} pairs of equal dtype and shape."""
 
@@ -78,6 +70,18 @@ class Engine(Protocol):
         """Run once; `feeds` holds every input that `state` does not, the result every output that it does not."""
 
     def close(self) -> None: ...
+
+
+class Backend(Engine, Protocol):
+    """What BACKENDS names: an engine class that says whether it can run here and loads a graph of a bundle."""
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        """Why this backend can't run on `device` here, as one line with what to do; None where it can."""
+
+    @classmethod
+    def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> Backend:
+        """Load `graph` of `bundle` by its name; EngineError says what was wrong and what to run."""
 
 
 def backend_class(name: str) -> Any:
@@ -89,13 +93,16 @@ def backend_class(name: str) -> Any:
 
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
-    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine."""
+    """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine.
+
+    VISION of a bundle that was split is its encoder and its compressor on that backend, as one engine (`runtime.engine.split`).
+    """
     if backend != "auto":
         engine = backend_class(backend)
         reason = engine.unavailable(options.device)
         if reason:
             raise EngineError(f"backend {backend} can't run here: {reason}")
-        return engine.open(bundle, graph, options)
+        return _open(engine, bundle, graph, options)
     order = ["tensorrt", "tensorrt-rtx", "onnx"] if options.device == "cuda" else ["onnx"]
     reasons = []
     for name in order:
@@ -103,11 +110,19 @@ def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: Engi
         reason = engine.unavailable(options.device)
         if reason is None:
             try:
-                return engine.open(bundle, graph, options)
+                return _open(engine, bundle, graph, options)
             except UserError as error:
                 reason = str(error)
         reasons.append(f"{name}: {reason}")
     raise EngineError(f"no backend can run {graph} on {options.device}: " + "; ".join(reasons))
+
+
+def _open(engine: Any, bundle: Bundle, graph: str, options: EngineOptions) -> Engine:
+    if graph == VISION and bundle.is_split:
+        from runtime.engine.split import SplitVision
+
+        return SplitVision.open_both(engine, bundle, options)
+    return engine.open(bundle, graph, options)
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], bound: frozenset[str] = frozenset()) -> None:

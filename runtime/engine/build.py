@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.engine import cuda
 from runtime.engine import trt as facade
 from runtime.engine.plugin import LIBRARY, NONE, PluginChoice, taken
@@ -46,7 +46,7 @@ class BuildOptions:
 
     target     "tensorrt": "current" (the GPU of this machine) or "ampere-plus" (every GPU from Ampere on);
                "tensorrt-rtx": "any" (every GPU from Ampere on), "current", or architectures such as "sm89" or "sm86,sm120"
-    graphs     which graphs; () for all that the bundle has
+    graphs     which graphs; () for all that answer questions: of a split bundle, encoder and compressor instead of both at once
     force      build even where an engine of the same inputs is there
     tf32       let fp32 matrix products drop to TF32: faster, and no longer what the ONNX graph says
     workspace  scratch memory in MiB that a kernel may use, 0 for TensorRT's own limit
@@ -155,11 +155,11 @@ def dimension_names(path: Path, graph: str) -> dict[str, list[int | str]]:
 
 
 def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
-    has = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    has = [graph for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
     for graph in graphs:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
-    return list(dict.fromkeys(graphs)) or has
+    return list(dict.fromkeys(graphs)) or [graph for graph in has if graph != VISION or not bundle.is_split]
 
 
 def _available(options: BuildOptions) -> str:
@@ -206,7 +206,7 @@ def _build_graph(
     backend = options.backend
     builder, network, parser = facade.parse(backend, bundle.model(graph), plugin.kind != NONE)
     with_plugin = plugin.kind != NONE and taken(backend, network)
-    if plugin.kind != NONE and graph == VISION and not with_plugin:
+    if plugin.kind != NONE and graph in (VISION, VISION_COMPRESSOR) and not with_plugin:
         say(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools.table import size, table
 
@@ -52,7 +52,7 @@ class BundleFacts:
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
     memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
-             frame by frame
+             frame by frame; of a split bundle only what runs, encoder and compressor with the clip's features
     """
 
     bundle: str
@@ -78,7 +78,8 @@ class BundleFacts:
 def inspect(bundle: Bundle) -> BundleFacts:
     """Facts of an opened bundle; its graphs' structure is read, their weights are not."""
     manifest = bundle.manifest
-    graphs = [_graph(bundle, graph) for graph in (VISION, VISION_LOOP, DECODER) if f"{graph}.onnx" in manifest.files]
+    known = (VISION, VISION_LOOP, VISION_ENCODER, VISION_COMPRESSOR, DECODER)
+    graphs = [_graph(bundle, graph) for graph in known if f"{graph}.onnx" in manifest.files]
     budget: dict[str, Any] = {
         "patch_tokens": manifest.patch_tokens,
         "visual_tokens": manifest.tokens_per_clip,
@@ -150,7 +151,8 @@ def text(facts: BundleFacts) -> str:
 
 def _graph(bundle: Bundle, graph: str) -> GraphFacts:
     path = bundle.model(graph)
-    on_disk = sum(entry["size"] for name, entry in bundle.manifest.files.items() if name.startswith(f"{graph}.onnx"))
+    shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
+    on_disk = sum(bundle.manifest.files[name]["size"] for name in (f"{graph}.onnx", *shared))
     try:
         from runtime.tools import liveness
 
@@ -175,6 +177,8 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
 def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
     found = {graph.graph: graph for graph in graphs}
     looped = found.pop(VISION_LOOP, None)
+    if bundle.is_split:  # `vision.onnx` is not run
+        del found[VISION]
     memory = {f"{name} weights": graph.weights for name, graph in found.items()}
     memory |= {f"{name} activations": graph.activations for name, graph in found.items()}
     if bundle.has_llm:

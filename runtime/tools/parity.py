@@ -3,6 +3,7 @@
 In: a bundle's `reference/` (input, torch's stages and tokens, transformers' logits and greedy ids) and the backends to hold
 against it. Out: one row a stage and backend. `visual_tokens` and the LLM's rows come from the engines that answer questions;
 the stages before come from the same graph with those tensors as outputs, on ONNX Runtime, the only backend that can show them.
+Of a split bundle every backend also shows the features that its encoder hands to its compressor.
 
 error = max |got - expected| / max |expected|, see runtime/tools/compare.py, where the tolerances are too.
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
+from runtime.engine.split import SplitVision
 from runtime.errors import BundleError, UserError
 from runtime.llm.decoder import LocalDecoder
 from runtime.progress import step
@@ -27,11 +29,12 @@ from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.compare import ABSENT_ROWS, TOLERANCE, Difference, compare
 from runtime.tools.reference import LLMReference
-from runtime.tools.stages import VISUAL_TOKENS, Stages, run_stages
+from runtime.tools.stages import VISUAL_TOKENS, Stages, is_compression, run_stages
 from runtime.tools.table import table
 
 PREFILL, GREEDY = "llm/prefill", "llm/greedy_ids"
-BATCHED = f"{VISUAL_TOKENS} (batched)"  # of vision.onnx, where the engine that answers runs vision.loop.onnx, frame by frame
+BATCHED = f"{VISUAL_TOKENS} (batched)"  # of vision.onnx, where the engine that answers goes frame by frame through other graphs
+FEATURES = "features (split)"  # what the encoder of a split bundle hands to its compressor
 
 
 @dataclass(frozen=True)
@@ -188,23 +191,30 @@ def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> li
 def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
     pixels = reference.pixel_values(bundle)
     engine = open_engine(bundle, VISION, backend, options)
+    answered = {}  # by the engines that answer questions
     try:
         (spec,) = engine.inputs
-        tokens = engine.run({spec.name: pixels.astype(spec.dtype, copy=False)})
+        feed = pixels.astype(spec.dtype, copy=False)
+        if isinstance(engine, SplitVision):
+            answered[FEATURES] = engine.encode_all(feed)
+            answered[VISUAL_TOKENS] = engine.compress(answered[FEATURES])
+        else:
+            answered[VISUAL_TOKENS] = engine.run({spec.name: feed})[VISUAL_TOKENS]
     finally:
         engine.close()
     every = {stage["name"]: stage["every"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
-    if backend == "onnx":
-        inner = run_stages(bundle, pixels, options)
-        expected = reference.outputs(bundle, "stages")
-    else:  # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
-        inner, expected = run_stages(bundle, pixels, EngineOptions(), []), {}
+    # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
+    inner = run_stages(bundle, pixels, options) if backend == "onnx" else run_stages(bundle, pixels, EngineOptions(), [])
     got = dict(inner.tensors)
     batched = got.pop(VISUAL_TOKENS, None)
-    if batched is not None and f"{VISION_LOOP}.onnx" in bundle.manifest.files:
+    if batched is not None and (bundle.is_split or f"{VISION_LOOP}.onnx" in bundle.manifest.files):
         got[BATCHED] = batched
-    got[VISUAL_TOKENS] = tokens[VISUAL_TOKENS]
+    got |= answered
+    expected = reference.outputs(bundle, "stages") if len(got) > 1 else {}
     truth = reference.outputs(bundle, "torch")[VISUAL_TOKENS]  # of the tokens, every value is kept
+    if FEATURES in got:
+        before = list(every)[next(at for at, name in enumerate(every) if is_compression(name)) - 1]
+        expected[FEATURES], every[FEATURES] = expected[before], every[before]
     expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
     every |= {VISUAL_TOKENS: 1, BATCHED: 1}
     return _judge(got, expected, every, inner, backend, bundle.manifest.precision)

@@ -55,6 +55,8 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         (["--max-context", "0"], "--max-context is 0, expected at least 1"),
         (["--tensorrt", "9.9"], 'no table for TensorRT "9.9"; known: 10.3'),
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
+        (["--split", "--frames", "1"], "--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2"),
+        (["--split", "--only", "llm"], "--split is about the vision half, which --only llm leaves out; drop one of them"),
         (["--compres", "nsp"], 'no option --compres; did you mean "--compress"?'),
     ],
 )

@@ -12,7 +12,8 @@ import pytest
 from export import halves
 from export.__main__ import main
 from export.pipeline import ExportOptions, export_bundle
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.engine import open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
 from runtime.tools.parity import parity
@@ -68,25 +69,26 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.has_llm == (only == "llm")
 
 
-def test_large_weights_lie_in_one_file_that_both_vision_graphs_share(tmp_path, monkeypatch, bundle):
+@pytest.mark.parametrize("split", [False, True], ids=["loop", "split"])
+def test_large_weights_lie_in_one_file_that_all_vision_graphs_share(tmp_path, monkeypatch, bundle, split):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
-    large = _export(tmp_path)
+    large = _export(tmp_path, split=split, only="vision")
+    graphs = (VISION, VISION_ENCODER, VISION_COMPRESSOR) if split else (VISION, VISION_LOOP)
     assert (large.path / "vision.onnx.data").stat().st_size > 1e6
-    assert (large.path / "vision.onnx").stat().st_size < 3e5 and (large.path / "vision.loop.onnx").stat().st_size < 3e5
+    assert all(large.model(graph).stat().st_size < 3e5 for graph in graphs)
     where = {
         entry.value
-        for graph in (VISION, VISION_LOOP)
+        for graph in graphs
         for tensor in onnx.load(str(large.path / f"{graph}.onnx"), load_external_data=False).graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
     assert where == {"vision.onnx.data"}
     pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 126, 126)).astype(np.float32)
-    for graph in (VISION, VISION_LOOP):
-        expected = OnnxEngine.load(bundle.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
-        got = OnnxEngine.load(large.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    expected = OnnxEngine.load(bundle.model(VISION)).run({"pixel_values": pixels})["visual_tokens"]
+    for engine in (OnnxEngine.load(large.model(VISION)), open_engine(large, VISION)):
+        np.testing.assert_allclose(engine.run({"pixel_values": pixels})["visual_tokens"], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""The vision graph as two: an encoder that takes one frame, and a compressor that takes the features of T of them.
+
+    vision.loop        pixel_values [T, 3, h, w] -> Loop(T): encoder, projector -> compress -> visual_tokens [N, D]
+    vision.encoder     pixel_values [1, 3, h, w] -> features [1, H, W, C]
+    vision.compressor  features [T, H, W, C] -> visual_tokens [N, D]
+
+The cut is where the pass `frame_loop` ends its Loop, so that what is frame-wise is decided in one place: behind the projector,
+or behind the encoder where compression stands before the projector. The Loop's body becomes the encoder. One frame, not a
+dynamic batch: live video brings one at a time, memory is a frame's, a static shape needs no optimisation profile and may be
+captured as a CUDA graph. A GPU that one frame does not fill is served by the graph over all frames instead.
+
+Weights stay where they lie: both graphs refer to the same external data as the one that they were cut from.
+
+T frames, h, w pixels, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import helper
+
+from runtime.errors import ExportError
+
+FEATURES = "features"
+
+
+def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """(encoder, compressor) of a vision graph whose frame-wise part is a Loop. grid: (H, W).
+
+    ExportError where the graph does not come apart behind one tensor a frame.
+    """
+    loops = [node for node in looped.graph.node if node.op_type == "Loop"]
+    if len(loops) != 1 or len(loops[0].output) != 1 or len(loops[0].input) != 2:
+        found = f"{len(loops)} loops" if len(loops) != 1 else f"{len(loops[0].output)} tensors a frame"
+        raise ExportError(
+            f"the vision graph does not come apart into encoder and compressor: {found}, expected one; export without --split"
+        )
+    (loop,) = loops
+    (picture,) = looped.graph.input
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    frames = picture.type.tensor_type.shape.dim[0].dim_value
+    squeeze = next(node for node in body.node if body.output[1].name in node.output)
+    dtype = body.output[1].type.tensor_type.elem_type
+    *_, patches, channels = (dim.dim_value for dim in body.output[1].type.tensor_type.shape.dim)
+    if squeeze.op_type != "Squeeze" or patches != grid[0] * grid[1]:
+        raise ExportError(
+            f"a frame leaves the encoder as {patches} patches by {squeeze.op_type}, expected {grid[0]}x{grid[1]}; export without --split"
+        )
+
+    first = next(node for node in body.node if node.op_type == "Unsqueeze" and node.input[0] in _picked(body, picture.name))
+    own = [node for node in body.node if node not in (first, squeeze) and not _is_bookkeeping(node, body, picture.name)]
+    pixels = _one_frame(picture)
+    for node in own:
+        _rename_inputs(node, first.output[0], pixels.name)
+    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [4], [1, *grid, channels])
+    own.append(helper.make_node("Reshape", [squeeze.input[0], shape.name], [FEATURES], "vision/features/Reshape"))
+    features = helper.make_tensor_value_info(FEATURES, dtype, [1, *grid, channels])
+    encoder = _model(looped, "vision.encoder", own, [pixels], [features], [shape], body.value_info)
+
+    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [3], [frames, patches, channels])
+    after = [node for node in looped.graph.node if node is not loop]
+    after.insert(0, helper.make_node("Reshape", [FEATURES, shape.name], [loop.output[0]], "vision/features/Reshape"))
+    features = helper.make_tensor_value_info(FEATURES, dtype, [frames, *grid, channels])
+    compressor = _model(looped, "vision.compressor", after, [features], list(looped.graph.output), [shape], looped.graph.value_info)
+    return encoder, compressor
+
+
+def _picked(body: onnx.GraphProto, source: str) -> set[str]:
+    return {name for node in body.node if node.op_type == "Gather" and node.input[0] == source for name in node.output}
+
+
+def _is_bookkeeping(node: onnx.NodeProto, body: onnx.GraphProto, source: str) -> bool:
+    """The condition handed on, and the frame picked out of the clip."""
+    return body.output[0].name in node.output or bool(_picked(body, source) & set(node.output))
+
+
+def _one_frame(picture: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    one = onnx.ValueInfoProto()
+    one.CopyFrom(picture)
+    one.type.tensor_type.shape.dim[0].dim_value = 1
+    return one
+
+
+def _rename_inputs(node: onnx.NodeProto, old: str, new: str) -> None:
+    for index, name in enumerate(node.input):
+        if name == old:
+            node.input[index] = new
+
+
+def _model(
+    source: onnx.ModelProto,
+    name: str,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    more: Sequence[onnx.TensorProto],
+    known: Sequence[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    """A model of its own with the initializers that `nodes` read; all else is `source`'s."""
+    read = {tensor for node in nodes for tensor in node.input}
+    made = {tensor for node in nodes for tensor in node.output} - {output.name for output in outputs}
+    missing = read - made - {tensor.name for tensor in [*source.graph.initializer, *inputs, *more]} - {""}
+    if missing:
+        raise ExportError(f"{name} would read {sorted(missing)[0]} of the other part; export without --split")
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    graph = helper.make_graph(
+        nodes,
+        name,
+        inputs,
+        outputs,
+        [*(tensor for tensor in source.graph.initializer if tensor.name in read), *more],
+        value_info=[value for value in known if value.name in made],
+    )
+    model.graph.CopyFrom(graph)
+    return model

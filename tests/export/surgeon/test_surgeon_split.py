@@ -1,0 +1,87 @@
+"""Encoder and compressor cut out of a looped vision graph: the same numbers, the weights shared, and what can't be cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from surgeon_graphs import model_from_text, normal, run
+
+from export.surgeon import run_passes
+from export.surgeon.split import split
+from runtime.errors import ExportError
+
+T, GRID, D = 3, (2, 4), 5
+BODY = """g (float[3,2,6] pixel_values) => (float[12,5] visual_tokens) {
+    hidden = MatMul(pixel_values, first)
+    wide = Reshape(hidden, shape)
+    patches = MatMul(wide, second)
+    pooled = ReduceMean<keepdims = 0>(patches, axes)
+    across = ReduceMax<keepdims = 0>(patches, frames)
+    visual_tokens = Concat<axis = 0>(TAIL)
+}"""
+
+
+def _model(tail: str = "pooled, across, newline"):
+    model = model_from_text(
+        BODY.replace("TAIL", tail),
+        first=normal(6, 20),
+        second=normal(5, 5, seed=1),
+        shape=np.array([T, 8, 5]),
+        axes=np.array([1]),
+        frames=np.array([0]),
+        newline=normal(1, 5, seed=2),
+    )
+    for node in model.graph.node[3:]:
+        node.name = f"compress/{node.name}"
+    return model
+
+
+def _looped(model):
+    return run_passes(model, ["frame_loop"], graph="vision.loop", required=["frame_loop"])[0]
+
+
+def test_encoder_of_each_frame_then_compressor_is_the_whole_graph():
+    pixels = normal(T, 2, 6, seed=3)
+    (expected,) = run(_model(), {"pixel_values": pixels})
+    encoder, compressor = split(_looped(_model()), GRID)
+    for model in (encoder, compressor):
+        onnx.checker.check_model(model, full_check=True)
+    features = np.concatenate([run(encoder, {"pixel_values": frame[None]})[0] for frame in pixels])
+    assert features.shape == (T, *GRID, D)
+    np.testing.assert_allclose(run(compressor, {"features": features})[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_each_part_has_the_weights_that_it_reads_and_no_loop():
+    encoder, compressor = split(_looped(_model()), GRID)
+    names = [{tensor.name for tensor in model.graph.initializer} for model in (encoder, compressor)]
+    assert {"first", "second"} <= names[0] and "newline" in names[1]
+    assert not names[0] & {"newline", "axes"} and not names[1] & {"first", "second"}
+    assert not any(node.op_type in ("Loop", "Gather") for model in (encoder, compressor) for node in model.graph.node)
+
+
+def test_weights_outside_the_file_stay_where_they_lie():
+    model = _looped(_model())
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "first")
+    onnx.external_data_helper.set_external_data(weight, "vision.onnx.data", 64, weight.ByteSize())
+    weight.ClearField("raw_data")
+    encoder, _ = split(model, GRID)
+    (kept,) = (tensor for tensor in encoder.graph.initializer if tensor.name == "first")
+    assert kept == weight
+
+
+def test_a_graph_without_a_loop_is_refused():
+    with pytest.raises(ExportError, match="does not come apart into encoder and compressor: 0 loops, expected one"):
+        split(_model(), GRID)
+
+
+def test_two_tensors_of_a_frame_are_refused():
+    model = _model()
+    model.graph.node[4].input[0] = "wide"
+    with pytest.raises(ExportError, match="2 tensors a frame, expected one; export without --split"):
+        split(_looped(model), GRID)
+
+
+def test_features_that_are_no_grid_are_refused():
+    with pytest.raises(ExportError, match="leaves the encoder as 8 patches by Squeeze, expected 3x3"):
+        split(_looped(_model()), (3, 3))

@@ -1,0 +1,144 @@
+"""Encoder and compressor as one engine: what it computes, refuses, and which engines are built and opened for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from export.pipeline import ExportOptions, export_bundle
+from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle, write_manifest
+from runtime.engine import EngineOptions, TensorSpec, open_engine
+from runtime.engine.build import BuildOptions, build
+from runtime.engine.onnx import OnnxEngine
+from runtime.engine.split import SplitVision
+from runtime.errors import BundleError, EngineError
+from runtime.tools import reference
+from runtime.tools.inspect import inspect
+from runtime.tools.parity import parity
+from runtime.vision import VisionEncoder
+
+
+@pytest.fixture(scope="module")
+def before_projector(tmp_path_factory):
+    out = tmp_path_factory.mktemp("split") / "fp16"
+    options = ExportOptions(out=str(out), split=True, only="vision", precision="fp16", place="before-projector", compress="evs")
+    return export_bundle(options).bundle
+
+
+class TestNumbers:
+    def test_the_tokens_are_those_of_the_whole_graph(self, split_bundle, bundle, clip):
+        expected = VisionEncoder.open(bundle).encode(clip)
+        got = VisionEncoder.open(split_bundle).encode(clip)
+        assert got.clip.indices == expected.clip.indices
+        np.testing.assert_allclose(got.tokens, expected.tokens, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("which", ["split_bundle", "before_projector"])
+    def test_parity_shows_the_features_too(self, request, which):
+        report = parity(request.getfixturevalue(which), ["onnx"])
+        assert report.ok, report.rows
+        shapes = {row.stage: row.shape for row in report.rows}
+        assert shapes["features (split)"] == ((16, 9, 9, 128) if which == "split_bundle" else (16, 9, 9, 96))
+        assert {"visual_tokens (batched)", "visual_tokens"} <= shapes.keys()
+
+    def test_parity_names_the_encoder_where_it_differs(self, split_bundle, tmp_path):
+        path = shutil.copytree(split_bundle.path, tmp_path / "b")
+        model = onnx.load(str(path / "vision.encoder.onnx"))
+        weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.1, weight.name))
+        onnx.save(model, str(path / "vision.encoder.onnx"))
+        report = parity(Bundle(path, write_manifest(path, split_bundle.manifest)), ["onnx"])
+        assert [row.stage for row in report.rows if not row] == ["features (split)", "visual_tokens"]
+
+
+class TestBundle:
+    def test_the_loop_gives_way_and_the_whole_graph_stays(self, split_bundle, bundle):
+        assert split_bundle.is_split and not bundle.is_split
+        names = set(split_bundle.manifest.files)
+        assert {f"{VISION}.onnx", f"{VISION_ENCODER}.onnx", f"{VISION_COMPRESSOR}.onnx"} <= names
+        assert f"{VISION_LOOP}.onnx" not in names
+
+    def test_the_projector_lies_in_the_compressor_where_compression_stands_before_it(self, split_bundle, before_projector):
+        weights = [{g.graph: g.weights for g in inspect(b).graphs}[VISION_COMPRESSOR] for b in (split_bundle, before_projector)]
+        assert weights[0] < 2e4 < weights[1]
+
+    def test_inspect_counts_what_runs(self, split_bundle):
+        facts = inspect(split_bundle)
+        assert "vision weights" not in facts.memory and facts.memory["vision.encoder activations"] < 1e6
+        assert facts.memory["total"] == sum(size for part, size in facts.memory.items() if part != "total")
+
+    def test_half_of_the_split_is_refused(self, split_bundle, tmp_path):
+        path = shutil.copytree(split_bundle.path, tmp_path / "b")
+        values = json.loads((path / "manifest.json").read_text())
+        del values["files"]["vision.compressor.onnx"]
+        (path / "manifest.json").write_text(json.dumps(values))
+        with pytest.raises(BundleError, match=r"both of vision\.encoder\.onnx and vision\.compressor\.onnx, or neither"):
+            Bundle.open(path)
+
+    def test_the_digest_of_each_part_has_the_shared_weights_in_it(self, split_bundle, tmp_path):
+        path = shutil.copytree(split_bundle.path, tmp_path / "b")
+        digests = []
+        for content in (b"weights", b"Weights"):
+            (path / "vision.onnx.data").write_bytes(content)
+            bundle = Bundle(path, write_manifest(path, split_bundle.manifest))
+            digests.append([bundle.sha256(graph) for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR)])
+        assert all(a != b for a, b in zip(*digests, strict=True))
+        assert len(set(digests[0])) == 3
+
+
+class TestEngine:
+    def test_it_looks_like_the_whole_graph(self, split_bundle, bundle):
+        split = open_engine(split_bundle, VISION)
+        whole = OnnxEngine.load(bundle.model(VISION))
+        assert isinstance(split, SplitVision)
+        assert (split.inputs, split.outputs) == (whole.inputs, whole.outputs)
+        assert (split.backend, split.device) == ("onnx", "cpu")
+        with pytest.raises(EngineError, match=r"pixel_values has shape \[3, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"):
+            split.run({"pixel_values": np.zeros((3, 3, 126, 126), np.float32)})
+        with pytest.raises(EngineError, match="keeps no state"):
+            split.new_state({"past": "present"})
+
+    def test_a_frame_alone_and_in_the_clip_have_the_same_features(self, split_bundle):
+        pixels = reference.pixel_values(split_bundle)
+        engine = open_engine(split_bundle, VISION)
+        np.testing.assert_array_equal(engine.encode(pixels[5:6]), engine.encode_all(pixels)[5])
+
+    def test_parts_that_do_not_fit_are_refused(self, split_bundle, before_projector):
+        parts = [
+            OnnxEngine.load(b.model(graph)) for b, graph in ((split_bundle, VISION_ENCODER), (before_projector, VISION_COMPRESSOR))
+        ]
+        with pytest.raises(BundleError, match=r"makes float32 \[1, 9, 9, 128\] of a frame, the compressor takes float16"):
+            SplitVision(*parts)
+
+    def test_an_encoder_is_closed_when_the_compressor_does_not_load(self, split_bundle):
+        closed = []
+
+        class Backend:
+            inputs = outputs = (TensorSpec("pixel_values", np.dtype(np.float32), (1, 3, 4, 4)),)
+
+            @classmethod
+            def open(cls, bundle, graph, options):
+                if graph == VISION_COMPRESSOR:
+                    raise EngineError("no compressor")
+                return cls()
+
+            def close(self):
+                closed.append(True)
+
+        with pytest.raises(EngineError, match="no compressor"):
+            SplitVision.open_both(Backend, split_bundle, EngineOptions())
+        assert closed == [True]
+
+
+def test_both_parts_are_built_for_tensorrt_and_the_whole_graph_only_where_it_is_named(split_bundle, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    bundle = Bundle.open(shutil.copytree(split_bundle.path, tmp_path / "b"))
+    built = build(bundle, BuildOptions())
+    assert [engine.graph for engine in built] == [VISION_ENCODER, VISION_COMPRESSOR]
+    assert all(engine.path.stat().st_size == engine.size for engine in built)
+    assert {engine.graph for engine in build(bundle, BuildOptions(graphs=(VISION,)))} == {VISION}
+    (facts,) = inspect(bundle).engines
+    assert set(facts.graphs) == {VISION, VISION_ENCODER, VISION_COMPRESSOR} and not facts.stale
