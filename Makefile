@@ -1,5 +1,6 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
 # make test   the tests that fit a quarter of an hour;  make test-slow  the rest
+# make cpp    the C++ runtime (runtime/cpp), into build/cpp
 # make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
 PYTHON ?= python3
 VENV   := .venv
@@ -8,7 +9,7 @@ BUNDLE := bundles/llava-ov
 CLIP   := export/demo/clips/shapes.mp4
 QUESTION := which shape appears last ?
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench cpp cpp-packages clean
 
 demo: $(VENV)/.installed
 	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
@@ -26,6 +27,13 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+cpp: cpp-packages
+	cmake -S runtime/cpp -B build/cpp -G Ninja
+	cmake --build build/cpp
+
+cpp-packages:
+	runtime/cpp/install-packages.sh
 
 bench: $(VENV)/.installed
 	$(PY) benchmarks/run_all.py

@@ -20,6 +20,7 @@ from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_mani
 from runtime.errors import ExportError, nearest
 from runtime.files import atomic_directory, require_writable
 from runtime.progress import say, step
+from runtime.prompt import Prompt
 
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
@@ -181,7 +182,13 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             expected = check_llm(llm, unfinished, language, vision.visual_tokens)
             if options.of_llm.startswith("int"):
                 quantize_llm_half(llm, unfinished, language, expected, options)
-                manifest = replace(manifest, llm=llm.facts, report=vision.report + llm.report)
+            around = Prompt(unfinished).around_question()
+            manifest = replace(
+                manifest,
+                prompt=manifest.prompt | ({"around_question": around} if around else {}),
+                llm=llm.facts,
+                report=vision.report + llm.report,
+            )
         if vision.quantized or llm.quantized:
             quantization.write(directory, vision.quantized | llm.quantized)
         with step("hashing the bundle"):

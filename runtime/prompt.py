@@ -78,7 +78,7 @@ class Prompt:
         for token in sorted(added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special):
             if token in question:
                 raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
-        text = self.render([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}])
+        text = self._text(question)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         marker = self.facts["video_token_id"]
         if ids.count(marker) != 1:
@@ -87,6 +87,18 @@ class Prompt:
             )
         at = ids.index(marker)
         return PromptIds(ids[:at], ids[at + 1 :])
+
+    def around_question(self) -> list[str] | None:
+        """The prompt's text before and after a question, for the C++ runtime, which renders no templates.
+
+        None where the template does not leave questions as they are, or says more than once what was asked.
+        """
+        marks = (" \t first mark ", "second\nmark")
+        before, found, after = self._text(marks[0]).partition(marks[0])
+        return [before, after] if found and all(self._text(mark) == before + mark + after for mark in marks) else None
+
+    def _text(self, question: str) -> str:
+        return self.render([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}])
 
     def render(self, messages: list[dict]) -> str:
         """The chat template on `messages`, with the generation prompt, under Hugging Face's rules for templates."""

@@ -1,0 +1,30 @@
+// The commands behind main(): what they take, and what they do; each returns the exit code.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "arguments.hpp"
+#include "gridpool/engine.hpp"
+
+namespace gridpool::cli {
+
+using OrderedJson = nlohmann::ordered_json;
+
+int run(const Arguments& arguments);
+int tokens(const Arguments& arguments);
+int bench(const Arguments& arguments);
+
+EngineOptions engine_options(const Arguments& arguments);
+std::string backend(const Arguments& arguments);
+
+/// One line of log on stderr.
+void say(const std::string& message);
+
+/// A result on stdout: `data` with --json, else `text`.
+void print(const Arguments& arguments, const OrderedJson& data, const std::string& text);
+
+/// Stage timings as the JSON object that the Python runtime prints.
+OrderedJson json_of(const std::vector<std::pair<std::string, double>>& seconds);
+
+}  // namespace gridpool::cli

@@ -1,0 +1,91 @@
+// The bundle: what `python -m export` wrote, checked as runtime/bundle.py checks it, with the same messages.
+//
+// Sizes are checked at every load, hashes at the first load of a path and after any change of a file's size or time; what
+// was verified is remembered where the Python runtime remembers it, so either may start at once after the other.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "gridpool/error.hpp"
+
+namespace gridpool {
+
+inline constexpr int kSchemaVersion = 1;
+inline constexpr const char* kVision = "vision";           ///< graph names; the file of a graph is `<name>.onnx`
+inline constexpr const char* kVisionLoop = "vision.loop";  ///< the same frame by frame: what a CPU runs
+inline constexpr const char* kDecoder = "llm/decoder";
+
+/// One normalisation for each of three channels, and how frames are resized.
+struct Preprocessing {
+  int height = 0, width = 0;
+  int resample = 0;  ///< Pillow's number: nearest, lanczos, bilinear, bicubic, box, hamming
+  double rescale_factor = 0;
+  float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
+};
+
+/// How a question becomes a prompt; empty without an LLM.
+struct PromptFacts {
+  std::string video_token;
+  int64_t video_token_id = 0;
+  std::vector<int64_t> eos_token_ids;
+  bool has_text = false;     ///< false where the bundle's chat template does not leave a question as it is
+  std::string before, after; ///< the rendered chat template before and after the question
+};
+
+/// What a runtime needs of manifest.json; runtime/bundle.py documents every key.
+struct GRIDPOOL_API Manifest {
+  std::string family, precision, compression;
+  int64_t frames = 0;           ///< T
+  int64_t grid[2] = {0, 0};     ///< patch rows and columns of one frame
+  int64_t tokens_per_clip = 0;  ///< N
+  int64_t hidden_size = 0;      ///< D
+  int64_t layers = 0;           ///< of the LLM; 0 without one
+  int64_t max_context = 0;      ///< KV positions; 0 without an LLM
+  PromptFacts prompt;
+
+  struct File {
+    int64_t size = 0;
+    std::string sha256;
+  };
+  std::vector<std::pair<std::string, File>> files;  ///< in the manifest's order
+
+  /// Patch tokens of a clip before compression, T * H * W.
+  int64_t patch_tokens() const;
+  bool has_file(const std::string& name) const;
+};
+
+/// An opened bundle: its directory and its manifest, files checked.
+class GRIDPOOL_API Bundle {
+ public:
+  /// Read and check the bundle in directory `path`.
+  /// verify: hash every file even where size and time are those of an earlier check.
+  /// Throws BundleError, naming the file, for anything missing, truncated, altered or of a newer schema.
+  static Bundle open(const std::filesystem::path& path, bool verify = false,
+                     const std::function<void(const std::string&)>& progress = {});
+
+  const std::filesystem::path& path() const { return path_; }
+  const Manifest& manifest() const { return manifest_; }
+  bool has_llm() const { return manifest_.layers > 0; }
+
+  /// Path of a file that the manifest lists; BundleError where it lists none of that name.
+  std::filesystem::path file(const std::string& name) const;
+
+  /// One digest for a graph and its external data; engines are keyed by it.
+  std::string sha256(const std::string& graph) const;
+
+  /// The image processor's settings; BundleError for what is missing or makes no sense.
+  const Preprocessing& preprocessing() const;
+
+ private:
+  std::filesystem::path path_;
+  Manifest manifest_;
+  Preprocessing preprocessing_;
+  std::string preprocessing_fault_;
+};
+
+}  // namespace gridpool

@@ -1,0 +1,100 @@
+// Engines: one interface, two backends (ONNX Runtime, TensorRT), both found at run time.
+//
+// An engine runs one graph of a bundle; inputs are checked by name, dtype and shape before anything is launched. Tensors
+// that a graph reads and writes back (the KV cache) are a `State`: they stay where the engine computes, and one buffer is
+// bound as input and output at once, so a decode step copies no cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gridpool/bundle.hpp"
+
+namespace gridpool {
+
+enum class DType { float32, float16, float64, int64, int32, int8, uint8, boolean };
+
+GRIDPOOL_API const char* name_of(DType dtype);
+GRIDPOOL_API size_t size_of(DType dtype);
+
+/// A dimension; one that is known at run time has size -1 and a name, and one name has one size in all inputs of a run.
+struct Dimension {
+  int64_t size = -1;
+  std::string name;
+};
+
+/// Name, dtype and shape of a graph's input or output.
+struct TensorSpec {
+  std::string name;
+  DType dtype = DType::float32;
+  std::vector<Dimension> shape;
+};
+
+/// Somebody else's array, C order.
+struct TensorView {
+  DType dtype = DType::float32;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+  GRIDPOOL_API int64_t count() const;
+};
+
+/// An array of its own, C order.
+struct Tensor {
+  DType dtype = DType::float32;
+  std::vector<int64_t> shape;
+  std::vector<std::byte> data;
+
+  GRIDPOOL_API static Tensor empty(DType dtype, std::vector<int64_t> shape);
+  GRIDPOOL_API int64_t count() const;
+  GRIDPOOL_API TensorView view() const;
+  /// The values as float32, rounded from or widened to it (float32 and float16 tensors only).
+  GRIDPOOL_API std::vector<float> floats() const;
+};
+
+/// float32 or float16 values as `dtype`, which is one of the two; a copy even where they are alike.
+GRIDPOOL_API Tensor cast(const TensorView& values, DType dtype);
+
+struct EngineOptions {
+  std::string device = "cpu";  ///< "cpu" | "cuda"
+  int threads = 0;             ///< CPU threads of one run, 0 for the backend's own choice
+  std::string onnxruntime;     ///< path of libonnxruntime.so; empty: the system's, else that of a Python wheel
+};
+
+/// Opaque buffers that a graph updates in place; one per conversation. Not longer alive than its engine.
+class GRIDPOOL_API State {
+ public:
+  virtual ~State();
+};
+
+using Feeds = std::vector<std::pair<std::string, TensorView>>;
+
+/// One loaded graph. Not safe for two threads at once.
+class GRIDPOOL_API Engine {
+ public:
+  virtual ~Engine();
+  virtual std::string backend() const = 0;
+  virtual std::string device() const = 0;
+  virtual const std::vector<TensorSpec>& inputs() const = 0;   ///< all tensors of the graph, state included
+  virtual const std::vector<TensorSpec>& outputs() const = 0;
+
+  /// Zeroed buffers for {input name: output name} pairs of equal dtype and shape.
+  virtual std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) = 0;
+
+  /// Run once; `feeds` holds every input that `state` does not, the result every output that it does not.
+  virtual std::map<std::string, Tensor> run(const Feeds& feeds, State* state = nullptr) = 0;
+};
+
+/// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run on
+/// options.device and has the engine. Throws EngineError, which says what was wrong and what to run.
+GRIDPOOL_API std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend = "auto",
+                                                 const EngineOptions& options = {});
+
+/// Refuse feeds whose names, dtypes or shapes are not the graph's; `bound` are inputs that a state holds.
+GRIDPOOL_API void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const std::vector<std::string>& bound = {});
+
+}  // namespace gridpool

@@ -1,0 +1,81 @@
+// The local LLM half of a bundle: prefill in chunks, decode token by token, KV cache updated in place.
+//
+// S prompt positions, P positions read, D hidden, V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "gridpool/engine.hpp"
+
+namespace gridpool {
+
+inline constexpr int64_t kPrefillChunk = 512;  ///< positions a run: bounds the score matrix to heads x 512 x P
+
+using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id
+
+/// How the next token is chosen.
+struct GRIDPOOL_API Sampling {
+  double temperature = 0;         ///< 0 is greedy
+  double top_p = 1;               ///< in (0, 1]: the smallest set of tokens that holds that much probability
+  std::optional<uint64_t> seed;   ///< the same seed gives the same answer, here and in the Python runtime
+
+  /// A function that carries its generator along; PromptError for values that are out of range.
+  Chooser chooser() const;
+
+  /// [V], sums to 1, zero outside the nucleus.
+  std::vector<double> probabilities(const std::vector<float>& logits) const;
+};
+
+class Conversation;
+
+/// One loaded decoder graph; each `Conversation` has a cache of its own. Not safe for two threads at once.
+class GRIDPOOL_API LocalDecoder {
+ public:
+  static LocalDecoder open(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
+  LocalDecoder(const Bundle& bundle, std::unique_ptr<Engine> engine);
+
+  Conversation conversation();
+  Engine& engine() { return *engine_; }
+  int64_t max_context() const { return max_context_; }
+  DType dtype() const { return dtype_; }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  int64_t max_context_;
+  DType dtype_ = DType::float32;
+  std::map<std::string, std::string> cache_pairs_;
+};
+
+/// A KV cache and how far it is filled. Not longer alive than its decoder.
+class GRIDPOOL_API Conversation {
+ public:
+  Conversation(LocalDecoder& decoder, std::unique_ptr<State> state) : decoder_(decoder), state_(std::move(state)) {}
+
+  /// Append embeddings [1, S, D]; return the logits [V] after the last of them.
+  /// PromptError where the cache is too small, EngineError for logits that are not finite.
+  std::vector<float> extend(const TensorView& embeddings, int64_t chunk = kPrefillChunk);
+
+  /// Hand ids chosen from `logits` on to `each`, at most `limit`, until one of `eos` (not handed on), or the cache is
+  /// full, or `each` returns false. embed: id -> embedding [1, 1, D].
+  void generate(std::vector<float> logits, const std::function<Tensor(int64_t)>& embed, const Chooser& choose,
+                const std::set<int64_t>& eos, int64_t limit, const std::function<bool(int64_t)>& each);
+
+  int64_t length() const { return length_; }
+
+ private:
+  std::vector<float> step(const TensorView& embeddings);
+  LocalDecoder& decoder_;
+  std::unique_ptr<State> state_;
+  std::vector<int64_t> ones_;
+  int64_t length_ = 0;
+};
+
+/// Refuse a prompt that the cache can't hold.
+GRIDPOOL_API void check_context(int64_t needed, int64_t max_context);
+
+}  // namespace gridpool

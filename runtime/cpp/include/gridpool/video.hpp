@@ -1,0 +1,43 @@
+// A video file in, T upright RGB frames out: the same frames and times as runtime/video.py, which says why these.
+//
+// T frames asked for, h, w rows and columns of a frame.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <vector>
+
+#include "gridpool/error.hpp"
+
+namespace gridpool {
+
+/// RGB uint8 [height, width, 3], rows without padding.
+struct Image {
+  int height = 0, width = 0;
+  std::vector<uint8_t> pixels;
+};
+
+/// T frames of a video file and where they came from.
+struct Clip {
+  std::vector<Image> frames;        ///< T, what `each` made of each frame, in order
+  std::vector<int64_t> indices;     ///< T frame numbers in the file, from 0
+  std::vector<double> timestamps;   ///< T presentation times in seconds after the file's first frame
+  double duration = 0;              ///< seconds from the first frame to the end of the last
+  int64_t total = 0;                ///< frames in the file
+  int height = 0, width = 0;        ///< of a frame as shown, rotation applied
+
+  /// How many of the T frames are a frame that is already there, because the clip shows no other at that time.
+  GRIDPOOL_API int64_t repeated() const;
+};
+
+/// Decode `frames` frames, evenly spread over the clip; `each` makes of one what is kept, so that only one frame of full
+/// size is in memory.
+/// Throws VideoError for a count that is out of range, for a file that can't be opened or holds no video, and, with the
+/// position in seconds, for one that is damaged where it must be decoded.
+GRIDPOOL_API Clip sample_frames(const std::filesystem::path& path, int64_t frames, const std::function<Image(Image)>& each);
+
+/// Throw VideoError for what is no readable file with something in it.
+GRIDPOOL_API void check_video_file(const std::filesystem::path& path);
+
+}  // namespace gridpool

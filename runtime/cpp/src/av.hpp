@@ -1,0 +1,75 @@
+// FFmpeg's objects with owners, and what its releases spell differently (5.1 of Debian 12 to 8).
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+
+extern "C" {
+#include <libavcodec/avcodec.h>
+#include <libavformat/avformat.h>
+#include <libswscale/swscale.h>
+}
+
+#include "gridpool/video.hpp"
+
+namespace gridpool {
+
+template <auto release>
+struct AvDeleter {
+  template <typename T>
+  void operator()(T* pointer) const {
+    release(&pointer);
+  }
+};
+
+using FormatPtr = std::unique_ptr<AVFormatContext, AvDeleter<avformat_close_input>>;
+using CodecPtr = std::unique_ptr<AVCodecContext, AvDeleter<avcodec_free_context>>;
+using FramePtr = std::unique_ptr<AVFrame, AvDeleter<av_frame_free>>;
+using PacketPtr = std::unique_ptr<AVPacket, AvDeleter<av_packet_free>>;
+
+/// `pointer`, or std::bad_alloc where it is null.
+template <typename Owner>
+Owner owned(typename Owner::pointer pointer) {
+  if (!pointer) throw std::bad_alloc();
+  return Owner(pointer);
+}
+
+/// An FFmpeg call that failed; who decodes decides what that means.
+struct AvFailure {
+  int number;
+};
+
+/// What FFmpeg says of an error number.
+std::string av_reason(int number);
+
+/// `status`, or AvFailure where it is negative.
+int av_checked(int status);
+
+/// How long a frame is shown, in ticks of its stream; 0 where nothing says.
+int64_t shown_ticks(const AVFrame& frame);
+
+/// The first video stream that is no cover picture and has a decoder, opened to stop at the first damage;
+/// VideoError, calling the source `name`, where there is none.
+std::pair<AVStream*, CodecPtr> open_decoder(AVFormatContext& format, const std::string& name);
+
+/// Turns frames into upright RGB; keeps its scaler from frame to frame.
+class RgbConverter {
+ public:
+  explicit RgbConverter(const AVStream& stream) : stream_(stream) {}
+  Image convert(const AVFrame& frame);
+
+ private:
+  struct ScalerDeleter {
+    void operator()(SwsContext* scaler) const { sws_freeContext(scaler); }
+  };
+  using ScalerPtr = std::unique_ptr<SwsContext, ScalerDeleter>;
+  using Look = std::array<int, 6>;  // what a scaler is made for
+  void prepare(const AVFrame& frame);
+  int quarter_turns(const AVFrame& frame) const;
+  const AVStream& stream_;
+  ScalerPtr scaler_;
+  Look look_{};
+};
+
+}  // namespace gridpool

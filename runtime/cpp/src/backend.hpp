@@ -1,0 +1,24 @@
+// The backends behind open_engine. TensorRT's is a shared object of its own, opened when it is asked for.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "gridpool/engine.hpp"
+
+namespace gridpool {
+
+/// Why this backend can't run on `options.device` here, as one line with what to do; none where it can.
+std::optional<std::string> onnx_unavailable(const EngineOptions& options);
+std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options);
+
+/// What libgridpool_tensorrt.so exports, as `gridpool_tensorrt_backend`; both sides are built from this header.
+struct Backend {
+  int interface_version;  // kBackendInterface of the headers that it was built with
+  std::optional<std::string> (*unavailable)(const EngineOptions& options);
+  std::unique_ptr<Engine> (*open)(const Bundle& bundle, const std::string& graph, const EngineOptions& options);
+};
+inline constexpr int kBackendInterface = 1;
+
+}  // namespace gridpool

@@ -1,0 +1,136 @@
+#include "gridpool/chat.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <future>
+
+#include "half.hpp"
+#include "text.hpp"
+
+namespace gridpool {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+bool is_finite(const Tensor& tensor) {
+  const std::vector<float> values = tensor.floats();
+  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
+}  // namespace
+
+VisionEncoder VisionEncoder::open(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
+  bundle.preprocessing();  // what is wrong with it is said before the weights are loaded
+  return VisionEncoder(bundle, open_engine(bundle, kVision, backend, options));
+}
+
+VisionEncoder::VisionEncoder(const Bundle& bundle, std::unique_ptr<Engine> engine)
+    : engine_(std::move(engine)),
+      preprocessor_(bundle.preprocessing()),
+      frames_(bundle.manifest().frames),
+      height_(bundle.preprocessing().height),
+      width_(bundle.preprocessing().width) {
+  if (engine_->inputs().size() != 1) throw EngineError("the vision graph takes more than pixel_values; export the bundle again");
+}
+
+VisualTokens VisionEncoder::encode(const std::filesystem::path& video) {
+  const auto start = Clock::now();
+  Clip clip = sample_frames(video, frames_, [this](const Image& frame) { return preprocessor_.resize(frame); });
+  const std::vector<float> pixel_values = preprocessor_.normalise(clip.frames);
+  clip.frames.clear();
+  const double decoded = since(start);
+  const auto encoding = Clock::now();
+  Tensor visual = tokens({DType::float32, {frames_, 3, height_, width_}, pixel_values.data()});
+  return {std::move(visual), std::move(clip), {{"decode+preprocess", decoded}, {"encode+compress", since(encoding)}}};
+}
+
+Tensor VisionEncoder::tokens(const TensorView& pixel_values) {
+  const TensorSpec& spec = engine_->inputs()[0];
+  Tensor converted;
+  TensorView values = pixel_values;
+  if (values.dtype != spec.dtype) converted = cast(pixel_values, spec.dtype), values = converted.view();
+  auto results = engine_->run({{spec.name, values}});
+  const auto found = results.find("visual_tokens");
+  if (found == results.end()) throw EngineError("the vision graph has no output visual_tokens; export the bundle again");
+  if (!is_finite(found->second)) {
+    throw EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32");
+  }
+  return std::move(found->second);
+}
+
+VideoChat::VideoChat(Bundle bundle, Prompt prompt, VisionEncoder vision, LocalDecoder decoder)
+    : bundle_(std::move(bundle)), prompt_(std::move(prompt)), vision_(std::move(vision)), decoder_(std::move(decoder)) {}
+
+VideoChat VideoChat::open(Bundle bundle, const std::string& backend, const EngineOptions& options, std::optional<Prompt> prompt) {
+  bundle.file("llm/decoder.onnx");  // says how to get one where the bundle has none
+  check_context(bundle.manifest().tokens_per_clip + 1, bundle.manifest().max_context);
+  auto vision = std::async(std::launch::async, [&] { return VisionEncoder::open(bundle, backend, options); });
+  LocalDecoder decoder = LocalDecoder::open(bundle, backend, options);
+  if (!prompt) prompt.emplace(bundle);
+  VisionEncoder encoder = vision.get();
+  return VideoChat(std::move(bundle), std::move(*prompt), std::move(encoder), std::move(decoder));
+}
+
+PromptIds VideoChat::check(const Bundle& bundle, const Prompt& prompt, const std::filesystem::path& video, const std::string& question) {
+  PromptIds ids = prompt.ids(question);
+  check_context(ids.size() + bundle.manifest().tokens_per_clip, bundle.manifest().max_context);
+  check_video_file(video);
+  return ids;
+}
+
+Answer VideoChat::ask(const std::filesystem::path& video, const std::string& question, const std::function<void(std::string_view)>& each,
+                      const AskOptions& options) {
+  check(bundle_, prompt_, video, question);
+  return ask_about(vision_.encode(video), question, each, options);
+}
+
+Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& question, const std::function<void(std::string_view)>& each,
+                            const AskOptions& options) {
+  if (options.max_new_tokens < 1) {
+    throw PromptError(format("max_new_tokens is %lld, expected at least 1", static_cast<long long>(options.max_new_tokens)));
+  }
+  const Chooser choose = options.sampling.chooser();
+  const PromptIds ids = prompt_.ids(question);
+  auto start = Clock::now();
+  const Tensor embeddings = prompt_.embed(ids, visual.tokens.view());
+  Conversation conversation = decoder_.conversation();
+  std::vector<float> logits = conversation.extend(embeddings.view());
+  const double prefill = since(start);
+
+  Answer answer;
+  answer.patch_tokens = bundle_.manifest().patch_tokens();
+  answer.visual_tokens = visual.tokens.shape[0];
+  answer.prompt_tokens = embeddings.shape[1];
+  answer.frames = visual.clip.indices;
+  answer.repeated_frames = visual.clip.repeated();
+  answer.seconds = visual.seconds;
+  double first = prefill;
+  for (const auto& [stage, seconds] : visual.seconds) first += seconds;
+  answer.seconds.emplace_back("prefill", prefill);
+  answer.seconds.emplace_back("time_to_first_token", first);
+
+  start = Clock::now();
+  TextStream stream(prompt_.tokenizer());
+  const auto say = [&](const std::string& piece) {
+    if (piece.empty()) return;
+    answer.text += piece;
+    if (each) each(piece);
+  };
+  double decoding = 0;
+  conversation.generate(std::move(logits), [&](int64_t id) { return prompt_.embed(id); }, choose, prompt_.eos(), options.max_new_tokens,
+                        [&](int64_t id) {
+                          answer.ids.push_back(id);
+                          decoding = since(start);
+                          say(stream.push(id));
+                          return true;
+                        });
+  say(stream.finish());
+  if (!answer.ids.empty()) answer.seconds.emplace_back("decode", decoding);
+  return answer;
+}
+
+}  // namespace gridpool

@@ -1,0 +1,56 @@
+// Files: hashed, mapped, and written so that nobody ever sees half of one (runtime/files.py).
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace gridpool {
+
+/// Hex SHA-256 of bytes, or of a file (std::system_error where it can't be read).
+std::string sha256_of(std::string_view bytes);
+std::string sha256_of_file(const std::filesystem::path& file);
+
+/// The whole file; std::system_error where it can't be read.
+std::string read_file(const std::filesystem::path& file);
+
+/// A file of bytes mapped for reading: only what is touched is read.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& file);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&&) = delete;
+  ~MappedFile();
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+/// A temporary file beside `goal`, which `commit` flushes to disk and renames; dropped otherwise, also by Ctrl-C.
+/// OutputError, before anything is done, where `goal` can't be written.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& goal);
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile();
+  void write(std::string_view bytes);
+  void commit();
+
+  /// Remove the temporary file of an AtomicFile that is open now; safe to call from a signal handler.
+  static void drop_open_file() noexcept;
+
+ private:
+  [[noreturn]] void fail(int number) const;
+  std::filesystem::path goal_, temporary_;
+  int descriptor_ = -1;
+};
+
+/// What `strerror` says of `number`, and for the errors that a user can mend what to do about it.
+std::string mending(int number);
+
+}  // namespace gridpool

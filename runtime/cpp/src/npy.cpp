@@ -1,0 +1,103 @@
+#include "npy.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <stdexcept>
+
+extern "C" {
+#include <libavutil/crc.h>
+}
+
+#include "text.hpp"
+
+namespace gridpool {
+namespace {
+
+const std::map<std::string, DType> kCodes = {{"<f4", DType::float32}, {"<f2", DType::float16}, {"<f8", DType::float64},
+                                             {"<i8", DType::int64},   {"<i4", DType::int32},   {"|i1", DType::int8},
+                                             {"|u1", DType::uint8},   {"|b1", DType::boolean}};
+
+/// What follows `'key':` in the header, a Python dict of one line.
+std::string_view value_of(std::string_view header, std::string_view key) {
+  const size_t at = header.find("'" + std::string(key) + "':");
+  if (at == header.npos) throw std::invalid_argument("its header has no " + std::string(key));
+  header.remove_prefix(at + key.size() + 3);
+  header.remove_prefix(std::min(header.find_first_not_of(' '), header.size()));
+  return header;
+}
+
+void put(std::string& out, uint64_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) out += static_cast<char>(static_cast<unsigned char>(value >> (8 * i)));
+}
+
+std::string npy_of(const TensorView& array) {
+  std::vector<std::string> sizes;
+  for (const int64_t size : array.shape) sizes.push_back(std::to_string(size));
+  const auto code = std::find_if(kCodes.begin(), kCodes.end(), [&](const auto& one) { return one.second == array.dtype; });
+  std::string header = "{'descr': '" + code->first + "', 'fortran_order': False, 'shape': (" + join(sizes, ", ") + (sizes.size() == 1 ? ",), }" : "), }");
+  header.append(63 - (10 + header.size()) % 64, ' ');  // the data begin at a multiple of 64 bytes
+  header += '\n';
+  std::string bytes = "\x93NUMPY";
+  bytes += '\1';
+  bytes += '\0';
+  put(bytes, header.size(), 2);
+  bytes += header;
+  bytes.append(static_cast<const char*>(array.data), static_cast<size_t>(array.count()) * size_of(array.dtype));
+  return bytes;
+}
+
+}  // namespace
+
+TensorView npy_view(std::string_view bytes) {
+  if (bytes.size() < 12 || bytes.substr(0, 6) != "\x93NUMPY") throw std::invalid_argument("it is no .npy file");
+  const auto byte = [&](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(bytes[i])); };
+  const size_t start = byte(6) == 1 ? 10 : 12;
+  const size_t length = byte(8) | byte(9) << 8 | (byte(6) == 1 ? 0 : byte(10) << 16 | byte(11) << 24);
+  if (length > bytes.size() - start) throw std::invalid_argument("its header is cut off");
+  const std::string_view header = bytes.substr(start, length), data = bytes.substr(start + length);
+  const std::string_view type = value_of(header, "descr");
+  const auto found = kCodes.find(std::string(type.substr(0, 5).size() == 5 ? type.substr(1, 3) : ""));
+  if (found == kCodes.end()) throw std::invalid_argument("its dtype is not one that engines take");
+  if (value_of(header, "fortran_order").substr(0, 5) != "False") throw std::invalid_argument("it is in Fortran order");
+  TensorView view{found->second, {}, data.data()};
+  std::string_view shape = value_of(header, "shape");
+  shape = shape.substr(0, shape.find(')'));
+  size_t needed = size_of(view.dtype);
+  for (size_t at = shape.find_first_of("0123456789"); at != shape.npos; at = shape.find_first_of("0123456789", shape.find_first_not_of("0123456789", at))) {
+    const size_t size = std::strtoull(std::string(shape.substr(at, 20)).c_str(), nullptr, 10);
+    if (size != 0 && needed > data.size() / size) throw std::invalid_argument("it has fewer values than its shape says");
+    needed *= size;
+    view.shape.push_back(static_cast<int64_t>(size));
+    if (shape.find_first_not_of("0123456789", at) == shape.npos) break;
+  }
+  if (needed > data.size()) throw std::invalid_argument("it has fewer values than its shape says");
+  return view;
+}
+
+std::string npz_of(const std::vector<std::pair<std::string, TensorView>>& arrays) {
+  const AVCRC* table = av_crc_get_table(AV_CRC_32_IEEE_LE);
+  std::string out, directory;
+  for (const auto& [name, array] : arrays) {
+    const std::string file = name + ".npy", bytes = npy_of(array);
+    if (bytes.size() > std::numeric_limits<uint32_t>::max() - out.size()) throw std::invalid_argument("more than 4 GiB in one .npz");
+    const uint32_t check = ~av_crc(table, ~0u, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+    std::string facts;  // what the entry and the directory have in common: zip 2.0, stored, 1 January 1980
+    put(facts, 20, 2), put(facts, 0, 2), put(facts, 0, 2), put(facts, 0, 2), put(facts, 0x21, 2);
+    put(facts, check, 4), put(facts, bytes.size(), 4), put(facts, bytes.size(), 4), put(facts, file.size(), 2), put(facts, 0, 2);
+    put(directory, 0x02014b50, 4), put(directory, 20, 2);
+    directory += facts;
+    put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 4), put(directory, out.size(), 4);
+    directory += file;
+    put(out, 0x04034b50, 4);
+    out += facts + file + bytes;
+  }
+  const size_t at = out.size();
+  out += directory;
+  put(out, 0x06054b50, 4), put(out, 0, 4), put(out, arrays.size(), 2), put(out, arrays.size(), 2);
+  put(out, directory.size(), 4), put(out, at, 4), put(out, 0, 2);
+  return out;
+}
+
+}  // namespace gridpool

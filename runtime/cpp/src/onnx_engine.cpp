@@ -1,0 +1,252 @@
+// ONNX Runtime, opened at run time: from a path that was given, the system, or a Python wheel.
+//
+// The state of a graph lives in OrtValues on the device; each is bound as input and as output of one run, and ONNX
+// Runtime's ScatterElements/TensorScatter then update it where it is, copying nothing.
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+
+#include "backend.hpp"
+#include "library.hpp"
+#include "text.hpp"
+
+namespace gridpool {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr uint32_t kOldestApi = 17;  // of ONNX Runtime 1.17: everything that is used here is in it
+
+struct Runtime {
+  std::string version;
+  Ort::Env environment{nullptr};
+};
+
+/// The libraries to try, best first.
+std::vector<std::string> candidates(const std::string& chosen) {
+  if (!chosen.empty()) return {chosen};
+  std::vector<std::string> names = {"libonnxruntime.so.1"};
+  for (const auto& packages : python_packages()) {
+    std::error_code failed;
+    for (const auto& entry : fs::directory_iterator(packages / "onnxruntime" / "capi", failed)) {
+      if (entry.path().filename().string().rfind("libonnxruntime.so", 0) == 0) names.push_back(entry.path().string());
+    }
+  }
+  return names;
+}
+
+const OrtApi* api_of(const std::string& name, std::string& version) {
+  const Library library(name);
+  const OrtApiBase* base = library.function<const OrtApiBase*()>("OrtGetApiBase")();
+  version = base->GetVersionString();
+  if (std::atoi(version.c_str()) != 1 || std::atoi(version.c_str() + version.find('.') + 1) < static_cast<int>(kOldestApi)) {
+    throw EngineError(name + " is ONNX Runtime " + version + ", expected 1." + std::to_string(kOldestApi) + " or newer");
+  }
+  return base->GetApi(std::min<uint32_t>(ORT_API_VERSION, static_cast<uint32_t>(std::atoi(version.c_str() + version.find('.') + 1))));
+}
+
+/// Open the library once a process; EngineError with every place that was tried.
+Runtime& runtime(const std::string& chosen) {
+  static std::mutex mutex;
+  static Runtime opened;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (opened.environment) return opened;
+  std::vector<std::string> refused;
+  for (const auto& name : candidates(chosen)) {
+    try {
+      const OrtApi* api = api_of(name, opened.version);
+      if (!api) throw EngineError(name + " has none of the interfaces that this runtime speaks");
+      Ort::InitApi(api);
+      opened.environment = Ort::Env(ORT_LOGGING_LEVEL_ERROR, "gridpool");
+      return opened;
+    } catch (const EngineError& error) {
+      refused.emplace_back(error.what());
+    }
+  }
+  throw EngineError("ONNX Runtime was not found (" + join(refused, "; ") +
+                    "); pip install onnxruntime, or name the library with --onnxruntime FILE");
+}
+
+DType dtype_of(const std::string& name, ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return DType::float32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return DType::float16;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE: return DType::float64;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return DType::int64;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return DType::int32;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return DType::int8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return DType::uint8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return DType::boolean;
+    default: throw EngineError(name + format(" has ONNX type %d, which this runtime can't feed", static_cast<int>(type)));
+  }
+}
+
+ONNXTensorElementDataType type_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    case DType::float16: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case DType::float64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
+    case DType::int64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    case DType::int32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case DType::int8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    case DType::uint8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    case DType::boolean: return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  }
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+class OnnxState : public State {
+ public:
+  struct Held {
+    std::string input, output;
+    Ort::Value value;
+  };
+  std::vector<Held> held;
+};
+
+class OnnxEngine : public Engine {
+ public:
+  OnnxEngine(const fs::path& model, const EngineOptions& options) : device_(options.device) {
+    Runtime& ort = runtime(options.onnxruntime);
+    Ort::SessionOptions settings;
+    settings.SetLogSeverityLevel(3);
+    settings.SetIntraOpNumThreads(options.threads);
+    if (device_ == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
+    try {
+      session_ = Ort::Session(ort.environment, model.c_str(), settings);
+    } catch (const Ort::Exception& error) {
+      throw EngineError("ONNX Runtime " + ort.version + " can't load " + model.string() + ": " + error.what());
+    }
+    const Ort::AllocatorWithDefaultOptions allocator;
+    for (size_t i = 0; i < session_.GetInputCount(); ++i) {
+      inputs_.push_back(spec(session_.GetInputNameAllocated(i, allocator).get(), session_.GetInputTypeInfo(i)));
+    }
+    for (size_t i = 0; i < session_.GetOutputCount(); ++i) {
+      outputs_.push_back(spec(session_.GetOutputNameAllocated(i, allocator).get(), session_.GetOutputTypeInfo(i)));
+    }
+  }
+
+  std::string backend() const override { return "onnx"; }
+  std::string device() const override { return device_; }
+  const std::vector<TensorSpec>& inputs() const override { return inputs_; }
+  const std::vector<TensorSpec>& outputs() const override { return outputs_; }
+
+  std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) override {
+    auto state = std::make_unique<OnnxState>();
+    try {
+      for (const auto& spec : inputs_) {
+        const auto pair = pairs.find(spec.name);
+        if (pair != pairs.end()) state->held.push_back({spec.name, pair->second, zeros(spec)});
+      }
+    } catch (const Ort::Exception& error) {
+      throw EngineError("ONNX Runtime failed on " + device_ + ": " + error.what());
+    }
+    return state;
+  }
+
+  std::map<std::string, Tensor> run(const Feeds& feeds, State* state) override {
+    auto* held = static_cast<OnnxState*>(state);
+    std::vector<std::string> bound;
+    for (size_t i = 0; held && i < held->held.size(); ++i) bound.push_back(held->held[i].input);
+    check_feeds(inputs_, feeds, bound);
+    try {
+      return run_bound(feeds, held);
+    } catch (const Ort::Exception& error) {
+      throw EngineError("ONNX Runtime failed on " + device_ + ": " + error.what());
+    }
+  }
+
+ private:
+  static TensorSpec spec(const char* name, const Ort::TypeInfo& type) {
+    const auto facts = type.GetTensorTypeAndShapeInfo();
+    const std::vector<int64_t> sizes = facts.GetShape();
+    std::vector<const char*> names(sizes.size());
+    facts.GetSymbolicDimensions(names.data(), names.size());
+    TensorSpec result{name, dtype_of(name, facts.GetElementType()), {}};
+    for (size_t axis = 0; axis < sizes.size(); ++axis) result.shape.push_back({sizes[axis], sizes[axis] < 0 ? names[axis] : ""});
+    return result;
+  }
+
+  Ort::Value zeros(const TensorSpec& spec) {
+    std::vector<int64_t> shape;
+    for (const auto& dimension : spec.shape) {
+      if (dimension.size < 0) throw EngineError(spec.name + " has no fixed shape, and a state has one; export the bundle again");
+      shape.push_back(dimension.size);
+    }
+    if (device_ == "cpu") {
+      const Ort::AllocatorWithDefaultOptions allocator;
+      auto value = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type_of(spec.dtype));
+      std::memset(value.GetTensorMutableRawData(), 0, value.GetTensorTypeAndShapeInfo().GetElementCount() * size_of(spec.dtype));
+      return value;
+    }
+    // The interface has no fill: an entry is read only once the graph has written it, so the GPU's memory stays as it came.
+    if (!device_allocator_) device_allocator_ = Ort::Allocator(session_, Ort::MemoryInfo("Cuda", OrtDeviceAllocator, 0, OrtMemTypeDefault));
+    return Ort::Value::CreateTensor(device_allocator_, shape.data(), shape.size(), type_of(spec.dtype));
+  }
+
+  std::map<std::string, Tensor> run_bound(const Feeds& feeds, OnnxState* state) {
+    const auto host = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
+    Ort::IoBinding binding(session_);
+    for (const auto& [name, array] : feeds) {
+      const size_t bytes = static_cast<size_t>(array.count()) * size_of(array.dtype);
+      auto value = Ort::Value::CreateTensor(host, const_cast<void*>(array.data), bytes, array.shape.data(), array.shape.size(), type_of(array.dtype));
+      binding.BindInput(name.c_str(), value);
+    }
+    for (size_t i = 0; state && i < state->held.size(); ++i) {
+      const auto& [input, output, value] = state->held[i];
+      binding.BindInput(input.c_str(), value);
+      binding.BindOutput(output.c_str(), value);
+    }
+    std::vector<const TensorSpec*> wanted;
+    for (const auto& spec : outputs_) {
+      const bool is_held = state && std::any_of(state->held.begin(), state->held.end(), [&](const auto& one) { return one.output == spec.name; });
+      if (is_held) continue;
+      binding.BindOutput(spec.name.c_str(), host);
+      wanted.push_back(&spec);
+    }
+    session_.Run(Ort::RunOptions{nullptr}, binding);
+    const std::vector<Ort::Value> values = binding.GetOutputValues();  // in the order of binding: state first
+    std::map<std::string, Tensor> results;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const Ort::Value& value = values[values.size() - wanted.size() + i];
+      Tensor tensor = Tensor::empty(wanted[i]->dtype, value.GetTensorTypeAndShapeInfo().GetShape());
+      std::memcpy(tensor.data.data(), value.GetTensorRawData(), tensor.data.size());
+      results.emplace(wanted[i]->name, std::move(tensor));
+    }
+    return results;
+  }
+
+  std::string device_;
+  Ort::Session session_{nullptr};
+  Ort::Allocator device_allocator_{nullptr};
+  std::vector<TensorSpec> inputs_, outputs_;
+};
+
+}  // namespace
+
+std::optional<std::string> onnx_unavailable(const EngineOptions& options) {
+  try {
+    runtime(options.onnxruntime);
+  } catch (const EngineError& error) {
+    return error.what();
+  }
+  if (options.device == "cpu") return std::nullopt;
+  const auto providers = Ort::GetAvailableProviders();
+  if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") != providers.end()) return std::nullopt;
+  return "this onnxruntime has no CUDA provider; name the library of the GPU wheel with --onnxruntime FILE";
+}
+
+std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
+  // On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
+  const bool one_by_one = options.device == "cpu" && graph == kVision && bundle.manifest().has_file("vision.loop.onnx");
+  const fs::path model = bundle.file((one_by_one ? kVisionLoop : graph) + ".onnx");
+  try {
+    return std::make_unique<OnnxEngine>(model, options);
+  } catch (const Ort::Exception& error) {
+    throw EngineError("ONNX Runtime can't run on " + options.device + ": " + error.what());
+  }
+}
+
+}  // namespace gridpool

@@ -1,0 +1,86 @@
+// Parts of the library behind stdin and stdout, for tests that compare them with Python: one JSON value a line in, one out.
+//
+//   probe frames        [path, T, with pixels?]          -> {indices, timestamps, duration, total, size, frames in base16}
+//   probe resize        [h, w, h', w', filter, base16]   -> the resized pixels, base16
+//   probe open          path of a bundle                 -> {}
+//   probe tokenize FILE text                             -> ids
+//   probe stream FILE   ids                              -> the pieces of text that a stream gives
+//   probe sample        [logits, temperature, top_p, seed, count] -> ids
+// A fault that a user can mend comes out as {"error": …}. Each line has 20 seconds, then the process is killed.
+#include <gridpool/gridpool.hpp>
+#include <unistd.h>
+
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+using Json = nlohmann::json;
+using namespace gridpool;
+
+namespace {
+
+std::string hex_of(const std::vector<uint8_t>& bytes) {
+  std::string text;
+  for (const uint8_t byte : bytes) text += "0123456789abcdef"[byte >> 4], text += "0123456789abcdef"[byte & 15];
+  return text;
+}
+
+std::vector<uint8_t> bytes_of_hex(const std::string& text) {
+  std::vector<uint8_t> bytes;
+  for (size_t i = 0; i + 1 < text.size(); i += 2) bytes.push_back(static_cast<uint8_t>(std::stoi(text.substr(i, 2), nullptr, 16)));
+  return bytes;
+}
+
+Json frames(const Json& line) {
+  const Clip clip = sample_frames(line[0].get<std::string>(), line[1], [](const Image& image) { return image; });
+  Json pixels = Json::array();
+  for (const Image& image : clip.frames) pixels.push_back(line[2].get<bool>() ? hex_of(image.pixels) : "");
+  return {{"indices", clip.indices}, {"timestamps", clip.timestamps}, {"duration", clip.duration}, {"total", clip.total},
+          {"size", {clip.height, clip.width}}, {"frames", pixels}};
+}
+
+Json stream(const Tokenizer& tokenizer, const Json& ids) {
+  TextStream text(tokenizer);
+  Json pieces = Json::array();
+  for (const int64_t id : ids) pieces.push_back(text.push(id));
+  pieces.push_back(text.finish());
+  return pieces;
+}
+
+Json sample(const Json& line) {
+  const Chooser choose = Sampling{line[1], line[2], line[3].get<uint64_t>()}.chooser();
+  Json ids = Json::array();
+  for (int i = 0; i < line[4]; ++i) ids.push_back(choose(line[0].get<std::vector<float>>()));
+  return ids;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const std::string part = count > 1 ? words[1] : "";
+  std::unique_ptr<Tokenizer> tokenizer;
+  for (std::string text; std::getline(std::cin, text);) {
+    ::alarm(20);
+    Json result;
+    try {
+      const Json line = Json::parse(text);
+      if (count > 2 && !tokenizer) tokenizer = std::make_unique<Tokenizer>(Tokenizer::from_file(words[2]));
+      if (part == "frames") {
+        result = frames(line);
+      } else if (part == "resize") {
+        result = hex_of(resize({line[0], line[1], bytes_of_hex(line[5])}, line[2], line[3], static_cast<Resample>(line[4].get<int>())).pixels);
+      } else if (part == "open") {
+        Bundle::open(line.get<std::string>()).preprocessing();
+        result = Json::object();
+      } else if (part == "tokenize") {
+        result = tokenizer->encode(line.get<std::string>());
+      } else if (part == "stream") {
+        result = stream(*tokenizer, line);
+      } else {
+        result = sample(line);
+      }
+    } catch (const UserError& error) {
+      result = {{"error", error.what()}};
+    }
+    std::cout << result.dump(-1, ' ', true, Json::error_handler_t::replace) << std::endl;
+  }
+}

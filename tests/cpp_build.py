@@ -1,0 +1,77 @@
+"""The C++ runtime as the tests use it: where it is built, its programs run, and Python's words for the same thing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "runtime" / "cpp"
+BUILD = ROOT / "build" / "cpp"
+
+_MODULES = ("libavformat", "libavcodec", "libavutil", "libswscale", "oniguruma", "libutf8proc")
+_HEADERS = "#include <nlohmann/json.hpp>\n#include <gtest/gtest.h>\n"
+
+
+def missing() -> str | None:
+    """What this machine lacks to build the C++ runtime; None where it lacks nothing."""
+    for tool in ("cmake", "ninja", "c++", "pkg-config"):
+        if not shutil.which(tool):
+            return f"no {tool}"
+    for module in _MODULES:
+        if subprocess.run(["pkg-config", "--exists", module]).returncode:
+            return f"no {module} for pkg-config"
+    checked = subprocess.run(["c++", "-xc++", "-fsyntax-only", "-"], input=_HEADERS, text=True, capture_output=True)
+    return "no nlohmann-json3-dev or no libgtest-dev" if checked.returncode else None
+
+
+def build(directory: Path, *options: str, targets: Iterable[str] = ()) -> Path:
+    """Configure and build into `directory`; skip where something is missing, fail where something does not compile."""
+    lacking = missing()
+    if lacking:
+        pytest.skip(f"the C++ runtime can't be built here: {lacking}; run runtime/cpp/install-packages.sh")
+    configured = subprocess.run(["cmake", "-S", SOURCES, "-B", directory, "-G", "Ninja", *options], capture_output=True, text=True)
+    if "could not be fetched" in configured.stderr:
+        pytest.skip("ONNX Runtime's headers are not installed and apt could not bring them")
+    assert configured.returncode == 0, configured.stderr
+    wanted = [word for target in targets for word in ("--target", target)]
+    built = subprocess.run(["cmake", "--build", directory, "-j", str(os.cpu_count()), *wanted], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-8000:]
+    return directory
+
+
+def onnxruntime_library() -> Path:
+    import onnxruntime
+
+    return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.1*"))
+
+
+def gridpool(directory: Path, *words: str | Path, **options: Any) -> subprocess.CompletedProcess:
+    """The program, with the ONNX Runtime of this Python."""
+    command = [directory / "gridpool", *words, "--onnxruntime", onnxruntime_library()]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False, **{"text": True} | options)
+
+
+def python(*words: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "runtime", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def probe(directory: Path, part: str, lines: Iterable[Any], *words: str | Path) -> list[Any]:
+    """What `probe` answers to each line; a crash or a hang (20 seconds a line) fails with the line that it was at."""
+    asked = [json.dumps(line) for line in lines]
+    command = [directory / "tests" / "gridpool-probe", part, *words]
+    done = subprocess.run(command, input="\n".join(asked), capture_output=True, text=True, timeout=900, check=False)
+    answers = done.stdout.splitlines()
+    assert done.returncode == 0 and len(answers) == len(asked), (
+        f"exit {done.returncode} at {asked[len(answers)][:300] if len(answers) < len(asked) else 'the end'}: {done.stderr[-3000:]}"
+    )
+    return [json.loads(answer) for answer in answers]

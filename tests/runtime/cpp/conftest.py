@@ -1,0 +1,24 @@
+"""One build of the C++ runtime for all tests, in build/cpp, where the next run finds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cpp_build import BUILD, build
+
+
+@pytest.fixture(scope="session")
+def cpp() -> Path:
+    """The directory of the build: `gridpool`, and `tests/gridpool-probe`, `tests/gridpool-units`, `tests/gridpool-example`."""
+    return build(BUILD)
+
+
+@pytest.fixture(scope="session")
+def half_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint in fp16."""
+    from export.pipeline import ExportOptions, export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "llava-ov-fp16"
+    export_bundle(ExportOptions(out=str(out), precision="fp16"))
+    return out
