@@ -41,7 +41,9 @@ def test_operations_are_those_of_the_config(bundle):
     assert decode_work(bundle, 300).operations == {"fp32": pytest.approx(2 * (layers + head) + attention)}
     assert decode_work(bundle, 300).bytes > 4 * (layers + head)
     chunked = prefill_work(bundle, 700).operations["fp32"]
-    causal = sum(4 * (stop - start) * stop for start, stop in ((0, 512), (512, 700))) * text["hidden_size"] * text["num_hidden_layers"]
+    causal = (
+        sum(4 * (stop - start) * stop for start, stop in ((0, 512), (512, 700))) * text["hidden_size"] * text["num_hidden_layers"]
+    )
     assert chunked == pytest.approx(2 * (700 * layers + 2 * head) + causal)
 
 
@@ -66,5 +68,5 @@ def test_every_machine_predicts_and_says_that_it_does(bundle_path, machine, caps
 
 
 def test_an_unknown_machine_is_refused(bundle):
-    with pytest.raises(EngineError, match='no machine "oring".*orin'):
+    with pytest.raises(EngineError, match=r'no machine "oring".*orin'):
         predict.predict(bundle, "oring")
