@@ -55,14 +55,15 @@ def main() -> int:
         "own": pooled**2 * args.prompt_frames + 1 + TEXT_POSITIONS,
     }
     context = -(-(max(prompts.values()) + args.new_tokens + 1) // 256) * 256
-    options = ("--max-context", str(context))
+    clip, chat = ("--only", "vision"), ("--only", "llm", "--max-context", str(context))
     bundles = {
-        "fp32": prepare.bundle(args.size, args.threads, args.frames, *options),
-        "int8": prepare.bundle(args.size, args.threads, args.frames, *options, "--precision", "int8", "--llm-precision", "int4"),
+        ("vision", "fp32"): prepare.bundle(args.size, args.threads, args.frames, *clip),
+        ("vision", "int8"): prepare.bundle(args.size, args.threads, args.frames, *clip, "--precision", "int8"),
+        ("llm", "fp32"): prepare.bundle(args.size, args.threads, args.frames, *chat),
+        ("llm", "int8"): prepare.bundle(args.size, args.threads, args.frames, *chat, "--llm-precision", "int4"),
     }
-    for (
-        bundle
-    ) in bundles.values():  # the first load of a bundle hashes its files; every later one, which the rounds measure, does not
+    # The first load of a bundle hashes its files; every later one, which is what the rounds measure, does not.
+    for bundle in bundles.values():
         run_python(["-m", "runtime", "inspect", str(bundle), "--json"], args.threads)
 
     common = {"new_tokens": args.new_tokens, "threads": args.threads}
@@ -71,10 +72,11 @@ def main() -> int:
         contestants = [contestant for contestant in contestants if contestant.name in args.only]
     compete(contestants, args.rounds, args.threads)
     rows = [row for contestant in contestants for row in _rows(contestant, args)]
-    sizes = ", ".join(f"{name} {_size(path) / 1e9:.2f} GB" for name, path in bundles.items())
+    sizes = {name: (_size(bundles["vision", name]) + _size(bundles["llm", name])) / 1e9 for name in ("fp32", "int8")}
     text = (
         f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds; encoding on {args.frames} frames, prompts of "
-        f"{args.prompt_frames} frames, {args.new_tokens} tokens decoded. On disk: {sizes}.\n\n{table(COLUMNS, rows)}"
+        f"{args.prompt_frames} frames, {args.new_tokens} tokens decoded. On disk: fp32 {sizes['fp32']:.2f} GB, "
+        f"int8 and int4 {sizes['int8']:.2f} GB.\n\n{table(COLUMNS, rows)}"
     )
     if args.only:
         print(text)
@@ -84,14 +86,16 @@ def main() -> int:
     return 0
 
 
-def _contestants(common: dict, checkpoint: Path, bundles: dict[str, Path], prompts: dict[str, int], args) -> list[Contestant]:
+def _contestants(
+    common: dict, checkpoint: Path, bundles: dict[tuple[str, str], Path], prompts: dict[str, int], args
+) -> list[Contestant]:
     found = []
     has_openvino = importlib.util.find_spec("openvino") is not None
     for name, (bundle, backend, bf16) in OURS.items():
         if backend == "openvino" and not has_openvino:
             say(f"{name} is left out: openvino is not installed")
             continue
-        job = {"vision": str(bundles[bundle]), "llm": str(bundles[bundle]), "backend": backend, "bf16": bf16}
+        job = {"vision": str(bundles["vision", bundle]), "llm": str(bundles["llm", bundle]), "backend": backend, "bf16": bf16}
         found.append(Contestant(name, _job("contestant_runtime.py", common | job | {"prompts": [prompts["ours"]]})))
     for name, (attention, dtype, compiled) in OTHERS.items():
         job = {"checkpoint": str(checkpoint), "frames": args.frames, "attention": attention, "dtype": dtype, "compile": compiled}
