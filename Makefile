@@ -42,7 +42,7 @@ clean:
 	rm -rf $(VENV) bundles build *.egg-info
 
 # Installed again when what it depends on changes; torch comes first because every other package accepts it then.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,openvino,serve,batch,ray,plot,test]"

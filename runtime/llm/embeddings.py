@@ -36,6 +36,6 @@ class Embeddings:
         return self.shape[0]
 
     def __getitem__(self, ids: Sequence[int]) -> np.ndarray:
-        ids = np.asarray(ids)
-        rows = self._rows[ids]
-        return rows if self._scales is None else rows * self._scales[ids, None]
+        chosen = np.asarray(ids)
+        rows = self._rows[chosen]
+        return rows if self._scales is None else rows * self._scales[chosen, None]
