@@ -1,6 +1,6 @@
 """Decode and encode at once: a video's frames go to a split bundle's encoder while the next ones are decoded.
 
-    decoder (this thread) -> resize, normalise -> at most DEPTH frames waiting -> encoder (a second thread) -> features
+    decoder (this thread) -> resize, normalise -> at most DEPTH frames under way -> encoder (a second thread) -> features
 
 Decoder and engines let go of the interpreter's lock while they work. On a GPU decoding then costs nothing but the first frame;
 on a CPU whose cores the encoder fills it costs what it costs. No clip of pixel values is ever in memory.
@@ -10,7 +10,6 @@ T frames, h, w pixels, H, W patch rows and columns, C features of a patch.
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from runtime.engine.split import SplitVision
 from runtime.preprocess import Preprocessor
 from runtime.video import Clip, sample_frames
 
-DEPTH = 3  # frames decoded but not encoded: the encoder never waits, and memory stays a few frames
+DEPTH = 3  # frames sent to the encoder and not done: it seldom waits, and memory stays a few frames
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ def encode_while_decoding(path: str | Path, frames: int, preprocessor: Preproces
 
 
 def _encode(path: str | Path, frames: int, preprocessor: Preprocessor, engine: SplitVision, encoder: ThreadPoolExecutor) -> Encoded:
-    room = threading.Semaphore(DEPTH)
     images: list[np.ndarray] = []
     coming: list[Future[np.ndarray]] = []
     waited = 0.0
@@ -56,13 +54,10 @@ def _encode(path: str | Path, frames: int, preprocessor: Preprocessor, engine: S
         images.append(preprocessor.resize(frame))
         pixel_values = preprocessor.normalise(images[-1][None], engine.inputs[0].dtype)  # [1, 3, h, w]
         start = time.perf_counter()
-        room.acquire()
-        waited += time.perf_counter() - start
         if len(coming) >= DEPTH:
-            coming[-DEPTH].result()  # done: an encoder that failed is told now, not after the last frame
-        future = encoder.submit(engine.encode, pixel_values)
-        future.add_done_callback(lambda _: room.release())
-        coming.append(future)
+            coming[-DEPTH].result()  # waits for room, and tells now of an encoder that failed
+        waited += time.perf_counter() - start
+        coming.append(encoder.submit(engine.encode, pixel_values))
         return np.array(len(images) - 1)
 
     start = time.perf_counter()

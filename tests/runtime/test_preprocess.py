@@ -8,7 +8,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import BundleError
+from runtime.errors import BundleError, VideoError
 from runtime.preprocess import Preprocessor, load_clip
 
 SIGLIP = {"size": [384, 384], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -90,9 +90,28 @@ def test_frames_of_another_size_are_refused():
         Preprocessor(SIGLIP).normalise(np.zeros((1, 384, 383, 3), np.uint8))
 
 
+def test_a_graph_that_takes_frames_gets_those_of_its_size_as_they_are():
+    preprocessor = Preprocessor(SIGLIP | {"frames": [72, 128]})
+    frames = np.random.default_rng(4).integers(0, 256, (2, 72, 128, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(preprocessor.normalise(np.stack([preprocessor.resize(frame) for frame in frames])), frames)
+    with pytest.raises(
+        VideoError, match=r"frames are 128x72, the bundle takes 72x128 .* --input frames:128x72, or without --input"
+    ):
+        preprocessor.resize(frames[0].transpose(1, 0, 2))
+    with pytest.raises(ValueError, match=r"expected uint8 \[T, 72, 128, 3\]"):
+        preprocessor.normalise(np.zeros((1, 384, 384, 3), np.uint8))
+
+
+def test_a_graph_that_takes_frames_of_the_models_size_gets_any_resized():
+    frame = np.random.default_rng(5).integers(0, 256, (72, 128, 3), dtype=np.uint8)
+    expected = Preprocessor(SIGLIP).resize(frame)
+    np.testing.assert_array_equal(Preprocessor(SIGLIP | {"frames": [384, 384]}).resize(frame), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"frames": [720]}, "frames"),
         ({"size": [384]}, "size"),
         ({"size": [0, 384]}, "size"),
         ({"resample": "bicubik"}, 'did you mean "bicubic"'),
