@@ -37,5 +37,5 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,plot,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,plot,serve,ray,test]"
 	touch $@
