@@ -12,7 +12,7 @@ import pytest
 from export import halves
 from export.__main__ import main
 from export.pipeline import ExportOptions, export_bundle
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
 from runtime.tools.parity import parity
@@ -68,20 +68,17 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.has_llm == (only == "llm")
 
 
-def test_large_weights_lie_in_one_file_that_both_vision_graphs_share(tmp_path, monkeypatch, bundle):
+def test_large_weights_lie_in_one_file_that_both_graphs_of_a_half_share(tmp_path, monkeypatch, bundle):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
     large = _export(tmp_path)
     assert (large.path / "vision.onnx.data").stat().st_size > 1e6
     assert (large.path / "vision.onnx").stat().st_size < 3e5 and (large.path / "vision.loop.onnx").stat().st_size < 3e5
-    where = {
-        entry.value
-        for graph in (VISION, VISION_LOOP)
-        for tensor in onnx.load(str(large.path / f"{graph}.onnx"), load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    assert where == {"vision.onnx.data"}
+    for graphs, file in (((VISION, VISION_LOOP), "vision.onnx.data"), ((DECODER, DECODER_BATCH), "decoder.onnx.data")):
+        for graph in graphs:
+            initializers = onnx.load(str(large.model(graph)), load_external_data=False).graph.initializer
+            assert {e.value for tensor in initializers for e in tensor.external_data if e.key == "location"} == {file}
+    assert large.model(DECODER_BATCH).stat().st_size < 3e5
     pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 126, 126)).astype(np.float32)
     for graph in (VISION, VISION_LOOP):
         expected = OnnxEngine.load(bundle.model(graph)).run({"pixel_values": pixels})["visual_tokens"]
