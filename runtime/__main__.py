@@ -35,12 +35,30 @@ def _run(args: argparse.Namespace) -> int:
     from runtime.prompt import Prompt
 
     options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
+    if args.llm != "local":
+        return _run_remote(args, options)
     bundle = _bundle(args)
     prompt = Prompt(bundle) if bundle.has_llm else None
     if prompt:  # what is wrong with the request is said before gigabytes of weights are loaded
         VideoChat.check(prompt, args.video, args.question)
     chat = VideoChat.open(bundle, args.backend, _engine_options(args), prompt)
-    pieces = chat.ask(args.video, args.question, options)
+    return _print_answer(args, chat, chat.ask(args.video, args.question, options))
+
+
+def _run_remote(args: argparse.Namespace, options: Any) -> int:
+    from runtime.llm.remote_chat import RemoteChat
+    from runtime.server.arguments import remote_of
+
+    remote = remote_of(args)
+    RemoteChat.check(args.video, args.question)
+    chat = RemoteChat.open(_bundle(args), remote, args.backend, _engine_options(args))
+    code = _print_answer(args, chat, chat.ask(args.video, args.question, options))
+    for warning in chat.warnings:
+        say(f"warning: {warning}")
+    return code
+
+
+def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
     if chat.answer.repeated_frames:
         say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")
     for piece in pieces:
@@ -199,6 +217,8 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
 
 
 def _parser() -> ArgumentParser:
+    from runtime.server.arguments import add_arguments, add_llm_arguments
+
     parser = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -224,6 +244,7 @@ def _parser() -> ArgumentParser:
     run.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     run.add_argument("--top-p", type=float, default=1.0)
     run.add_argument("--seed", type=int)
+    add_llm_arguments(run)
     engine(run)
 
     tokens = command("tokens", _tokens, "write a video's compressed visual tokens")
@@ -240,8 +261,6 @@ def _parser() -> ArgumentParser:
     batch.add_argument("--ray-address", metavar="ADDRESS", help="a running cluster; default: one of its own")
     batch.add_argument("--retry-errors", action="store_true", help="work again on files whose rows have errors")
     engine(batch)
-
-    from runtime.server.arguments import add_arguments
 
     serve = command("serve", _serve, "answer over HTTP as an OpenAI-compatible server, with a page at /")
     add_arguments(serve)

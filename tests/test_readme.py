@@ -14,7 +14,7 @@ import export.demo.__main__
 import runtime.__main__
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "plugins/README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "plugins/README.md", "CONTRIBUTING.md", "docs/kubernetes.md")
 
 
 def _blocks(page: str, language: str) -> list[str]:

@@ -200,8 +200,10 @@ class Scheduler:
             keys = generation.request.keys
             free = [slot for slot in range(self.decoder.slots) if slot not in taken]
             shared = {slot: min(_common(self._filled[slot], keys), self.decoder.lengths[slot], len(keys) - 1) for slot in free}
-            # the longest common beginning; where there is none, the slot that was idle for longest
-            slot = max(free, key=lambda slot: (shared[slot], -self._used[slot]))
+            # A slot is taken over for its beginning only where that is most of what it holds: every prompt begins with the
+            # chat template's first tokens, and for those nobody's clip must go. Else the slot that was idle for longest goes.
+            worth = [slot for slot in free if 2 * shared[slot] > len(self._filled[slot])]
+            slot = max(worth, key=shared.__getitem__) if worth else min(free, key=self._used.__getitem__)
             self._clock += 1
             self._used[slot], generation._slot = self._clock, slot
             generation.cached = generation._done = self.decoder.lengths[slot] = shared[slot]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.errors import UsageError
 from runtime.server.options import MIB, ServerOptions
+from runtime.video import DecodeLimits
+
+if TYPE_CHECKING:
+    from runtime.llm.remote import RemoteOptions
 
 _KEY, _LLM_KEY = "GRIDPOOL_API_KEY", "GRIDPOOL_LLM_API_KEY"
 
@@ -18,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=default.host)
     parser.add_argument("--port", type=int, default=default.port, help="0: any free one (default %(default)s)")
     parser.add_argument("--api-key", help=f"what clients must send; or in the environment as {_KEY}, out of sight of ps")
-    parser.add_argument(
-        "--llm", default=default.llm, metavar="local|URL", help="an OpenAI-compatible server that takes prompt_embeds"
-    )
-    parser.add_argument("--llm-model", metavar="NAME", help="the model's name there")
-    parser.add_argument("--llm-api-key", help=f"its key; or in the environment as {_LLM_KEY}")
-    parser.add_argument("--llm-dtype", choices=["float16", "bfloat16"], default=default.llm_dtype, help="of the embeddings sent")
+    add_llm_arguments(parser)
     parser.add_argument("--batch", type=int, default=default.batch, help="answers decoded together (default %(default)s)")
     parser.add_argument("--queue", type=int, default=default.queue, help="requests that may wait beyond those, then 429")
     parser.add_argument(
@@ -32,11 +32,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drain", type=float, default=default.drain, metavar="S", help="seconds for running requests at SIGTERM")
     parser.add_argument("--max-body-mib", type=int, default=default.max_body // MIB, help="largest request")
     parser.add_argument("--max-media-mib", type=int, default=default.max_media // MIB, help="largest clip")
+    limits = default.limits
+    parser.add_argument("--max-clip-seconds", type=float, default=limits.seconds, metavar="S", help="longest clip")
+    parser.add_argument("--max-clip-pixels", type=int, default=limits.pixels, metavar="N", help="largest frame, width times height")
     parser.add_argument("--cache-mib", type=int, default=default.cache // MIB, help="visual tokens kept for further questions")
     parser.add_argument("--allow-media-host", action="append", default=[], metavar="HOST", help="fetch https clips from here")
     parser.add_argument(
         "--allow-media-path", action="append", default=[], type=Path, metavar="DIR", help="read file: clips from here"
     )
+
+
+def add_llm_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the LLM is; `run` has them too."""
+    default = ServerOptions()
+    parser.add_argument(
+        "--llm", default=default.llm, metavar="local|URL", help="an OpenAI-compatible server that takes prompt_embeds"
+    )
+    parser.add_argument("--llm-model", metavar="NAME", help="the model's name there")
+    parser.add_argument("--llm-api-key", help=f"its key; or in the environment as {_LLM_KEY}")
+    parser.add_argument("--llm-dtype", choices=["float16", "bfloat16"], default=default.llm_dtype, help="of the embeddings sent")
+
+
+def remote_of(args: argparse.Namespace) -> RemoteOptions:
+    """The remote LLM that --llm names; UsageError for values that make no sense."""
+    from runtime.llm.remote import RemoteOptions
+
+    if not args.llm_model:
+        raise UsageError(f"--llm {args.llm} needs --llm-model, the model's name there")
+    return RemoteOptions(args.llm, args.llm_model, _secret(args.llm_api_key, _LLM_KEY), args.llm_dtype)
 
 
 def options_of(args: argparse.Namespace) -> ServerOptions:
@@ -56,6 +79,7 @@ def options_of(args: argparse.Namespace) -> ServerOptions:
         max_body=args.max_body_mib * MIB,
         max_media=args.max_media_mib * MIB,
         cache=args.cache_mib * MIB,
+        limits=DecodeLimits(pixels=args.max_clip_pixels, seconds=args.max_clip_seconds),
         media_hosts=tuple(args.allow_media_host),
         media_paths=tuple(args.allow_media_path),
     )

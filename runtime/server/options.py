@@ -54,6 +54,8 @@ class ServerOptions:
         for name in ("batch", "max_body", "max_media", "deadline", "drain", "fetch_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
+        if self.limits.pixels <= 0 or self.limits.seconds <= 0:
+            raise UsageError("max-clip-seconds and max-clip-pixels must be more than 0")
         if self.queue < 0 or self.cache < 0:
             raise UsageError("queue and cache can't be negative")
         if self.api_key is not None and not self.api_key.strip():

@@ -12,7 +12,7 @@ import pytest
 from export import halves
 from export.__main__ import main
 from export.pipeline import ExportOptions, export_bundle
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.engine import open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
@@ -70,21 +70,17 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["loop", "split"])
-def test_large_weights_lie_in_one_file_that_all_vision_graphs_share(tmp_path, monkeypatch, bundle, split):
+def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path, monkeypatch, bundle, split):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
-    large = _export(tmp_path, split=split, only="vision")
+    large = _export(tmp_path, split=split)
     graphs = (VISION, VISION_ENCODER, VISION_COMPRESSOR) if split else (VISION, VISION_LOOP)
     assert (large.path / "vision.onnx.data").stat().st_size > 1e6
-    assert all(large.model(graph).stat().st_size < 3e5 for graph in graphs)
-    where = {
-        entry.value
-        for graph in graphs
-        for tensor in onnx.load(str(large.path / f"{graph}.onnx"), load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    assert where == {"vision.onnx.data"}
+    for shared, file in ((graphs, "vision.onnx.data"), ((DECODER, DECODER_BATCH), "decoder.onnx.data")):
+        for graph in shared:
+            initializers = onnx.load(str(large.model(graph)), load_external_data=False).graph.initializer
+            assert {e.value for tensor in initializers for e in tensor.external_data if e.key == "location"} == {file}
+            assert large.model(graph).stat().st_size < 3e5
     pixels = np.random.default_rng(0).uniform(-1, 1, (16, 3, 126, 126)).astype(np.float32)
     expected = OnnxEngine.load(bundle.model(VISION)).run({"pixel_values": pixels})["visual_tokens"]
     for engine in (OnnxEngine.load(large.model(VISION)), open_engine(large, VISION)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 
@@ -153,3 +154,18 @@ def test_urls_and_dtypes_that_make_no_sense_are_refused():
         RemoteOptions("host:8000", "m")
     with pytest.raises(UsageError, match="float8"):
         RemoteOptions("http://host/v1", "m", dtype="float8")
+
+
+def test_the_command_line_asks_a_remote_too(bundle_path, capsys):
+    from runtime.__main__ import main
+
+    with remote_llm() as (url, remote):
+        ask = ["run", str(bundle_path), str(CLIPS / "shapes.mp4"), "which shape appears last ?", "--llm", url]
+        assert main([*ask, "--llm-model", "tiny", "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["text"], answer["visual_tokens"], answer["prompt_tokens"]) == ("cross", 257, 267)
+        assert remote.requests[0]["model"] == "tiny"
+        assert main(ask) == 2 and "needs --llm-model" in capsys.readouterr().err
+        remote.faults["status"] = [400]
+        assert main([*ask, "--llm-model", "tiny"]) == 2
+        assert "answers 400: refused with 400" in capsys.readouterr().err

