@@ -1,6 +1,6 @@
 """`python -m runtime`: parse, call one public function, print. Results on stdout, progress on stderr.
 
-run · tokens · batch · serve · build · parity · bench · tune · plot · inspect · doctor
+run · tokens · watch · batch · serve · build · parity · bench · tune · plot · inspect · doctor
 """
 
 from __future__ import annotations
@@ -118,6 +118,21 @@ def _batch(args: argparse.Namespace) -> int:
     return 1 if result.errors else 0
 
 
+def _watch(args: argparse.Namespace) -> int:
+    from runtime.pipeline import AskOptions
+    from runtime.watch import Watch, WatchOptions
+
+    options, ask = WatchOptions(args.every, args.window, args.count, args.realtime), AskOptions(args.max_new_tokens)
+    watch = Watch(_bundle(args), args.backend, _engine_options(args))
+    if not watch.encodes_once:
+        say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
+    for seen in watch.answers(args.source, args.question, options, ask):
+        if seen.dropped:
+            say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
+        print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
+    return 0
+
+
 def _build(args: argparse.Namespace) -> int:
     from runtime.engine.build import BuildOptions, build
 
@@ -212,6 +227,18 @@ def _threads(text: str) -> int:
     return int(text)
 
 
+def _duration(text: str) -> float:
+    for unit, scale in (("ms", 0.001), ("s", 1.0), ("", 1.0)):
+        number = text.removesuffix(unit)
+        try:
+            seconds = float(number) * scale if text.endswith(unit) else None
+        except ValueError:
+            continue
+        if seconds is not None and 0.001 <= seconds <= 86400:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no time from 1ms to a day; expected e.g. 2s or 500ms")
+
+
 def _print(args: argparse.Namespace, data: Any, text: str) -> None:
     print(json.dumps(data, indent=1) if args.json else text)
 
@@ -265,6 +292,16 @@ def _parser() -> ArgumentParser:
     serve = command("serve", _serve, "answer over HTTP as an OpenAI-compatible server, with a page at /")
     add_arguments(serve)
     engine(serve)
+
+    watch = command("watch", _watch, "answer a question about a stream, again and again")
+    watch.add_argument("source", help="a video file, a camera (/dev/videoN) or rtsp://…")
+    watch.add_argument("question")
+    watch.add_argument("--every", type=_duration, default=2.0, metavar="TIME", help="between answers, e.g. 2s or 500ms")
+    watch.add_argument("--window", type=_duration, default=8.0, metavar="TIME", help="what the sampled frames span")
+    watch.add_argument("--count", type=int, default=0, help="stop after so many answers (default 0: at the end)")
+    watch.add_argument("--realtime", action="store_true", help="play a file at its own speed, as a camera would")
+    watch.add_argument("--max-new-tokens", type=int, default=128)
+    engine(watch)
 
     build = command("build", _build, "build TensorRT engines")
     build.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")

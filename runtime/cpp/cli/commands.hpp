@@ -14,6 +14,7 @@ using OrderedJson = nlohmann::ordered_json;
 int run(const Arguments& arguments);
 int tokens(const Arguments& arguments);
 int bench(const Arguments& arguments);
+int watch(const Arguments& arguments);
 
 EngineOptions engine_options(const Arguments& arguments);
 std::string backend(const Arguments& arguments);

@@ -47,6 +47,13 @@ const std::vector<std::pair<Command, Function>>& commands() {
                      {"--rounds", "N", "rounds that count (default 5)", {}, "", false},
                      {"--max-new-tokens", "N", "of each answer (default 32)", {}, "", false}})},
        bench},
+      {{"watch", "answer a question about a stream, again and again", {"bundle", "source", "question"},
+        with_engine({{"--every", "TIME", "between answers, e.g. 2s or 500ms (default 2s)", {}, "", false},
+                     {"--window", "TIME", "what the sampled frames span (default 8s)", {}, "", false},
+                     {"--count", "N", "stop after N answers (default 0: at the end)", {}, "", false},
+                     {"--realtime", "", "play a file at its own speed, as a camera would", {}, "", false},
+                     {"--max-new-tokens", "N", "of each answer (default 128)", {}, "", false}})},
+       watch},
   };
   return all;
 }

@@ -56,6 +56,8 @@ void check_values(const std::string& file, const Json& m) {
   check("precision", m["precision"] == "fp32" || m["precision"] == "fp16", "fp32 or fp16");
   const bool vision = m["files"].contains("vision.onnx"), decoder = m["files"].contains("llm/decoder.onnx");
   check("files", vision || decoder, "a list with vision.onnx or llm/decoder.onnx");
+  check("files", m["files"].contains("vision.encoder.onnx") == m["files"].contains("vision.compressor.onnx"),
+        "a list with both of vision.encoder.onnx and vision.compressor.onnx, or neither");
   const Json& llm = m["llm"];
   check("llm", !llm.empty() == decoder, "filled in exactly where there is a llm/decoder.onnx");
   if (llm.empty()) return;
@@ -297,13 +299,17 @@ fs::path Bundle::file(const std::string& name) const {
   return path_ / name;
 }
 
+bool Bundle::is_split() const { return manifest_.has_file(std::string(kVisionEncoder) + ".onnx"); }
+
 std::string Bundle::sha256(const std::string& graph) const {
-  std::string digests;  // of the graph and its external data, in the order of their names
+  file(graph + ".onnx");  // throws the message for an absent graph
+  const std::string own = graph + ".onnx", weights = graph.substr(0, graph.find('.')) + ".onnx.";  // graphs of one half share weights
+  std::string digest, digests;
   for (const auto& [name, entry] : manifest_.files) {
-    if (name.rfind(graph + ".onnx", 0) == 0) digests += entry.sha256;
+    if (name == own) digest = entry.sha256;
+    if (name.rfind(weights, 0) == 0) digests += entry.sha256;
   }
-  if (digests.empty()) file(graph + ".onnx");  // throws the message for an absent graph
-  return sha256_of(digests);
+  return sha256_of(digest + digests);
 }
 
 }  // namespace gridpool

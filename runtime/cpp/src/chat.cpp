@@ -53,7 +53,10 @@ Tensor VisionEncoder::tokens(const TensorView& pixel_values) {
   Tensor converted;
   TensorView values = pixel_values;
   if (values.dtype != spec.dtype) converted = cast(pixel_values, spec.dtype), values = converted.view();
-  auto results = engine_->run({{spec.name, values}});
+  return checked(engine_->run({{spec.name, values}}));
+}
+
+Tensor VisionEncoder::checked(std::map<std::string, Tensor> results) {
   const auto found = results.find("visual_tokens");
   if (found == results.end()) throw EngineError("the vision graph has no output visual_tokens; export the bundle again");
   if (!is_finite(found->second)) {

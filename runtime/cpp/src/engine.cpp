@@ -3,6 +3,7 @@
 
 #include "backend.hpp"
 #include "library.hpp"
+#include "split.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -38,6 +39,10 @@ std::optional<std::string> unavailable(const std::string& backend, const EngineO
 }
 
 std::unique_ptr<Engine> open(const std::string& backend, const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
+  if (graph == kVision && bundle.is_split()) {
+    auto encoder = open(backend, bundle, kVisionEncoder, options);
+    return std::make_unique<SplitVision>(std::move(encoder), open(backend, bundle, kVisionCompressor, options));
+  }
   return backend == "onnx" ? open_onnx(bundle, graph, options) : tensorrt().open(bundle, graph, options);
 }
 

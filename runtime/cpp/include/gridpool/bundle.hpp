@@ -18,6 +18,8 @@ namespace gridpool {
 inline constexpr int kSchemaVersion = 1;
 inline constexpr const char* kVision = "vision";           ///< graph names; the file of a graph is `<name>.onnx`
 inline constexpr const char* kVisionLoop = "vision.loop";  ///< the same frame by frame: what a CPU runs
+inline constexpr const char* kVisionEncoder = "vision.encoder";  ///< of a bundle that was split: one frame -> features
+inline constexpr const char* kVisionCompressor = "vision.compressor";  ///< features of T frames -> visual tokens
 inline constexpr const char* kDecoder = "llm/decoder";
 
 /// One normalisation for each of three channels, and how frames are resized.
@@ -70,6 +72,8 @@ class GRIDPOOL_API Bundle {
 
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
+  /// Whether the vision half also lies here as encoder and compressor (`python -m export --split`), which is then what runs.
+  bool is_split() const;
   bool has_llm() const { return manifest_.layers > 0; }
 
   /// Path of a file that the manifest lists; BundleError where it lists none of that name.

@@ -38,6 +38,9 @@ class GRIDPOOL_API VisionEncoder {
   /// pixel_values [T, 3, h, w] float32 -> visual tokens [N, D].
   Tensor tokens(const TensorView& pixel_values);
 
+  /// The visual tokens of a run; EngineError where there are none, or one is not finite.
+  static Tensor checked(std::map<std::string, Tensor> results);
+
   Engine& engine() { return *engine_; }
   const Preprocessor& preprocessor() const { return preprocessor_; }
   int64_t frames() const { return frames_; }

@@ -20,6 +20,7 @@
 #include "gridpool/chat.hpp"
 #include "gridpool/engine.hpp"
 #include "gridpool/error.hpp"
+#include "gridpool/live.hpp"
 #include "gridpool/llm.hpp"
 #include "gridpool/preprocess.hpp"
 #include "gridpool/prompt.hpp"

@@ -1,0 +1,27 @@
+// Which engine of a bundle serves here: built from this very ONNX, by this TensorRT, for this GPU (runtime/engine/build.py).
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "gridpool/engine.hpp"
+
+namespace gridpool {
+
+struct FoundEngine {
+  std::filesystem::path file;
+  std::filesystem::path plugin;  ///< the plugin library to load before it, or empty
+  std::map<std::string, std::vector<Dimension>> inputs;  ///< shapes with the names of their dynamic dimensions
+};
+
+struct Gpu {
+  std::string name;
+  int major = 0, minor = 0;
+};
+
+/// EngineError says why what is there doesn't serve, and the command that builds one that does.
+FoundEngine find_engine(const Bundle& bundle, const std::string& graph, const std::string& version, const Gpu& gpu);
+
+}  // namespace gridpool
