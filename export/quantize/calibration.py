@@ -31,7 +31,7 @@ from runtime.video import sample_frames
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
 _QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
 _DEMO_FRAMES = 16
-_PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 4
+_PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 2
 
 
 @dataclass(frozen=True)

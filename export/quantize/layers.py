@@ -84,10 +84,10 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got.astype(np.float64) - expected)) / (scale or 1.0)
 
 
-def worst(errors: Mapping[str, float], left: Collection[str]) -> list[str]:
-    """The nodes of `left` to raise next: those of the largest error, a twelfth of all layers at a time."""
+def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -> list[str]:
+    """The nodes of `left` to raise next: those of the largest error, a twelfth of all layers, then twice as many each round."""
     ranked = sorted(left, key=lambda node: -errors[node])
-    return ranked[: max(1, len(errors) // 12)]
+    return ranked[: max(1, len(errors) * 2**rounds // 12)]
 
 
 def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -6,6 +6,7 @@ along the layer's inputs and has to divide them (TensorRT takes no remainder); a
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def quantize_llm(
     del engine, found
     exact = _logits(OnnxEngine.load(path), prompts)
     chosen = dict(lowest)
-    while True:
+    for rounds in itertools.count():
         quantized = _quantized(with_weights(model, path.parent), layers, chosen, block)
         with tempfile.TemporaryDirectory() as scratch:
             save(quantized, Path(scratch) / "decoder.onnx")
@@ -60,7 +61,7 @@ def quantize_llm(
         if error <= budget or not left:
             break
         lower = [node for node in left if chosen[node] == min((chosen[one] for one in left), key=_STEPS.index)]
-        for node in worst(errors, lower):
+        for node in worst(errors, lower, rounds):
             chosen[node] = _STEPS[_STEPS.index(chosen[node]) + 1]
     kept = [LayerReport(layer.node, chosen[layer.node], errors[layer.node]) for layer in layers]
     return _quantized(with_weights(model, path.parent), layers, chosen, block), Report(precision, error, budget, source, kept)

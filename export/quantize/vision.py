@@ -9,6 +9,7 @@ T frames, h, w pixels, H, W patch rows and columns, C features of a patch.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,12 +64,12 @@ def quantize_vision(
     del engine, inputs
 
     chosen = {layer.node for layer in layers}
-    while True:
+    for rounds in itertools.count():
         quantized = w8a8(with_weights(encoder, directory), limits, chosen)
         found = relative_error(np.concatenate(list(_features(quantized, held_out))), np.concatenate(exact))
         if found <= budget or not chosen:
             break
-        chosen -= set(worst(errors, chosen))
+        chosen -= set(worst(errors, chosen, rounds))
     kept = [LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node]) for layer in layers]
     return w8a8(with_weights(model, directory), limits, chosen), Report("int8", found, budget, clips.source, kept)
 

@@ -53,7 +53,7 @@ void check_values(const std::string& file, const Json& m) {
   for (const auto& [name, entry] : m["files"].items()) {
     check("files: " + name, has(entry, "int", {"size"}) && has(entry, "str", {"sha256"}), "a size and a sha256");
   }
-  check("precision", m["precision"] == "fp32" || m["precision"] == "fp16", "fp32 or fp16");
+  check("precision", m["precision"] == "fp32" || m["precision"] == "fp16" || m["precision"] == "int8", "fp32, fp16 or int8");
   const bool vision = m["files"].contains("vision.onnx"), decoder = m["files"].contains("llm/decoder.onnx");
   check("files", vision || decoder, "a list with vision.onnx or llm/decoder.onnx");
   check("files", m["files"].contains("vision.encoder.onnx") == m["files"].contains("vision.compressor.onnx"),
@@ -63,6 +63,9 @@ void check_values(const std::string& file, const Json& m) {
   if (llm.empty()) return;
   check("llm", is_positive(member(llm, "layers")) && is_positive(member(llm, "kv_heads")) && is_positive(member(llm, "head_dim")),
         "the LLM's layers, kv_heads and head_dim");
+  const Json& weights = member(llm, "precision");
+  const bool known = weights.is_null() || weights == "fp32" || weights == "fp16" || weights == "int8" || weights == "int4";
+  check("llm", known, "of precision fp32, fp16, int8 or int4");
   check("limits", is_positive(member(m["limits"], "max_context")), "a max_context");
   const Json &prompt = m["prompt"], &ids = member(prompt, "eos_token_ids"), &around = member(prompt, "around_question");
   check("prompt", has(prompt, "str", {"chat_template", "video_token"}), "a chat_template and a video_token");

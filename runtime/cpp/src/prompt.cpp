@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 
@@ -12,19 +13,16 @@
 namespace gridpool {
 namespace {
 
-/// The embedding table, memory-mapped: only the rows that a prompt uses are read.
-struct Table {
+/// A .npy file of the bundle, memory-mapped.
+struct Array {
   MappedFile file;
   TensorView view;
 };
 
-Table open_table(const std::filesystem::path& path) {
+Array open_array(const std::filesystem::path& path) {
   try {
     MappedFile file(path);
     const TensorView view = npy_view({reinterpret_cast<const char*>(file.data()), file.size()});
-    if (view.shape.size() != 2 || (view.dtype != DType::float32 && view.dtype != DType::float16)) {
-      throw std::invalid_argument("it is no float array [V, D]");
-    }
     return {std::move(file), view};
   } catch (const std::invalid_argument& error) {
     throw BundleError(path.string() + " is no table of embeddings (" + error.what() + "); export the bundle again");
@@ -32,6 +30,53 @@ Table open_table(const std::filesystem::path& path) {
     throw BundleError(path.string() + " can't be read: " + error.code().message() + "; copy or export it again");
   }
 }
+
+/// The embedding table [V, D]: only the rows that a prompt uses are read. An int8 table has a scale for each row.
+class Table {
+ public:
+  explicit Table(const Bundle& bundle) : bundle_(bundle.path().string()), rows_(open_array(bundle.file("llm/embed_tokens.npy"))) {
+    const bool whole = rows_.view.dtype == DType::float32 || rows_.view.dtype == DType::float16;
+    if (rows_.view.shape.size() != 2 || (!whole && rows_.view.dtype != DType::int8)) {
+      throw BundleError((bundle.path() / "llm/embed_tokens.npy").string() +
+                        " is no table of embeddings (it is no float or int8 array [V, D]); export the bundle again");
+    }
+    if (whole) return;
+    scales_.emplace(open_array(bundle.file("llm/embed_scales.npy")));
+    const TensorView& scales = scales_->view;
+    if (scales.dtype != DType::float32 || scales.shape.size() != 1 || scales.shape[0] != rows_.view.shape[0]) {
+      throw BundleError(format("%s is no float32 array of %lld scales; export the bundle again",
+                               (bundle.path() / "llm/embed_scales.npy").string().c_str(), static_cast<long long>(rows_.view.shape[0])));
+    }
+  }
+
+  DType dtype() const { return scales_ ? DType::float32 : rows_.view.dtype; }
+  int64_t hidden() const { return rows_.view.shape[1]; }
+  size_t row_bytes() const { return static_cast<size_t>(hidden()) * size_of(dtype()); }
+
+  void copy_row(int64_t id, std::byte* to) const {
+    if (id < 0 || id >= rows_.view.shape[0]) {
+      throw BundleError(format("%s has no embedding for token %lld, its table has %lld rows; export the bundle again", bundle_.c_str(),
+                               static_cast<long long>(id), static_cast<long long>(rows_.view.shape[0])));
+    }
+    const size_t count = static_cast<size_t>(hidden());
+    const auto* row = static_cast<const std::byte*>(rows_.view.data) + static_cast<size_t>(id) * count * size_of(rows_.view.dtype);
+    if (!scales_) {
+      std::memcpy(to, row, row_bytes());
+      return;
+    }
+    float scale = 0;  // neither file promises an alignment
+    std::memcpy(&scale, static_cast<const std::byte*>(scales_->view.data) + static_cast<size_t>(id) * sizeof scale, sizeof scale);
+    for (size_t i = 0; i < count; ++i) {
+      const float value = static_cast<float>(static_cast<int8_t>(row[i])) * scale;
+      std::memcpy(to + i * sizeof value, &value, sizeof value);
+    }
+  }
+
+ private:
+  std::string bundle_;
+  Array rows_;
+  std::optional<Array> scales_;
+};
 
 }  // namespace
 
@@ -41,15 +86,6 @@ struct Prompt::Parts {
   std::set<int64_t> eos;
   Tokenizer tokenizer;
   Table table;
-
-  size_t row_bytes() const { return static_cast<size_t>(table.view.shape[1]) * size_of(table.view.dtype); }
-  void copy_row(int64_t id, std::byte* to) const {
-    if (id < 0 || id >= table.view.shape[0]) {
-      throw BundleError(format("%s has no embedding for token %lld, its table has %lld rows; export the bundle again", bundle.c_str(),
-                               static_cast<long long>(id), static_cast<long long>(table.view.shape[0])));
-    }
-    std::memcpy(to, static_cast<const std::byte*>(table.view.data) + static_cast<size_t>(id) * row_bytes(), row_bytes());
-  }
 };
 
 Prompt::Prompt(const Bundle& bundle)
@@ -57,7 +93,7 @@ Prompt::Prompt(const Bundle& bundle)
                        bundle.path().string(),
                        {bundle.manifest().prompt.eos_token_ids.begin(), bundle.manifest().prompt.eos_token_ids.end()},
                        Tokenizer::from_file(bundle.file("llm/tokenizer.json")),
-                       open_table(bundle.file("llm/embed_tokens.npy"))}) {
+                       Table(bundle)}) {
   if (!parts_->facts.has_text) {
     throw BundleError(parts_->bundle + " has no around_question in its manifest's prompt: it was exported before the C++ runtime, or its "
                       "chat template rewrites questions; export it again, or ask with `python -m runtime run`");
@@ -85,24 +121,24 @@ PromptIds Prompt::ids(const std::string& question) const {
 }
 
 Tensor Prompt::embed(const PromptIds& ids, const TensorView& visual_tokens) const {
-  const TensorView& table = parts_->table.view;
-  const int64_t hidden = table.shape[1];
+  const Table& table = parts_->table;
+  const int64_t hidden = table.hidden();
   if (visual_tokens.shape.size() != 2 || visual_tokens.shape[1] != hidden) {
     throw EngineError("the visual tokens do not have the embeddings' width; export the bundle again");
   }
-  Tensor result = Tensor::empty(table.dtype, {1, ids.size() + visual_tokens.shape[0], hidden});
+  Tensor result = Tensor::empty(table.dtype(), {1, ids.size() + visual_tokens.shape[0], hidden});
   std::byte* to = result.data.data();
-  for (const int64_t id : ids.before) parts_->copy_row(id, to), to += parts_->row_bytes();
-  const Tensor visual = cast(visual_tokens, table.dtype);
+  for (const int64_t id : ids.before) table.copy_row(id, to), to += table.row_bytes();
+  const Tensor visual = cast(visual_tokens, table.dtype());
   std::memcpy(to, visual.data.data(), visual.data.size());
   to += visual.data.size();
-  for (const int64_t id : ids.after) parts_->copy_row(id, to), to += parts_->row_bytes();
+  for (const int64_t id : ids.after) table.copy_row(id, to), to += table.row_bytes();
   return result;
 }
 
 Tensor Prompt::embed(int64_t id) const {
-  Tensor result = Tensor::empty(parts_->table.view.dtype, {1, 1, parts_->table.view.shape[1]});
-  parts_->copy_row(id, result.data.data());
+  Tensor result = Tensor::empty(parts_->table.dtype(), {1, 1, parts_->table.hidden()});
+  parts_->table.copy_row(id, result.data.data());
   return result;
 }
 

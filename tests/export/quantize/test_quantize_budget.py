@@ -24,11 +24,12 @@ def test_other_precisions_are_refused(text):
         llm_precision(text)
 
 
-def test_the_worst_layers_go_first_a_twelfth_at_a_time():
+def test_the_worst_layers_go_first_a_twelfth_then_twice_as_many():
     errors = {f"layer{n}": n / 100 for n in range(36)}
     assert worst(errors, errors) == ["layer35", "layer34", "layer33"]
     assert worst(errors, {"layer2", "layer9"}) == ["layer9", "layer2"]
     assert worst({"a": 0.1, "b": 0.2}, ["a", "b"]) == ["b"]
+    assert len(worst(errors, errors, rounds=2)) == 12
 
 
 def test_the_relative_error_is_of_the_whole():

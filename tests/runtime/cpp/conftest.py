@@ -22,3 +22,13 @@ def half_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-fp16"
     export_bundle(ExportOptions(out=str(out), precision="fp16"))
     return out
+
+
+@pytest.fixture(scope="session")
+def quantized_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint in int8 and int4."""
+    from export.pipeline import ExportOptions, export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "llava-ov-int8"
+    export_bundle(ExportOptions(out=str(out), precision="int8", llm_precision="int4"))
+    return out

@@ -1,4 +1,4 @@
-"""C++ against Python on one bundle: the same tokens, ids, text and JSON, on 20 clips and in both precisions."""
+"""C++ against Python on one bundle: the same tokens, ids, text and JSON, on 20 clips and in three precisions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from runtime.llm.sampling import Sampling
 from runtime.pipeline import AskOptions, VideoChat
 
 CLIPS = 20
+BUNDLES = {"fp32": "bundle_path", "fp16": "half_bundle_path", "int8": "quantized_bundle_path"}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
     return made
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
+@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
 def chat(request: pytest.FixtureRequest) -> VideoChat:
-    path = request.getfixturevalue({"fp32": "bundle_path", "fp16": "half_bundle_path"}[request.param])
+    path = request.getfixturevalue(BUNDLES[request.param])
     return VideoChat.open(Bundle.open(path))
 
 
