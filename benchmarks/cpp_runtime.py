@@ -89,11 +89,15 @@ def _ratios(cpp: Contestant, ours: Contestant, weights: int) -> str:
 
 
 def _exported(bundle: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "export", "--model", "llava-ov", "--out", bundle], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "export", "--model", "llava-ov", "--out", bundle], check=True, cwd=ROOT, capture_output=True
+    )
     return bundle
 
 
-_FIND = "import onnxruntime, pathlib; print(next((pathlib.Path(onnxruntime.__file__).parent / 'capi').glob('libonnxruntime.so.1*')))"
+_FIND = (
+    "import onnxruntime, pathlib; print(next((pathlib.Path(onnxruntime.__file__).parent / 'capi').glob('libonnxruntime.so.1*')))"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -81,9 +81,7 @@ def _watch(args: argparse.Namespace) -> int:
         say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
     for seen in watch.answers(args.source, args.question, options, ask):
         if seen.dropped:
-            say(
-                f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept"
-            )
+            say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
         print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
     return 0
 

@@ -90,7 +90,9 @@ class Watch:
         """
         self._chat.prompt.ids(question)  # refused before the camera is opened
         self._live.clear()
-        frames: Iterator[tuple[float, np.ndarray]] = sampled(source, options.window / self._live.frames, self._live.preprocessor, options)
+        frames: Iterator[tuple[float, np.ndarray]] = sampled(
+            source, options.window / self._live.frames, self._live.preprocessor, options
+        )
         camera = _Camera(frames, self._live.frames) if options.realtime or is_live(source) else None
         due, last, is_new, given = options.every, 0.0, False, 0
         try:

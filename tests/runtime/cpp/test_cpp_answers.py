@@ -95,7 +95,9 @@ def test_bench_reports_the_stages_of_python(cpp: Path, bundle_path: Path, clips)
     said, expected = json.loads(gridpool(cpp, *words).stdout), json.loads(python(*words).stdout)
     assert [(row["stage"], row["unit"]) for row in said["rows"]] == [(row["stage"], row["unit"]) for row in expected["rows"]]
     assert said["tokens"] == expected["tokens"] and said["backends"] == expected["backends"]
-    assert gridpool(cpp, "bench", bundle_path, "--rounds", "1", "--max-new-tokens", "1").stdout.splitlines()[0].endswith("new tokens")
+    assert (
+        gridpool(cpp, "bench", bundle_path, "--rounds", "1", "--max-new-tokens", "1").stdout.splitlines()[0].endswith("new tokens")
+    )
 
 
 def test_the_example_of_the_header_answers(cpp: Path, bundle_path: Path, clips):

@@ -61,7 +61,13 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
     ],
 )
 def test_faults_read_like_those_of_python(words: str, cpp: Path, places: dict[str, Path]):
-    texts: dict[str, Any] = {"Q": QUESTION, "EMPTY": " \u2003", "SPECIAL": "what <video> ?", "LONG": "what " * 2000, "BYTES": b"\xff ?"}
+    texts: dict[str, Any] = {
+        "Q": QUESTION,
+        "EMPTY": " \u2003",
+        "SPECIAL": "what <video> ?",
+        "LONG": "what " * 2000,
+        "BYTES": b"\xff ?",
+    }
     typed = []
     for word in words.split():
         for name, path in places.items():
@@ -79,7 +85,10 @@ def _edited(name: str, value: Any) -> dict[str, Any]:
 
 
 FAULTS: list[dict[str, Any]] = [
-    *[_edited(name, None) for name in ("family", "frames", "grid", "prompt", "llm", "files", "stages", "precision", "limits", "opset")],
+    *[
+        _edited(name, None)
+        for name in ("family", "frames", "grid", "prompt", "llm", "files", "stages", "precision", "limits", "opset")
+    ],
     *[_edited("frames", value) for value in (0, -1, True, 1.5, "16", [16])],
     *[_edited("grid", value) for value in ([9], [9, 0], [9, "9"], [True, 9])],
     *[_edited("schema_version", value) for value in (0, 2, "1", None, True)],

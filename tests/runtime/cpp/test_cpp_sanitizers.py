@@ -30,7 +30,9 @@ def sanitized(request: pytest.FixtureRequest) -> Path:
 def environment(tmp_path: Path) -> dict[str, str]:
     # ONNX Runtime's own thread pool is not built for ThreadSanitizer, which then sees races in it that are none.
     quiet = tmp_path / "suppressions"
-    quiet.write_text("race:libonnxruntime\nmutex:libonnxruntime\ncalled_from_lib:libonnxruntime\nrace:libav\ncalled_from_lib:libavcodec\n")
+    quiet.write_text(
+        "race:libonnxruntime\nmutex:libonnxruntime\ncalled_from_lib:libonnxruntime\nrace:libav\ncalled_from_lib:libavcodec\n"
+    )
     threads = _QUIET["TSAN_OPTIONS"] + f":suppressions={quiet}:ignore_noninstrumented_modules=1"
     return {**os.environ, **_QUIET, "TSAN_OPTIONS": threads}
 
@@ -81,7 +83,12 @@ def test_resizing_odd_shapes_reads_nothing_outside(sanitized: Path, monkeypatch,
 def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
     if not shutil.which("clang++"):
         pytest.skip("no clang++ for libFuzzer; run runtime/cpp/install-packages.sh")
-    options = ["-DCMAKE_CXX_COMPILER=clang++", "-DGRIDPOOL_FUZZ=ON", "-DGRIDPOOL_TESTS=OFF", "-DGRIDPOOL_SANITIZE=address,undefined"]
+    options = [
+        "-DCMAKE_CXX_COMPILER=clang++",
+        "-DGRIDPOOL_FUZZ=ON",
+        "-DGRIDPOOL_TESTS=OFF",
+        "-DGRIDPOOL_SANITIZE=address,undefined",
+    ]
     directory = build(BUILD.with_name("cpp-fuzz"), *options, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", targets=[target])
     corpus = tmp_path / "corpus"
     corpus.mkdir()

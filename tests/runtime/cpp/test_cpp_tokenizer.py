@@ -25,7 +25,28 @@ _RANGES = [
     (0x1100, 0x1200), (0x1E00, 0x2000), (0x2000, 0x2070), (0x2070, 0x2C00), (0x3000, 0x3400), (0x4E00, 0x5000), (0xAC00, 0xAD00),
     (0xF900, 0xFB00), (0xFB00, 0x10000), (0x1D15E, 0x1D165), (0x1F300, 0x1F700), (0x20000, 0x20100), (0x2F800, 0x2FA20),
 ]  # fmt: skip
-_PIECES = ["'s", "'LL", "don't", "  ", "\r\n", "\n\n", "1234", "é", "e\u0301", "\u200d", "\ufe0f", "İ", "ſ", "<|im_end|>", "<|im_end", "…", "½", "Ⅷ", "ⓐ", "x_y"]
+_PIECES = [
+    "'s",
+    "'LL",
+    "don't",
+    "  ",
+    "\r\n",
+    "\n\n",
+    "1234",
+    "é",
+    "e\u0301",
+    "\u200d",
+    "\ufe0f",
+    "İ",
+    "ſ",
+    "<|im_end|>",
+    "<|im_end",
+    "…",
+    "½",
+    "Ⅷ",
+    "ⓐ",
+    "x_y",
+]
 
 
 def random_strings(count: int) -> list[str]:
@@ -64,7 +85,9 @@ def qwen2_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator([path.read_text() for path in ROOT.glob("*.md")] + random_strings(300), trainer)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
-    tokenizer.add_tokens([AddedToken("<tool>", single_word=True), AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)])
+    tokenizer.add_tokens(
+        [AddedToken("<tool>", single_word=True), AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)]
+    )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
@@ -120,10 +143,14 @@ def test_sampling_draws_what_numpy_draws(cpp: Path):
     rng = np.random.default_rng(3)
     cases = [
         [rng.normal(0, 3, 200).astype(np.float32).tolist(), temperature, top_p, seed, 40]
-        for temperature, top_p, seed in [(0.7, 0.9, 0), (1.0, 1.0, 1), (2.5, 0.5, 123456789), (0.1, 0.99, 2**63), (100.0, 1.0, 2**32)]
+        for temperature, top_p, seed in [
+            (0.7, 0.9, 0),
+            (1.0, 1.0, 1),
+            (2.5, 0.5, 123456789),
+            (0.1, 0.99, 2**63),
+            (100.0, 1.0, 2**32),
+        ]
     ]
     for (logits, temperature, top_p, seed, count), ids in zip(cases, probe(cpp, "sample", cases), strict=True):
         choose = Sampling(temperature, top_p, seed).chooser()
         assert ids == [choose(np.array(logits, np.float32)) for _ in range(count)]
-
-

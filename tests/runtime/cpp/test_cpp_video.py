@@ -113,7 +113,9 @@ def mutated_files(folder: Path, sources: list[Path], count: int) -> list[Path]:
             elif kind == 3 and len(data) > 200:
                 del data[at : at + length]
             elif kind == 4:
-                name = rng.choice((b"stts", b"stsz", b"stco", b"ctts", b"stss", b"avcC", b"moov", b"trak", b"mdat", b"stsc", b"elst"))
+                name = rng.choice(
+                    (b"stts", b"stsz", b"stco", b"ctts", b"stss", b"avcC", b"moov", b"trak", b"mdat", b"stsc", b"elst")
+                )
                 found = data.find(name)
                 if found >= 0:  # the numbers of a table, where a demuxer believes what it reads
                     place = found + 4 + rng.randrange(24)

@@ -71,7 +71,10 @@ def test_a_camera_faster_than_the_engine_loses_its_oldest_frames_aloud(cpp: Path
     for done in (gridpool(cpp, *words), python(*words)):
         assert done.returncode == 0, done.stderr
         dropped = sum(line["dropped"] for line in _lines(done.stdout))
-        told = [int(number) for number in re.findall(r"slower than the camera: (\d+) sampled frames dropped, the newest kept", done.stderr)]
+        told = [
+            int(number)
+            for number in re.findall(r"slower than the camera: (\d+) sampled frames dropped, the newest kept", done.stderr)
+        ]
         assert sum(told) == dropped > 0
         assert _lines(done.stdout)[-1]["time"] > 1.5  # the newest are kept
 
