@@ -42,11 +42,12 @@ class Run:
 
 @dataclass
 class Contestant:
-    """name: as the table says it; command: arguments after the interpreter; runs: one a round."""
+    """name: as the table says it; command: arguments after the interpreter, or after `program`; runs: one a round."""
 
     name: str
     command: list[str]
     runs: list[Run] = field(default_factory=list)
+    program: str = sys.executable
 
     def median(self, *path: str | int) -> float:
         """Median over the rounds of a number in the output; ("peak_rss",) and ("wall",) are those of the process."""
@@ -58,25 +59,28 @@ def compete(contestants: Sequence[Contestant], rounds: int, threads: int) -> Non
     for number in range(rounds):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
             say(f"round {number + 1} of {rounds}: {contestant.name}")
-            contestant.runs.append(run_python(contestant.command, threads))
+            contestant.runs.append(run_command([contestant.program, *contestant.command], threads))
 
 
 def run_python(arguments: Sequence[str], threads: int) -> Run:
     """Run `python ARGUMENTS` from the repository root; SystemExit with its stderr where it fails."""
+    return run_command([sys.executable, *arguments], threads)
+
+
+def run_command(command: Sequence[str], threads: int) -> Run:
+    """The same for any program."""
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         started, clock = time.time(), time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=out, stderr=log, env=environment | {STARTED: repr(started)}
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=log, env=environment | {STARTED: repr(started)})
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - clock
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0), log.seek(0)
         text = out.read()
         if process.returncode:
-            raise SystemExit(f"{shlex.join(arguments)} failed with {process.returncode}:\n{log.read()[-4000:]}")
+            raise SystemExit(f"{shlex.join(command)} failed with {process.returncode}:\n{log.read()[-4000:]}")
     return Run(_json_of(text), seconds, usage.ru_maxrss * 1024)
 
 

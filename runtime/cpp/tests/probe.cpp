@@ -5,11 +5,15 @@
 //   probe open          path of a bundle                 -> {}
 //   probe tokenize FILE text                             -> ids
 //   probe stream FILE   ids                              -> the pieces of text that a stream gives
+//   probe answer        [bundle, video, question, count, threads, libonnxruntime] -> seconds since BENCHMARK_STARTED until
+//                       ready and until the first token, tokens a second of `count` more, and the first id
 //   probe sample        [logits, temperature, top_p, seed, count] -> ids
 // A fault that a user can mend comes out as {"error": …}. Each line has 20 seconds, then the process is killed.
 #include <gridpool/gridpool.hpp>
 #include <unistd.h>
 
+#include <chrono>
+#include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -53,6 +57,26 @@ Json sample(const Json& line) {
   return ids;
 }
 
+/// What benchmarks/cpp_runtime.py measures: one answer of a fresh process, its length fixed.
+Json answer(const Json& line) {
+  const char* text = std::getenv("BENCHMARK_STARTED");
+  const double started = text ? std::atof(text) : 0;
+  const auto now = [&] { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count() - started; };
+  const EngineOptions options{"cpu", line[4], line[5]};
+  VideoChat chat = VideoChat::open(Bundle::open(line[0].get<std::string>()), "onnx", options);
+  const double ready = now();
+  const VisualTokens visual = chat.vision().encode(line[1].get<std::string>());
+  Conversation conversation = chat.decoder().conversation();
+  const Tensor prompt = chat.prompt().embed(chat.prompt().ids(line[2]), visual.tokens.view());
+  const Chooser choose = Sampling{}.chooser();
+  std::vector<float> logits = conversation.extend(prompt.view());
+  const int64_t first_id = choose(logits);
+  const double first = now();
+  const int64_t count = line[3];
+  for (int64_t i = 0; i < count; ++i) logits = conversation.extend(chat.prompt().embed(choose(logits)).view());
+  return {{"ready", ready}, {"first_token", first}, {"tokens_per_second", static_cast<double>(count) / (now() - first)}, {"id", first_id}};
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -75,6 +99,8 @@ int main(int count, char** words) {
         result = tokenizer->encode(line.get<std::string>());
       } else if (part == "stream") {
         result = stream(*tokenizer, line);
+      } else if (part == "answer") {
+        result = answer(line);
       } else {
         result = sample(line);
       }

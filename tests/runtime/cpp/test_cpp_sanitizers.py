@@ -1,0 +1,110 @@
+"""The C++ runtime under sanitizers, and fuzzed. Each needs a build of its own, so all of it is slow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpp_build import BUILD, build, gridpool, probe
+from test_cpp_video import FILES, check_mutated
+from video_files import pattern, write_video
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "which shape appears last ?"
+_QUIET = {"LSAN_OPTIONS": "", "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1", "TSAN_OPTIONS": "halt_on_error=1"}
+
+
+@pytest.fixture(scope="module", params=["address,undefined", "thread"])
+def sanitized(request: pytest.FixtureRequest) -> Path:
+    """A build under a sanitizer; a finding ends the process with another exit code."""
+    name = request.param.replace(",", "-")
+    return build(BUILD.with_name(f"cpp-{name}"), f"-DGRIDPOOL_SANITIZE={request.param}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    # ONNX Runtime's own thread pool is not built for ThreadSanitizer, which then sees races in it that are none.
+    quiet = tmp_path / "suppressions"
+    quiet.write_text(
+        "race:libonnxruntime\nmutex:libonnxruntime\ncalled_from_lib:libonnxruntime\nrace:libav\ncalled_from_lib:libavcodec\n"
+    )
+    threads = _QUIET["TSAN_OPTIONS"] + f":suppressions={quiet}:ignore_noninstrumented_modules=1"
+    return {**os.environ, **_QUIET, "TSAN_OPTIONS": threads}
+
+
+def test_the_commands_are_clean(sanitized: Path, bundle_path: Path, clip: Path, environment: dict[str, str], tmp_path: Path):
+    for words in (
+        ("run", bundle_path, clip, QUESTION),
+        ("run", bundle_path, clip, QUESTION, "--temperature", "2", "--seed", "1"),
+        ("tokens", bundle_path, clip, "-o", tmp_path / "t.npz"),
+        ("bench", bundle_path, "--rounds", "1", "--max-new-tokens", "2"),
+        ("watch", bundle_path, clip, QUESTION, "--realtime", "--every", "500ms"),
+        ("watch", bundle_path, clip, QUESTION, "--realtime", "--every", "100ms", "--count", "1"),
+    ):
+        done = gridpool(sanitized, *words, env=environment)
+        assert done.returncode == 0, (words[0], done.stderr[-4000:])
+
+
+def test_the_units_are_clean(sanitized: Path, environment: dict[str, str]):
+    done = subprocess.run([sanitized / "tests" / "gridpool-units"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_mutated_files_are_met_without_a_finding(sanitized: Path, tmp_path: Path, monkeypatch, environment: dict[str, str]):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    videos = {}
+    for name in ("constant.mp4", "keyframes.mp4", "variable.mp4", "edited.mp4", "hevc.mp4", "turned90.mp4"):
+        settings = dict(FILES[name])
+        images = pattern(settings.pop("count", 20), settings.pop("height", 96), settings.pop("width", 128))
+        videos[name] = write_video(tmp_path / name, images, **settings)
+    folder = tmp_path / "mutated"
+    folder.mkdir()
+    check_mutated(sanitized, folder, videos, 500)
+
+
+def test_resizing_odd_shapes_reads_nothing_outside(sanitized: Path, monkeypatch, environment: dict[str, str]):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    rng = np.random.default_rng(0)
+    lines = []
+    for height, width, rows, columns in rng.integers(1, 40, (60, 4)).tolist():
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8).tobytes().hex()
+        lines += [[height, width, rows, columns, how, pixels] for how in range(6)]
+    assert len(probe(sanitized, "resize", lines)) == len(lines)
+
+
+@pytest.mark.parametrize("target", ["fuzz-manifest", "fuzz-tokenizer"])
+def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
+    if not shutil.which("clang++"):
+        pytest.skip("no clang++ for libFuzzer; run runtime/cpp/install-packages.sh")
+    options = [
+        "-DCMAKE_CXX_COMPILER=clang++",
+        "-DGRIDPOOL_FUZZ=ON",
+        "-DGRIDPOOL_TESTS=OFF",
+        "-DGRIDPOOL_SANITIZE=address,undefined",
+    ]
+    directory = build(BUILD.with_name("cpp-fuzz"), *options, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", targets=[target])
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    if target == "fuzz-manifest":
+        shutil.copyfile(bundle_path / "manifest.json", corpus / "good")
+    else:
+        shutil.copyfile(bundle_path / "llm" / "tokenizer.json", corpus / "words")
+        (corpus / "bytes").write_text(_byte_level())
+    command = [directory / "fuzz" / target, "-max_total_time=45", "-timeout=10", "-rss_limit_mb=2048", "-max_len=20000", corpus]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def _byte_level() -> str:
+    import json
+
+    from benchmarks.random_tokenizer import tokenizer_json
+
+    return json.dumps(tokenizer_json(300))
