@@ -47,7 +47,7 @@ class Contestant:
     name: str
     command: list[str]
     runs: list[Run] = field(default_factory=list)
-    program: str = sys.executable
+    program: str = ""
 
     def median(self, *path: str | int) -> float:
         """Median over the rounds of a number in the output; ("peak_rss",) and ("wall",) are those of the process."""
@@ -59,7 +59,10 @@ def compete(contestants: Sequence[Contestant], rounds: int, threads: int) -> Non
     for number in range(rounds):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
             say(f"round {number + 1} of {rounds}: {contestant.name}")
-            contestant.runs.append(run_command([contestant.program, *contestant.command], threads))
+            if contestant.program:
+                contestant.runs.append(run_command([contestant.program, *contestant.command], threads))
+            else:
+                contestant.runs.append(run_python(contestant.command, threads))
 
 
 def run_python(arguments: Sequence[str], threads: int) -> Run:
