@@ -55,14 +55,16 @@ def ids_of_messages(prompt: Prompt, messages: Sequence[dict[str, Any]]) -> Messa
                 clips += 1
                 parts.append({"type": "video"})
         quoted.append({"role": message["role"], "content": parts})
-    pieces = re.split(f"\x00{nonce}:(\\d+)\x00", prompt.render(quoted))
-    ids: list[int | None] = []  # None where a clip stands
     marker = prompt.facts["video_token_id"]
-    for index, piece in enumerate(pieces):
-        if index % 2:
-            ids += prompt.literal_ids(literal[int(piece)])
-        else:
-            ids += [None if token == marker else token for token in prompt.tokenizer.encode(piece, add_special_tokens=False).ids]
+
+    def special(text: str) -> list[int | None]:
+        return [None if token == marker else token for token in prompt.tokenizer.encode(text, add_special_tokens=False).ids]
+
+    first, *others = prompt.render(quoted).split(f"\x00{nonce}:")
+    ids = special(first)  # None where a clip stands
+    for other in others:
+        number, _, text = other.partition("\x00")
+        ids += [*prompt.literal_ids(literal[int(number)]), *special(text)]
     if ids.count(None) != clips:
         raise PromptError(f"the chat template puts {ids.count(None)} clips into the prompt, the messages have {clips}")
     texts: list[list[int]] = [[]]

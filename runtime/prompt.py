@@ -100,8 +100,9 @@ class Prompt:
     def _text(self, question: str) -> str:
         return self.render([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}])
 
-    def render(self, messages: list[dict]) -> str:
-        """The chat template on `messages`, with the generation prompt, under Hugging Face's rules for templates."""
+    @cached_property
+    def _template(self):
+        """The chat template, compiled once, under Hugging Face's rules for templates."""
         try:
             from jinja2 import TemplateError
             from jinja2.ext import Extension, loopcontrols
@@ -126,9 +127,19 @@ class Prompt:
         environment.globals["raise_exception"] = refuse
         template = self.bundle.file(f"llm/{self.facts['chat_template']}").read_text(encoding="utf-8")
         try:
-            return environment.from_string(template).render(messages=messages, add_generation_prompt=True)
+            return environment.from_string(template)
         except TemplateError as error:
-            raise PromptError(f"the chat template does not work ({error}); copy the checkpoint's own and export again") from None
+            raise _broken_template(error) from None
+
+    def render(self, messages: list[dict]) -> str:
+        """The chat template on `messages`, with the generation prompt."""
+        template = self._template
+        from jinja2 import TemplateError
+
+        try:
+            return template.render(messages=messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise _broken_template(error) from None
 
     def embed(self, ids: PromptIds, visual_tokens: np.ndarray) -> np.ndarray:
         """[1, S, D]: embeddings of the prompt with the visual tokens [N, D] in their place."""
@@ -138,6 +149,10 @@ class Prompt:
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _broken_template(error: Exception) -> PromptError:
+    return PromptError(f"the chat template does not work ({error}); copy the checkpoint's own and export again")
 
 
 class TextStream:
