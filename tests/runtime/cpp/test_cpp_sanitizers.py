@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cpp_build import BUILD, build, gridpool, probe
-from test_cpp_video import FILES, check_mutated
-from video_files import pattern, write_video
+from cpp_videos import check_mutated, write_files
 
 pytestmark = pytest.mark.slow
 
@@ -58,11 +57,8 @@ def test_the_units_are_clean(sanitized: Path, environment: dict[str, str]):
 def test_mutated_files_are_met_without_a_finding(sanitized: Path, tmp_path: Path, monkeypatch, environment: dict[str, str]):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    videos = {}
-    for name in ("constant.mp4", "keyframes.mp4", "variable.mp4", "edited.mp4", "hevc.mp4", "turned90.mp4"):
-        settings = dict(FILES[name])
-        images = pattern(settings.pop("count", 20), settings.pop("height", 96), settings.pop("width", 128))
-        videos[name] = write_video(tmp_path / name, images, **settings)
+    names = ("constant.mp4", "keyframes.mp4", "variable.mp4", "edited.mp4", "hevc.mp4", "turned90.mp4")
+    videos = write_files(tmp_path, names)
     folder = tmp_path / "mutated"
     folder.mkdir()
     check_mutated(sanitized, folder, videos, 500)
