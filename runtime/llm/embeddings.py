@@ -36,6 +36,6 @@ class Embeddings:
         return self.shape[0]
 
     def __getitem__(self, ids: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(ids)
+        chosen = np.asarray(ids, np.int64)
         rows = self._rows[chosen]
         return rows if self._scales is None else rows * self._scales[chosen, None]

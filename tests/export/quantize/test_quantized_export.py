@@ -109,6 +109,7 @@ def test_embeddings_are_rows_times_their_scale(quantized, bundle):
     assert rows.shape == exact.shape and rows.dtype == np.float32
     assert np.abs(rows[[3, 5, 3]] - exact[[3, 5, 3]]).max() < np.abs(exact).max() / 127
     np.testing.assert_array_equal(rows[[3, 5, 3]][0], rows[[3]][0])
+    assert rows[[]].shape == (0, exact.shape[1])
     np.testing.assert_array_equal(Embeddings(bundle)[[4, 2]], exact[[4, 2]])
 
 

@@ -96,7 +96,7 @@ def test_another_preset_shows_its_own_counts(page):
     page.select_option("#model", "topk")
     page.wait_for_function("() => document.querySelector('#tokens').textContent.includes('161')")
     assert page.locator("#summary-legend").is_hidden()
-    assert _ask(page, "which shape appears last ?") == "cross"
+    assert _ask(page, "what color is the square ?") == "red"
 
 
 def test_what_is_no_video_is_said_and_the_page_goes_on(page, tmp_path):
