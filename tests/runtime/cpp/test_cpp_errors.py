@@ -45,7 +45,6 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
         "run BUNDLE CLIP Q --top-p 0",
         "run BUNDLE CLIP Q --max-new-tokens 0",
         "run BUNDLE CLIP Q --threads x",
-        "run BUNDLE CLIP Q --device tpu",
         "run BUNDLE CLIP Q --top_p 0.5",
         "run BUNDLE CLIP Q --seed 1.5",
         "run BUNDLE CLIP Q --backend tensorrt",
