@@ -29,7 +29,7 @@ EXPORT_STEPS = [
     "reading the vision half",
     "tracing the vision half",
     "surgeon passes on the vision half",
-    "comparing the vision half with torch",
+    "comparing the vision half in fp32 with torch",
     "reading the LLM half",
     "tracing the LLM half",
     "comparing the LLM half with torch",
