@@ -18,7 +18,9 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
-ARITHMETIC = ("compress/", "vision/input/")  # scopes of it
+from export.surgeon.join_matmuls import ARITHMETIC
+from runtime.tools.compare import relative_error
+
 _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 SAMPLE = 256  # rows of a layer's input that its error is measured on
 
@@ -76,12 +78,6 @@ def own_errors(
         rounded = round_input(layer)(x) @ round_weight(layer)(weight)
         errors[layer.node] = relative_error(rounded, exact)
     return errors
-
-
-def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
-    """|got - expected| / |expected|, both root sums of squares."""
-    scale = float(np.linalg.norm(expected.astype(np.float64)))
-    return float(np.linalg.norm(got.astype(np.float64) - expected)) / (scale or 1.0)
 
 
 def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -> list[str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.quantize.layers import Layer, find_layers, own_errors, relative_error, save, with_outputs, with_weights, worst
-from export.quantize.qdq import rows_to_int8, w4, w8
+from export.quantize.layers import Layer, find_layers, own_errors, save, with_outputs, with_weights, worst
+from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.engine.onnx import OnnxEngine
+from runtime.tools.compare import relative_error
 
 BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits
 _STEPS = ("int4", "int8", "fp32")
@@ -81,8 +82,7 @@ def _quantized(model: onnx.ModelProto, layers: Sequence[Layer], chosen: dict[str
 def _rounded(weight: np.ndarray, level: str, block: int) -> np.ndarray:
     """What the weights of a layer [K, N] become, by the rules of the quantisers."""
     if level == "int8":
-        values, scales = rows_to_int8(weight.T)
-        return (values * scales[:, None]).T
+        return int8_rounded(weight)
     blocks = weight.reshape(-1, block, weight.shape[1])
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
     scale = extreme / -8  # ONNX Runtime's: the largest magnitude is the -8 of its block

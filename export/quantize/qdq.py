@@ -111,6 +111,12 @@ def rows_to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, scales
 
 
+def int8_rounded(weight: np.ndarray) -> np.ndarray:
+    """What a weight [K, N] is worth after it was rounded to int8 by output channel."""
+    values, scales = rows_to_int8(weight.T)
+    return (values * scales[:, None]).T
+
+
 def _lift_biases(model: onnx.ModelProto, nodes: Collection[str]) -> None:
     """Biases [N] behind the products `nodes` become [1, 1, N].
 

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 
 from export.quantize.calibration import Clips
-from export.quantize.layers import Round, find_layers, own_errors, relative_error, save, with_outputs, with_weights, worst
-from export.quantize.qdq import rows_to_int8, w8a8
+from export.quantize.layers import Round, find_layers, own_errors, save, with_outputs, with_weights, worst
+from export.quantize.qdq import int8_rounded, w8a8
 from export.quantize.ranges import STEPS, thresholds
 from export.quantize.report import LayerReport, Report
 from export.surgeon import run_passes
@@ -28,6 +28,7 @@ from export.surgeon.split import split
 from runtime.bundle import VISION_LOOP
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
+from runtime.tools.compare import relative_error
 
 BUDGET = 0.05  # relative error of the features
 CALIBRATION_FRAMES = 24
@@ -60,7 +61,7 @@ def quantize_vision(
         exact.append(out["features"])
         inputs = inputs or {name: out[name] for name in wanted}
     engine.close()
-    errors = own_errors(encoder, directory, layers, inputs, lambda layer: _input(limits[layer.input]), lambda _: _weight)
+    errors = own_errors(encoder, directory, layers, inputs, lambda layer: _input(limits[layer.input]), lambda _: int8_rounded)
     del engine, inputs
 
     chosen = {layer.node for layer in layers}
@@ -92,8 +93,3 @@ def _runs(engine: OnnxEngine, frames: np.ndarray) -> Iterator[dict[str, np.ndarr
 def _input(limit: float) -> Round:
     step = limit / STEPS
     return lambda x: np.clip(np.rint(x / step), -128, 127) * np.float32(step)
-
-
-def _weight(weight: np.ndarray) -> np.ndarray:
-    values, scales = rows_to_int8(weight.T)
-    return (values * scales[:, None]).T

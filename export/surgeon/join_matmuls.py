@@ -13,6 +13,8 @@ import onnx_graphsurgeon as gs
 
 from export.surgeon.graph import free_name, insert_after, is_output, reroute, unique
 
+ARITHMETIC = ("compress/", "vision/input/")  # scopes whose products are no layers
+
 
 def run(graph: gs.Graph) -> int:
     """Counts the products that were joined with another one."""
@@ -32,7 +34,7 @@ def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
         and node.inputs[0] is tensor
         and isinstance(node.inputs[1], gs.Constant)
         and len(node.inputs[1].shape) == 2
-        and not node.name.startswith(("compress/", "vision/input/"))  # arithmetic, not layers
+        and not node.name.startswith(ARITHMETIC)
     )
 
 

@@ -43,18 +43,21 @@ def compare(got: np.ndarray, expected: np.ndarray, precision: str, selected: boo
         return Difference(float("inf"), 1.0, False, float("inf"))
     got, values = got.astype(np.float32), expected.reshape(-1).astype(np.float32)
     scale = float(np.abs(values).max(initial=0.0)) or 1.0
-    if precision in _QUANTIZED and not selected:
-        difference = thinned.astype(np.float64) - values
-        error = float(np.linalg.norm(difference)) / (float(np.linalg.norm(values.astype(np.float64))) or 1.0)
-        return Difference(error, 0.0, error <= TOLERANCE[precision], float(np.abs(difference).max(initial=0.0)))
     if not selected:
         largest = float(np.abs(thinned.astype(np.float32) - values).max(initial=0.0))
-        return Difference(largest / scale, 0.0, largest / scale <= TOLERANCE[precision], largest)
+        error = relative_error(thinned, values) if precision in _QUANTIZED else largest / scale
+        return Difference(error, 0.0, error <= TOLERANCE[precision], largest)
     rows = np.array([_nearest_row(got, values, at, every) for at in range(len(got))]) / scale
     present = rows <= TOLERANCE[precision]
     absent = 1.0 - float(present.mean())
     error = float(rows[present].max(initial=0.0))
     return Difference(error, absent, absent <= ABSENT_ROWS[precision], error * scale)
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """|got - expected| / |expected|, both root sums of squares."""
+    scale = float(np.linalg.norm(expected.astype(np.float64)))
+    return float(np.linalg.norm(got.astype(np.float64) - expected)) / (scale or 1.0)
 
 
 def _nearest_row(got: np.ndarray, values: np.ndarray, at: int, every: int) -> float:

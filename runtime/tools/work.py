@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.errors import missing_package
+from runtime.llm.decoder import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     import onnx
-
-_CHUNK = 512  # runtime.llm.decoder.PREFILL_CHUNK
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ def vision_work(bundle: Bundle) -> Work:
 
 def prefill_work(bundle: Bundle, positions: int) -> Work:
     """A prompt of `positions`, chunk by chunk as the runtime runs it."""
-    chunks = -(-positions // _CHUNK)
-    read = [min(start + _CHUNK, positions) for start in range(0, positions, _CHUNK)]
+    chunks = -(-positions // PREFILL_CHUNK)
+    read = [min(start + PREFILL_CHUNK, positions) for start in range(0, positions, PREFILL_CHUNK)]
     attention = sum(4 * (stop - start) * stop * _attention_width(bundle) for start, stop in zip([0, *read], read, strict=False))
     layers, head, stored = _decoder(bundle)
     operations = 2 * (layers * positions + head * chunks) + attention

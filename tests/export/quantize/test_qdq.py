@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from export.quantize.layers import find_layers, relative_error
+from export.quantize.layers import find_layers
 from export.quantize.llm import _rounded
 from export.quantize.qdq import rows_to_int8, w4, w8, w8a8
+from runtime.tools.compare import relative_error
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1, 6, 64)).astype(np.float32)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from export.quantize import llm_precision
-from export.quantize.layers import relative_error, worst
+from export.quantize.layers import worst
 from export.quantize.report import LayerReport, Report
 from runtime.errors import ExportError
+from runtime.tools.compare import relative_error
 
 
 @pytest.mark.parametrize(
