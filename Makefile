@@ -17,10 +17,8 @@ demo: $(VENV)/.installed
 	$(PY) -m runtime parity $(BUNDLE) --backend onnx
 	$(PY) -m runtime run $(BUNDLE) $(CLIP) "$(QUESTION)"
 
-# The server's tests have a process of their own, as the server has: beside torch, OpenVINO and a hundred closed engines it once crashed.
 test: $(VENV)/.installed
-	$(PY) -m pytest -m "not slow and not gpu" --ignore=tests/runtime/server
-	$(PY) -m pytest -m "not slow and not gpu" tests/runtime/server
+	$(PY) -m pytest -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m "slow and not gpu"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ from runtime.errors import EngineError, missing_package
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
 _DEVICES = ("cpu", "gpu", "npu")
+
+
+@cache
+def core() -> Any:
+    """The `openvino.Core` of this process, never dropped; ImportError where there is no OpenVINO.
+
+    The CPU plugin of each Core gives the thread an alternate signal stack and takes it back when it goes. Of two that go in the
+    order in which they came the second restores the first's, which is unmapped by then, and the next signal (SIGTERM, or SIGCHLD
+    under a handler) kills the process. So there is one.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class OpenVINOEngine:
             return str(missing_package("openvino", "backend openvino", "openvino"))
         if device.partition(".")[0] not in _DEVICES:
             return f"OpenVINO runs on {', '.join(_DEVICES)} (gpu.1 for the second), not on {device}"
-        devices = [name.lower() for name in openvino.Core().available_devices]
+        devices = [name.lower() for name in core().available_devices]
         if device not in devices and f"{device}.0" not in devices:
             return f"OpenVINO {openvino.__version__} finds no device {device} here, but {', '.join(devices)}"
         return None
@@ -86,12 +100,11 @@ class OpenVINOEngine:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
         elif options.bf16:
             raise EngineError(f"bf16 is a choice of OpenVINO's CPU; on {options.device} leave it out")
-        core = openvino.Core()
         try:
-            network = core.read_model(_readable(model))
+            network = core().read_model(_readable(model))
             if options.device == "cpu":
                 network = _float32_state(network)
-            return cls(core.compile_model(network, options.device.upper(), settings), options.device)
+            return cls(core().compile_model(network, options.device.upper(), settings), options.device)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} can't load {model}: {_last_line(error)}") from None
 

@@ -110,8 +110,10 @@ def _providers(module: Any) -> str:
     return ", ".join(module.get_available_providers())
 
 
-def _devices(module: Any) -> str:
-    return ", ".join(module.Core().available_devices)
+def _devices(_module: Any) -> str:
+    from runtime.engine.openvino import core
+
+    return ", ".join(core().available_devices)
 
 
 def _driver() -> Check:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from export.pipeline import ExportOptions, export_bundle
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import EngineError, UserError
@@ -120,3 +121,21 @@ class TestRefused:
     def test_bf16_of_a_backend_that_has_none(self, bundle):
         with pytest.raises(EngineError, match="backend onnx has no bf16 to switch on; pass --backend openvino"):
             open_engine(bundle, VISION, "onnx", EngineOptions(bf16=True))
+
+
+def test_engines_leave_no_signal_stack_behind(bundle):
+    """A signal after two engines went in the order in which they came: a Core of its own for each made that a segmentation fault."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from runtime.engine.openvino import OpenVINOEngine
+said = []
+signal.signal(signal.SIGTERM, lambda *_: said.append("drained"))
+first, second = (OpenVINOEngine.load(Path(sys.argv[1])) for _ in range(2))
+del first
+del second
+os.kill(os.getpid(), signal.SIGTERM)
+print(*said)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle.model(VISION_LOOP))], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "drained"), done.stderr
