@@ -44,13 +44,13 @@ double quantile(std::vector<double> values, double share) {
   return values[low] + (values[high] - values[low]) * (at - static_cast<double>(low));
 }
 
-/// The reference clip [T, 3, h, w] of a bundle: Polygraphy's JSON holds an array as the base64 of a .npy file.
+/// The reference clip of a bundle, as its graph takes it: Polygraphy's JSON holds an array as the base64 of a .npy file.
 std::string reference_npy(const Bundle& bundle) {
   const auto path = bundle.file("reference/inputs.json");
   Json feeds;
   std::string why;
-  if (parse_json(read_file(path), feeds, why) && feeds.is_array() && feeds.size() == 1) {
-    const Json& array = member(member(feeds[0], "pixel_values"), "array");
+  if (parse_json(read_file(path), feeds, why) && feeds.is_array() && feeds.size() == 1 && feeds[0].size() == 1) {
+    const Json& array = member(feeds[0].front(), "array");
     if (array.is_string()) {
       const std::string& text = array.get_ref<const std::string&>();
       std::string bytes(AV_BASE64_DECODE_SIZE(text.size()), '\0');
@@ -58,7 +58,7 @@ std::string reference_npy(const Bundle& bundle) {
       if (size > 0) return bytes.substr(0, static_cast<size_t>(size));
     }
   }
-  throw BundleError(path.string() + " is no list of one feed with pixel_values; export the bundle again");
+  throw BundleError(path.string() + " is no list of one feed with one input; export the bundle again");
 }
 
 std::string line_of(const char* file, const std::string& start) {
@@ -188,7 +188,7 @@ class Rounds {
 
  private:
   Tensor see(Seconds& stages) {
-    std::vector<float> values;
+    Tensor input;
     TensorView pixels = pixels_;
     if (!video_.empty()) {
       const Preprocessor& preprocessor = vision_->preprocessor();
@@ -202,10 +202,9 @@ class Rounds {
       });
       stages.emplace_back("decode", since(start) - resizing);
       start = Clock::now();
-      values = preprocessor.normalise(clip.frames);
+      input = preprocessor.normalise(clip.frames);
       stages.emplace_back("preprocess", since(start) + resizing);
-      const Preprocessing& settings = bundle_.preprocessing();
-      pixels = {DType::float32, {vision_->frames(), 3, settings.height, settings.width}, values.data()};
+      pixels = input.view();
     }
     const auto start = Clock::now();
     Tensor tokens = vision_->tokens(pixels);

@@ -228,6 +228,14 @@ void read_channels(const char* name, const Json& value, float (&channels)[3]) {
                     "; expected one number or three, export the bundle again");
 }
 
+void read_size(const std::string& name, const Json& size, int& height, int& width) {
+  const bool fits = size.is_array() && size.size() == 2 && is_positive(size[0]) && is_positive(size[1]);
+  const std::string got = "the bundle's preprocessing has " + name + " " + python_repr(size) + "; expected ";
+  if (!fits) throw BundleError(got + "[height, width], export the bundle again");
+  if (size[0] > 1 << 15 || size[1] > 1 << 15) throw BundleError(got + "at most 32768 a side");
+  height = size[0], width = size[1];
+}
+
 Preprocessing preprocessing_from(const Json& p) {
   const std::vector<std::string> filters = {"nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"};
   std::vector<std::string> missing;
@@ -235,14 +243,9 @@ Preprocessing preprocessing_from(const Json& p) {
     if (!p.contains(key)) missing.emplace_back(key);
   }
   if (!missing.empty()) throw BundleError("the bundle's preprocessing lacks " + join(missing, ", ") + "; export the bundle again");
-  const Json& size = p["size"];
-  const bool fits = size.is_array() && size.size() == 2 && is_positive(size[0]) && is_positive(size[1]);
-  if (!fits) {
-    throw BundleError("the bundle's preprocessing has size " + python_repr(size) + "; expected [height, width], export the bundle again");
-  }
   Preprocessing result;
-  if (size[0] > 1 << 15 || size[1] > 1 << 15) throw BundleError("the bundle's preprocessing has size " + python_repr(size) + "; expected at most 32768 a side");
-  result.height = size[0], result.width = size[1];
+  read_size("size", p["size"], result.height, result.width);
+  if (p.contains("frames")) read_size("frames", p["frames"], result.frame_height, result.frame_width);
   const Json& resample = p["resample"];
   const auto named = std::find(filters.begin(), filters.end(), resample.is_string() ? resample.get<std::string>() : "");
   if (is_whole(resample) && resample >= 0 && resample < filters.size()) {

@@ -31,29 +31,26 @@ VisionEncoder VisionEncoder::open(const Bundle& bundle, const std::string& backe
 VisionEncoder::VisionEncoder(const Bundle& bundle, std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)),
       preprocessor_(bundle.preprocessing()),
-      frames_(bundle.manifest().frames),
-      height_(bundle.preprocessing().height),
-      width_(bundle.preprocessing().width) {
-  if (engine_->inputs().size() != 1) throw EngineError("the vision graph takes more than pixel_values; export the bundle again");
+      frames_(bundle.manifest().frames) {
+  if (engine_->inputs().size() != 1) throw EngineError("the vision graph takes more than a clip; export the bundle again");
 }
 
 VisualTokens VisionEncoder::encode(const std::filesystem::path& video) {
   const auto start = Clock::now();
   Clip clip = sample_frames(video, frames_, [this](const Image& frame) { return preprocessor_.resize(frame); });
-  const std::vector<float> pixel_values = preprocessor_.normalise(clip.frames);
+  const Tensor input = preprocessor_.normalise(clip.frames);
   clip.frames.clear();
   const double decoded = since(start);
   const auto encoding = Clock::now();
-  Tensor visual = tokens({DType::float32, {frames_, 3, height_, width_}, pixel_values.data()});
+  Tensor visual = tokens(input.view());
   return {std::move(visual), std::move(clip), {{"decode+preprocess", decoded}, {"encode+compress", since(encoding)}}};
 }
 
-Tensor VisionEncoder::tokens(const TensorView& pixel_values) {
+Tensor VisionEncoder::tokens(const TensorView& frames) {
   const TensorSpec& spec = engine_->inputs()[0];
-  Tensor converted;
-  TensorView values = pixel_values;
-  if (values.dtype != spec.dtype) converted = cast(pixel_values, spec.dtype), values = converted.view();
-  return checked(engine_->run({{spec.name, values}}));
+  if (frames.dtype != DType::float32 || spec.dtype != DType::float16) return checked(engine_->run({{spec.name, frames}}));
+  const Tensor rounded = cast(frames, spec.dtype);
+  return checked(engine_->run({{spec.name, rounded.view()}}));
 }
 
 Tensor VisionEncoder::checked(std::map<std::string, Tensor> results) {

@@ -54,10 +54,12 @@ bool LiveEncoder::encodes_once() const { return ring_->split != nullptr; }
 void LiveEncoder::push(const Image& frame, double seconds) {
   const auto begin = Clock::now();
   const Preprocessor& preprocessor = vision_.preprocessor();
-  const std::vector<float> pixels = preprocessor.normalise({preprocessor.resize(frame)});
-  const TensorSpec& input = vision_.engine().inputs()[0];
-  Tensor row = cast({DType::float32, {1, input.shape.at(1).size, input.shape.at(2).size, input.shape.at(3).size}, pixels.data()}, input.dtype);
+  Tensor row = preprocessor.normalise({preprocessor.resize(frame)});
+  if (row.dtype == DType::float32 && vision_.engine().inputs()[0].dtype == DType::float16) row = cast(row.view(), DType::float16);
   if (ring_->split) row = ring_->split->encode(row.view());
+  if (row.dtype != ring_->dtype || row.shape != ring_->row_shape) {
+    throw BundleError("the vision graph takes other frames than the manifest says; export the bundle again");
+  }
   ring_->push(row.data.data(), seconds);
   ring_->height = frame.height, ring_->width = frame.width;
   ring_->encoding = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
+
+#include "text.hpp"
 
 namespace gridpool {
 namespace {
@@ -156,7 +159,11 @@ Image resize(const Image& image, int height, int width, Resample filter) {
   return resize_columns(resize_rows(image, width, filter), height, filter);
 }
 
-Preprocessor::Preprocessor(const Preprocessing& settings) : settings_(settings) {
+Preprocessor::Preprocessor(const Preprocessing& settings)
+    : settings_(settings),
+      takes_frames_(settings.frame_height > 0),
+      height_(takes_frames_ ? settings.frame_height : settings.height),
+      width_(takes_frames_ ? settings.frame_width : settings.width) {
   for (size_t channel = 0; channel < 3; ++channel) {
     for (size_t value = 0; value < 256; ++value) {
       // transformers rescales in float64, rounds to float32 and normalises in float32
@@ -167,23 +174,36 @@ Preprocessor::Preprocessor(const Preprocessing& settings) : settings_(settings) 
 }
 
 Image Preprocessor::resize(const Image& frame) const {
+  if (height_ != settings_.height || width_ != settings_.width) {  // the graph resizes
+    if (frame.height == height_ && frame.width == width_) return frame;
+    throw VideoError(format("the video's frames are %dx%d, the bundle takes %dx%d and resizes them itself; export with "
+                            "--input frames:%dx%d, or without --input for any size",
+                            frame.height, frame.width, height_, width_, frame.height, frame.width));
+  }
   return gridpool::resize(frame, settings_.height, settings_.width, static_cast<Resample>(settings_.resample));
 }
 
-std::vector<float> Preprocessor::normalise(const std::vector<Image>& frames) const {
-  const size_t plane = static_cast<size_t>(settings_.height) * static_cast<size_t>(settings_.width);
-  std::vector<float> pixel_values(frames.size() * 3 * plane);
-  float* out = pixel_values.data();
+Tensor Preprocessor::normalise(const std::vector<Image>& frames) const {
+  const auto count = static_cast<int64_t>(frames.size());
+  const size_t plane = static_cast<size_t>(height_) * static_cast<size_t>(width_);
+  Tensor result = takes_frames_ ? Tensor::empty(DType::uint8, {count, height_, width_, 3})
+                                : Tensor::empty(DType::float32, {count, 3, height_, width_});
+  std::byte* out = result.data.data();
   for (const Image& frame : frames) {
-    if (frame.height != settings_.height || frame.width != settings_.width || frame.pixels.size() != plane * 3) {
+    if (frame.height != height_ || frame.width != width_ || frame.pixels.size() != plane * 3) {
       throw std::invalid_argument("frames must be resized before they are normalised");
+    }
+    if (takes_frames_) {
+      std::memcpy(out, frame.pixels.data(), plane * 3);
+      out += plane * 3;
+      continue;
     }
     for (size_t channel = 0; channel < 3; ++channel) {
       const uint8_t* pixel = frame.pixels.data() + channel;
-      for (size_t i = 0; i < plane; ++i, pixel += 3) *out++ = levels_[channel][*pixel];
+      for (size_t i = 0; i < plane; ++i, pixel += 3, out += sizeof(float)) std::memcpy(out, &levels_[channel][*pixel], sizeof(float));
     }
   }
-  return pixel_values;
+  return result;
 }
 
 }  // namespace gridpool

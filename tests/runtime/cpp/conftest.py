@@ -32,3 +32,13 @@ def quantized_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-int8"
     export_bundle(ExportOptions(out=str(out), precision="int8", llm_precision="int4"))
     return out
+
+
+@pytest.fixture(scope="session")
+def frames_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint, split, with a graph that takes frames."""
+    from export.pipeline import ExportOptions, export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "llava-ov-frames"
+    export_bundle(ExportOptions(out=str(out), split=True, input="frames"))
+    return out

@@ -1,4 +1,4 @@
-"""C++ against Python on one bundle: the same tokens, ids, text and JSON, on 20 clips and in three precisions."""
+"""C++ against Python on one bundle: the same tokens, ids, text and JSON, on 20 clips, in three precisions and for either kind of input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.llm.sampling import Sampling
 from runtime.pipeline import AskOptions, VideoChat
 
 CLIPS = 20
-BUNDLES = {"fp32": "bundle_path", "fp16": "half_bundle_path", "int8": "quantized_bundle_path"}
+BUNDLES = {"fp32": "bundle_path", "fp16": "half_bundle_path", "int8": "quantized_bundle_path", "frames": "frames_bundle_path"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
     return made
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
+@pytest.fixture(scope="module", params=list(BUNDLES))
 def chat(request: pytest.FixtureRequest) -> VideoChat:
     path = request.getfixturevalue(BUNDLES[request.param])
     return VideoChat.open(Bundle.open(path))

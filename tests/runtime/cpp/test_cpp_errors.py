@@ -113,6 +113,8 @@ FAULTS: list[dict[str, Any]] = [
         for change in (
             {"size": [9]},
             {"size": [0, 9]},
+            {"frames": [9]},
+            {"frames": None},
             {"resample": "bicubik"},
             {"resample": 6},
             {"resample": True},
@@ -193,3 +195,17 @@ def test_what_one_runtime_verified_the_other_does_not_hash_again(
     before = stamp.stat().st_mtime_ns
     assert probe(cpp, "open", [str(folder)]) == [{}]
     assert stamp.stat().st_mtime_ns == before  # and C++ Python's
+
+
+def test_a_clip_of_other_frames_than_the_graph_takes_is_refused_in_the_same_words(
+    cpp: Path, frames_bundle_path: Path, clip: Path, tmp_path: Path
+):
+    folder = tmp_path / "bundle"
+    shutil.copytree(frames_bundle_path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["preprocessing"]["frames"] = [50, 60]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    words = ("tokens", folder, clip, "-o", tmp_path / "tokens.npz")
+    said, expected = gridpool(cpp, *words), python(*words)
+    assert "the bundle takes 50x60 and resizes them itself" in said.stderr
+    assert (said.returncode, said.stderr) == (expected.returncode, expected.stderr)

@@ -32,7 +32,7 @@ def _lines(text: str) -> list[dict]:
     return [{**line, "seconds": sorted(line["seconds"])} for line in lines]
 
 
-@pytest.mark.parametrize("which", ["split_path", "bundle_path"])
+@pytest.mark.parametrize("which", ["split_path", "frames_bundle_path", "bundle_path"])
 def test_a_file_is_watched_as_python_watches_it(which: str, cpp: Path, clip: Path, request: pytest.FixtureRequest):
     words = ("watch", request.getfixturevalue(which), clip, QUESTION, "--every", "1s", "--window", "4s", "--json")
     said, expected = gridpool(cpp, *words), python(*words)

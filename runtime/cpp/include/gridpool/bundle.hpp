@@ -24,7 +24,8 @@ inline constexpr const char* kDecoder = "llm/decoder";
 
 /// One normalisation for each of three channels, and how frames are resized.
 struct Preprocessing {
-  int height = 0, width = 0;
+  int height = 0, width = 0;              ///< of the model's input
+  int frame_height = 0, frame_width = 0;  ///< of the frames that the graph takes and resizes itself; 0 where it takes pixel values
   int resample = 0;  ///< Pillow's number: nearest, lanczos, bilinear, bicubic, box, hamming
   double rescale_factor = 0;
   float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};

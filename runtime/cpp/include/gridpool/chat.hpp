@@ -35,8 +35,8 @@ class GRIDPOOL_API VisionEncoder {
   /// Compressed tokens of a video file. VideoError for a file that can't be decoded, EngineError for a failed run.
   VisualTokens encode(const std::filesystem::path& video);
 
-  /// pixel_values [T, 3, h, w] float32 -> visual tokens [N, D].
-  Tensor tokens(const TensorView& pixel_values);
+  /// pixel_values float32 [T, 3, h, w], or frames uint8 [T, h, w, 3] where the graph takes them -> visual tokens [N, D].
+  Tensor tokens(const TensorView& frames);
 
   /// The visual tokens of a run; EngineError where there are none, or one is not finite.
   static Tensor checked(std::map<std::string, Tensor> results);
@@ -49,7 +49,6 @@ class GRIDPOOL_API VisionEncoder {
   std::unique_ptr<Engine> engine_;
   Preprocessor preprocessor_;
   int64_t frames_;
-  int height_, width_;
 };
 
 struct AskOptions {

@@ -1,4 +1,5 @@
-// Frames to `pixel_values`, bit for bit as Pillow and transformers' image processor make them (runtime/preprocess.py).
+// Frames to what a bundle's graph takes (runtime/preprocess.py): `pixel_values`, bit for bit as Pillow and transformers' image
+// processor make them, or, where the graph does that itself (`--input frames`), the frames as they are.
 //
 // T frames, h, w rows and columns of the model's input.
 #pragma once
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "gridpool/bundle.hpp"
+#include "gridpool/engine.hpp"
 #include "gridpool/video.hpp"
 
 namespace gridpool {
@@ -22,14 +24,17 @@ class GRIDPOOL_API Preprocessor {
  public:
   explicit Preprocessor(const Preprocessing& settings);
 
-  /// RGB uint8 [any, any, 3] -> uint8 [h, w, 3].
+  /// RGB uint8 [any, any, 3] -> uint8 [h, w, 3]. A graph that takes frames of another size than the model's resizes them
+  /// itself: VideoError for a frame that is not of that size.
   Image resize(const Image& frame) const;
 
-  /// T frames uint8 [h, w, 3] -> float32 [T, 3, h, w].
-  std::vector<float> normalise(const std::vector<Image>& frames) const;
+  /// T frames that were resized -> float32 [T, 3, h, w], or uint8 [T, h, w, 3] where the graph takes frames.
+  Tensor normalise(const std::vector<Image>& frames) const;
 
  private:
   Preprocessing settings_;
+  bool takes_frames_;
+  int height_, width_;  // of a frame that was resized
   std::array<std::array<float, 256>, 3> levels_;  // what each of a channel's 256 values becomes
 };
 
