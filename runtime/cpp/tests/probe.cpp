@@ -7,6 +7,7 @@
 //   probe stream FILE   ids                              -> the pieces of text that a stream gives
 //   probe answer        [bundle, video, question, count, threads, libonnxruntime] -> seconds since BENCHMARK_STARTED until
 //                       ready and until the first token, tokens a second of `count` more, and the first id
+//   probe engine        [bundle, graph, TensorRT's version, the GPU's name, major, minor] -> {file, plugin, inputs}
 //   probe sample        [logits, temperature, top_p, seed, count] -> ids
 // A fault that a user can mend comes out as {"error": …}. Each line has 20 seconds, then the process is killed.
 #include <gridpool/gridpool.hpp>
@@ -16,6 +17,8 @@
 #include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
+
+#include "find_engine.hpp"
 
 using Json = nlohmann::json;
 using namespace gridpool;
@@ -55,6 +58,17 @@ Json sample(const Json& line) {
   Json ids = Json::array();
   for (int i = 0; i < line[4]; ++i) ids.push_back(choose(line[0].get<std::vector<float>>()));
   return ids;
+}
+
+Json engine(const Json& line) {
+  const Gpu gpu{line[3].get<std::string>(), line[4], line[5]};
+  const FoundEngine found = find_engine(Bundle::open(line[0].get<std::string>()), line[1], line[2], gpu);
+  Json inputs = Json::object();
+  for (const auto& [name, shape] : found.inputs) {
+    inputs[name] = Json::array();
+    for (const auto& dimension : shape) inputs[name].push_back(dimension.size < 0 ? Json(dimension.name) : Json(dimension.size));
+  }
+  return {{"file", found.file.string()}, {"plugin", found.plugin.string()}, {"inputs", inputs}};
 }
 
 /// What benchmarks/cpp_runtime.py measures: one answer of a fresh process, its length fixed.
@@ -101,6 +115,8 @@ int main(int count, char** words) {
         result = stream(*tokenizer, line);
       } else if (part == "answer") {
         result = answer(line);
+      } else if (part == "engine") {
+        result = engine(line);
       } else {
         result = sample(line);
       }
