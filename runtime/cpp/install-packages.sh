@@ -4,7 +4,7 @@
 set -eu
 packages="g++ cmake ninja-build pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libavdevice-dev
   libonig-dev libutf8proc-dev nlohmann-json3-dev libgtest-dev"
-tools="clang g++-aarch64-linux-gnu"  # fuzzing and cross-compiling
+tools="clang g++-aarch64-linux-gnu qemu-user"  # fuzzing, cross-compiling and running that
 missing=""
 for package in $packages $tools; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q "ok installed" || missing="$missing $package"

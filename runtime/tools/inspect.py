@@ -16,6 +16,7 @@ from typing import Any
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.llm.decoder import PREFILL_CHUNK
+from runtime.server.options import ServerOptions
 from runtime.tools.table import size, table
 
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # of activations
@@ -54,6 +55,7 @@ class BundleFacts:
              the context for question and answer
     memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
              frame by frame; of a split bundle only what runs, encoder and compressor with the clip's features
+    serve    {part: bytes} that `serve` with its default options needs instead of the one KV cache, and at most for clips
     """
 
     bundle: str
@@ -69,6 +71,7 @@ class BundleFacts:
     opset: int
     budget: dict[str, Any]
     memory: dict[str, int]
+    serve: dict[str, int]
     graphs: list[GraphFacts]
     engines: list[EngineFacts]
     files: dict[str, int]
@@ -106,6 +109,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         opset=manifest.opset,
         budget=budget,
         memory=_memory(bundle, graphs),
+        serve=_serve(bundle),
         graphs=graphs,
         engines=_engines(bundle),
         files={name: entry["size"] for name, entry in manifest.files.items()},
@@ -128,6 +132,12 @@ def kv_cache_bytes(bundle: Bundle) -> int:
     return values * _ITEMSIZE[manifest.llm_precision]
 
 
+def _serve(bundle: Bundle) -> dict[str, int]:
+    options = ServerOptions()
+    caches = {f"KV caches of {options.batch} answers": options.batch * kv_cache_bytes(bundle)} if bundle.has_llm else {}
+    return caches | {"kept visual tokens, at most": options.cache}
+
+
 def text(facts: BundleFacts) -> str:
     """The report for people."""
     compression = facts.compression
@@ -148,6 +158,7 @@ def text(facts: BundleFacts) -> str:
         lines.append(f"context      {budget['max_context']:,} positions, {budget['prompt_room']:,} left for question and answer")
     lines += ["", table(["memory", "bytes"], [[part, size(count)] for part, count in facts.memory.items()], right=(1,))]
     lines += facts.notes
+    lines.append(f"a server     {', '.join(f'{part} {size(count)}' for part, count in facts.serve.items())} (--batch, --cache-mib)")
     for graph in facts.graphs:
         most = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))
         lines += [

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Headers and libraries of Debian's arm64 for cross-compiling, through apt, into DIRECTORY; nothing of it is installed.
+# Headers of Debian's arm64 and every library that the program loads, through apt, into DIRECTORY; nothing of it is installed.
 # usage: aarch64-sysroot.sh DIRECTORY
 set -eu
 goal=$1
@@ -13,6 +13,9 @@ apt-get "$@" update
 packages="libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libswresample-dev libonig-dev libutf8proc-dev"
 # a -dev package links to the library of its own version, whose name ends in a number
 libraries=$(apt-cache "$@" depends $packages | sed -n 's/^ *Depends: \(lib[a-z0-9]*[0-9]\)$/\1/p' | sort -u)
-(cd "$work" && apt-get "$@" download $packages $libraries)
+# and libraries load libraries: with all of them an emulator runs what was compiled
+loaded=$(apt-cache "$@" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
+  $libraries libstdc++6 | grep '^[a-z0-9]' | sort -u)
+(cd "$work" && apt-get "$@" download $packages $loaded)
 for package in "$work"/*.deb; do dpkg-deb -x "$package" "$goal"; done
 touch "$goal/.complete"

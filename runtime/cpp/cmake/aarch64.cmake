@@ -8,6 +8,6 @@ set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES GRIDPOOL_SYSROOT)
 set(ENV{PKG_CONFIG_SYSROOT_DIR} "${GRIDPOOL_SYSROOT}")
 set(ENV{PKG_CONFIG_LIBDIR} "${GRIDPOOL_SYSROOT}/usr/lib/aarch64-linux-gnu/pkgconfig")
-# What FFmpeg's libraries need themselves is on the device, not here.
+# The linker need not look for what FFmpeg's libraries need themselves.
 set(CMAKE_SHARED_LINKER_FLAGS_INIT "-Wl,--allow-shlib-undefined")
 set(CMAKE_EXE_LINKER_FLAGS_INIT "-Wl,--unresolved-symbols=ignore-in-shared-libs")

@@ -1,13 +1,8 @@
 // Frames as they come, from a file, a camera or the network: no seeking, no promise of how many there will be.
 #include "av.hpp"
 #include "gridpool/live.hpp"
+#include "library.hpp"
 #include "text.hpp"
-
-#ifdef GRIDPOOL_AVDEVICE
-extern "C" {
-#include <libavdevice/avdevice.h>
-}
-#endif
 
 namespace gridpool {
 namespace {
@@ -16,16 +11,24 @@ constexpr const char* kTimeout = "10000000";  // microseconds without a packet a
 
 bool starts_with(const std::string& text, std::string_view start) { return text.compare(0, start.size(), start) == 0; }
 
+/// What reads cameras: libavdevice, which is opened only here because the eighty libraries behind it doubled every start-up.
+const AVInputFormat* camera_format(const std::string& source) {
+  const std::string name = "libavdevice.so." + std::to_string(avformat_version() >> 16);  // released with libavformat, under its number
+  try {
+    Library(name).function<void()>("avdevice_register_all")();
+  } catch (const EngineError& error) {
+    throw VideoError(source + " is a camera, and FFmpeg's library for those does not load (" + error.what() + "); install " + name);
+  }
+  return av_find_input_format("v4l2");
+}
+
 FormatPtr open_source(const std::string& source, bool is_device, bool is_network) {
   AVDictionary* options = nullptr;
   const AVInputFormat* format = nullptr;
   std::string address = source;
   if (is_device) {
-#ifdef GRIDPOOL_AVDEVICE
-    avdevice_register_all();
-    format = av_find_input_format("v4l2");
-#endif
-    if (!format) throw VideoError(source + " is a camera, and this build has no libavdevice; install libavdevice-dev and build again");
+    format = camera_format(source);
+    if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
   } else if (is_network) {
     avformat_network_init();
     av_dict_set(&options, "timeout", kTimeout, 0);

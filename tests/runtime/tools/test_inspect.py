@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import Bundle
 from runtime.llm.decoder import LocalDecoder
+from runtime.llm.slots import SlotDecoder
 from runtime.tools import inspect, liveness
 
 
@@ -24,6 +25,14 @@ def test_the_cache_is_as_large_as_the_engine_makes_it(bundle):
     decoder = LocalDecoder.open(bundle, "onnx")
     state = decoder.engine.new_state(decoder.cache_pairs)
     assert inspect.inspect(bundle).memory["KV cache"] == sum(value.numpy().nbytes for value in state.values.values())
+
+
+def test_a_server_is_said_to_hold_a_cache_for_each_answer(bundle):
+    slots = SlotDecoder.open(bundle, 8, "onnx")
+    held = sum(value.numpy().nbytes for value in slots._states[0].values.values())
+    facts = inspect.inspect(bundle)
+    assert facts.serve["KV caches of 8 answers"] == held
+    assert "KV caches of 8 answers 25.2 MB" in inspect.text(facts)
 
 
 def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bundle):
