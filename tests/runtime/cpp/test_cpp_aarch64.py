@@ -77,7 +77,18 @@ def test_tokens_and_answer_are_those_of_python(program: Path, library: Path, bun
     paths = ":".join([libraries, *(f"{libraries}/{folder}" for folder in ("blas", "lapack", "pulseaudio"))])
 
     def emulated(*words: str | Path) -> dict:
-        command = ["qemu-aarch64", "-L", SYSROOT, "-E", f"LD_LIBRARY_PATH={paths}", program, *words, "--json", "--onnxruntime", library]
+        command = [
+            "qemu-aarch64",
+            "-L",
+            SYSROOT,
+            "-E",
+            f"LD_LIBRARY_PATH={paths}",
+            program,
+            *words,
+            "--json",
+            "--onnxruntime",
+            library,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cpp_build import gridpool, python
+from rtsp_camera import camera
 from video_files import pattern, write_video
 
 from runtime.bundle import Bundle
@@ -79,10 +80,22 @@ def test_a_camera_faster_than_the_engine_loses_its_oldest_frames_aloud(cpp: Path
         assert _lines(done.stdout)[-1]["time"] > 1.5  # the newest are kept
 
 
+def test_a_camera_on_the_network_is_watched_until_it_hangs_up(cpp: Path, split_path: Path):
+    with camera(pattern(60), rate=10) as url:
+        words = ("watch", split_path, url, QUESTION, "--every", "500ms", "--window", "1.6s", "--json")
+        for done in (gridpool(cpp, *words), python(*words)):
+            assert done.returncode == 0, done.stderr
+            lines = _lines(done.stdout)
+            # FFmpeg looks at a stream for three seconds before it gives the first frame
+            assert len(lines) >= 3 and np.allclose([line["time"] for line in lines[:3]], [0.5, 1.0, 1.5])
+            assert [line["frames"][-1] for line in lines[:3]] == [5, 10, 15]  # ten a second
+
+
 @pytest.mark.parametrize(
     "words",
     [
         "/dev/video99 Q",
+        "rtsp://127.0.0.1:1/gone Q",
         "http://127.0.0.1/x Q",
         "/nowhere/clip.mp4 Q",
         "CLIP EMPTY",
