@@ -6,7 +6,9 @@ import _thread
 import hashlib
 import json
 import os
+import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,7 +162,9 @@ class TestInterrupted:
         assert len(calls) == 2
         assert digests(bundle.path / "engines") == before
 
-    def test_ctrl_c_reaches_the_builder_at_its_next_step(self, bundle: Bundle) -> None:
+    def test_ctrl_c_reaches_the_builder_at_its_next_step(self, bundle: Bundle, request: pytest.FixtureRequest) -> None:
+        # a shell's background job starts with SIGINT ignored
+        request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
         builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(VISION))
         steps, interrupted, ended = [], threading.Event(), []
 
