@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,3 +99,14 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(
         in done.stderr
     )
     assert done.stderr.count("\n") == 1
+
+
+def test_nothing_is_sent_to_the_maker_of_onnxruntime(bundle_path: Path, clip: Path, tmp_path: Path):
+    """Its telemetry begins with an identifier and a queue in the user's cache; a continuous-integration variable alone stops it too."""
+    suppressed = ("ORT_", "CI", "TF_BUILD", "GITHUB_", "GITLAB_", "BUILD_", "JENKINS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(suppressed)}
+    homes = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "runtime", "run", bundle_path, clip, "which shape appears last ?", "--backend", "onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment | homes, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("Microsoft"))

@@ -6,6 +6,7 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -53,6 +54,7 @@ Runtime& runtime(const std::string& chosen) {
   static Runtime opened;
   const std::lock_guard<std::mutex> lock(mutex);
   if (opened.environment) return opened;
+  ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else Microsoft's builds send facts about sessions and models; 0: a user's own choice stays
   std::vector<std::string> refused;
   for (const auto& name : candidates(chosen)) {
     try {

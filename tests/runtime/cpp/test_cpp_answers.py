@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -140,6 +141,13 @@ def test_other_projects_find_the_installed_library(cpp: Path, tmp_path: Path):
     assert said.stdout == "0.1.0\n; known: b\n"
     installed = subprocess.run([prefix / "bin" / "gridpool", "--help"], capture_output=True, text=True)
     assert installed.returncode == 0, installed.stderr
+
+
+def test_nothing_is_sent_to_the_maker_of_onnxruntime(cpp: Path, bundle_path: Path, clips, tmp_path: Path):
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # no CI variable, which would stop it too
+    done = gridpool(cpp, "run", bundle_path, *clips[0], env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("Microsoft"))
 
 
 def test_nothing_of_python_is_linked(cpp: Path):
