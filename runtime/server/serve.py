@@ -17,6 +17,9 @@ from runtime.progress import say, step
 from runtime.server.options import ServerOptions
 
 
+_KEEP_ALIVE = 75  # seconds; clients give up an idle connection after 5 (httpx, openai), and who sends as it closes is reset
+
+
 def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", engine: EngineOptions = EngineOptions()) -> int:
     """Serve the bundles at `paths`. UserError where one can't be loaded or the port is taken."""
     try:
@@ -42,7 +45,11 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
             self.should_exit = True
 
     config = uvicorn.Config(
-        create_app(state), log_level="warning", server_header=False, timeout_graceful_shutdown=max(1, round(options.drain))
+        create_app(state),
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(options.drain)),
+        timeout_keep_alive=_KEEP_ALIVE,
     )
     host, port = listening.getsockname()[:2]
     say(f"serving {', '.join(state.models.served)} on http://{f'[{host}]' if ':' in host else host}:{port}")

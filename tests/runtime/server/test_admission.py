@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -168,26 +169,41 @@ def test_a_draining_server_takes_no_more(start):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_sigterm_finishes_what_was_accepted(bundle_path, tmp_path):
+@pytest.fixture
+def alone(bundle_path, tmp_path):
+    """A server in a process of its own, as `python -m runtime serve` starts it: (the process, its URL, its log)."""
     log = tmp_path / "log"
     command = [sys.executable, "-m", "runtime", "serve", str(bundle_path), "--port", "0", "--backend", "onnx", "--threads", "1"]
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stderr=file, stdout=file)
     try:
         _until(lambda: " on http://" in log.read_text(), 60)
-        url = log.read_text().rpartition(" on ")[2].strip()
-        body = {"model": bundle_path.name, "messages": SHORT, "max_tokens": 400, "stream": True, "temperature": 2, "seed": 3}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
-            os.kill(process.pid, signal.SIGTERM)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]" and json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
-        assert process.wait(20) == 0
-        assert log.read_text().strip().endswith("drained")
+        yield process, log.read_text().rpartition(" on ")[2].strip(), log
     finally:
         process.kill()
         process.wait()
+
+
+def test_sigterm_finishes_what_was_accepted(alone, bundle_path):
+    process, url, log = alone
+    body = {"model": bundle_path.name, "messages": SHORT, "max_tokens": 400, "stream": True, "temperature": 2, "seed": 3}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(process.pid, signal.SIGTERM)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]" and json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"]
+    assert process.wait(20) == 0
+    assert log.read_text().strip().endswith("drained")
+
+
+def test_an_idle_connection_outlives_what_clients_keep_it_for(alone):
+    """httpx, and openai with it, give a connection up after 5 seconds; a server that hung up first would reset a request now and then."""
+    connection = http.client.HTTPConnection(alone[1].removeprefix("http://"))
+    for pause in (5.5, 0):
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() and connection.sock
+        time.sleep(pause)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, bundle_path, cli):
