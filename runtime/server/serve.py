@@ -16,7 +16,6 @@ from runtime.errors import UsageError, missing_package
 from runtime.progress import say, step
 from runtime.server.options import ServerOptions
 
-
 _KEEP_ALIVE = 75  # seconds; clients give up an idle connection after 5 (httpx, openai), and who sends as it closes is reset
 
 
