@@ -16,6 +16,14 @@ using Clock = std::chrono::steady_clock;
 
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+constexpr int64_t kLoadedAtOnce = 64 << 20;  // bytes of graphs and weights
+
+int64_t weight(const Bundle& bundle) {
+  int64_t bytes = 0;
+  for (const auto& [name, file] : bundle.manifest().files) bytes += file.size;
+  return bytes;
+}
+
 bool is_finite(const Tensor& tensor) {
   const std::vector<float> values = tensor.floats();
   return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
@@ -68,7 +76,9 @@ VideoChat::VideoChat(Bundle bundle, Prompt prompt, VisionEncoder vision, LocalDe
 VideoChat VideoChat::open(Bundle bundle, const std::string& backend, const EngineOptions& options, std::optional<Prompt> prompt) {
   bundle.file("llm/decoder.onnx");  // says how to get one where the bundle has none
   check_context(bundle.manifest().tokens_per_clip + 1, bundle.manifest().max_context);
-  auto vision = std::async(std::launch::async, [&] { return VisionEncoder::open(bundle, backend, options); });
+  // Side by side where there is much to read. Small graphs are loaded sooner than the threads of the other engine stop spinning.
+  const auto load = weight(bundle) > kLoadedAtOnce ? std::launch::async : std::launch::deferred;
+  auto vision = std::async(load, [&] { return VisionEncoder::open(bundle, backend, options); });
   LocalDecoder decoder = LocalDecoder::open(bundle, backend, options);
   if (!prompt) prompt.emplace(bundle);
   VisionEncoder encoder = vision.get();
