@@ -112,8 +112,10 @@ class _Attention(nn.Module):
         def split(projected: torch.Tensor, heads: int) -> torch.Tensor:
             return projected.view(1, length, heads, self.head_dim).transpose(1, 2)  # [1, heads, S, d]
 
-        query = rotate(split(self.q_proj(x), self.heads))
-        key = self._write(past_key, rotate(split(self.k_proj(x), self.kv_heads)), position_ids)
+        # Query and key are rotated as one: at a decode step the cost of a rotation is the number of its nodes.
+        both = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
+        query, key = rotate(split(both, self.heads + self.kv_heads)).split([self.heads, self.kv_heads], dim=1)
+        key = self._write(past_key, key, position_ids)
         value = self._write(past_value, split(self.v_proj(x), self.kv_heads), position_ids)
         mix = self._mix_standard if self.standard else self._mix_portable
         mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)  # [1, A, S, d]

@@ -203,6 +203,8 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
         clips = Clips(bundle.manifest.preprocessing, Path(options.calibrate) if options.calibrate else None)
         visual = None if options.only != "llm" else _rows_like(source, bundle.manifest.tokens_per_clip)
         prompts = list(calibration_prompts(bundle, clips, visual))
+        joined = with_weights(onnx.load(str(path), load_external_data=False), path.parent)
+        save_weights(_passes(half, joined, path.parent, DECODER, ["join_matmuls"]), path)
         model, report = quantize_llm(path, precision, block, prompts, clips.source, options.error_budget)
         _write_batch(half, save_weights(model, path), bundle.path)
         del model
