@@ -11,9 +11,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("export_cost.py", "compression_cost.py", "speed.py", "frames.py")
+SCRIPTS = ("export_cost.py", "compression_cost.py", "speed.py", "frames.py", "roofline.py", "server_batch.py", "server_wire.py")
 _HAS_ROUNDS = SCRIPTS[1:]
-ACCURACY = "accuracy.py"  # of the demo checkpoint, so without sizes
+DEMO = {  # of the demo checkpoint, so without sizes: the options of --quick
+    "accuracy.py": ["--clips", "8", "--no-bundles"],
+    "accuracy_quantized.py": ["--clips", "8"],
+    "server_load.py": ["--requests", "200"],
+    "cpp_runtime.py": ["--rounds", "1"],
+}
 
 
 def main() -> int:
@@ -30,9 +35,9 @@ def main() -> int:
             options += ["--rounds", str(rounds)]
         if _failed(script, options):
             failed.append(script)
-    quick = ["--clips", "8", "--no-bundles"] if args.quick else []
-    if _failed(ACCURACY, [*quick, "--threads", str(args.threads)]):
-        failed.append(ACCURACY)
+    for script, quick in DEMO.items():
+        if _failed(script, [*(quick if args.quick else []), "--threads", str(args.threads)]):
+            failed.append(script)
     if failed:
         print(f"failed: {', '.join(failed)}; their sections of RESULTS.md are those of an earlier run", file=sys.stderr)
     return 1 if failed else 0
