@@ -203,6 +203,7 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
         clips = Clips(bundle.manifest.preprocessing, Path(options.calibrate) if options.calibrate else None)
         visual = None if options.only != "llm" else _rows_like(source, bundle.manifest.tokens_per_clip)
         prompts = list(calibration_prompts(bundle, clips, visual))
+        # a decode step costs by the node, so what reads one tensor is one product
         joined = with_weights(onnx.load(str(path), load_external_data=False), path.parent)
         save_weights(_passes(half, joined, path.parent, DECODER, ["join_matmuls"]), path)
         model, report = quantize_llm(path, precision, block, prompts, clips.source, options.error_budget)

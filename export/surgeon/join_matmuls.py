@@ -2,8 +2,9 @@
 
     q = x Wq + bq, k = x Wk + bk, v = x Wv + bv   becomes   q, k, v = Split(x [Wq Wk Wv] + [bq bk bv])
 
-For quantised graphs, and on request only, because it reads and copies the weights: ONNX Runtime 1.31 takes an int8 product to its
-integer kernel only where nobody else reads the dequantised input, and would compute these three in float.
+For quantised graphs, and on request only, because it reads and copies the weights. ONNX Runtime 1.31 takes an int8 product to its
+integer kernel only where nobody else reads the dequantised input, and would compute these three in float; and where weights are small,
+as in an int4 decoder, the number of products is what a step costs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a bundle's stages should take on a machine: the larger of its operations at the peak rate and its bytes at the memory's rate.
 
 A roofline says what a machine allows, not what an engine reaches. On this machine the rates are measured, through ONNX Runtime's own
-matrix products: one that is all arithmetic, one that is all reading; elsewhere they are the makers' numbers without sparsity, and `reached` is the share of them that engines commonly get of dense
-transformers, an assumption and labelled so.
+matrix products: one that is all arithmetic, one that is all reading. Elsewhere they are the makers' numbers without sparsity, and
+`reached` is the share of them that engines commonly get of dense transformers, an assumption and labelled so.
 
 S prompt positions.
 """
