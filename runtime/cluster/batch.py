@@ -67,24 +67,24 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
     runner = _runner(options)
     with parts.locked():
         done = parts.done(options.retry_errors)
-        todo = [path for path in videos if path not in done]
+        left = [path for path in videos if path not in done]
         if done:
-            say(f"{len(videos) - len(todo)} of {len(videos)} files are done")
+            say(f"{len(videos) - len(left)} of {len(videos)} files are done")
         worker = WorkerOptions(str(bundle_path.resolve()), options.backend, options.device, options.threads)
-        rows = _ray_rows(worker, todo, options) if runner == "ray" else _local_rows(worker, todo, options)
+        rows = _ray_rows(worker, left, options) if runner == "ray" else _local_rows(worker, left, options)
         errors = written = 0
         waiting: list[dict[str, Any]] = []
-        for finished, row in enumerate(rows if todo else (), start=1):
+        for finished, row in enumerate(rows if left else (), start=1):
             waiting.append(row)
             if row["error"]:
                 errors += 1
                 say(f"{row['path']}: {row['error']}")
-            if len(waiting) == options.part or finished == len(todo):
+            if len(waiting) == options.part or finished == len(left):
                 parts.write(waiting)
                 written, waiting = written + 1, []
                 rate = finished / (time.perf_counter() - start)
-                say(f"{finished} of {len(todo)} files, {rate:.2f} a second, {errors} with errors")
-    return BatchResult(len(videos), len(videos) - len(todo), errors, written, time.perf_counter() - start, runner)
+                say(f"{finished} of {len(left)} files, {rate:.2f} a second, {errors} with errors")
+    return BatchResult(len(videos), len(videos) - len(left), errors, written, time.perf_counter() - start, runner)
 
 
 def _runner(options: BatchOptions) -> str:
@@ -97,13 +97,13 @@ def _runner(options: BatchOptions) -> str:
     return "ray"
 
 
-def _local_rows(worker: WorkerOptions, todo: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
+def _local_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
     """Rows in order; at most two clips a worker are ahead of whoever takes them."""
     encode = Worker(worker).row
     with ThreadPoolExecutor(options.workers, thread_name_prefix="batch") as pool:
         ahead: deque[Future[dict[str, Any]]] = deque()
         try:
-            for path in todo:
+            for path in left:
                 ahead.append(pool.submit(encode, path))
                 if len(ahead) > 2 * options.workers:
                     yield ahead.popleft().result()
@@ -114,7 +114,7 @@ def _local_rows(worker: WorkerOptions, todo: Sequence[str], options: BatchOption
                 future.cancel()
 
 
-def _ray_rows(worker: WorkerOptions, todo: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
+def _ray_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
     """The same from Ray Data: an actor a worker, which Ray starts again when it dies; how far they run ahead is Ray's backpressure."""
     from runtime.cluster.ray_session import session
 
@@ -125,8 +125,8 @@ def _ray_rows(worker: WorkerOptions, todo: Sequence[str], options: BatchOptions)
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        blocks = max(options.workers, -(-len(todo) // 4))  # small: a block is what is done again when a worker dies
-        dataset = ray.data.from_items([{"path": path} for path in todo], override_num_blocks=blocks)
+        blocks = max(options.workers, -(-len(left) // 4))  # small: a block is what is done again when a worker dies
+        dataset = ray.data.from_items([{"path": path} for path in left], override_num_blocks=blocks)
         rows = dataset.map_batches(
             Worker,
             fn_constructor_args=(worker,),
