@@ -115,7 +115,6 @@ class OnnxEngine : public Engine {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(3);
     settings.SetIntraOpNumThreads(options.threads);
-    if (std::getenv("NOSPIN")) settings.AddConfigEntry(std::getenv("NOSPIN")[0]==(char)49?"session.intra_op.allow_spinning":"session.force_spinning_stop", std::getenv("NOSPIN")[0]==(char)49?"0":"1");
     if (device_ == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
     try {
       session_ = Ort::Session(ort.environment, model.c_str(), settings);
