@@ -71,7 +71,9 @@ class LiveEncoder:
 
     def tokens(self) -> np.ndarray:
         """Visual tokens [N, D] of the last T frames, in the bundle's precision; VideoError before the first frame."""
-        rows, _ = self._window()
+        order, rows = self._order(), self._ring.rows()
+        if len(self) < self.frames:
+            rows = rows[order]
         if isinstance(self.engine, SplitVision):
             return finite(self.engine.compress(rows))
         return finite(self.engine.run({self.engine.inputs[0].name: rows})["visual_tokens"])
@@ -84,7 +86,7 @@ class LiveEncoder:
         start = time.perf_counter()
         tokens = self.tokens()
         seconds = {"encode": self._encoding, "compress": time.perf_counter() - start}
-        _, order = self._window()
+        order = self._order()
         oldest = self._ring.pushed - len(self)
         times = self._ring.times()
         clip = Clip(
@@ -105,14 +107,11 @@ class LiveEncoder:
     def close(self) -> None:
         self.engine.close()
 
-    def _window(self) -> tuple[np.ndarray, list[int]]:
-        """T rows, and which of the frames that are held (0 the oldest) each is."""
-        held = len(self._ring)
-        if not held:
+    def _order(self) -> list[int]:
+        """Which of the frames that are held (0 the oldest) each of the T rows is."""
+        if not len(self):
             raise VideoError("no frame has been pushed yet; push at least one before asking for tokens")
-        order = [at * held // self.frames for at in range(self.frames)]
-        rows = self._ring.rows()
-        return (rows if held == self.frames else rows[order]), order
+        return [at * len(self) // self.frames for at in range(self.frames)]
 
 
 class Ring:

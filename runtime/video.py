@@ -239,7 +239,7 @@ def _take_by_time(
                 return None  # damage, or a stream that can't be entered here: decoding from the start will tell
             if frame is None or frame.pts != time:
                 return None
-            image = _upright_rgb(frame)
+            image = upright_rgb(frame)
             taken[index], size, position = each(image), image.shape[:2], index
     return taken, size
 
@@ -270,7 +270,7 @@ def _take_by_number(
     with _opened(path) as (container, stream):
         for index, frame in enumerate(_checked(_frames(container, stream), path)):
             if index in wanted:
-                image = _upright_rgb(frame)
+                image = upright_rgb(frame)
                 taken[index], size = each(image), image.shape[:2]
                 if len(taken) == len(wanted):
                     break
@@ -391,7 +391,7 @@ def _damage(path: Path, seconds: float | None, reason: str | None) -> VideoError
     return VideoError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")
 
 
-def _upright_rgb(frame: VideoFrame) -> np.ndarray:
+def upright_rgb(frame: VideoFrame) -> np.ndarray:
     """RGB uint8 [h, w, 3], turned by the quarter turns of the file's display matrix."""
     image = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4

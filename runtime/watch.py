@@ -27,7 +27,7 @@ from runtime.live import LiveEncoder
 from runtime.pipeline import Answer, AskOptions, VideoChat
 from runtime.preprocess import Preprocessor
 from runtime.prompt import Prompt
-from runtime.video import _upright_rgb, check_file
+from runtime.video import check_file, upright_rgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -148,7 +148,7 @@ def sampled(
                 while wanted <= seconds + _SAME:
                     taken += 1
                     wanted = taken * step
-                yield seconds, preprocessor.resize(_upright_rgb(frame))
+                yield seconds, preprocessor.resize(upright_rgb(frame))
         except av.FFmpegError as error:
             raise VideoError(f"{source} is damaged or gone after {seconds:.2f} s ({error.strerror}); watch it again") from None
 
