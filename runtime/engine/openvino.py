@@ -4,9 +4,11 @@ A CPU runs the vision half frame by frame (`vision.loop.onnx`), the GPU and the 
 OpenVINO does not read, are inlined first. The LLM half must be the portable spelling: of the standard one OpenVINO 2026.4 drops
 `position_ids`.
 
-A state is one host buffer a tensor, bound as input and as output of an infer request of its own. OpenVINO's ScatterElementsUpdate
-then finds its result where its data is and copies no cache (its Assign, of a stateful model, does: 33 ms a step at 0.5B size).
-An fp16 cache is held in fp32 on a CPU, where OpenVINO computes in fp32 and would convert all of it twice a step.
+A state is one host buffer a tensor, which the graph only reads: OpenVINO guards an input from being updated in place by copying all
+of it, in and out again, at every step. So the rows that a run adds leave the graph alone and are written where they belong here
+(`_rows_out`); inside, they are scattered into the copy of the read part that is made anyway. Its own stateful form was tried and is
+slower without AMX: prefill in chunks 10 times, in one go 1.5 times.
+On a CPU the cache is held in what OpenVINO computes in, fp32 or bf16: it would convert all of another at every step.
 
 Results are fp32's unless `EngineOptions.bf16` allows bf16.
 """
@@ -26,6 +28,7 @@ from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.errors import EngineError, missing_package
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
+_ROWS = "position_ids"  # input: the rows of a state that a run writes
 _DEVICES = ("cpu", "gpu", "npu")
 
 
@@ -44,7 +47,7 @@ def core() -> Any:
 
 @dataclass(frozen=True)
 class OpenVINOState:
-    """pairs: {input name: output name}; request: has each pair bound to one of `buffers`."""
+    """pairs: {input name: output name}; request: has each input bound to one of `buffers`, which holds the whole tensor."""
 
     pairs: dict[str, str]
     request: Any
@@ -102,8 +105,9 @@ class OpenVINOEngine:
             raise EngineError(f"bf16 is a choice of OpenVINO's CPU; on {options.device} leave it out")
         try:
             network = core().read_model(_readable(model))
+            _rows_out(network)
             if options.device == "cpu":
-                network = _float32_state(network)
+                network = _state_held_in(network, openvino.Type.bf16 if options.bf16 else openvino.Type.f32)
             return cls(core().compile_model(network, options.device.upper(), settings), options.device)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} can't load {model}: {_last_line(error)}") from None
@@ -115,8 +119,8 @@ class OpenVINOEngine:
         buffers = {}
         for spec in (spec for spec in self.inputs if spec.name in pairs):
             buffers[spec.name] = np.zeros([int(size) for size in spec.shape], spec.dtype)
-            for name in (spec.name, pairs[spec.name]):
-                request.set_tensor(name, openvino.Tensor(buffers[spec.name], shared_memory=True))
+            buffer, port = buffers[spec.name], self._compiled.input(spec.name)
+            request.set_tensor(spec.name, openvino.Tensor(buffer, port.shape, port.element_type))
         return OpenVINOState(dict(pairs), request, buffers)
 
     def run(self, feeds: Mapping[str, np.ndarray], state: OpenVINOState | None = None) -> dict[str, np.ndarray]:
@@ -130,10 +134,13 @@ class OpenVINOEngine:
         try:
             for name, array in arrays.items():
                 request.set_tensor(name, openvino.Tensor(array, shared_memory=array.size > 0))
-            request.infer()
-            return {spec.name: request.get_tensor(spec.name).data.copy() for spec in self.outputs if spec.name not in held}
+            request.infer(share_outputs=True)  # else the result is a copy of every output
+            results = {spec.name: request.get_tensor(spec.name).data for spec in self.outputs}
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
+        for name, result in pairs.items():
+            state.buffers[name][:, :, feeds[_ROWS][0]] = results[result]
+        return {name: result.copy() for name, result in results.items() if name not in held}
 
     def close(self) -> None:
         del self._request, self._compiled
@@ -157,20 +164,42 @@ def _readable(path: Path) -> Path | bytes:
         raise EngineError(f"{path} is too large to be inlined for OpenVINO; export with --split") from None
 
 
-def _float32_state(network: Any) -> Any:
-    """State tensors of float16 as float32 ports."""
-    import openvino
+def _state_held_in(network: Any, held: Any) -> Any:
+    """State tensors as ports of the type that OpenVINO computes in; NumPy has no bf16 and holds its bits as float16."""
     from openvino.preprocess import PrePostProcessor
 
-    half = [port for port in [*network.inputs, *network.outputs] if _is_state(port) and port.element_type == openvino.Type.f16]
-    if not half:
+    ports = [port for port in [*network.inputs, *network.outputs] if _is_state(port) and port.element_type != held]
+    if not ports:
         return network
     processor = PrePostProcessor(network)
-    for port in half:
+    for port in ports:
         name = port.get_any_name()
         side = processor.input(name) if name.startswith(_STATE[0]) else processor.output(name)
-        side.tensor().set_element_type(openvino.Type.f32)
+        side.tensor().set_element_type(held)
     return processor.build()
+
+
+def _rows_out(network: Any) -> None:
+    """Let each state be read, sliced to the rows in use, and only then updated; its output is the rows that the run adds.
+
+    [1, K, M, d] -> Slice -> ScatterElements -> attention, and [1, K, S, d] out, in place of
+    [1, K, M, d] -> ScatterElements -> Slice -> attention, and [1, K, M, d] out.
+    """
+    for result in network.get_results():
+        update = result.input_value(0).get_node()
+        if update.get_type_name() != "ScatterElementsUpdate" or not _is_state(result.output(0)):
+            continue
+        (read,) = (to for to in update.output(0).get_target_inputs() if to.get_node().get_type_name() == "Slice")
+        state, rows, part = update.input_value(0), update.input_value(2), read.get_node().output(0)
+        names = update.output(0).get_names()
+        for to in part.get_target_inputs():
+            to.replace_source_output(update.output(0))
+        read.replace_source_output(state)
+        update.input(0).replace_source_output(part)
+        result.input(0).replace_source_output(rows)
+        update.output(0).get_tensor().set_names(set())
+        rows.get_tensor().set_names(names)
+    network.validate_nodes_and_infer_types()
 
 
 def _is_state(port: Any) -> bool:

@@ -61,7 +61,8 @@ class TestState:
         first.extend(prompt)
         name = next(iter(first.state.pairs))
         cache = first.state.buffers[name]
-        assert first.state.request.get_tensor(first.state.pairs[name]).data.ctypes.data == cache.ctypes.data
+        assert first.state.request.get_tensor(name).data.ctypes.data == cache.ctypes.data
+        assert first.state.request.get_tensor(first.state.pairs[name]).shape == [1, *cache.shape[1:2], 7, cache.shape[3]]
         before = cache.copy()
         assert np.abs(before[:, :, :7]).min(axis=-1).all() and not before[:, :, 7:].any()
         assert not second.state.buffers[name].any()
@@ -77,6 +78,28 @@ class TestState:
         for part in (slice(0, 4), slice(4, 9)):
             got = [turn.extend(prompt[:, part]) for turn, prompt in zip(turns, prompts, strict=True)]
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+    def test_in_bf16_the_cache_takes_half_the_memory_and_the_ids_stay(self, bundle):
+        prompt = np.random.default_rng(2).standard_normal((1, 40, bundle.manifest.hidden_size)).astype(np.float32)
+        exact, rounded = (LocalDecoder.open(bundle, "openvino", EngineOptions(bf16=bf16)).conversation() for bf16 in (False, True))
+        sizes = [sum(array.nbytes for array in turn.state.buffers.values()) for turn in (exact, rounded)]
+        assert sizes[0] == 2 * sizes[1]
+        for part in (slice(0, 32), slice(32, 39), slice(39, 40)):
+            expected, got = exact.extend(prompt[:, part]), rounded.extend(prompt[:, part])
+            assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+        name = next(iter(exact.state.pairs))
+        held = (rounded.state.buffers[name].view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(held, exact.state.buffers[name], atol=0.05 * np.abs(held).max())
+
+    def test_rows_are_written_where_the_positions_say(self, bundle):
+        """Also behind a conversation that was set back, as the server's slots are."""
+        rng = np.random.default_rng(3)
+        first, second = rng.standard_normal((2, 1, 12, bundle.manifest.hidden_size)).astype(np.float32)
+        turn, expected = LocalDecoder.open(bundle, "openvino").conversation(), LocalDecoder.open(bundle, "onnx").conversation()
+        turn.extend(first)
+        turn.length = 5
+        expected.extend(first[:, :5])
+        np.testing.assert_allclose(turn.extend(second), expected.extend(second), rtol=1e-4, atol=1e-4)
 
     def test_a_cache_of_float16_is_held_in_float32_on_a_cpu(self, half_bundle):
         decoder = LocalDecoder.open(half_bundle, "openvino")
