@@ -60,9 +60,10 @@ class Decoder(nn.Module):
         rotate = self.rotary(position_ids)
         hidden, present = inputs_embeds, []
         for index, layer in enumerate(self.layers):
-            hidden, key, value = layer(hidden, position_ids, rotate, past[2 * index], past[2 * index + 1], mask)
+            kept = 1 if index + 1 == len(self.layers) else None  # of the last layer the last position alone is asked for
+            hidden, key, value = layer(hidden, position_ids, rotate, past[2 * index], past[2 * index + 1], mask, kept)
             present += [key, value]
-        return (self.lm_head(self.norm(hidden[:, -1:])), *present)
+        return (self.lm_head(self.norm(hidden)), *present)
 
     def empty_cache(self) -> list[torch.Tensor]:
         """Zeroed past tensors, two a layer, in the parameters' dtype."""
@@ -92,9 +93,10 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Norm(source.post_attention_layernorm, attention)
         self.mlp = source.mlp
 
-    def forward(self, x, position_ids, rotate, past_key, past_value, mask):
-        mixed, key, value = self.self_attn(self.input_layernorm(x), position_ids, rotate, past_key, past_value, mask)
-        x = x + mixed
+    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept=None):
+        """kept: how many of the S positions, from the end, go on; all write their keys and values."""
+        mixed, key, value = self.self_attn(self.input_layernorm(x), position_ids, rotate, past_key, past_value, mask, kept)
+        x = (x if kept is None else x[:, -kept:]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
 
@@ -106,7 +108,7 @@ class _Attention(nn.Module):
         self.scale = source.scaling
         self.standard = attention == "standard"
 
-    def forward(self, x, position_ids, rotate, past_key, past_value, mask):
+    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept):
         length, read = x.shape[1], mask.shape[-1]
 
         def split(projected: torch.Tensor, heads: int) -> torch.Tensor:
@@ -117,9 +119,11 @@ class _Attention(nn.Module):
         query, key = rotate(split(both, self.heads + self.kv_heads)).split([self.heads, self.kv_heads], dim=1)
         key = self._write(past_key, key, position_ids)
         value = self._write(past_value, split(self.v_proj(x), self.kv_heads), position_ids)
+        if kept is not None:
+            query, mask = query[:, :, -kept:], mask[:, :, -kept:]
         mix = self._mix_standard if self.standard else self._mix_portable
-        mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)  # [1, A, S, d]
-        return self.o_proj(mixed.transpose(1, 2).reshape(1, length, self.heads * self.head_dim)), key, value
+        mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)  # [1, A, S or kept, d]
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _write(self, past: torch.Tensor, new: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """The cache with rows `position_ids` replaced by `new`."""

@@ -1,8 +1,9 @@
 """Which CPU backend, with how many threads, runs each half of a bundle fastest here: measured, and recorded for `--backend auto`.
 
 A candidate is loaded, run once to warm up, then timed `rounds` times: the vision half on the reference clip (of a split bundle,
-one frame and the compressor), the LLM half on a prefill of 256 positions and 32 decode steps, which is about an answer. ONNX Runtime
-with its own number of threads stays unless another's median is below its fastest round: what noise can explain changes nothing.
+one frame and the compressor), the LLM half on an answer about a clip: the prefill of its tokens, of which the chunk in the middle is
+run and counted for all (attention grows evenly with the depth), and 32 decode steps behind it. ONNX Runtime with its own number of
+threads stays unless another's median is below its fastest round: what noise can explain changes nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.engine.split import SplitVision
 from runtime.errors import EngineError, UserError
-from runtime.llm.decoder import LocalDecoder
+from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder
 from runtime.progress import say
 from runtime.tools import reference
 from runtime.tools.table import table
 from runtime.tuning import Choice
 
 DEFAULT = Choice("onnx", 0)  # what `auto` runs where nothing was measured
-_PREFILL, _DECODE = 256, 32  # positions
+_TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an answer
 
 
 @dataclass(frozen=True)
@@ -108,39 +109,42 @@ def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measu
     try:
         with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:
             run()
-            seconds = [_timed(run) for _ in range(rounds)]
+            seconds = [run() for _ in range(rounds)]
     except UserError as error:
         return Measured(half, candidate.backend, candidate.threads, None, None, str(error))
     return Measured(half, candidate.backend, candidate.threads, median(seconds), min(seconds))
 
 
 @contextmanager
-def _vision(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], object]]:
+def _vision(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], float]]:
+    """A round, which returns its seconds."""
     engine = open_engine(bundle, VISION, backend, options)
     clip = reference.clip(bundle).astype(engine.inputs[0].dtype, copy=False)
     try:
         if isinstance(engine, SplitVision):
             features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
-            yield lambda: (engine.encode(clip[:1]), engine.compress(features))
+            yield lambda: _timed(lambda: (engine.encode(clip[:1]), engine.compress(features)))
         else:
-            yield lambda: engine.run({engine.inputs[0].name: clip})
+            yield lambda: _timed(lambda: engine.run({engine.inputs[0].name: clip}))
     finally:
         engine.close()
 
 
 @contextmanager
-def _llm(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], object]]:
+def _llm(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], float]]:
+    """A round, which returns its seconds."""
     decoder = LocalDecoder(bundle, open_engine(bundle, DECODER, backend, options))
-    room = decoder.max_context
-    decode = min(_DECODE, max(1, room // 2))
-    rng = np.random.default_rng(0)
-    prompt = rng.normal(0, 0.02, (1, min(_PREFILL, room - decode), bundle.manifest.hidden_size)).astype(np.float32)
+    decode = min(_DECODE, max(1, decoder.max_context // 2))
+    positions = min(bundle.manifest.tokens_per_clip + _TEXT, decoder.max_context - decode)
+    chunk = min(PREFILL_CHUNK, positions)
+    rows = np.random.default_rng(0).normal(0, 0.02, (1, chunk, bundle.manifest.hidden_size)).astype(np.float32)
+    conversation = decoder.conversation()
 
-    def run() -> None:
-        conversation = decoder.conversation()
-        conversation.extend(prompt)
-        for _ in range(decode):
-            conversation.extend(prompt[:, :1])
+    def run() -> float:
+        conversation.length = (positions - chunk) // 2
+        prefill = _timed(lambda: conversation.extend(rows)) * positions / chunk
+        conversation.length = positions
+        return prefill + _timed(lambda: [conversation.extend(rows[:, :1]) for _ in range(decode)])
 
     try:
         yield run

@@ -50,30 +50,41 @@ def vision_work(bundle: Bundle) -> Work:
 
 
 def prefill_work(bundle: Bundle, positions: int) -> Work:
-    """A prompt of `positions`, chunk by chunk as the runtime runs it."""
+    """A prompt of `positions`, chunk by chunk as the runtime runs it; behind the last layer's cache goes only a chunk's last position."""
     chunks = -(-positions // PREFILL_CHUNK)
     read = [min(start + PREFILL_CHUNK, positions) for start in range(0, positions, PREFILL_CHUNK)]
-    attention = sum(4 * (stop - start) * stop * _attention_width(bundle) for start, stop in zip([0, *read], read, strict=False))
-    layers, head, stored = _decoder(bundle)
-    operations = 2 * (layers * positions + head * chunks) + attention
+    whole = bundle.manifest.llm["layers"] - 1  # layers whose queries are all positions
+    queries = [whole * (stop - start) + 1 for start, stop in zip([0, *read], read, strict=False)]
+    attention = sum(4 * asked * stop * bundle.manifest.hidden_size for asked, stop in zip(queries, read, strict=True))
+    every, last, stored = _decoder(bundle)
+    operations = 2 * (every * positions + last * chunks) + attention
     return Work({_floats(bundle): float(operations)}, float(stored * chunks + sum(read) * _cache_row(bundle)))
 
 
 def decode_work(bundle: Bundle, positions: int) -> Work:
     """One token whose attention reads `positions`."""
-    layers, head, stored = _decoder(bundle)
-    operations = 2 * (layers + head) + 4 * positions * _attention_width(bundle)
+    every, last, stored = _decoder(bundle)
+    operations = 2 * (every + last) + 4 * positions * bundle.manifest.llm["layers"] * bundle.manifest.hidden_size
     return Work({_floats(bundle): float(operations)}, float(stored + positions * _cache_row(bundle)))
 
 
 def _decoder(bundle: Bundle) -> tuple[int, int, float]:
-    """(weights of the layers, weights of the last product, bytes of all stored weights)."""
+    """(weights that every position meets, weights that only the last of a run meets, bytes of all stored weights).
+
+    The latter are those behind the last layer's cache: its output projection, its MLP, and lm_head.
+    """
     graph = _graph(bundle, DECODER)
     shapes = _shapes(graph)
     stored = _stored(graph)
-    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in stored]
-    sizes = [math.prod(shapes[node.input[1]]) for node in products]
-    return sum(sizes[:-1]), sizes[-1], _weights(graph)
+    last_cache = f"present.{bundle.manifest.llm['layers'] - 1}.value"
+    every = last = 0
+    behind = False
+    for node in graph.node:
+        behind = behind or last_cache in node.output
+        if node.op_type == "MatMul" and node.input[1] in stored:
+            size = math.prod(shapes[node.input[1]])
+            every, last = (every, last + size) if behind else (every + size, last)
+    return every, last, _weights(graph)
 
 
 def _stored(graph: onnx.GraphProto) -> set[str]:
@@ -86,12 +97,6 @@ def _stored(graph: onnx.GraphProto) -> set[str]:
 
 def _floats(bundle: Bundle) -> str:
     return "fp16" if bundle.manifest.llm_precision == "fp16" else "fp32"
-
-
-def _attention_width(bundle: Bundle) -> int:
-    """Multiply-adds of the scores of one query on one position, over all layers; the weighted sum has as many."""
-    llm = bundle.manifest.llm
-    return llm["layers"] * bundle.manifest.hidden_size
 
 
 def _cache_row(bundle: Bundle) -> int:

@@ -69,6 +69,15 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(graph, llm, cuts):
         np.testing.assert_allclose(logits, expected[end - 1], atol=2e-5 if precision == "fp32" else 2e-2)
 
 
+def test_of_the_last_layer_only_the_last_position_is_computed(llm):
+    decoder, rows = Decoder(llm, CAPACITY), []
+    hooks = [layer.mlp.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1])) for layer in decoder.layers]
+    decoder(torch.zeros(1, 7, 48), torch.arange(7)[None], decoder.empty_cache(), torch.ones(1, 7, dtype=torch.int64))
+    for hook in hooks:
+        hook.remove()
+    assert rows == [7] * (LAYERS - 1) + [1]
+
+
 def test_the_cache_is_updated_in_place(graph):
     _, precision, path, _ = graph
     engine = OnnxEngine.load(path)

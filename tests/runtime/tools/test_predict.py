@@ -40,11 +40,11 @@ def test_operations_are_those_of_the_config(bundle):
     attention = 4 * 300 * text["hidden_size"] * text["num_hidden_layers"]
     assert decode_work(bundle, 300).operations == {"fp32": pytest.approx(2 * (layers + head) + attention)}
     assert decode_work(bundle, 300).bytes > 4 * (layers + head)
-    chunked = prefill_work(bundle, 700).operations["fp32"]
-    causal = (
-        sum(4 * (stop - start) * stop for start, stop in ((0, 512), (512, 700))) * text["hidden_size"] * text["num_hidden_layers"]
-    )
-    assert chunked == pytest.approx(2 * (700 * layers + 2 * head) + causal)
+    width, deep = text["hidden_size"], text["num_hidden_layers"] - 1  # layers whose positions all go on
+    last = width * width + 3 * width * text["intermediate_size"]  # of the last layer, behind its cache
+    scores = sum(4 * ((stop - start) * deep + 1) * stop * width for start, stop in ((0, 512), (512, 700)))
+    expected = 2 * (700 * (layers - last) + 2 * (head + last)) + scores
+    assert prefill_work(bundle, 700).operations["fp32"] == pytest.approx(expected)
 
 
 def test_a_stage_takes_the_longer_of_arithmetic_and_memory(bundle):
