@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.errors import EngineError, missing_package
 
@@ -47,11 +47,19 @@ def core() -> Any:
 
 @dataclass(frozen=True)
 class OpenVINOState:
-    """pairs: {input name: output name}; request: has each input bound to one of `buffers`, which holds the whole tensor."""
+    """pairs: {input name: output name}; request: has each input bound to one of `buffers`, which holds the whole tensor.
+
+    rows: which entries of the first axis a run sees, None for all.
+    """
 
     pairs: dict[str, str]
     request: Any
     buffers: dict[str, np.ndarray]
+    rows: slice | None = None
+
+    def of_rows(self, start: int, stop: int) -> OpenVINOState:
+        """The same buffers, of which a run sees entries start … stop - 1 of the first axis as its batch."""
+        return OpenVINOState(self.pairs, self.request, self.buffers, slice(start, stop))
 
 
 class OpenVINOEngine:
@@ -81,7 +89,7 @@ class OpenVINOEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
-        if graph == DECODER and bundle.manifest.llm.get("attention") == "standard":
+        if graph != VISION and bundle.manifest.llm.get("attention") == "standard":
             raise EngineError(
                 f"openvino can't run {bundle.path}'s decoder of the standard spelling; export with --attention portable"
             )
@@ -112,16 +120,15 @@ class OpenVINOEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} can't load {model}: {_last_line(error)}") from None
 
-    def new_state(self, pairs: Mapping[str, str]) -> OpenVINOState:
-        import openvino
-
-        request = self._compiled.create_infer_request()
-        buffers = {}
-        for spec in (spec for spec in self.inputs if spec.name in pairs):
-            buffers[spec.name] = np.zeros([int(size) for size in spec.shape], spec.dtype)
-            buffer, port = buffers[spec.name], self._compiled.input(spec.name)
-            request.set_tensor(spec.name, openvino.Tensor(buffer, port.shape, port.element_type))
-        return OpenVINOState(dict(pairs), request, buffers)
+    def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OpenVINOState:
+        """batch: entries of a first axis that the graph leaves open."""
+        shapes = {
+            spec.name: [batch if size == BATCH else int(size) for size in spec.shape] for spec in self.inputs if spec.name in pairs
+        }
+        buffers = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in self.inputs if spec.name in pairs}
+        state = OpenVINOState(dict(pairs), self._compiled.create_infer_request(), buffers)
+        self._bind(state, slice(None))
+        return state
 
     def run(self, feeds: Mapping[str, np.ndarray], state: OpenVINOState | None = None) -> dict[str, np.ndarray]:
         import openvino
@@ -132,18 +139,29 @@ class OpenVINOEngine:
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive until the run has ended
         held = set(pairs.values())
         try:
+            if state and state.rows:
+                self._bind(state, state.rows)
             for name, array in arrays.items():
                 request.set_tensor(name, openvino.Tensor(array, shared_memory=array.size > 0))
             request.infer(share_outputs=True)  # else the result is a copy of every output
             results = {spec.name: request.get_tensor(spec.name).data for spec in self.outputs}
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
-        for name, result in pairs.items():
-            state.buffers[name][:, :, feeds[_ROWS][0]] = results[result]
+        for name, buffer in state.buffers.items() if state else ():
+            seen = buffer[state.rows] if state and state.rows else buffer
+            for entry, (rows, added) in enumerate(zip(feeds[_ROWS], results[pairs[name]], strict=True)):
+                seen[entry, :, rows[0] : rows[0] + len(rows)] = added
         return {name: result.copy() for name, result in results.items() if name not in held}
 
     def close(self) -> None:
         del self._request, self._compiled
+
+    def _bind(self, state: OpenVINOState, rows: slice) -> None:
+        import openvino
+
+        for name, buffer in state.buffers.items():
+            seen = buffer[rows]
+            state.request.set_tensor(name, openvino.Tensor(seen, list(seen.shape), self._compiled.input(name).element_type))
 
 
 def _readable(path: Path) -> Path | bytes:
@@ -182,9 +200,12 @@ def _state_held_in(network: Any, held: Any) -> Any:
 def _rows_out(network: Any) -> None:
     """Let each state be read, sliced to the rows in use, and only then updated; its output is the rows that the run adds.
 
-    [1, K, M, d] -> Slice -> ScatterElements -> attention, and [1, K, S, d] out, in place of
-    [1, K, M, d] -> ScatterElements -> Slice -> attention, and [1, K, M, d] out.
+    [B, K, M, d] -> Slice -> ScatterElements -> attention, and [B, K, S, d] out, in place of
+    [B, K, M, d] -> ScatterElements -> Slice -> attention, and [B, K, M, d] out.
+    An entry of a batch that sits a step out may have its row behind those that are read; inside it is scattered into the last of them.
     """
+    from openvino import opset13 as ops
+
     for result in network.get_results():
         update = result.input_value(0).get_node()
         if update.get_type_name() != "ScatterElementsUpdate" or not _is_state(result.output(0)):
@@ -194,6 +215,10 @@ def _rows_out(network: Any) -> None:
         names = update.output(0).get_names()
         for to in part.get_target_inputs():
             to.replace_source_output(update.output(0))
+        if state.partial_shape[0].is_dynamic:
+            index, last = update.input_value(1), read.get_node().input_value(2)
+            last = ops.convert(ops.subtract(last, ops.constant(1, last.element_type)), index.element_type)
+            update.input(1).replace_source_output(ops.minimum(index, last).output(0))
         read.replace_source_output(state)
         update.input(0).replace_source_output(part)
         result.input(0).replace_source_output(rows)
@@ -207,9 +232,10 @@ def _is_state(port: Any) -> bool:
 
 
 def _spec(port: Any) -> TensorSpec:
-    """OpenVINO keeps no names of dynamic dimensions: each gets one of its own."""
+    """OpenVINO keeps no names of dynamic dimensions: each gets one of its own, but the first axis, which is a batch's."""
     name = port.get_any_name()
-    shape = tuple(f"{name}.{axis}" if dim.is_dynamic else dim.get_length() for axis, dim in enumerate(port.partial_shape))
+    names = (f"{name}.{axis}" if axis else BATCH for axis in range(len(port.partial_shape)))
+    shape = tuple(own if dim.is_dynamic else dim.get_length() for own, dim in zip(names, port.partial_shape, strict=True))
     return TensorSpec(name, np.dtype(port.element_type.to_dtype()), shape)
 
 

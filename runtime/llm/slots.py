@@ -40,15 +40,15 @@ class SlotDecoder:
 
     @classmethod
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
-        """The graph for a batch where the bundle has one and ONNX Runtime is the backend that takes the decoder."""
+        """The graph for a batch where the bundle has one and the backend can run it: ONNX Runtime, and OpenVINO."""
         if f"{DECODER_BATCH}.onnx" not in bundle.manifest.files or backend.startswith("tensorrt"):
             return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
         if backend == "auto" and options.device == "cuda":
             try:
                 return cls(bundle, open_engine(bundle, DECODER, "tensorrt", options), slots)
             except UserError:
-                pass  # no TensorRT here, or no engine of this bundle
-        return cls(bundle, open_engine(bundle, DECODER_BATCH, "onnx", options), slots)
+                backend = "onnx"  # no TensorRT here, or no engine of this bundle
+        return cls(bundle, open_engine(bundle, DECODER_BATCH, backend, options), slots)
 
     def extend(self, slot: int, embeddings: np.ndarray, chunk: int = PREFILL_CHUNK) -> np.ndarray:
         """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them."""

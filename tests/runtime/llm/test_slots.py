@@ -19,11 +19,13 @@ def alone(bundle):
     return LocalDecoder.open(bundle, "onnx")
 
 
-@pytest.fixture(params=["batched", "one by one"])
+@pytest.fixture(params=["onnx", "openvino", "one by one"])
 def slots(request, bundle):
-    if request.param == "batched":
-        decoder = SlotDecoder.open(bundle, 4, "onnx")
-        assert decoder.batched
+    if request.param != "one by one":
+        if request.param == "openvino":
+            pytest.importorskip("openvino")
+        decoder = SlotDecoder.open(bundle, 4, request.param)
+        assert decoder.batched and decoder.engine.backend == request.param
     else:  # the graph of older bundles, and of TensorRT
         decoder = SlotDecoder(bundle, open_engine(bundle, DECODER, "onnx"), 4)
         assert not decoder.batched
