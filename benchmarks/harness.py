@@ -51,7 +51,11 @@ class Contestant:
 
     def median(self, *path: str | int) -> float:
         """Median over the rounds of a number in the output; ("peak_rss",) and ("wall",) are those of the process."""
-        return median(_value(run, path) for run in self.runs)
+        return median(self.values(*path))
+
+    def values(self, *path: str | int) -> list[float]:
+        """The number of each round."""
+        return [_value(run, path) for run in self.runs]
 
 
 def compete(contestants: Sequence[Contestant], rounds: int, threads: int) -> None:

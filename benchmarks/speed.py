@@ -1,11 +1,14 @@
-"""From frames to answer, quantised and not, against what people would use instead: encode, prefill, first token, decode, memory, start.
+"""From a video file to the answer's tokens, quantised and not, against what people would use instead.
 
-    python benchmarks/speed.py [--size 0.5b] [--frames 8] [--prompt-frames 32] [--rounds 3] [--new-tokens 32] [--threads 2]
+    python benchmarks/speed.py [--size 0.5b] [--frames 8 16 32 64] [--rounds 3] [--new-tokens 32] [--threads 2] [--only NAME …]
 
-All contestants have the same weights, frames and threads. Encoding is measured on clips of --frames; prompts are as long as those of a clip
-of --prompt-frames, with our compressed tokens and with transformers' own 196 tokens a frame, and the first token of such a clip is its
-frames' encoding and its prefill (encoding grows with the frames: benchmarks/frames.py). onnxruntime-genai, where it is installed, has the LLM part alone.
-transformers in eager mode prefills a short prompt only: thousands of positions take it minutes.
+All contestants have the same weights, frames and threads. Encoding is measured on clips of ENCODED frames and grows with the frames
+(within 2 %: benchmarks/frames.py), so a clip's first token is its frames' share of that and its measured prefill. Prompts are as long
+as those of clips of --frames, with our compressed tokens and with transformers' own 196 tokens a frame. The first table has every
+contestant at the TARGET_FRAMES of the targets; the second, clips of all lengths for the fastest of ours and of theirs; the third, what
+the same clip costs uncompressed, at 4:1 and at 8:1. transformers in eager mode and compiled prefills a short prompt only: thousands of
+positions take it minutes. onnxruntime-genai, where it is installed, has the LLM part alone.
+Writes speed.png beside this file.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import prepare
-from harness import Contestant, arguments, compete, ratio_row, run_python, say, table, write_section
+from harness import ROOT, Contestant, arguments, compete, ratio_row, run_python, say, table, write_section
 
 TEXT_POSITIONS = 32  # chat template and question
 SHORT = 256  # positions
+ENCODED = 8  # frames
+TARGET_FRAMES = 32
+PLOT = ROOT / "benchmarks" / "speed.png"
 OURS = {  # name: (bundle, backend, bf16)
     "ONNX Runtime fp32": ("fp32", "onnx", False),
     "ONNX Runtime int8 + int4": ("int8", "onnx", False),
@@ -30,77 +37,107 @@ OURS = {  # name: (bundle, backend, bf16)
 }
 OTHERS = {  # name: (attention, dtype, compiled vision tower)
     "transformers eager fp32": ("eager", "float32", False),
+    "transformers eager bf16": ("eager", "bfloat16", False),
     "transformers sdpa fp32": ("sdpa", "float32", False),
     "transformers sdpa bf16": ("sdpa", "bfloat16", False),
+    "transformers sdpa fp32, torch.compile": ("sdpa", "float32", True),
     "transformers sdpa bf16, torch.compile": ("sdpa", "bfloat16", True),
 }
 GENAI = "onnxruntime-genai int4"
+BEST, PEER = "OpenVINO int8 + int4, rest bf16", "transformers sdpa bf16"  # what the second and the third table measure
 COLUMNS = ("", "encode s/frame", "prompt", "prefill s", "first token s", "decode tok/s", "peak RSS GB", "import s", "ready s")
+
+
+class Prompts:
+    """Positions of prompts about clips of a checkpoint whose encoder gives `side` x `side` tokens a frame."""
+
+    def __init__(self, side: int):
+        self.side = side
+
+    def compressed(self, frames: int) -> int:
+        """4:1, pooled in windows of two that drop a remainder; and one token that ends the clip, as in all of them."""
+        return (self.side // 2) ** 2 * frames + 1 + TEXT_POSITIONS
+
+    def eighth(self, frames: int) -> int:
+        return (self.side // 2) ** 2 * frames // 2 + 1 + TEXT_POSITIONS
+
+    def uncompressed(self, frames: int) -> int:
+        return self.side**2 * frames + 1 + TEXT_POSITIONS
+
+    def own(self, frames: int) -> int:
+        """transformers' own: interpolated to half the side, rounded up."""
+        return (-(-self.side // 2)) ** 2 * frames + 1 + TEXT_POSITIONS
 
 
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0], rounds=3)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--prompt-frames", type=int, default=32)
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64], help="of the clips that prompts are about")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants; printed, not written")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants of the first table; printed, not written")
+    parser.add_argument("--plot", help="internal: draw the points of this JSON file")
     args = parser.parse_args()
-
+    if args.plot:
+        _draw(json.loads(args.plot))
+        return 0
     checkpoint = prepare.checkpoint(args.size, args.threads)
     config = json.loads((checkpoint / "config.json").read_text())
-    side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
-    pooled = -(-side // 2)  # a side of the half grid
-    prompts = {
-        "ours": (side // 2) ** 2 * args.prompt_frames + 1 + TEXT_POSITIONS,  # one newline token
-        "own": pooled**2 * args.prompt_frames + 1 + TEXT_POSITIONS,
-    }
-    context = -(-(max(prompts.values()) + args.new_tokens + 1) // 256) * 256
-    clip, chat = ("--only", "vision"), ("--only", "llm", "--max-context", str(context))
-    bundles = {
-        ("vision", "fp32"): prepare.bundle(args.size, args.threads, args.frames, *clip),
-        ("vision", "int8"): prepare.bundle(args.size, args.threads, args.frames, *clip, "--precision", "int8"),
-        ("llm", "fp32"): prepare.bundle(args.size, args.threads, args.frames, *chat),
-        ("llm", "int8"): prepare.bundle(args.size, args.threads, args.frames, *chat, "--llm-precision", "int4"),
-    }
-    # The first load of a bundle hashes its files; every later one, which is what the rounds measure, does not.
-    for bundle in bundles.values():
-        run_python(["-m", "runtime", "inspect", str(bundle), "--json"], args.threads)
-
-    common = {"new_tokens": args.new_tokens, "threads": args.threads}
-    contestants = _contestants(common, checkpoint, bundles, prompts, args)
-    if args.only:
-        contestants = [contestant for contestant in contestants if contestant.name in args.only]
-    compete(contestants, args.rounds, args.threads)
-    rows = [row for contestant in contestants for row in _rows(contestant, args)]
+    prompts = Prompts(config["vision_config"]["image_size"] // config["vision_config"]["patch_size"])
+    bundles = _bundles(args, prompts)
+    found = _contestants(args, checkpoint, bundles, prompts)
+    chosen = [found[name] for name in args.only] if args.only else list(found.values())
+    compete(chosen, args.rounds, args.threads)
     sizes = {name: (_size(bundles["vision", name]) + _size(bundles["llm", name])) / 1e9 for name in ("fp32", "int8")}
     text = (
-        f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds; encoding on {args.frames} frames, prompts of "
-        f"{args.prompt_frames} frames, {args.new_tokens} tokens decoded. On disk: fp32 {sizes['fp32']:.2f} GB, "
-        f"int8 and int4 {sizes['int8']:.2f} GB.\n\n{table(COLUMNS, rows)}"
+        f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds (spread: half the range over the median); "
+        f"encoding on {ENCODED} frames, prompts of {TARGET_FRAMES} frames, {args.new_tokens} tokens decoded. On disk: fp32 "
+        f"{sizes['fp32']:.2f} GB, int8 and int4 {sizes['int8']:.2f} GB.\n\n{table(COLUMNS, _rows(chosen, prompts))}"
     )
     if args.only:
         print(text)
         return 0
-    ratios = _ratios({contestant.name: contestant for contestant in contestants}, args.prompt_frames, args.frames)
-    write_section("speed", f"{text}\n\n{table(('ratio', 'measured', 'target', 'met'), ratios)}")
+    text += f"\n\n{table(('ratio', 'measured', 'target', 'met'), _ratios(found, prompts))}"
+    if BEST in found:
+        text += f"\n\n{_against_frames(args, found, prompts, config['vision_config']['image_size'])}\n\n{_against_compression(args, found[BEST], bundles, prompts)}"
+    write_section("speed", f"{text}\n\n![first token and decoding]({PLOT.name})")
     return 0
 
 
-def _contestants(
-    common: dict, checkpoint: Path, bundles: dict[tuple[str, str], Path], prompts: dict[str, int], args
-) -> list[Contestant]:
-    found = []
+def _bundles(args: Any, prompts: Prompts) -> dict[tuple[str, str], Path]:
+    context = -(-(prompts.uncompressed(TARGET_FRAMES) + args.new_tokens + 1) // 256) * 256
+    clip, chat = ("--only", "vision"), ("--only", "llm", "--max-context", str(context))
+    options = {
+        ("vision", "fp32"): clip,
+        ("vision", "int8"): (*clip, "--precision", "int8"),
+        ("llm", "fp32"): chat,
+        ("llm", "int8"): (*chat, "--llm-precision", "int4"),
+    }
+    found = {key: prepare.bundle(args.size, args.threads, ENCODED, *wanted) for key, wanted in options.items()}
+    # The first load of a bundle hashes its files; every later one, which is what the rounds measure, does not.
+    for bundle in found.values():
+        run_python(["-m", "runtime", "inspect", str(bundle), "--json"], args.threads)
+    return found
+
+
+def _contestants(args: Any, checkpoint: Path, bundles: dict[tuple[str, str], Path], prompts: Prompts) -> dict[str, Contestant]:
+    """By name. BEST and PEER prefill prompts of all clips, the others of TARGET_FRAMES."""
+    common = {"new_tokens": args.new_tokens, "threads": args.threads}
+    ours, own = prompts.compressed(TARGET_FRAMES), prompts.own(TARGET_FRAMES)
+    every = sorted({*map(prompts.compressed, args.frames), ours})
+    found = {}
     has_openvino = importlib.util.find_spec("openvino") is not None
     for name, (bundle, backend, bf16) in OURS.items():
         if backend == "openvino" and not has_openvino:
             say(f"{name} is left out: openvino is not installed")
             continue
         job = {"vision": str(bundles["vision", bundle]), "llm": str(bundles["llm", bundle]), "backend": backend, "bf16": bf16}
-        found.append(Contestant(name, _job("contestant_runtime.py", common | job | {"prompts": [prompts["ours"]]})))
+        job["prompts"] = every if name == BEST else [ours]
+        found[name] = Contestant(name, _job("contestant_runtime.py", common | job))
     for name, (attention, dtype, compiled) in OTHERS.items():
-        job = {"checkpoint": str(checkpoint), "frames": args.frames, "attention": attention, "dtype": dtype, "compile": compiled}
-        asked = [SHORT] if attention == "eager" or compiled else [prompts["ours"], prompts["own"]]
-        found.append(Contestant(name, _job("contestant_transformers.py", common | job | {"prompts": asked})))
+        job = {"checkpoint": str(checkpoint), "frames": ENCODED, "attention": attention, "dtype": dtype, "compile": compiled}
+        job["prompts"] = [SHORT] if attention == "eager" or compiled else [ours, own]
+        if name == PEER:
+            job["prompts"] = sorted({*every, *map(prompts.own, args.frames), own})
+        found[name] = Contestant(name, _job("contestant_transformers.py", common | job))
     if importlib.util.find_spec("onnxruntime_genai") is None:
         say(f"{GENAI} is left out: onnxruntime-genai is not installed")
         return found
@@ -108,67 +145,164 @@ def _contestants(
     if not (model / "genai_config.json").exists():
         say("building onnxruntime-genai's model")
         run_python(["benchmarks/contestant_genai.py", "--build", str(checkpoint), str(model)], args.threads)
-    job = {"model": str(model), "prompts": [prompts["ours"]]}
-    return [*found, Contestant(GENAI, _job("contestant_genai.py", common | job))]
+    found[GENAI] = Contestant(GENAI, _job("contestant_genai.py", common | {"model": str(model), "prompts": [ours]}))
+    return found
 
 
-def _rows(contestant: Contestant, args) -> list[list]:
-    output = contestant.runs[0].output
-    encode = contestant.median("encode") / args.frames if "encode" in output else None
+def _rows(contestants: list[Contestant], prompts: Prompts) -> list[list]:
+    """Of the prompts about TARGET_FRAMES and the short one."""
+    shown = (SHORT, prompts.compressed(TARGET_FRAMES), prompts.own(TARGET_FRAMES))
     rows = []
-    for index, prompt in enumerate(output["prompts"]):
-        prefill = contestant.median("prompts", index, "prefill")
-        first = encode * args.prompt_frames + prefill if encode is not None and prompt["positions"] != SHORT else ""
+    for one in contestants:
+        encode = _encode(one) if "encode" in one.runs[0].output else None
+        for positions in (prompt["positions"] for prompt in one.runs[0].output["prompts"]):
+            if positions not in shown:
+                continue
+            prefill = _of(one, positions, "prefill")
+            first = "" if encode is None or positions == SHORT else encode * TARGET_FRAMES + prefill
+            rows.append(
+                [
+                    one.name,
+                    "" if encode is None else f"{encode:.3g} ±{_spread(one, 'encode'):.0%}",
+                    str(positions),
+                    f"{prefill:.3g} ±{_spread(one, *_path(one, positions, 'prefill')):.0%}",
+                    first,
+                    _of(one, positions, "tokens_per_second"),
+                    one.median("peak_rss") / 1e9,
+                    one.median("import"),
+                    one.median("ready"),
+                ]
+            )
+    return rows
+
+
+def _ratios(found: dict[str, Contestant], prompts: Prompts) -> list[list[str]]:
+    """Our fastest way on this machine against each peer."""
+    ours = [found[name] for name in OURS if name in found]
+    quantised = [contestant for contestant in ours if "int8" in contestant.name]
+    eager, sdpa, bf16 = (found[f"transformers {name}"] for name in ("eager fp32", "sdpa fp32", "sdpa bf16"))
+    equal, own = prompts.compressed(TARGET_FRAMES), prompts.own(TARGET_FRAMES)
+
+    def decode(contestant: Contestant, positions: int = equal) -> float:
+        return _of(contestant, positions, "tokens_per_second")
+
+    def first_token(contestant: Contestant, positions: int = equal) -> float:
+        return _encode(contestant) * TARGET_FRAMES + _of(contestant, positions, "prefill")
+
+    encode, first, fastest = min(quantised, key=_encode), min(quantised, key=first_token), max(quantised, key=decode)
+    light = min(quantised, key=lambda one: one.median("peak_rss"))
+    rows = [
+        ratio_row(f"encode, {encode.name} against sdpa bf16", _encode(bf16) / _encode(encode), 2),
+        ratio_row(f"encode, {encode.name} against eager fp32", _encode(eager) / _encode(encode), 8),
+        ratio_row(
+            f"decode, {fastest.name} after {equal:,} positions, against eager fp32 after {SHORT}",
+            decode(fastest) / decode(eager, SHORT),
+            8,
+        ),
+        ratio_row(f"decode, {fastest.name} against sdpa bf16", decode(fastest) / decode(bf16), None),
+        ratio_row(f"first token, {first.name} against sdpa bf16, equal tokens", first_token(bf16) / first_token(first), 2.5),
+        ratio_row(
+            f"first token, {first.name} against sdpa bf16 with its own tokens", first_token(bf16, own) / first_token(first), 4
+        ),
+        ratio_row("peak RSS fp32, ONNX Runtime as a share of sdpa fp32's", _share(ours[0], sdpa), 0.5, False),
+        ratio_row(f"peak RSS, {light.name} as a share of sdpa bf16's", _share(light, bf16), 0.5, False),
+        ratio_row(f"peak RSS, {first.name} as a share of sdpa bf16's", _share(first, bf16), 0.5, False),
+    ]
+    if GENAI in found:
+        rows.append(ratio_row(f"decode, {fastest.name} against {GENAI}", decode(fastest) / decode(found[GENAI]), 1))
         rows.append(
-            [
-                contestant.name,
-                "" if encode is None else encode,
-                str(prompt["positions"]),
-                prefill,
-                first,
-                contestant.median("prompts", index, "tokens_per_second"),
-                contestant.median("peak_rss") / 1e9,
-                contestant.median("import"),
-                contestant.median("ready"),
-            ]
+            ratio_row(
+                f"prefill, {first.name} against {GENAI}", _of(found[GENAI], equal, "prefill") / _of(first, equal, "prefill"), None
+            )
         )
     return rows
 
 
-def _ratios(found: dict[str, Contestant], prompt_frames: int, frames: int) -> list[list[str]]:
-    """Our fastest way on this machine against each peer."""
-    ours = [found[name] for name in OURS if name in found]
-    quantised = [contestant for contestant in ours if "int8" in contestant.name]
-    eager, sdpa, bf16 = (found[name] for name in list(OTHERS)[:3])
-
-    def first_token(contestant: Contestant, prompt: int = 0) -> float:
-        return contestant.median("encode") / frames * prompt_frames + contestant.median("prompts", prompt, "prefill")
-
-    def decode(contestant: Contestant) -> float:
-        return contestant.median("prompts", 0, "tokens_per_second")
-
-    encode = min(quantised, key=lambda one: one.median("encode"))
-    fastest = max(quantised, key=decode)
-    first = min(quantised, key=first_token)
-    rows = [
-        ratio_row(f"encode, {encode.name} against sdpa bf16", bf16.median("encode") / encode.median("encode"), 2),
-        ratio_row(f"encode, {encode.name} against eager fp32", eager.median("encode") / encode.median("encode"), 8),
-        ratio_row(f"decode, {fastest.name} against eager fp32 at {SHORT} positions", decode(fastest) / decode(eager), 8),
-        ratio_row(f"first token, {first.name} against sdpa bf16, equal tokens", first_token(bf16, 0) / first_token(first), 2.5),
-        ratio_row(f"first token, {first.name} against sdpa bf16 with its own tokens", first_token(bf16, 1) / first_token(first), 4),
-        ratio_row(
-            "peak RSS fp32, ONNX Runtime as a share of sdpa fp32's",
-            ours[0].median("peak_rss") / sdpa.median("peak_rss"),
-            0.5,
-            False,
-        ),
-        ratio_row(
-            f"peak RSS, {first.name} as a share of sdpa bf16's", first.median("peak_rss") / bf16.median("peak_rss"), 0.5, False
-        ),
+def _against_frames(args: Any, found: dict[str, Contestant], prompts: Prompts, side: int) -> str:
+    """The way in and the first token of clips of all lengths, and the plot of both."""
+    columns = ("frames", "decode video s", "preprocess s", "encode + compress s", "visual tokens", "prefill s", "first token s",
+               "sdpa bf16, equal tokens", "ratio", "sdpa bf16, own tokens", "ratio")  # fmt: skip
+    best, peer = found[BEST], found[PEER]
+    job = {"video": str(prepare.WORK / "clip-720p.mp4"), "frames": args.frames, "size": side}
+    way_in = Contestant("way in", ["benchmarks/way_in.py", json.dumps(job)])
+    compete([way_in], args.rounds, args.threads)
+    rows, points = [], {"frames": args.frames, "ours": [], "equal": [], "own": [], "decode": []}
+    for at, frames in enumerate(args.frames):
+        load = [way_in.median("clips", at, stage) for stage in ("decode", "preprocess")]
+        ours, own = prompts.compressed(frames), prompts.own(frames)
+        encode, prefill = _encode(best) * frames, _of(best, ours, "prefill")
+        equal, wide = (_encode(peer) * frames + _of(peer, positions, "prefill") for positions in (ours, own))
+        first = encode + prefill
+        rows.append(
+            [str(frames), *load, encode, str(ours - TEXT_POSITIONS), prefill, first, equal, equal / first, wide, wide / first]
+        )
+        for name, value in (("ours", first), ("equal", equal), ("own", wide)):
+            points[name].append(value)
+    points["decode"] = [
+        [one.name, _of(one, prompts.compressed(TARGET_FRAMES), "tokens_per_second")]
+        for one in found.values()
+        if _has(one, prompts.compressed(TARGET_FRAMES))
     ]
-    if GENAI in found:
-        rows.append(ratio_row(f"decode, {fastest.name} against {GENAI}", decode(fastest) / decode(found[GENAI]), 1))
-    return rows
+    points |= {"best": BEST, "peer": PEER, "size": args.size}
+    run_python(["benchmarks/speed.py", "--plot", json.dumps(points)], args.threads)
+    return f"{BEST} and {PEER}, which begins at the frames that we read from the file (a 720p H.264 clip of 20 s):\n\n{table(columns, rows)}"
+
+
+def _against_compression(args: Any, best: Contestant, bundles: dict[tuple[str, str], Path], prompts: Prompts) -> str:
+    """What the LLM half takes of the same clip at other lengths."""
+    lengths = {
+        "none": prompts.uncompressed(TARGET_FRAMES),
+        "4:1 (st-gridpool)": prompts.compressed(TARGET_FRAMES),
+        "8:1 (st-gridpool-8x)": prompts.eighth(TARGET_FRAMES),
+    }
+    job = {
+        "vision": None,
+        "llm": str(bundles["llm", "int8"]),
+        "prompts": [],
+        "new_tokens": args.new_tokens,
+        "threads": args.threads,
+    }
+    job |= {"backend": "openvino", "bf16": True}
+    ways = {
+        name: Contestant(f"compression {name}", _job("contestant_runtime.py", job | {"prompts": [length]}))
+        for name, length in lengths.items()
+    }
+    compete(list(ways.values()), 1, args.threads)
+    rows = []
+    for name, way in ways.items():
+        prefill = _of(way, lengths[name], "prefill")
+        first = _encode(best) * TARGET_FRAMES + prefill
+        rate = _of(way, lengths[name], "tokens_per_second")
+        rows.append([name, str(lengths[name] - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
+    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM half GB")
+    return f"{TARGET_FRAMES} frames, {BEST}, one round:\n\n{table(columns, rows)}"
+
+
+def _encode(contestant: Contestant) -> float:
+    """Seconds a frame."""
+    return contestant.median("encode") / ENCODED
+
+
+def _path(contestant: Contestant, positions: int, what: str) -> tuple:
+    at = [prompt["positions"] for prompt in contestant.runs[0].output["prompts"]].index(positions)
+    return ("prompts", at, what)
+
+
+def _has(contestant: Contestant, positions: int) -> bool:
+    return any(prompt["positions"] == positions for prompt in contestant.runs[0].output["prompts"])
+
+
+def _of(contestant: Contestant, positions: int, what: str) -> float:
+    return contestant.median(*_path(contestant, positions, what))
+
+
+def _spread(contestant: Contestant, *path: str | int) -> float:
+    values = contestant.values(*path)
+    return (max(values) - min(values)) / 2 / contestant.median(*path)
+
+
+def _share(one: Contestant, other: Contestant) -> float:
+    return one.median("peak_rss") / other.median("peak_rss")
 
 
 def _size(path: Path) -> int:
@@ -178,6 +312,29 @@ def _size(path: Path) -> int:
 
 def _job(script: str, job: dict) -> list[str]:
     return [f"benchmarks/{script}", json.dumps(job)]
+
+
+def _draw(points: dict) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    lines = (("own", f"{points['peer']}, its own tokens", "#b0442f"), ("equal", f"{points['peer']}, equal tokens", "#d99a4e"))
+    for name, label, colour in (*lines, ("ours", points["best"], "#2f6fb0")):
+        left.plot(points["frames"], points[name], "o-", color=colour, label=label)
+    left.set(title="first token, seconds", xlabel="frames", xticks=points["frames"])
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=8)
+    left.grid(alpha=0.3)
+    names, rates = zip(*sorted(points["decode"], key=lambda pair: pair[1]), strict=True)
+    right.barh(names, rates, color=["#2f6fb0" if name in OURS else "#999999" for name in names])
+    right.set(title=f"decoding after {TARGET_FRAMES} frames, tokens a second")
+    right.tick_params(axis="y", labelsize=8)
+    right.grid(alpha=0.3, axis="x")
+    figure.suptitle(f"Size {points['size']}")
+    figure.savefig(PLOT, dpi=130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""Contestant: from a video file to `pixel_values`, decoding and preprocessing apart.
+
+python benchmarks/way_in.py '{"video": FILE, "frames": [T, ...], "size": h}'
+
+A file that is not there is written first, by seek.py: 20 seconds of 720p H.264, a keyframe every two seconds. Prints {"clips": [{"frames", "decode", "preprocess"}]}, seconds. Decoding is seeking, decoding and conversion to RGB; preprocessing
+resizes each frame as it is decoded and normalises the clip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from harness import ROOT
+from seek import write_clip
+from workload import timed
+
+sys.path.insert(0, str(ROOT))
+from runtime.preprocess import Preprocessor, load_clip
+from runtime.video import sample_frames
+
+HEIGHT = 720  # rows of the clip
+KEYFRAMES = 50  # frames from one keyframe to the next
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    preprocessing = {
+        "size": [job["size"]] * 2,
+        "resample": "bicubic",
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    preprocessor = Preprocessor(preprocessing)
+    video = Path(job["video"])
+    if not video.exists():
+        write_clip(video.with_suffix(".writing.mp4"), HEIGHT, KEYFRAMES)
+        os.replace(video.with_suffix(".writing.mp4"), video)
+    load_clip(video, 1, preprocessor)
+    clips = []
+    for frames in job["frames"]:
+        decode, _ = timed(lambda frames=frames: sample_frames(video, frames, lambda frame: frame[:1, :1]))
+        both, _ = timed(lambda frames=frames: load_clip(video, frames, preprocessor))
+        clips.append({"frames": frames, "decode": decode, "preprocess": max(both - decode, 0.0)})
+    print(json.dumps({"clips": clips}))
+
+
+if __name__ == "__main__":
+    main()
