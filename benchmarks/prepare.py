@@ -13,6 +13,7 @@ from pathlib import Path
 from harness import ROOT, Run, run_python, say
 
 WORK = ROOT / "build" / "benchmarks"
+_DIGITS = 10  # of a digest in a name
 _SOURCES = ("export", "plugins", "runtime/bundle.py", "benchmarks/random_checkpoint.py", "benchmarks/random_tokenizer.py")
 
 
@@ -20,7 +21,7 @@ def checkpoint(size: str, threads: int) -> Path:
     """A random checkpoint of `size`."""
     path = WORK / f"checkpoint-{size}-{_digest(_SOURCES[-2:])}"
     if not (path / "complete").exists():
-        _remove(f"checkpoint-{size}-*")
+        _remove(f"checkpoint-{size}")
         say(f"writing a random {size} checkpoint")
         run_python(["benchmarks/random_checkpoint.py", "--size", size, "--out", str(path)], threads)
         (path / "complete").touch()
@@ -39,7 +40,7 @@ def export(size: str, threads: int, frames: int, *options: str) -> tuple[Path, R
     """Export anew whatever is there; (the bundle, what the export cost)."""
     path = _bundle_path(size, frames, options)
     source = checkpoint(size, threads)
-    _remove(f"bundle-{_slug(size, frames, options)}-*")
+    _remove(f"bundle-{_slug(size, frames, options)}")
     say(f"exporting {size} with {frames} frames {' '.join(options)}")
     command = ["-m", "export", "--model", "llava-ov", "--checkpoint", str(source), "--frames", str(frames), "--out", str(path)]
     run = run_python([*command, *options, "--json"], threads)
@@ -60,9 +61,10 @@ def _digest(sources: tuple[str, ...]) -> str:
         path = ROOT / source
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
-    return digest.hexdigest()[:10]
+    return digest.hexdigest()[:_DIGITS]
 
 
-def _remove(pattern: str) -> None:
-    for path in WORK.glob(pattern):
+def _remove(name: str) -> None:
+    """What was made of older sources under this name, and nothing whose longer name begins with it."""
+    for path in WORK.glob(f"{name}-{'?' * _DIGITS}"):
         shutil.rmtree(path)

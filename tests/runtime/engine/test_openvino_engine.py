@@ -101,6 +101,15 @@ class TestState:
         expected.extend(first[:, :5])
         np.testing.assert_allclose(turn.extend(second), expected.extend(second), rtol=1e-4, atol=1e-4)
 
+    def test_steps_have_the_shapes_of_the_step_before(self, bundle):
+        """Up to the next 32 rows, and never past the cache; what is read too much is masked."""
+        capacity = bundle.manifest.limits["max_context"]
+        rows = np.random.default_rng(4).standard_normal((1, capacity, bundle.manifest.hidden_size)).astype(np.float32)
+        turn, expected = LocalDecoder.open(bundle, "openvino").conversation(), LocalDecoder.open(bundle, "onnx").conversation()
+        for start, stop, read in ((0, 30, 32), (30, 31, 32), (31, 32, 32), (32, 33, 64), (33, capacity - 1, capacity)):
+            np.testing.assert_allclose(turn.extend(rows[:, start:stop]), expected.extend(rows[:, start:stop]), rtol=1e-3, atol=1e-3)
+            assert turn.state.request.get_tensor("attention_mask").shape == [1, read]
+
     def test_a_cache_of_float16_is_held_in_float32_on_a_cpu(self, half_bundle):
         decoder = LocalDecoder.open(half_bundle, "openvino")
         assert decoder.dtype == np.float16
