@@ -8,7 +8,7 @@ as those of clips of --frames, with our compressed tokens and with transformers'
 contestant at the TARGET_FRAMES of the targets; the second, clips of all lengths for the fastest of ours and of theirs; the third, what
 the same clip costs uncompressed, at 4:1 and at 8:1. transformers in eager mode and compiled prefills a short prompt only: thousands of
 positions take it minutes. onnxruntime-genai, where it is installed, has the LLM part alone.
-Writes speed.png beside this file.
+The targets are for size 0.5b. Writes speed.png, or speed-tiny.png, beside this file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from harness import ROOT, Contestant, arguments, compete, ratio_row, run_python,
 
 TEXT_POSITIONS = 32  # chat template and question
 SHORT = 256  # positions
+CLIP = prepare.WORK / "clip-720p.mp4"
 ENCODED = 8  # frames
 TARGET_FRAMES = 32
-PLOT = ROOT / "benchmarks" / "speed.png"
+SECTIONS = {"0.5b": "speed", "tiny": "speed-tiny"}  # of RESULTS.md; each has a plot of its name
 OURS = {  # name: (bundle, backend, bf16)
     "ONNX Runtime fp32": ("fp32", "onnx", False),
     "ONNX Runtime int8 + int4": ("int8", "onnx", False),
@@ -46,6 +49,16 @@ OTHERS = {  # name: (attention, dtype, compiled vision tower)
 GENAI = "onnxruntime-genai int4"
 BEST, PEER = "OpenVINO int8 + int4, rest bf16", "transformers sdpa bf16"  # what the second and the third table measure
 COLUMNS = ("", "encode s/frame", "prompt", "prefill s", "first token s", "decode tok/s", "peak RSS GB", "import s", "ready s")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all tables are about; side: pixels of a frame."""
+
+    checkpoint: Path
+    bundles: dict[tuple[str, str], Path]
+    prompts: Prompts
+    side: int
 
 
 class Prompts:
@@ -81,24 +94,30 @@ def main() -> int:
         return 0
     checkpoint = prepare.checkpoint(args.size, args.threads)
     config = json.loads((checkpoint / "config.json").read_text())
-    prompts = Prompts(config["vision_config"]["image_size"] // config["vision_config"]["patch_size"])
-    bundles = _bundles(args, prompts)
-    found = _contestants(args, checkpoint, bundles, prompts)
+    side = config["vision_config"]["image_size"]
+    prompts = Prompts(side // config["vision_config"]["patch_size"])
+    run = _Run(checkpoint, _bundles(args, prompts), prompts, side)
+    found = _contestants(args, run)
     chosen = [found[name] for name in args.only] if args.only else list(found.values())
     compete(chosen, args.rounds, args.threads)
-    sizes = {name: (_size(bundles["vision", name]) + _size(bundles["llm", name])) / 1e9 for name in ("fp32", "int8")}
+    sizes = {name: (_size(run.bundles["vision", name]) + _size(run.bundles["llm", name])) / 1e9 for name in ("fp32", "int8")}
     text = (
         f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds (spread: half the range over the median); "
         f"encoding on {ENCODED} frames, prompts of {TARGET_FRAMES} frames, {args.new_tokens} tokens decoded. On disk: fp32 "
-        f"{sizes['fp32']:.2f} GB, int8 and int4 {sizes['int8']:.2f} GB.\n\n{table(COLUMNS, _rows(chosen, prompts))}"
+        f"{sizes['fp32']:.2f} GB, int8 and int4 {sizes['int8']:.2f} GB.\n\n{table(COLUMNS, _rows(chosen))}"
     )
     if args.only:
         print(text)
         return 0
-    text += f"\n\n{table(('ratio', 'measured', 'target', 'met'), _ratios(found, prompts))}"
+    ratios = _ratios(found, prompts)
+    if args.size == "0.5b":
+        text += f"\n\n{table(('ratio', 'measured', 'target', 'met'), ratios)}"
+    else:
+        text += f"\n\n{table(('ratio', 'measured'), [row[:2] for row in ratios])}"
     if BEST in found:
-        text += f"\n\n{_against_frames(args, found, prompts, config['vision_config']['image_size'])}\n\n{_against_compression(args, found[BEST], bundles, prompts)}"
-    write_section("speed", f"{text}\n\n![first token and decoding]({PLOT.name})")
+        text += f"\n\n{_against_frames(args, found, run)}\n\n{_against_compression(args, found[BEST], run)}"
+    section = SECTIONS[args.size]
+    write_section(section, f"{text}\n\n![first token and decoding]({section}.png)")
     return 0
 
 
@@ -118,11 +137,10 @@ def _bundles(args: Any, prompts: Prompts) -> dict[tuple[str, str], Path]:
     return found
 
 
-def _contestants(args: Any, checkpoint: Path, bundles: dict[tuple[str, str], Path], prompts: Prompts) -> dict[str, Contestant]:
-    """By name. BEST and PEER prefill prompts of all clips, the others of TARGET_FRAMES."""
-    common = {"new_tokens": args.new_tokens, "threads": args.threads}
+def _contestants(args: Any, run: _Run) -> dict[str, Contestant]:
+    """Those of the first table, by name."""
+    common, checkpoint, bundles, prompts = _common(args), run.checkpoint, run.bundles, run.prompts
     ours, own = prompts.compressed(TARGET_FRAMES), prompts.own(TARGET_FRAMES)
-    every = sorted({*map(prompts.compressed, args.frames), ours})
     found = {}
     has_openvino = importlib.util.find_spec("openvino") is not None
     for name, (bundle, backend, bf16) in OURS.items():
@@ -130,13 +148,10 @@ def _contestants(args: Any, checkpoint: Path, bundles: dict[tuple[str, str], Pat
             say(f"{name} is left out: openvino is not installed")
             continue
         job = {"vision": str(bundles["vision", bundle]), "llm": str(bundles["llm", bundle]), "backend": backend, "bf16": bf16}
-        job["prompts"] = every if name == BEST else [ours]
-        found[name] = Contestant(name, _job("contestant_runtime.py", common | job))
+        found[name] = Contestant(name, _job("contestant_runtime.py", common | job | {"prompts": [ours]}))
     for name, (attention, dtype, compiled) in OTHERS.items():
         job = {"checkpoint": str(checkpoint), "frames": ENCODED, "attention": attention, "dtype": dtype, "compile": compiled}
-        job["prompts"] = [SHORT] if attention == "eager" or compiled else [ours, own]
-        if name == PEER:
-            job["prompts"] = sorted({*every, *map(prompts.own, args.frames), own})
+        job["prompts"] = [SHORT] if attention == "eager" or compiled else sorted({ours, own})
         found[name] = Contestant(name, _job("contestant_transformers.py", common | job))
     if importlib.util.find_spec("onnxruntime_genai") is None:
         say(f"{GENAI} is left out: onnxruntime-genai is not installed")
@@ -149,15 +164,11 @@ def _contestants(args: Any, checkpoint: Path, bundles: dict[tuple[str, str], Pat
     return found
 
 
-def _rows(contestants: list[Contestant], prompts: Prompts) -> list[list]:
-    """Of the prompts about TARGET_FRAMES and the short one."""
-    shown = (SHORT, prompts.compressed(TARGET_FRAMES), prompts.own(TARGET_FRAMES))
+def _rows(contestants: list[Contestant]) -> list[list]:
     rows = []
     for one in contestants:
         encode = _encode(one) if "encode" in one.runs[0].output else None
-        for positions in (prompt["positions"] for prompt in one.runs[0].output["prompts"]):
-            if positions not in shown:
-                continue
+        for positions in _lengths(one):
             prefill = _of(one, positions, "prefill")
             first = "" if encode is None or positions == SHORT else encode * TARGET_FRAMES + prefill
             rows.append(
@@ -218,64 +229,72 @@ def _ratios(found: dict[str, Contestant], prompts: Prompts) -> list[list[str]]:
     return rows
 
 
-def _against_frames(args: Any, found: dict[str, Contestant], prompts: Prompts, side: int) -> str:
-    """The way in and the first token of clips of all lengths, and the plot of both."""
-    columns = ("frames", "decode video s", "preprocess s", "encode + compress s", "visual tokens", "prefill s", "first token s",
-               "sdpa bf16, equal tokens", "ratio", "sdpa bf16, own tokens", "ratio")  # fmt: skip
-    best, peer = found[BEST], found[PEER]
-    job = {"video": str(prepare.WORK / "clip-720p.mp4"), "frames": args.frames, "size": side}
-    way_in = Contestant("way in", ["benchmarks/way_in.py", json.dumps(job)])
-    compete([way_in], args.rounds, args.threads)
-    rows, points = [], {"frames": args.frames, "ours": [], "equal": [], "own": [], "decode": []}
+def _against_frames(args: Any, found: dict[str, Contestant], run: _Run) -> str:
+    """The way in and the first token of clips of all lengths, one round, and the plot of both."""
+    prompts = run.prompts
+    way_in = Contestant("way in", _job("way_in.py", {"video": str(CLIP), "frames": args.frames, "size": run.side}))
+    best = Contestant(
+        "clips of all lengths, ours", _job("contestant_runtime.py", _best_llm(args, run, map(prompts.compressed, args.frames)))
+    )
+    positions = sorted({*map(prompts.compressed, args.frames), *map(prompts.own, args.frames)})
+    theirs = {"checkpoint": str(run.checkpoint), "frames": 1, "attention": "sdpa", "dtype": "bfloat16", "prompts": positions}
+    peer = Contestant("clips of all lengths, theirs", _job("contestant_transformers.py", _common(args) | theirs))
+    compete([way_in, best, peer], 1, args.threads)
+    rows = []
+    first: dict[str, list[float]] = {"ours": [], "equal": [], "own": []}
     for at, frames in enumerate(args.frames):
-        load = [way_in.median("clips", at, stage) for stage in ("decode", "preprocess")]
         ours, own = prompts.compressed(frames), prompts.own(frames)
-        encode, prefill = _encode(best) * frames, _of(best, ours, "prefill")
-        equal, wide = (_encode(peer) * frames + _of(peer, positions, "prefill") for positions in (ours, own))
-        first = encode + prefill
+        encode, prefill = _encode(found[BEST]) * frames, _of(best, ours, "prefill")
+        equal, wide = (_encode(found[PEER]) * frames + _of(peer, length, "prefill") for length in (ours, own))
+        total = encode + prefill
+        load = [way_in.median("clips", at, stage) for stage in ("decode", "preprocess")]
         rows.append(
-            [str(frames), *load, encode, str(ours - TEXT_POSITIONS), prefill, first, equal, equal / first, wide, wide / first]
+            [str(frames), *load, encode, str(ours - TEXT_POSITIONS), prefill, total, equal, equal / total, wide, wide / total]
         )
-        for name, value in (("ours", first), ("equal", equal), ("own", wide)):
-            points[name].append(value)
-    points["decode"] = [
-        [one.name, _of(one, prompts.compressed(TARGET_FRAMES), "tokens_per_second")]
-        for one in found.values()
-        if _has(one, prompts.compressed(TARGET_FRAMES))
-    ]
-    points |= {"best": BEST, "peer": PEER, "size": args.size}
+        for name, value in (("ours", total), ("equal", equal), ("own", wide)):
+            first[name].append(value)
+    target = prompts.compressed(TARGET_FRAMES)
+    decode = [[one.name, _of(one, target, "tokens_per_second")] for one in found.values() if target in _lengths(one)]
+    points = {"frames": args.frames, "first": first, "decode": decode, "size": args.size}
     run_python(["benchmarks/speed.py", "--plot", json.dumps(points)], args.threads)
-    return f"{BEST} and {PEER}, which begins at the frames that we read from the file (a 720p H.264 clip of 20 s):\n\n{table(columns, rows)}"
+    columns = ("frames", "decode video s", "preprocess s", "encode + compress s", "visual tokens", "prefill s", "first token s")
+    theirs_columns = ("sdpa bf16, equal tokens", "ratio", "sdpa bf16, own tokens", "ratio")
+    return (
+        f"{BEST} against {PEER}, one round; the way in, from a 720p H.264 clip of 20 s to `pixel_values`, is beside the encoder's "
+        f"work and in neither's first token:\n\n{table((*columns, *theirs_columns), rows)}"
+    )
 
 
-def _against_compression(args: Any, best: Contestant, bundles: dict[tuple[str, str], Path], prompts: Prompts) -> str:
+def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
     """What the LLM half takes of the same clip at other lengths."""
     lengths = {
-        "none": prompts.uncompressed(TARGET_FRAMES),
-        "4:1 (st-gridpool)": prompts.compressed(TARGET_FRAMES),
-        "8:1 (st-gridpool-8x)": prompts.eighth(TARGET_FRAMES),
+        "none": run.prompts.uncompressed(TARGET_FRAMES),
+        "4:1 (st-gridpool)": run.prompts.compressed(TARGET_FRAMES),
+        "8:1 (st-gridpool-8x)": run.prompts.eighth(TARGET_FRAMES),
     }
-    job = {
-        "vision": None,
-        "llm": str(bundles["llm", "int8"]),
-        "prompts": [],
-        "new_tokens": args.new_tokens,
-        "threads": args.threads,
-    }
-    job |= {"backend": "openvino", "bf16": True}
-    ways = {
-        name: Contestant(f"compression {name}", _job("contestant_runtime.py", job | {"prompts": [length]}))
+    ways = [
+        Contestant(f"compression {name}", _job("contestant_runtime.py", _best_llm(args, run, [length])))
         for name, length in lengths.items()
-    }
-    compete(list(ways.values()), 1, args.threads)
+    ]
+    compete(ways, 1, args.threads)
     rows = []
-    for name, way in ways.items():
-        prefill = _of(way, lengths[name], "prefill")
-        first = _encode(best) * TARGET_FRAMES + prefill
-        rate = _of(way, lengths[name], "tokens_per_second")
-        rows.append([name, str(lengths[name] - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
+    for way, (name, length) in zip(ways, lengths.items(), strict=True):
+        prefill = _of(way, length, "prefill")
+        first, rate = _encode(best) * TARGET_FRAMES + prefill, _of(way, length, "tokens_per_second")
+        rows.append([name, str(length - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
     columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM half GB")
     return f"{TARGET_FRAMES} frames, {BEST}, one round:\n\n{table(columns, rows)}"
+
+
+def _common(args: Any) -> dict:
+    return {"new_tokens": args.new_tokens, "threads": args.threads}
+
+
+def _best_llm(args: Any, run: _Run, positions: Iterable[int]) -> dict:
+    """The job of BEST's LLM half."""
+    _, backend, bf16 = OURS[BEST]
+    job = {"vision": None, "llm": str(run.bundles["llm", "int8"]), "backend": backend, "bf16": bf16, "prompts": sorted(positions)}
+    return _common(args) | job
 
 
 def _encode(contestant: Contestant) -> float:
@@ -284,12 +303,11 @@ def _encode(contestant: Contestant) -> float:
 
 
 def _path(contestant: Contestant, positions: int, what: str) -> tuple:
-    at = [prompt["positions"] for prompt in contestant.runs[0].output["prompts"]].index(positions)
-    return ("prompts", at, what)
+    return ("prompts", _lengths(contestant).index(positions), what)
 
 
-def _has(contestant: Contestant, positions: int) -> bool:
-    return any(prompt["positions"] == positions for prompt in contestant.runs[0].output["prompts"])
+def _lengths(contestant: Contestant) -> list[int]:
+    return [prompt["positions"] for prompt in contestant.runs[0].output["prompts"]]
 
 
 def _of(contestant: Contestant, positions: int, what: str) -> float:
@@ -321,9 +339,9 @@ def _draw(points: dict) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
-    lines = (("own", f"{points['peer']}, its own tokens", "#b0442f"), ("equal", f"{points['peer']}, equal tokens", "#d99a4e"))
-    for name, label, colour in (*lines, ("ours", points["best"], "#2f6fb0")):
-        left.plot(points["frames"], points[name], "o-", color=colour, label=label)
+    lines = (("own", f"{PEER}, its own tokens", "#b0442f"), ("equal", f"{PEER}, equal tokens", "#d99a4e"))
+    for name, label, colour in (*lines, ("ours", BEST, "#2f6fb0")):
+        left.plot(points["frames"], points["first"][name], "o-", color=colour, label=label)
     left.set(title="first token, seconds", xlabel="frames", xticks=points["frames"])
     left.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
@@ -334,7 +352,7 @@ def _draw(points: dict) -> None:
     right.tick_params(axis="y", labelsize=8)
     right.grid(alpha=0.3, axis="x")
     figure.suptitle(f"Size {points['size']}")
-    figure.savefig(PLOT, dpi=130)
+    figure.savefig(ROOT / "benchmarks" / f"{SECTIONS[points['size']]}.png", dpi=130)
 
 
 if __name__ == "__main__":
