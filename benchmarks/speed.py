@@ -72,7 +72,7 @@ class Prompts:
         return (self.side // 2) ** 2 * frames + 1 + TEXT_POSITIONS
 
     def eighth(self, frames: int) -> int:
-        return (self.side // 2) ** 2 * frames // 2 + 1 + TEXT_POSITIONS
+        return (self.side // 2) ** 2 // 2 * frames + 1 + TEXT_POSITIONS
 
     def uncompressed(self, frames: int) -> int:
         return self.side**2 * frames + 1 + TEXT_POSITIONS

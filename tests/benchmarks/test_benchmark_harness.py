@@ -93,3 +93,15 @@ def test_prefill_is_predicted_by_counting():
     per_position = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 16  # q, k, v, o, gate and up and down
     attention = CHUNK * CHUNK * 8 * 2 + 10 * (CHUNK + 10) * 8 * 2
     assert prefill_multiply_adds(llm, positions) == 3 * (positions * per_position + attention)
+
+
+@pytest.mark.parametrize(("preset", "length"), [("st-gridpool", "compressed"), ("st-gridpool-8x", "eighth"), ("llava-ov", "own")])
+@pytest.mark.parametrize("side", [9, 27])
+def test_prompts_are_as_long_as_a_clips_tokens(preset, length, side):
+    from speed import TEXT_POSITIONS, Prompts
+
+    from export.compress import make
+
+    tokens = make(preset, frames=32, height=side, width=side).num_tokens
+    assert getattr(Prompts(side), length)(32) == tokens + 1 + TEXT_POSITIONS
+    assert Prompts(side).uncompressed(32) == side * side * 32 + 1 + TEXT_POSITIONS
