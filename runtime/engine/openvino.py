@@ -6,8 +6,8 @@ OpenVINO does not read, are inlined first. The LLM half must be the portable spe
 
 A state is one host buffer a tensor, which the graph only reads: OpenVINO guards an input from being updated in place by copying all
 of it, in and out again, at every step. So the rows that a run adds leave the graph alone and are written where they belong here
-(`_rows_out`); inside, they are scattered into the copy of the read part that is made anyway. Its own stateful form was tried and is
-slower without AMX: prefill in chunks 10 times, in one go 1.5 times.
+(`_rows_out`; a run without a State returns those rows), and inside they are scattered into the copy of the read part that is made
+anyway. Its own stateful form was tried and is slower without AMX: prefill in chunks 10 times, in one go 1.5 times.
 On a CPU the cache is held in what OpenVINO computes in, fp32 or bf16: it would convert all of another at every step.
 
 Results are fp32's unless `EngineOptions.bf16` allows bf16.
@@ -124,10 +124,11 @@ class OpenVINOEngine:
 
     def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OpenVINOState:
         """batch: entries of a first axis that the graph leaves open."""
-        shapes = {
-            spec.name: [batch if size == BATCH else int(size) for size in spec.shape] for spec in self.inputs if spec.name in pairs
+        buffers = {
+            spec.name: np.zeros([batch if size == BATCH else int(size) for size in spec.shape], spec.dtype)
+            for spec in self.inputs
+            if spec.name in pairs
         }
-        buffers = {spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in self.inputs if spec.name in pairs}
         state = OpenVINOState(dict(pairs), self._compiled.create_infer_request(), buffers)
         self._bind(state, slice(None))
         return state

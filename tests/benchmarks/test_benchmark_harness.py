@@ -37,7 +37,7 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path, monkeypatch, capsys
 
 def test_every_section_that_a_script_writes_has_its_markers():
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    for name in ("against-transformers", "compression-graph", "compression-module", "frames", "export-cost"):
+    for name in ("speed", "speed-tiny", "compression-graph", "compression-module", "frames", "export-cost"):
         assert text.count(f"<!-- begin {name} -->") == 1
         assert text.count(f"<!-- end {name} -->") == 1
 
