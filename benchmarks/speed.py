@@ -122,7 +122,8 @@ def main() -> int:
 
 
 def _bundles(args: Any, prompts: Prompts) -> dict[tuple[str, str], Path]:
-    context = -(-(prompts.uncompressed(TARGET_FRAMES) + args.new_tokens + 1) // 256) * 256
+    longest = max(prompts.uncompressed(TARGET_FRAMES), *map(prompts.compressed, args.frames))
+    context = -(-(longest + args.new_tokens + 1) // 256) * 256
     clip, chat = ("--only", "vision"), ("--only", "llm", "--max-context", str(context))
     options = {
         ("vision", "fp32"): clip,
