@@ -15,10 +15,9 @@ import json
 import sys
 
 import prepare
-from harness import ROOT, Contestant, arguments, compete, run_python, table, write_section
+from harness import ROOT, TEXT_POSITIONS, Contestant, arguments, compete, run_python, table, write_section
 from random_checkpoint import SIZES, Tower
 
-TEXT_POSITIONS = 32  # chat template and question
 CHUNK = 512  # runtime.llm.decoder.PREFILL_CHUNK; a test of this project keeps them equal
 PLOT = ROOT / "benchmarks" / "frames.png"
 COLUMNS = (

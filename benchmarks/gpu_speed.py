@@ -23,13 +23,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from harness import hardware, say, table
+from harness import TEXT_POSITIONS, hardware, say, table
 from random_checkpoint import SIZES, config
 from workload import pixel_values, prompt_embeddings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-TEXT_POSITIONS = 32  # chat template and question
 NEW_TOKENS = 32
 COLUMNS = ("size", "", "visual tokens", "encode ms", "compress ms", "prefill ms", "first token ms", "decode tok/s")
 _SHAPES = {"7b": "7b-vision"}  # of SIZES, where it has another name

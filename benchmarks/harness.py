@@ -28,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+TEXT_POSITIONS = 32  # chat template and question
 STARTED = "BENCHMARK_STARTED"  # environment: when the parent started this contestant, seconds since the epoch
 
 

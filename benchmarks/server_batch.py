@@ -33,7 +33,7 @@ def main() -> int:
     ways = [
         Contestant(way, ["benchmarks/server_batch.py", "--contestant", json.dumps([str(bundle), way]), *options])
         for way, (backend, _) in WAYS.items()
-        if importlib.util.find_spec({"onnx": "onnxruntime"}.get(backend, backend))
+        if backend != "openvino" or importlib.util.find_spec("openvino")
     ]
     compete(ways, 1, args.threads)
     found = [way.runs[0].output for way in ways]

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import prepare
-from harness import ROOT, Contestant, arguments, compete, ratio_row, run_python, say, table, write_section
+from harness import ROOT, TEXT_POSITIONS, Contestant, arguments, compete, ratio_row, run_python, say, table, write_section
 
-TEXT_POSITIONS = 32  # chat template and question
 SHORT = 256  # positions
 CLIP = prepare.WORK / "clip-720p.mp4"
 ENCODED = 8  # frames
@@ -86,7 +85,8 @@ def main() -> int:
     parser = arguments(__doc__.splitlines()[0], rounds=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64], help="of the clips that prompts are about")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants of the first table; printed, not written")
+    names = [*OURS, *OTHERS, GENAI]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="of the first table's; printed, not written")
     parser.add_argument("--plot", help="internal: draw the points of this JSON file")
     args = parser.parse_args()
     if args.plot:
@@ -98,7 +98,7 @@ def main() -> int:
     prompts = Prompts(side // config["vision_config"]["patch_size"])
     run = _Run(checkpoint, _bundles(args, prompts), prompts, side)
     found = _contestants(args, run)
-    chosen = [found[name] for name in args.only] if args.only else list(found.values())
+    chosen = [one for one in found.values() if not args.only or one.name in args.only]
     compete(chosen, args.rounds, args.threads)
     sizes = {name: (_size(run.bundles["vision", name]) + _size(run.bundles["llm", name])) / 1e9 for name in ("fp32", "int8")}
     text = (

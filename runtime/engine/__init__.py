@@ -2,7 +2,7 @@
 
 An engine runs one graph of a bundle on NumPy arrays; inputs are checked by name, dtype and shape before anything is
 launched. Tensors that a graph reads and writes back (the KV cache) are a `State`: they stay where the engine computes,
-and one buffer is bound as input and output at once, so a decode step copies no cache.
+and are updated in place, so a decode step writes its own rows of a cache and no others.
 """
 
 from __future__ import annotations

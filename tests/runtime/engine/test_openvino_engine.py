@@ -79,7 +79,7 @@ class TestState:
             got = [turn.extend(prompt[:, part]) for turn, prompt in zip(turns, prompts, strict=True)]
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
-    def test_in_bf16_the_cache_takes_half_the_memory_and_the_ids_stay(self, bundle):
+    def test_in_bf16_the_cache_takes_half_the_memory_and_holds_the_same(self, bundle):
         prompt = np.random.default_rng(2).standard_normal((1, 40, bundle.manifest.hidden_size)).astype(np.float32)
         exact, rounded = (LocalDecoder.open(bundle, "openvino", EngineOptions(bf16=bf16)).conversation() for bf16 in (False, True))
         sizes = [sum(array.nbytes for array in turn.state.buffers.values()) for turn in (exact, rounded)]
