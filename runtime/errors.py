@@ -11,6 +11,8 @@ import errno
 import sys
 from collections.abc import Callable, Iterable
 
+from runtime.interrupts import noting_ctrl_c
+
 
 class UserError(Exception):
     """Root of the errors that a user can mend; `str(error)` is one line."""
@@ -71,7 +73,8 @@ def missing_package(package: str, needed_for: str, extra: str) -> UserError:
 def exit_code(command: Callable[[], int | None]) -> int:
     """Run a CLI command: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130, a full disk 2."""
     try:
-        return command() or 0
+        with noting_ctrl_c():
+            return command() or 0
     except UserError as error:
         _say(error)
         return 2

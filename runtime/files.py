@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import OutputError, UserError
+from runtime.interrupts import raise_if_interrupted
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)", re.DOTALL)
 
@@ -41,6 +42,7 @@ def atomic_file(goal: Path) -> Iterator[Path]:
         with _naming(goal):
             yield temporary
             _sync(temporary)
+            raise_if_interrupted()
             os.replace(temporary, goal)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,6 +68,7 @@ def atomic_directory(goal: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
+            raise_if_interrupted()
             if goal.exists():
                 _exchange(temporary, goal)
             else:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from runtime.interrupts import raise_if_interrupted
+
 
 def say(message: str) -> None:
     """One line of log on stderr."""
@@ -15,7 +17,11 @@ def say(message: str) -> None:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Show that a long step runs and, when it ends, how long it took in seconds."""
+    """Show that a long step runs and, when it ends, how long it took in seconds.
+
+    KeyboardInterrupt at either end where Ctrl-C was pressed and nobody heard it.
+    """
+    raise_if_interrupted()
     start = time.perf_counter()
     if sys.stderr.isatty():
         from rich.console import Console
@@ -24,4 +30,5 @@ def step(title: str) -> Iterator[None]:
             yield
     else:
         yield
+    raise_if_interrupted()
     say(f"{title}: {time.perf_counter() - start:.1f} s")

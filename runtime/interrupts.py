@@ -1,0 +1,55 @@
+"""Ctrl-C that can't get lost.
+
+Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, a weak reference's callback or a
+callback out of C that is nowhere: the exception is printed and dropped, and the command would go on to its end. So a
+command line notes the signal as well, and whoever is about to make something final, or to begin a long step, asks.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_pressed = threading.Event()
+
+
+@contextmanager
+def noting_ctrl_c() -> Iterator[None]:
+    """Within, SIGINT is noted before it is raised, and Python does not print one that it dropped.
+
+    Nothing changes where somebody else handles or ignores the signal, and in other threads than the first.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    unraisable = sys.unraisablehook
+
+    def dropped(error: sys.UnraisableHookArgs) -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            unraisable(error)
+
+    _pressed.clear()
+    sys.unraisablehook = dropped
+    signal.signal(signal.SIGINT, _note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = unraisable
+        _pressed.clear()
+
+
+def raise_if_interrupted() -> None:
+    """KeyboardInterrupt, anew, where Ctrl-C was pressed since the command began."""
+    if _pressed.is_set():
+        raise KeyboardInterrupt
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _pressed.set()
+    signal.default_int_handler(number, frame)

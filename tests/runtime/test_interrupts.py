@@ -1,0 +1,111 @@
+"""Ctrl-C in a place where Python drops exceptions: the command ends all the same, and nothing is made final."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import exit_code
+from runtime.interrupts import noting_ctrl_c, raise_if_interrupted
+
+# A destructor is such a place; the signal is there before `del` has returned.
+PROLOGUE = """
+import signal, sys
+from pathlib import Path
+from runtime.errors import exit_code
+from runtime.files import atomic_directory, atomic_file
+from runtime.progress import step
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+goal = Path(sys.argv[1])
+
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def press():
+    thing = Deaf()
+    del thing
+    print("went on", flush=True)
+"""
+FILE = """
+def command():
+    with atomic_file(goal) as path:
+        path.write_text("new")
+        press()
+"""
+DIRECTORY = """
+def command():
+    with atomic_directory(goal) as path:
+        (path / "file").write_text("new")
+        press()
+"""
+IN_A_STEP = """
+def command():
+    with step("a long step"):
+        press()
+    goal.write_text("new")
+"""
+BEFORE_A_STEP = """
+def command():
+    press()
+    with step("a long step"):
+        goal.write_text("new")
+"""
+
+
+def run(body: str, goal: Path) -> subprocess.CompletedProcess:
+    code = PROLOGUE + body + "sys.exit(exit_code(command))"
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", code, str(goal)], capture_output=True, text=True, cwd=root, check=False)
+
+
+@pytest.mark.parametrize("body", [FILE, DIRECTORY, IN_A_STEP, BEFORE_A_STEP])
+def test_a_command_ends_though_the_interrupt_was_dropped(body: str, tmp_path: Path) -> None:
+    done = run(body, tmp_path / "goal")
+    assert done.stderr == "error: interrupted; nothing that was there before has been changed\n"
+    assert (done.returncode, done.stdout) == (130, "went on\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_in_destructors_are_still_printed(tmp_path: Path) -> None:
+    body = """
+class Broken:
+    def __del__(self):
+        raise ValueError("a bug")
+
+def command():
+    thing = Broken()
+"""
+    done = run(body, tmp_path)
+    assert done.returncode == 0
+    assert "ValueError: a bug" in done.stderr
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_handler_that_is_there_stays(handler: object) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with noting_ctrl_c():
+            assert signal.getsignal(signal.SIGINT) is handler
+            signal.raise_signal(signal.SIGINT)
+            raise_if_interrupted()
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_next_command_begins_anew() -> None:
+    before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    try:
+        assert exit_code(lambda: signal.raise_signal(signal.SIGINT)) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert sys.unraisablehook is hook
+        raise_if_interrupted()
+        assert exit_code(raise_if_interrupted) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
