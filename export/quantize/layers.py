@@ -71,13 +71,17 @@ def own_errors(
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     errors = {}
     for layer in layers:
-        x = inputs[layer.input].reshape(-1, layer.shape[0])
-        x = x[:: -(-len(x) // SAMPLE)].astype(np.float32)
+        x = sampled(inputs[layer.input].reshape(-1, layer.shape[0])).astype(np.float32)
         weight = numpy_helper.to_array(tensors[layer.weight], str(directory)).astype(np.float32)
         exact = x @ weight
         rounded = round_input(layer)(x) @ round_weight(layer)(weight)
         errors[layer.node] = relative_error(rounded, exact)
     return errors
+
+
+def sampled(rows: np.ndarray) -> np.ndarray:
+    """At most SAMPLE of the rows, from all over."""
+    return rows[:: -(-len(rows) // SAMPLE)]
 
 
 def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -> list[str]:

@@ -55,3 +55,9 @@ def thresholds(samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
         for name, values in sample.items():
             found.setdefault(name, _Magnitudes(np.zeros(len(_CENTERS), np.int64))).add(values)
     return {name: magnitudes.threshold() for name, magnitudes in found.items()}
+
+
+def activation_rounded(values: np.ndarray, threshold: float) -> np.ndarray:
+    """What float values are worth after they were rounded to int8 with this threshold."""
+    step = threshold / STEPS
+    return np.clip(np.rint(values / step), -128, 127) * np.float32(step)

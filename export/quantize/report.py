@@ -15,11 +15,13 @@ FILE = "quantization.json"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """layer: the MatMul's name; precision: what its weights became; error: its own relative error in the lowest precision asked for."""
+    """layer: the MatMul's name; precision: what its weights became; error: its own relative error in the lowest precision asked for;
+    equalized: whether its input's channels were made alike before it."""
 
     layer: str
     precision: str
     error: float
+    equalized: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 
 from export.quantize.calibration import Clips
-from export.quantize.layers import Round, find_layers, own_errors, save, with_outputs, with_weights, worst
+from export.quantize.equalize import find_equalization
+from export.quantize.layers import Layer, Round, find_layers, own_errors, save, with_outputs, with_weights, worst
 from export.quantize.qdq import int8_rounded, w8a8
-from export.quantize.ranges import STEPS, thresholds
+from export.quantize.ranges import activation_rounded, thresholds
 from export.quantize.report import LayerReport, Report
 from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
@@ -32,6 +33,7 @@ from runtime.tools.compare import relative_error
 
 BUDGET = 0.05  # relative error of the features
 CALIBRATION_FRAMES = 24
+EQUALIZING_FRAMES = 6  # of those: a channel is loud in all of them
 HELD_OUT_FRAMES = 8
 
 
@@ -54,25 +56,37 @@ def quantize_vision(
 
     wanted = [layer.input for layer in layers]
     engine = OnnxEngine.load(with_outputs(encoder, wanted).SerializeToString(), data=directory)
-    limits = thresholds({name: out[name] for name in wanted} for out in _runs(engine, seen))
+    equal = find_equalization(encoder, directory, layers, _runs(engine, seen[:: -(-len(seen) // EQUALIZING_FRAMES)]))
+    limits = thresholds({name: out[name] / equal.of(name) for name in wanted} for out in _runs(engine, seen))
     exact: list[np.ndarray] = []
     inputs: dict[str, np.ndarray] = {}
     for out in _runs(engine, held_out):
         exact.append(out["features"])
         inputs = inputs or {name: out[name] for name in wanted}
     engine.close()
-    errors = own_errors(encoder, directory, layers, inputs, lambda layer: _input(limits[layer.input]), lambda _: int8_rounded)
+
+    def round_input(layer: Layer) -> Round:
+        return lambda x: activation_rounded(x / equal.of(layer.input), limits[layer.input])
+
+    def round_weight(layer: Layer) -> Round:
+        return lambda weight: int8_rounded(weight * equal.of(layer.input)[:, None])
+
+    errors = own_errors(encoder, directory, layers, inputs, round_input, round_weight)
     del engine, inputs
 
     chosen = {layer.node for layer in layers}
     for rounds in itertools.count():
-        quantized = w8a8(with_weights(encoder, directory), limits, chosen)
+        quantized = w8a8(equal.fold(with_weights(encoder, directory)), limits, chosen)
         found = relative_error(np.concatenate(list(_features(quantized, held_out))), np.concatenate(exact))
         if found <= budget or not chosen:
             break
         chosen -= set(worst(errors, chosen, rounds))
-    kept = [LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node]) for layer in layers]
-    return w8a8(with_weights(model, directory), limits, chosen), Report("int8", found, budget, clips.source, kept)
+    kept = [
+        LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node], layer.input in equal.inputs)
+        for layer in layers
+    ]
+    quantized = w8a8(equal.fold(with_weights(model, directory)), limits, chosen)
+    return quantized, Report("int8", found, budget, clips.source, kept)
 
 
 def _features(encoder: onnx.ModelProto, frames: np.ndarray) -> Iterator[np.ndarray]:
@@ -88,8 +102,3 @@ def _runs(engine: OnnxEngine, frames: np.ndarray) -> Iterator[dict[str, np.ndarr
     (spec,) = engine.inputs
     for frame in frames:
         yield engine.run({spec.name: frame[None]})
-
-
-def _input(limit: float) -> Round:
-    step = limit / STEPS
-    return lambda x: np.clip(np.rint(x / step), -128, 127) * np.float32(step)

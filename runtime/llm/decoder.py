@@ -13,7 +13,7 @@ from runtime.bundle import DECODER, Bundle
 from runtime.engine import Engine, EngineOptions, State, open_engine
 from runtime.errors import ContextError, EngineError
 
-PREFILL_CHUNK = 512  # positions a run: bounds the score matrix to heads x 512 x P
+PREFILL_CHUNK = 256  # positions a run: bounds the score matrix to heads x 256 x P; 512 are no faster (benchmarks/RESULTS.md)
 
 
 class LocalDecoder:

@@ -14,7 +14,7 @@
 
 namespace gridpool {
 
-inline constexpr int64_t kPrefillChunk = 512;  ///< positions a run: bounds the score matrix to heads x 512 x P
+inline constexpr int64_t kPrefillChunk = 256;  ///< positions a run: bounds the score matrix to heads x 256 x P
 
 using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id
 
