@@ -1,7 +1,8 @@
 """Contestant: this project's runtime on a bundle, on the CPU.
 
     python benchmarks/contestant_runtime.py '{"vision": BUNDLE or null, "llm": BUNDLE or null, "prompts": [S, ...], "new_tokens": n,
-                                              "threads": n, "backend": "onnx" | "openvino", "bf16": bool}'
+                                              "threads": n, "backend": "onnx" | "openvino", "bf16": bool,
+                                              "chunk": positions a run of the prefill}'
 
 Prints {"import", "ready", "encode", "prompts": [{"positions", "prefill", "tokens_per_second"}]}: seconds of `import runtime...`,
 from process start to both halves loaded, of one clip, and of each prompt. Each is run once unmeasured first.
@@ -23,7 +24,7 @@ from workload import pixel_values, prompt_embeddings, timed  # noqa: E402
 
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.engine import EngineOptions  # noqa: E402
-from runtime.llm.decoder import LocalDecoder  # noqa: E402
+from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder  # noqa: E402
 from runtime.prompt import Prompt  # noqa: E402
 from runtime.vision import VisionEncoder  # noqa: E402
 
@@ -47,16 +48,17 @@ def main() -> None:
         result["encode"], tokens = timed(lambda: vision.tokens(pixels))
         result["tokens"] = len(tokens)
     if decoder:
-        _measure(decoder, prompt, min(_WARM_POSITIONS, *job["prompts"]), 2)
-        result["prompts"] = [_measure(decoder, prompt, positions, job["new_tokens"]) for positions in job["prompts"]]
+        chunk = job.get("chunk", PREFILL_CHUNK)
+        _measure(decoder, prompt, min(_WARM_POSITIONS, *job["prompts"]), 2, chunk)
+        result["prompts"] = [_measure(decoder, prompt, positions, job["new_tokens"], chunk) for positions in job["prompts"]]
     print(json.dumps(result))
 
 
-def _measure(decoder: LocalDecoder, prompt: Prompt, positions: int, new_tokens: int) -> dict:
+def _measure(decoder: LocalDecoder, prompt: Prompt, positions: int, new_tokens: int, chunk: int) -> dict:
     """Prefill `positions` embeddings, then decode greedily; an end-of-sequence id does not stop it."""
     embeddings = prompt_embeddings(positions, prompt.embeddings.shape[1])
     conversation = decoder.conversation()
-    prefill, logits = timed(lambda: conversation.extend(embeddings))
+    prefill, logits = timed(lambda: conversation.extend(embeddings, chunk))
 
     def embed(token: int):
         return prompt.embeddings[[token]][None]

@@ -25,6 +25,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.mapped import released_after
 from runtime.errors import EngineError, missing_package
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
@@ -114,11 +115,13 @@ class OpenVINOEngine:
         elif options.bf16:
             raise EngineError(f"bf16 is a choice of OpenVINO's CPU; on {options.device} leave it out")
         try:
-            network = core().read_model(_readable(model))
-            _rows_out(network)
-            if options.device == "cpu":
-                network = _state_held_in(network, openvino.Type.bf16 if options.bf16 else openvino.Type.f32)
-            return cls(core().compile_model(network, options.device.upper(), settings), options.device)
+            with released_after(model.parent):
+                network = core().read_model(_readable(model))
+                _rows_out(network)
+                if options.device == "cpu":
+                    network = _state_held_in(network, openvino.Type.bf16 if options.bf16 else openvino.Type.f32)
+                compiled = core().compile_model(network, options.device.upper(), settings)
+            return cls(compiled, options.device)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO {openvino.__version__} can't load {model}: {_last_line(error)}") from None
 
