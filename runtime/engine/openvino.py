@@ -25,7 +25,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
-from runtime.engine.mapped import released_after
+from runtime.engine.memory import large_blocks_apart, released_after
 from runtime.errors import EngineError, missing_package
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
@@ -45,6 +45,7 @@ def core() -> Any:
     """
     import openvino
 
+    large_blocks_apart()
     return openvino.Core()
 
 

@@ -1,15 +1,19 @@
-"""What a load mapped leaves memory and is still there; what others mapped, or may have changed, is not touched."""
+"""What a load mapped leaves memory and is still there; what others mapped, or may have changed, is not touched. Freed blocks leave too."""
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runtime.engine import EngineOptions
-from runtime.engine.mapped import released_after
+from runtime.engine.memory import released_after
 
 SMAPS = Path("/proc/self/smaps")
 pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="no /proc/self/smaps to see what is resident")
@@ -90,3 +94,38 @@ def test_an_openvino_engine_keeps_no_second_copy(tmp_path):
     assert resident(tmp_path / "model.onnx.data") == 0
     x = np.ones((1, 1024), np.float32)
     np.testing.assert_allclose(engine.run({"x": x})["y"], x @ weight, rtol=1e-4, atol=1e-3)
+
+
+# Blocks that grow, each asked for while a small one behind the last keeps the heap from shrinking: what a prefill asks for.
+GROWING = """
+import ctypes
+from pathlib import Path
+from runtime.engine.memory import large_blocks_apart
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+if {apart}:
+    print(large_blocks_apart())
+libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(31 << 20))))  # glibc learns that such blocks come again
+for size in range(8 << 20, 24 << 20, 1 << 19):
+    block = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(block, 1, size)
+    pin = libc.malloc(ctypes.c_size_t(1 << 10))
+    libc.free(ctypes.c_void_p(block))
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_large_blocks_leave_no_holes():
+    def run(apart: bool, **environment: str) -> list[str]:
+        command = [sys.executable, "-c", GROWING.format(apart=apart)]
+        root = Path(__file__).parents[3]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=os.environ | environment)
+        return done.stdout.split()
+
+    (heap,) = run(False)
+    said, apart = run(True)
+    assert said == "True"
+    assert int(heap) - int(apart) > 20 << 20
+    assert run(True, MALLOC_MMAP_THRESHOLD_=str(32 << 20))[0] == "False"
