@@ -203,7 +203,6 @@ def _ratios(found: dict[str, Contestant], prompts: Prompts) -> list[list[str]]:
 
     encode, first, fastest = min(quantised, key=_encode), min(quantised, key=first_token), max(quantised, key=decode)
     quick = max(quantised, key=lambda one: decode(one, SHORT))
-    light = min(quantised, key=lambda one: one.median("peak_rss"))
     rows = [
         ratio_row(f"encode, {encode.name} against sdpa bf16", _encode(bf16) / _encode(encode), 2),
         ratio_row(f"encode, {encode.name} against eager fp32", _encode(eager) / _encode(encode), 8),
@@ -214,8 +213,7 @@ def _ratios(found: dict[str, Contestant], prompts: Prompts) -> list[list[str]]:
             f"first token, {first.name} against sdpa bf16 with its own tokens", first_token(bf16, own) / first_token(first), 4
         ),
         ratio_row("peak RSS fp32, ONNX Runtime as a share of sdpa fp32's", _share(ours[0], sdpa), 0.5, False),
-        ratio_row(f"peak RSS, {light.name} as a share of sdpa bf16's", _share(light, bf16), 0.5, False),
-        ratio_row(f"peak RSS, {first.name} as a share of sdpa bf16's", _share(first, bf16), 0.5, False),
+        *(ratio_row(f"peak RSS, {one.name} as a share of sdpa bf16's", _share(one, bf16), 0.5, False) for one in quantised),
     ]
     if GENAI in found:
         rows.append(ratio_row(f"decode after {equal:,}, {fastest.name} against {GENAI}", decode(fastest) / decode(found[GENAI]), 1))

@@ -93,7 +93,7 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Norm(source.post_attention_layernorm, attention)
         self.mlp = source.mlp
 
-    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept=None):
+    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept):
         """kept: how many of the S positions, from the end, go on; all write their keys and values."""
         mixed, key, value = self.self_attn(self.input_layernorm(x), position_ids, rotate, past_key, past_value, mask, kept)
         x = (x if kept is None else x[:, -kept:]) + mixed

@@ -8,8 +8,8 @@ Both follow one rule: every layer is quantised, the error of the whole half is m
 long as that is over the budget the layers with the largest error of their own go up a step. What was kept and why stands in the
 bundle's quantization.json.
 
-ONNX Runtime's quantiser rounds the weights and writes the nodes; ours are the choice of ranges, the equalisation, the budget, and the small things that make
-the engines' fusions find the nodes.
+ONNX Runtime's quantiser rounds the weights and writes the nodes; ours are the choice of ranges, the equalisation, the budget, and the
+small things that make the engines' fusions find the nodes.
 """
 
 from __future__ import annotations

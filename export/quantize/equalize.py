@@ -29,7 +29,7 @@ from runtime.tools.compare import relative_error
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8)
 _GAIN = 0.9  # of the error without: what is not below is not worth another graph
-_SMALLEST = 1e-5  # of the loudest channel: a silent one is divided by that
+_FLOOR = 0.1  # of the median channel: one that was silent on these frames may not be on others
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,13 @@ def _groups(model: onnx.ModelProto, layers: Collection[Layer]) -> list[_Group]:
 def _best(x: np.ndarray, weights: list[np.ndarray], loudest: np.ndarray) -> np.ndarray | None:
     """s [K] that rounds the products of x [S, K] with the weights [K, N] best, None where it is hardly better than nothing."""
     exact = [x @ weight for weight in weights]
-    quiet = np.maximum(loudest, _SMALLEST * loudest.max(initial=0.0))
-    stiff = np.maximum.reduce([np.abs(weight).max(1) for weight in weights])
-    stiff = np.maximum(stiff, _SMALLEST * stiff.max(initial=0.0))
-    if not quiet.all() or not stiff.all():
-        return None  # nothing but zeros
-    best, least = None, _GAIN * _error(x, weights, exact, np.ones_like(quiet))
+    largest = np.maximum.reduce([np.abs(weight).max(1) for weight in weights])
+    if not np.median(loudest) or not np.median(largest):
+        return None  # hardly anything but zeros
+    loud, heavy = (np.maximum(of, _FLOOR * np.median(of)) for of in (loudest, largest))
+    best, least = None, _GAIN * _error(x, weights, exact, np.ones_like(loud))
     for alpha in ALPHAS:
-        scales = quiet**alpha / stiff ** (1 - alpha)
+        scales = loud**alpha / heavy ** (1 - alpha)
         scales = (scales / np.exp(np.log(scales).mean())).astype(np.float32)
         error = _error(x, weights, exact, scales)
         if error < least:

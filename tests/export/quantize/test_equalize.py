@@ -124,3 +124,11 @@ def test_silent_channels_divide_nothing_by_zero(values):
     model = small_model()
     equal = find_equalization(model, Path(), find_layers(model), [{"normal": values}])
     assert all(np.isfinite(scales).all() and (scales > 0).all() for scales in equal.inputs.values())
+
+
+def test_a_channel_that_is_silent_here_keeps_room_for_other_clips():
+    (normal,) = run(small_model(outputs=("normal",)), "normal")
+    normal[..., 3] = 0
+    model = small_model()
+    scales = find_equalization(model, Path(), find_layers(model), [{"normal": normal}]).inputs["normal"]
+    assert scales[3] > 0.1 * np.median(scales)
