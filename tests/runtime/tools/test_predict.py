@@ -42,8 +42,8 @@ def test_operations_are_those_of_the_config(bundle):
     assert decode_work(bundle, 300).bytes > 4 * (layers + head)
     width, deep = text["hidden_size"], text["num_hidden_layers"] - 1  # layers whose positions all go on
     last = width * width + 3 * width * text["intermediate_size"]  # of the last layer, behind its cache
-    scores = sum(4 * ((stop - start) * deep + 1) * stop * width for start, stop in ((0, 512), (512, 700)))
-    expected = 2 * (700 * (layers - last) + 2 * (head + last)) + scores
+    scores = sum(4 * ((stop - start) * deep + 1) * stop * width for start, stop in ((0, 256), (256, 512), (512, 700)))
+    expected = 2 * (700 * (layers - last) + 3 * (head + last)) + scores
     assert prefill_work(bundle, 700).operations["fp32"] == pytest.approx(expected)
 
 
