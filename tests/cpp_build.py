@@ -54,10 +54,18 @@ def onnxruntime_library() -> Path:
     return next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.1*"))
 
 
-def gridpool(directory: Path, *words: str | Path, **options: Any) -> subprocess.CompletedProcess:
-    """The program, with the ONNX Runtime of this Python."""
-    command = [directory / "gridpool", *words, "--onnxruntime", onnxruntime_library()]
+def gridpool(directory: Path, *words: str | Path, library: Path | str | None = "", **options: Any) -> subprocess.CompletedProcess:
+    """The program. library: which ONNX Runtime it is told to take, by default that of this Python; None: it looks for one."""
+    chosen = [] if library is None else ["--onnxruntime", library or onnxruntime_library()]
+    command = [directory / "gridpool", *words, *chosen]
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **{"text": True} | options)
+
+
+def install(directory: Path, prefix: Path) -> Path:
+    """Install a build below `prefix`, as its README does; the directory of the program, which stands without the build."""
+    done = subprocess.run(["cmake", "--install", directory, "--prefix", prefix], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return prefix / "bin"
 
 
 def python(*words: str | Path) -> subprocess.CompletedProcess:

@@ -80,7 +80,7 @@ int64_t peak_rss() {
   return usage.ru_maxrss << 10;
 }
 
-OrderedJson hardware(const Arguments& arguments, int threads) {
+OrderedJson hardware(const EngineOptions& options) {
   utsname system{};
   uname(&system);
   std::string cpu = line_of("/proc/cpuinfo", "model name");
@@ -93,9 +93,9 @@ OrderedJson hardware(const Arguments& arguments, int threads) {
   const int cores = sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   return {{"cpu", cpu.empty() ? system.machine : cpu},
           {"cores", cores},
-          {"threads", threads ? OrderedJson(threads) : OrderedJson("backend's choice")},
+          {"threads", options.threads ? OrderedJson(options.threads) : OrderedJson("backend's choice")},
           {"memory", static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE)},
-          {"device", arguments.text("--device", "cpu")},
+          {"device", options.device},
           {"system", std::string(system.sysname) + " " + system.machine},
           {"compiler", std::string("C++ ") + __VERSION__}};
 }
@@ -142,7 +142,7 @@ std::string table(const std::vector<std::vector<std::string>>& rows) {
 /// One answer after the other, timed stage by stage.
 class Rounds {
  public:
-  Rounds(const Arguments& arguments, const Bundle& bundle, int64_t new_tokens)
+  Rounds(const Arguments& arguments, const Bundle& bundle, const EngineOptions& options, int64_t new_tokens)
       : bundle_(bundle), new_tokens_(new_tokens), video_(arguments.text("--video", "")) {
     const bool has_vision = bundle.manifest().has_file("vision.onnx");
     if (has_vision && video_.empty()) {
@@ -151,8 +151,8 @@ class Rounds {
     }
     reset_peak();
     const auto start = Clock::now();
-    if (has_vision) vision_.emplace(VisionEncoder::open(bundle, backend(arguments), engine_options(arguments)));
-    if (bundle.has_llm()) decoder_.emplace(LocalDecoder::open(bundle, backend(arguments), engine_options(arguments)));
+    if (has_vision) vision_.emplace(VisionEncoder::open(bundle, backend(arguments), options));
+    if (bundle.has_llm()) decoder_.emplace(LocalDecoder::open(bundle, backend(arguments), options));
     load_seconds = since(start);
     if (vision_) counts = {{"patch_tokens", bundle.manifest().patch_tokens()}, {"visual_tokens", bundle.manifest().tokens_per_clip}};
     if (!decoder_) return;
@@ -245,7 +245,8 @@ int bench(const Arguments& arguments) {
   if (rounds < 1) throw EngineError(format("rounds is %lld, expected at least 1", static_cast<long long>(rounds)));
   if (new_tokens < 1) throw EngineError(format("new tokens is %lld, expected at least 1", static_cast<long long>(new_tokens)));
   const Bundle bundle = Bundle::open(arguments["bundle"]);
-  Rounds round(arguments, bundle, new_tokens);
+  const Placement placement = placed(arguments, bundle);
+  Rounds round(arguments, bundle, placement.options, new_tokens);
   std::vector<std::pair<std::string, std::vector<double>>> stages;
   for (int64_t number = -1; number < rounds; ++number) {
     const auto start = Clock::now();
@@ -258,7 +259,7 @@ int bench(const Arguments& arguments) {
     }
   }
   const std::string input = arguments.text("--video", "the bundle's reference input");
-  const OrderedJson facts = hardware(arguments, engine_options(arguments).threads), backends = round.backends();
+  const OrderedJson facts = hardware(placement.options), backends = round.backends();
   OrderedJson rows = OrderedJson::array(), counts = OrderedJson::object();
   std::vector<std::vector<std::string>> lines = {{"median of " + std::to_string(rounds), "median", "p90", ""}};
   for (const auto& [stage, values] : stages) {
@@ -277,6 +278,7 @@ int bench(const Arguments& arguments) {
   for (const auto& [half, backend] : backends.items()) where.push_back(half + " " + backend.get<std::string>());
   const int64_t peak = peak_rss();
   const std::string threads = facts["threads"].is_string() ? facts["threads"].get<std::string>() : facts["threads"].dump();
+  say_note(placement);
   print(arguments,
         {{"bundle", bundle.path().string()}, {"input", input}, {"rows", rows}, {"load_seconds", round.load_seconds}, {"peak_rss", peak}, {"tokens", counts}, {"rounds", rounds}, {"backends", backends}, {"hardware", facts}},
         bundle.path().string() + ": " + input + ", " + join(counted, ", ") + "\n" + facts["cpu"].get<std::string>() + ", " + facts["cores"].dump() +

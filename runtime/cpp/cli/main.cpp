@@ -1,5 +1,5 @@
 // `gridpool`: parse, call one function, print. Results on stdout, progress on stderr; exit codes of `python -m runtime`:
-// 0, 2 for a user's error, 130 for Ctrl-C.
+// 0, 1 for a fault of its own, 2 for a user's error, 130 for Ctrl-C.
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,9 +23,9 @@ const std::vector<std::pair<Command, Function>>& commands() {
   const Option json{"--json", "", "the result as JSON on stdout", {}, "", false};
   const std::vector<Option> engine = {
       {"--backend", "NAME", "which engine", {"auto", "onnx", "tensorrt"}, "", false},
-      {"--device", "NAME", "where it runs", {"cpu", "cuda"}, "", false},
+      {"--device", "NAME", "where it runs (default auto: the GPU where it can be used)", {"auto", "cpu", "cuda"}, "", false},
       {"--threads", "N", "CPU threads (default: the backend's choice)", {}, "", false},
-      {"--onnxruntime", "FILE", "libonnxruntime.so (default: the system's, else a Python wheel's)", {}, "", false},
+      {"--onnxruntime", "FILE", "libonnxruntime.so (default: the system's, else that of a Python wheel, .venv included)", {}, "", false},
   };
   const auto with_engine = [&](std::vector<Option> options) {
     options.insert(options.begin(), json);
@@ -100,10 +100,22 @@ EngineOptions engine_options(const Arguments& arguments) {
   const bool fits = !threads.empty() && threads.size() < 7 && std::all_of(threads.begin(), threads.end(), [](char c) { return c >= '0' && c <= '9'; });
   if (!fits) throw UsageError("argument --threads: " + threads + " threads; expected 0 (the backend's choice) or more; `gridpool " +
                              arguments.command() + " --help` shows what there is");
-  return {arguments.text("--device", "cpu"), std::stoi(threads), arguments.text("--onnxruntime", "")};
+  return {arguments.text("--device", "auto"), std::stoi(threads), arguments.text("--onnxruntime", "")};
 }
 
 std::string backend(const Arguments& arguments) { return arguments.text("--backend", "auto"); }
+
+Placement placed(const Arguments& arguments, const Bundle& bundle) {
+  Placement placement = place(bundle, backend(arguments), engine_options(arguments));
+  if (!placement.has_gpu) return placement;
+  say_note(placement);
+  placement.note.clear();
+  return placement;
+}
+
+void say_note(const Placement& placement) {
+  if (!placement.note.empty()) say(placement.note);
+}
 
 void say(const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); }
 
@@ -128,5 +140,8 @@ int main(int count, char** words) {
     return gridpool::cli::fail(error.what());
   } catch (const std::bad_alloc&) {
     return gridpool::cli::fail("out of memory; free some, or use a bundle with fewer frames or of --precision fp16");
+  } catch (const std::exception& error) {
+    gridpool::cli::fail(std::string("internal error: ") + error.what() + "; this is a fault of gridpool, please report it");
+    return 1;
   }
 }

@@ -154,7 +154,9 @@ int watch(const Arguments& arguments) {
   if (count < 0) throw UsageError(format("argument --count: %lld answers; expected 0 (no end) or more", static_cast<long long>(count)));
   AskOptions options;
   options.max_new_tokens = arguments.whole("--max-new-tokens", options.max_new_tokens);
-  VideoChat chat = VideoChat::open(Bundle::open(arguments["bundle"]), backend(arguments), engine_options(arguments));
+  Bundle bundle = Bundle::open(arguments["bundle"]);
+  Placement placement = placed(arguments, bundle);
+  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), placement.options);
   chat.prompt().ids(arguments["question"]);  // refused before the camera is opened
   LiveEncoder live(chat.vision());
   if (!live.encodes_once()) say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once");
@@ -168,6 +170,8 @@ int watch(const Arguments& arguments) {
   bool is_new = false;  // frames have come since the last answer
   const auto ask = [&](double seconds) {
     const Answer answer = chat.ask_about(live.visual(), arguments["question"], {}, options);
+    say_note(placement);
+    placement.note.clear();
     report(arguments, seconds, answer, camera ? camera->dropped() : 0);
     is_new = false;
     return ++answers == count;

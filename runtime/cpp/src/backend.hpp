@@ -10,7 +10,7 @@
 namespace gridpool {
 
 /// Why this backend can't run on `options.device` here, as one line with what to do; none where it can.
-std::optional<std::string> onnx_unavailable(const EngineOptions& options);
+std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOptions& options);
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options);
 
 /// What libgridpool_tensorrt.so exports, as `gridpool_tensorrt_backend`; both sides are built from this header.
@@ -18,7 +18,8 @@ struct Backend {
   int interface_version;  // kBackendInterface of the headers that it was built with
   std::optional<std::string> (*unavailable)(const EngineOptions& options);
   std::unique_ptr<Engine> (*open)(const Bundle& bundle, const std::string& graph, const EngineOptions& options);
+  std::optional<std::string> (*missing)(const Bundle& bundle, const std::string& graph);  ///< why no engine of `graph` serves here
 };
-inline constexpr int kBackendInterface = 1;
+inline constexpr int kBackendInterface = 2;
 
 }  // namespace gridpool

@@ -46,7 +46,7 @@ gridpool_chat* gridpool_open(const char* bundle, const gridpool_engine_options* 
   guarded([&] {
     require(bundle, "bundle");
     const gridpool_engine_options given = options ? *options : gridpool_engine_options{};
-    const gridpool::EngineOptions engine{text_or(given.device, "cpu"), given.threads, text_or(given.onnxruntime, "")};
+    const gridpool::EngineOptions engine{text_or(given.device, "auto"), given.threads, text_or(given.onnxruntime, "")};
     opened = new gridpool_chat{gridpool::VideoChat::open(gridpool::Bundle::open(bundle), text_or(given.backend, "auto"), engine)};
   });
   return opened;

@@ -73,11 +73,13 @@ Tensor VisionEncoder::checked(std::map<std::string, Tensor> results) {
 VideoChat::VideoChat(Bundle bundle, Prompt prompt, VisionEncoder vision, LocalDecoder decoder)
     : bundle_(std::move(bundle)), prompt_(std::move(prompt)), vision_(std::move(vision)), decoder_(std::move(decoder)) {}
 
-VideoChat VideoChat::open(Bundle bundle, const std::string& backend, const EngineOptions& options, std::optional<Prompt> prompt) {
+VideoChat VideoChat::open(Bundle bundle, const std::string& backend, const EngineOptions& asked, std::optional<Prompt> prompt) {
   bundle.file("llm/decoder.onnx");  // says how to get one where the bundle has none
   check_context(bundle.manifest().tokens_per_clip + 1, bundle.manifest().max_context);
+  const EngineOptions options = place(bundle, backend, asked).options;
   // Side by side where there is much to read. Small graphs are loaded sooner than the threads of the other engine stop spinning.
-  const auto load = weight(bundle) > kLoadedAtOnce ? std::launch::async : std::launch::deferred;
+  // Deferred is also what is left where no more threads are to be had.
+  const auto load = weight(bundle) > kLoadedAtOnce ? std::launch::async | std::launch::deferred : std::launch::deferred;
   auto vision = std::async(load, [&] { return VisionEncoder::open(bundle, backend, options); });
   LocalDecoder decoder = LocalDecoder::open(bundle, backend, options);
   if (!prompt) prompt.emplace(bundle);

@@ -2,6 +2,7 @@
 #include "gridpool/engine.hpp"
 
 #include "backend.hpp"
+#include "cuda_driver.hpp"
 #include "library.hpp"
 #include "split.hpp"
 #include "text.hpp"
@@ -34,8 +35,8 @@ std::optional<std::string> tensorrt_unavailable(const EngineOptions& options) {
   }
 }
 
-std::optional<std::string> unavailable(const std::string& backend, const EngineOptions& options) {
-  return backend == "onnx" ? onnx_unavailable(options) : tensorrt_unavailable(options);
+std::optional<std::string> unavailable(const std::string& backend, const Bundle& bundle, const EngineOptions& options) {
+  return backend == "onnx" ? onnx_unavailable(bundle, options) : tensorrt_unavailable(options);
 }
 
 std::unique_ptr<Engine> open(const std::string& backend, const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
@@ -46,23 +47,74 @@ std::unique_ptr<Engine> open(const std::string& backend, const Bundle& bundle, c
   return backend == "onnx" ? open_onnx(bundle, graph, options) : tensorrt().open(bundle, graph, options);
 }
 
+/// The graphs that answer questions from `bundle`.
+std::vector<std::string> graphs_of(const Bundle& bundle) {
+  std::vector<std::string> graphs;
+  if (bundle.is_split()) {
+    graphs = {kVisionEncoder, kVisionCompressor};
+  } else if (bundle.manifest().has_file("vision.onnx")) {
+    graphs = {kVision};
+  }
+  if (bundle.has_llm()) graphs.emplace_back(kDecoder);
+  return graphs;
+}
+
+/// Why TensorRT on this GPU does not run all of `bundle`.
+std::optional<std::string> tensorrt_fault(const Bundle& bundle, const EngineOptions& options) {
+  auto reason = tensorrt_unavailable(options);
+  if (reason) return reason;
+  for (const auto& graph : graphs_of(bundle)) {
+    if ((reason = tensorrt().missing(bundle, graph))) return reason;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
-std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend,
-                                    const EngineOptions& options) {
-  if (options.device != "cpu" && options.device != "cuda") {
-    throw EngineError("device is \"" + options.device + "\", expected \"cpu\" or \"cuda\"");
+Placement place(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
+  Placement placement{options, "", false};
+  if (options.device != "auto") return placement;
+  const CudaDriver& driver = cuda_driver();
+  placement.has_gpu = driver.fault.empty();
+  placement.options.device = "cuda";
+  if (backend == "tensorrt") {  // it has no other device
+    placement.note = "device cuda: tensorrt runs on nothing else";
+    return placement;
   }
-  if (options.threads < 0) throw EngineError(format("threads is %d, expected 0 (the backend's choice) or more", options.threads));
+  std::vector<std::string> reasons;
+  for (const char* name : {"tensorrt", "onnx"}) {
+    if (!placement.has_gpu || (backend != "auto" && backend != name)) continue;
+    const auto fault = std::string(name) == "onnx" ? onnx_unavailable(bundle, placement.options) : tensorrt_fault(bundle, placement.options);
+    if (!fault) {
+      placement.note = "device cuda: " + driver.name + ", backend " + name;
+      return placement;
+    }
+    reasons.push_back(std::string(name) + ": " + *fault);
+  }
+  placement.options.device = "cpu";
+  placement.note = placement.has_gpu ? "device cpu, not " + driver.name + ": " + join(reasons, "; ")
+                                     : "device cpu: " + driver.fault.substr(0, driver.fault.find(';'));
+  return placement;
+}
+
+std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend,
+                                    const EngineOptions& asked) {
+  if (asked.device != "auto" && asked.device != "cpu" && asked.device != "cuda") {
+    throw EngineError("device is \"" + asked.device + "\", expected auto, cpu or cuda");
+  }
+  if (asked.threads < 0) throw EngineError(format("threads is %d, expected 0 (the backend's choice) or more", asked.threads));
+  if (backend != "auto" && backend != "onnx" && backend != "tensorrt") {
+    throw EngineError("no backend \"" + backend + "\"" + nearest(backend, {"onnx", "tensorrt"}));
+  }
+  const EngineOptions options = place(bundle, backend, asked).options;
   if (backend != "auto") {
-    if (backend != "onnx" && backend != "tensorrt") throw EngineError("no backend \"" + backend + "\"" + nearest(backend, {"onnx", "tensorrt"}));
-    if (const auto reason = unavailable(backend, options)) throw EngineError("backend " + backend + " can't run here: " + *reason);
+    if (const auto reason = unavailable(backend, bundle, options)) throw EngineError("backend " + backend + " can't run here: " + *reason);
     return open(backend, bundle, graph, options);
   }
   std::vector<std::string> reasons;
   for (const char* name : {"tensorrt", "onnx"}) {
     if (options.device == "cpu" && std::string(name) == "tensorrt") continue;
-    auto reason = unavailable(name, options);
+    auto reason = unavailable(name, bundle, options);
     if (!reason) {
       try {
         return open(name, bundle, graph, options);

@@ -114,7 +114,7 @@ MappedFile::~MappedFile() {
 
 AtomicFile::AtomicFile(const fs::path& goal) {
   std::error_code ignored;
-  goal_ = fs::weakly_canonical(goal, ignored);
+  goal_ = fs::weakly_canonical(fs::absolute(goal), ignored);  // a relative name of no file would stay relative
   if (goal_.empty()) goal_ = fs::absolute(goal);
   if (fs::exists(goal_, ignored) && !fs::is_regular_file(goal_, ignored)) {
     throw OutputError(goal_.string() + " is " + (fs::is_directory(goal_, ignored) ? "a directory" : "no regular file") +

@@ -1,29 +1,64 @@
 #include "library.hpp"
 
 #include <dlfcn.h>
+#include <link.h>
 
-#include <algorithm>
-#include <cstdlib>
+#include <cstddef>
+#include <vector>
 
+#include "elf.hpp"
 #include "gridpool/error.hpp"
+#include "text.hpp"
 
 namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
 
-void add_packages(std::vector<fs::path>& found, const fs::path& prefix) {
-  std::error_code failed;
-  for (const auto& entry : fs::directory_iterator(prefix / "lib", failed)) {
-    if (entry.path().filename().string().rfind("python3", 0) != 0) continue;
-    for (const char* folder : {"site-packages", "dist-packages"}) {
-      if (fs::is_directory(entry.path() / folder, failed)) found.push_back(entry.path() / folder);
-    }
+/// The file that holds this code, as the loader knows it; "" for a program that is not dynamic.
+std::string own_file() {
+  Dl_info facts{};
+  const bool found = ::dladdr(reinterpret_cast<const void*>(&own_file), &facts) != 0;
+  return found && facts.dli_fname ? facts.dli_fname : "";
+}
+
+/// The directories in which the loader looks for a library of this code: LD_LIBRARY_PATH, its RUNPATH, the system's.
+std::vector<fs::path> loader_directories() {
+  std::vector<fs::path> found;
+  void* own = ::dlopen(own_file().c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (!own) own = ::dlopen(nullptr, RTLD_LAZY);
+  Dl_serinfo count{};
+  if (!own || ::dlinfo(own, RTLD_DI_SERINFOSIZE, &count) != 0) return found;
+  std::vector<std::max_align_t> memory(count.dls_size / sizeof(std::max_align_t) + 1);
+  auto* paths = reinterpret_cast<Dl_serinfo*>(memory.data());
+  *paths = count;
+  if (::dlinfo(own, RTLD_DI_SERINFO, paths) != 0) return found;
+  for (unsigned i = 0; i < paths->dls_cnt; ++i) found.emplace_back(paths->dls_serpath[i].dls_name);
+  return found;
+}
+
+/// The path at which the loader would find the file `name`, or `name` itself where it is left to the loader's cache.
+/// EngineError where every file of that name can't be loaded.
+std::string looked_up(const std::string& name) {
+  std::vector<std::string> refused;
+  for (const auto& directory : loader_directories()) {
+    const fs::path file = directory / name;
+    std::error_code failed;
+    if (!fs::exists(file, failed)) continue;
+    const std::string fault = elf_fault(file);
+    if (fault.empty()) return file.string();
+    refused.push_back(file.string() + " " + fault);
   }
+  if (!refused.empty()) throw EngineError(join(refused, "; "));
+  return name;
 }
 
 }  // namespace
 
-Library::Library(const std::string& name) : handle_(::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)), name_(name) {
+Library::Library(const std::string& name) : name_(name) {
+  const bool is_path = name.find('/') != name.npos;
+  const std::string fault = is_path ? elf_fault(name) : "";
+  if (!fault.empty()) throw EngineError(name + " " + fault);
+  handle_ = ::dlopen(is_path ? name.c_str() : looked_up(name).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle_) {
     const char* why = ::dlerror();
     throw EngineError(why ? why : name + " does not load");
@@ -37,30 +72,9 @@ void* Library::address(const char* symbol) const {
 }
 
 fs::path own_directory() {
-  Dl_info facts{};
-  if (!::dladdr(reinterpret_cast<const void*>(&own_directory), &facts) || !facts.dli_fname) return {};
   std::error_code failed;
-  return fs::weakly_canonical(facts.dli_fname, failed).parent_path();
-}
-
-std::vector<fs::path> python_packages() {
-  std::vector<fs::path> found;
-  const char *environment = std::getenv("VIRTUAL_ENV"), *path = std::getenv("PATH"), *home = std::getenv("HOME");
-  if (environment && *environment) add_packages(found, environment);
-  // The first python3 on the PATH: its prefix is the parent of its bin, a virtual environment's too.
-  for (std::string rest = path ? path : ""; !rest.empty();) {
-    const size_t end = std::min(rest.find(':'), rest.size());
-    const fs::path folder = rest.substr(0, end);
-    rest.erase(0, end + 1);
-    std::error_code failed;
-    if (!folder.empty() && fs::exists(folder / "python3", failed)) {
-      add_packages(found, folder.parent_path());
-      break;
-    }
-  }
-  if (home && *home) add_packages(found, fs::path(home) / ".local");
-  for (const char* prefix : {"/usr/local", "/usr"}) add_packages(found, prefix);
-  return found;
+  const fs::path file = own_file();
+  return file.empty() ? file : fs::weakly_canonical(file, failed).parent_path();
 }
 
 }  // namespace gridpool

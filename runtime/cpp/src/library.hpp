@@ -1,16 +1,15 @@
-// Shared libraries that are opened at run time, and where to look for them.
+// Shared libraries that are opened at run time.
 #pragma once
 
 #include <filesystem>
 #include <string>
-#include <vector>
 
 namespace gridpool {
 
 /// A library opened with dlopen; it stays open, because code of it may run until the process ends.
 class Library {
  public:
-  /// Throws EngineError with the loader's reason.
+  /// name: a path, or a file name that is looked for where the loader looks. Throws EngineError that says why it does not open.
   explicit Library(const std::string& name);
 
   /// The address of `symbol`; EngineError where the library has none.
@@ -27,8 +26,5 @@ class Library {
 
 /// The directory of the file that holds this code: the library's, or the program's where it is linked in.
 std::filesystem::path own_directory();
-
-/// `site-packages` directories of the Python environments of this machine: the active one's, then the system's.
-std::vector<std::filesystem::path> python_packages();
 
 }  // namespace gridpool

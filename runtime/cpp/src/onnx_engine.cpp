@@ -1,75 +1,17 @@
-// ONNX Runtime, opened at run time: from a path that was given, the system, or a Python wheel.
+// An engine on ONNX Runtime.
 //
 // The state of a graph lives in OrtValues on the device; each is bound as input and as output of one run, and ONNX
 // Runtime's ScatterElements/TensorScatter then update it where it is, copying nothing.
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_cxx_api.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "backend.hpp"
-#include "library.hpp"
+#include "onnxruntime.hpp"
 #include "text.hpp"
 
 namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
-
-constexpr uint32_t kOldestApi = 17;  // of ONNX Runtime 1.17: everything that is used here is in it
-
-struct Runtime {
-  std::string version;
-  Ort::Env environment{nullptr};
-};
-
-/// The libraries to try, best first.
-std::vector<std::string> candidates(const std::string& chosen) {
-  if (!chosen.empty()) return {chosen};
-  std::vector<std::string> names = {"libonnxruntime.so.1"};
-  for (const auto& packages : python_packages()) {
-    std::error_code failed;
-    for (const auto& entry : fs::directory_iterator(packages / "onnxruntime" / "capi", failed)) {
-      if (entry.path().filename().string().rfind("libonnxruntime.so", 0) == 0) names.push_back(entry.path().string());
-    }
-  }
-  return names;
-}
-
-const OrtApi* api_of(const std::string& name, std::string& version) {
-  const Library library(name);
-  const OrtApiBase* base = library.function<const OrtApiBase*()>("OrtGetApiBase")();
-  version = base->GetVersionString();
-  if (std::atoi(version.c_str()) != 1 || std::atoi(version.c_str() + version.find('.') + 1) < static_cast<int>(kOldestApi)) {
-    throw EngineError(name + " is ONNX Runtime " + version + ", expected 1." + std::to_string(kOldestApi) + " or newer");
-  }
-  return base->GetApi(std::min<uint32_t>(ORT_API_VERSION, static_cast<uint32_t>(std::atoi(version.c_str() + version.find('.') + 1))));
-}
-
-/// Open the library once a process; EngineError with every place that was tried.
-Runtime& runtime(const std::string& chosen) {
-  static std::mutex mutex;
-  static Runtime opened;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (opened.environment) return opened;
-  ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else Microsoft's builds send facts about sessions and models; 0: a user's own choice stays
-  std::vector<std::string> refused;
-  for (const auto& name : candidates(chosen)) {
-    try {
-      const OrtApi* api = api_of(name, opened.version);
-      if (!api) throw EngineError(name + " has none of the interfaces that this runtime speaks");
-      Ort::InitApi(api);
-      opened.environment = Ort::Env(ORT_LOGGING_LEVEL_ERROR, "gridpool");
-      return opened;
-    } catch (const EngineError& error) {
-      refused.emplace_back(error.what());
-    }
-  }
-  throw EngineError("ONNX Runtime was not found (" + join(refused, "; ") +
-                    "); pip install onnxruntime, or name the library with --onnxruntime FILE");
-}
 
 DType dtype_of(const std::string& name, ONNXTensorElementDataType type) {
   switch (type) {
@@ -110,8 +52,7 @@ class OnnxState : public State {
 
 class OnnxEngine : public Engine {
  public:
-  OnnxEngine(const fs::path& model, const EngineOptions& options) : device_(options.device) {
-    Runtime& ort = runtime(options.onnxruntime);
+  OnnxEngine(OnnxRuntime& ort, const fs::path& model, const EngineOptions& options) : device_(options.device) {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(3);
     settings.SetIntraOpNumThreads(options.threads);
@@ -228,24 +169,23 @@ class OnnxEngine : public Engine {
 
 }  // namespace
 
-std::optional<std::string> onnx_unavailable(const EngineOptions& options) {
+std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOptions& options) {
   try {
-    runtime(options.onnxruntime);
+    OnnxRuntime& ort = onnx_runtime(options.onnxruntime, bundle.path());
+    if (options.device == "cpu" || cuda_fault(ort).empty()) return std::nullopt;
+    return cuda_fault(ort);
   } catch (const EngineError& error) {
     return error.what();
   }
-  if (options.device == "cpu") return std::nullopt;
-  const auto providers = Ort::GetAvailableProviders();
-  if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") != providers.end()) return std::nullopt;
-  return "this onnxruntime has no CUDA provider; name the library of the GPU wheel with --onnxruntime FILE";
 }
 
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
   // On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
   const bool one_by_one = options.device == "cpu" && graph == kVision && bundle.manifest().has_file("vision.loop.onnx");
   const fs::path model = bundle.file((one_by_one ? kVisionLoop : graph) + ".onnx");
+  OnnxRuntime& ort = onnx_runtime(options.onnxruntime, bundle.path());  // before anything that its interface would destroy
   try {
-    return std::make_unique<OnnxEngine>(model, options);
+    return std::make_unique<OnnxEngine>(ort, model, options);
   } catch (const Ort::Exception& error) {
     throw EngineError("ONNX Runtime can't run on " + options.device + ": " + error.what());
   }

@@ -288,15 +288,28 @@ std::optional<std::string> unavailable(const EngineOptions&) {
   return "the NVIDIA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu";
 }
 
-std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
-  if (const auto reason = unavailable(options)) throw EngineError("backend tensorrt can't run here: " + *reason);
+FoundEngine found_here(const Bundle& bundle, const std::string& graph) {
   int device = 0;
   cuda::check(cudaGetDevice(&device), "asking for the GPU");
-  return std::make_unique<TensorRTEngine>(find_engine(bundle, graph, version(), gpu_of(device)));
+  return find_engine(bundle, graph, version(), gpu_of(device));
+}
+
+std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
+  if (const auto reason = unavailable(options)) throw EngineError("backend tensorrt can't run here: " + *reason);
+  return std::make_unique<TensorRTEngine>(found_here(bundle, graph));
+}
+
+std::optional<std::string> missing(const Bundle& bundle, const std::string& graph) {
+  try {
+    found_here(bundle, graph);
+    return std::nullopt;
+  } catch (const EngineError& error) {
+    return error.what();
+  }
 }
 
 }  // namespace
 }  // namespace gridpool
 
 extern "C" GRIDPOOL_API const gridpool::Backend gridpool_tensorrt_backend;
-const gridpool::Backend gridpool_tensorrt_backend = {gridpool::kBackendInterface, gridpool::unavailable, gridpool::open};
+const gridpool::Backend gridpool_tensorrt_backend = {gridpool::kBackendInterface, gridpool::unavailable, gridpool::open, gridpool::missing};

@@ -139,7 +139,7 @@ TEST(Feeds, AreCheckedByNameDtypeAndShape) {
 TEST(Engine, UnknownBackendsAndDevicesAreRefused) {
   const Bundle bundle;
   EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "onix"); }), "no backend \"onix\"; did you mean \"onnx\"?");
-  EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "auto", {"gpu", 0, ""}); }), "device is \"gpu\", expected \"cpu\" or \"cuda\"");
+  EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "auto", {"gpu", 0, ""}); }), "device is \"gpu\", expected auto, cpu or cuda");
   EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "tensorrt", {"cpu", 0, ""}); }),
             "backend tensorrt can't run here: TensorRT engines run on a GPU, not on cpu; pass --device cuda");
 }

@@ -60,9 +60,16 @@ struct Tensor {
 GRIDPOOL_API Tensor cast(const TensorView& values, DType dtype);
 
 struct EngineOptions {
-  std::string device = "cpu";  ///< "cpu" | "cuda"
+  std::string device = "auto"; ///< "cpu" | "cuda" | "auto", see `place`
   int threads = 0;             ///< CPU threads of one run, 0 for the backend's own choice
   std::string onnxruntime;     ///< path of libonnxruntime.so; empty: the system's, else that of a Python wheel
+};
+
+/// Options with a device, and why it is that one, as a line for a log; note is empty where the caller chose the device.
+struct Placement {
+  EngineOptions options;
+  std::string note;
+  bool has_gpu = false;  ///< whether there is an NVIDIA GPU that could be used, or was passed over
 };
 
 /// Opaque buffers that a graph updates in place; one per conversation. Not longer alive than its engine.
@@ -89,8 +96,12 @@ class GRIDPOOL_API Engine {
   virtual std::map<std::string, Tensor> run(const Feeds& feeds, State* state = nullptr) = 0;
 };
 
+/// Where all graphs of `bundle` run when options.device is "auto": on the GPU where there is one and `backend` can use it (TensorRT with
+/// engines of every graph, or an ONNX Runtime whose CUDA provider computes), else on the CPU. Other options are returned as they are.
+GRIDPOOL_API Placement place(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
+
 /// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run on
-/// options.device and has the engine. Throws EngineError, which says what was wrong and what to run.
+/// the device and has the engine. Throws EngineError, which says what was wrong and what to run.
 GRIDPOOL_API std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend = "auto",
                                                  const EngineOptions& options = {});
 

@@ -26,7 +26,7 @@ enum {
 
 typedef struct {
   const char* backend;     /* "auto", "onnx" or "tensorrt"; NULL: auto */
-  const char* device;      /* "cpu" or "cuda"; NULL: cpu */
+  const char* device;      /* "cpu", "cuda" or "auto", the GPU where it can be used; NULL: auto */
   int threads;             /* CPU threads, 0: the backend's choice */
   const char* onnxruntime; /* path of libonnxruntime.so; NULL: found */
 } gridpool_engine_options;
