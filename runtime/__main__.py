@@ -18,6 +18,7 @@ from runtime.progress import say
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
+    from runtime.engine.place import Placement
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,8 +42,9 @@ def _run(args: argparse.Namespace) -> int:
     prompt = Prompt(bundle) if bundle.has_llm else None
     if prompt:  # what is wrong with the request is said before gigabytes of weights are loaded
         VideoChat.check(prompt, args.video, args.question)
-    chat = VideoChat.open(bundle, args.backend, _engine_options(args), prompt)
-    return _print_answer(args, chat, chat.ask(args.video, args.question, options))
+    placement = _placed(args, bundle, args.backend)
+    chat = VideoChat.open(bundle, args.backend, placement.options, prompt)
+    return _print_answer(args, chat, chat.ask(args.video, args.question, options), placement)
 
 
 def _run_remote(args: argparse.Namespace, options: Any) -> int:
@@ -51,14 +53,17 @@ def _run_remote(args: argparse.Namespace, options: Any) -> int:
 
     remote = remote_of(args)
     RemoteChat.check(args.video, args.question)
-    chat = RemoteChat.open(_bundle(args), remote, args.backend, _engine_options(args))
-    code = _print_answer(args, chat, chat.ask(args.video, args.question, options))
+    bundle = _bundle(args)
+    placement = _placed(args, bundle, args.backend)
+    chat = RemoteChat.open(bundle, remote, args.backend, placement.options)
+    code = _print_answer(args, chat, chat.ask(args.video, args.question, options), placement)
     for warning in chat.warnings:
         say(f"warning: {warning}")
     return code
 
 
-def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
+def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any, placement: Placement) -> int:
+    _say_note(placement)
     if chat.answer.repeated_frames:
         say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")
     for piece in pieces:
@@ -75,9 +80,12 @@ def _tokens(args: argparse.Namespace) -> int:
     from runtime.vision import VisionEncoder
 
     with atomic_file(args.output) as temporary:  # an output that can't be written is refused before the work
-        visual = VisionEncoder.open(_bundle(args), args.backend, _engine_options(args)).encode(args.video)
+        bundle = _bundle(args)
+        placement = _placed(args, bundle, args.backend)
+        visual = VisionEncoder.open(bundle, args.backend, placement.options).encode(args.video)
         with open(temporary, "wb") as file:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
+    _say_note(placement)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
     if visual.clip.repeated:
         say(f"the clip is shorter than {len(visual.clip.indices)} frames: {visual.clip.repeated} are repeated")
@@ -123,10 +131,14 @@ def _watch(args: argparse.Namespace) -> int:
     from runtime.watch import Watch, WatchOptions
 
     options, ask = WatchOptions(args.every, args.window, args.count, args.realtime), AskOptions(args.max_new_tokens)
-    watch = Watch(_bundle(args), args.backend, _engine_options(args))
+    bundle = _bundle(args)
+    placement = _placed(args, bundle, args.backend)
+    watch = Watch(bundle, args.backend, placement.options)
     if not watch.encodes_once:
         say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
-    for seen in watch.answers(args.source, args.question, options, ask):
+    for number, seen in enumerate(watch.answers(args.source, args.question, options, ask)):
+        if number == 0:
+            _say_note(placement)
         if seen.dropped:
             say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
         print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
@@ -151,7 +163,9 @@ def _build(args: argparse.Namespace) -> int:
 def _parity(args: argparse.Namespace) -> int:
     from runtime.tools import parity
 
-    report = parity.parity(_bundle(args), args.backend, _engine_options(args))
+    bundle = _bundle(args)
+    report = parity.parity(bundle, args.backend, _engine_options(args))
+    _say_note(_placed(args, bundle, args.backend[0] if args.backend else "onnx"))
     _print(args, report.as_dict(), parity.text(report))
     return 0 if report.ok else 1
 
@@ -159,16 +173,19 @@ def _parity(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from runtime.tools import bench
 
+    bundle = _bundle(args)
+    placement = _placed(args, bundle, args.backend)
     options = bench.BenchOptions(
         video=args.video,
         rounds=args.rounds,
         new_tokens=args.max_new_tokens,
         backend=args.backend,
-        device=args.device,
+        device=placement.options.device,
         threads=args.threads,
         bf16=args.bf16,
     )
-    report = bench.bench(_bundle(args), options)
+    report = bench.bench(bundle, options)
+    _say_note(placement)
     _print(args, report.as_dict(), bench.text(report))
     return 0
 
@@ -184,7 +201,10 @@ def _tune(args: argparse.Namespace) -> int:
 def _plot(args: argparse.Namespace) -> int:
     from runtime.tools.plot import plot
 
-    plot(_bundle(args), args.video, args.output, _engine_options(args))
+    bundle = _bundle(args)
+    placement = _placed(args, bundle, "onnx")
+    plot(bundle, args.video, args.output, placement.options)
+    _say_note(placement)
     _print(args, {"file": str(args.output)}, str(args.output))
     return 0
 
@@ -219,6 +239,25 @@ def _bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
     return EngineOptions(device=args.device, threads=args.threads, bf16=args.bf16)
+
+
+def _placed(args: argparse.Namespace, bundle: Bundle, backend: str) -> Placement:
+    """The engine's options with a device. What becomes of a GPU is said at once; elsewhere the note is left for `_say_note`."""
+    from dataclasses import replace
+
+    from runtime.engine.place import place
+
+    placement = place(bundle, backend, _engine_options(args))
+    if not placement.has_gpu:
+        return placement
+    _say_note(placement)
+    return replace(placement, note="")
+
+
+def _say_note(placement: Placement) -> None:
+    """Say what is left to say about the device, once there is a result: an error stays the only line."""
+    if placement.note:
+        say(placement.note)
 
 
 def _threads(text: str) -> int:
@@ -260,7 +299,8 @@ def _parser() -> ArgumentParser:
     def engine(sub: argparse.ArgumentParser, backend: bool = True) -> None:
         if backend:
             sub.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
-        sub.add_argument("--device", default="cpu", metavar="cpu|cuda|gpu|npu", help="gpu and npu are OpenVINO's (default: cpu)")
+        device = "default auto: the NVIDIA GPU where it can be used, else the CPU; gpu and npu are OpenVINO's"
+        sub.add_argument("--device", default="auto", metavar="auto|cpu|cuda|gpu|npu", help=device)
         sub.add_argument("--bf16", action="store_true", help="compute in bf16 (--backend openvino on a CPU): faster, less exact")
         sub.add_argument("--threads", type=_threads, default=0, help="CPU threads (default: the backend's choice)")
 
@@ -304,7 +344,12 @@ def _parser() -> ArgumentParser:
     engine(watch)
 
     build = command("build", _build, "build TensorRT engines")
-    build.add_argument("--backend", choices=["tensorrt", "tensorrt-rtx"], default="tensorrt-rtx")
+    build.add_argument(
+        "--backend",
+        choices=["auto", "tensorrt", "tensorrt-rtx"],
+        default="auto",
+        help="default auto: tensorrt where it is installed and there is a GPU, else tensorrt-rtx",
+    )
     build.add_argument("--target", help="GPU to build for (default: what the backend can do here)")
     build.add_argument(
         "--plugin", default="none", metavar="none|aot|FILE.so", help="the compression plugin (backend tensorrt only)"

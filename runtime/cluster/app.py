@@ -45,7 +45,7 @@ class ClusterOptions:
     cpus: float = 1.0
     gpus: float = 0.0
     backend: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 1
     batch: int = 8
     queue: int = 32

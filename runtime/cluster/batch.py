@@ -20,6 +20,8 @@ from runtime.bundle import Bundle
 from runtime.cluster.files import videos_of
 from runtime.cluster.parts import Parts
 from runtime.cluster.worker import Worker, WorkerOptions
+from runtime.engine import EngineOptions
+from runtime.engine.place import place
 from runtime.errors import UsageError
 from runtime.progress import say
 
@@ -37,7 +39,7 @@ class BatchOptions:
     address: str | None = None
     retry_errors: bool = False
     backend: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -79,12 +81,20 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
             if row["error"]:
                 errors += 1
                 say(f"{row['path']}: {row['error']}")
+            if finished == 1 and runner == "local":
+                _say_device(bundle, options)
             if len(waiting) == options.part or finished == len(left):
                 parts.write(waiting)
                 written, waiting = written + 1, []
                 rate = finished / (time.perf_counter() - start)
                 say(f"{finished} of {len(left)} files, {rate:.2f} a second, {errors} with errors")
     return BatchResult(len(videos), len(videos) - len(left), errors, written, time.perf_counter() - start, runner)
+
+
+def _say_device(bundle: Bundle, options: BatchOptions) -> None:
+    note = place(bundle, options.backend, EngineOptions(options.device)).note
+    if note:
+        say(note)
 
 
 def _runner(options: BatchOptions) -> str:
@@ -133,6 +143,15 @@ def _ray_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions)
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=options.workers),
             num_cpus=1,
-            num_gpus=1 if options.device == "cuda" else None,
+            num_gpus=_gpus_each(options, ray.cluster_resources().get("GPU", 0)),
         )
         yield from rows.iter_rows()
+
+
+def _gpus_each(options: BatchOptions, of_cluster: float) -> int | None:
+    """GPUs that Ray reserves for a worker, which sees no others: one where the cluster has enough, or `device` asks for it."""
+    if options.device == "auto":
+        enough = of_cluster >= options.workers and not options.backend.startswith("openvino")
+        say(f"device auto: {options.workers} workers, {of_cluster:g} GPUs in the cluster: {'one each' if enough else 'on the CPU'}")
+        return 1 if enough else None
+    return 1 if options.device == "cuda" else None

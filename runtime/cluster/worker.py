@@ -25,7 +25,7 @@ class WorkerOptions:
 
     bundle: str
     backend: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 0
 
 

@@ -38,18 +38,22 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """device: "cpu" | "cuda", or one of OpenVINO's: "gpu", "gpu.1", "npu"; threads: CPU threads of one run, 0 for the backend's
+    """device: "auto" (see runtime/engine/place.py), "cpu", "cuda", or one of OpenVINO's: "gpu", "gpu.1", "npu"; threads: CPU threads of one run, 0 for the backend's
     own choice; bf16: let an fp32 graph be computed in bf16 (openvino on a CPU): faster, and no longer what the ONNX graph says."""
 
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 0
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"cpu|cuda|gpu(\.\d+)?|npu", self.device):
-            raise EngineError(f'device is "{self.device}", expected cpu, cuda, or for openvino gpu, gpu.1, npu')
+        if not re.fullmatch(r"auto|cpu|cuda|gpu(\.\d+)?|npu", self.device):
+            raise EngineError(f'device is "{self.device}", expected auto, cpu, cuda, or for openvino gpu, gpu.1, npu')
         if self.threads < 0:
             raise EngineError(f"threads is {self.threads}, expected 0 (the backend's choice) or more")
+
+    def on(self, device: str) -> EngineOptions:
+        """The same on `device` where none was chosen."""
+        return replace(self, device=device) if self.device == "auto" else self
 
 
 class State(Protocol):
@@ -104,10 +108,13 @@ def backend_class(name: str) -> Any:
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
     """Load a graph on `backend`. "auto" takes the first of tensorrt, tensorrt-rtx, onnx that can run and has the engine; on a CPU
-    what `python -m runtime tune` measured to be fastest here, else onnx.
+    what `python -m runtime tune` measured to be fastest here, else onnx. Where the device is "auto", `place` chooses it.
 
     VISION of a bundle that was split is its encoder and its compressor on that backend, as one engine (`runtime.engine.split`).
     """
+    from runtime.engine.place import place
+
+    options = place(bundle, backend, options).options
     if backend != "auto":
         engine = backend_class(backend)
         if options.bf16 and not engine.takes_bf16:

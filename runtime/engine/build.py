@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, B
 from runtime.engine import cuda
 from runtime.engine import trt as facade
 from runtime.engine.plugin import LIBRARY, NONE, PluginChoice, taken
-from runtime.errors import EngineError, nearest
+from runtime.errors import EngineError, UserError, nearest
 from runtime.files import atomic_directory, atomic_file
 from runtime.progress import say
 
@@ -42,7 +42,8 @@ _AMPERE_PLUS = "ampere-plus"  # TensorRT's own portable kind of engine; slower, 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """backend: "tensorrt" | "tensorrt-rtx"
+    """backend: "tensorrt" | "tensorrt-rtx" | "auto": tensorrt where it is installed and there is a GPU, or a plugin asks for it, else
+               tensorrt-rtx
 
     target     "tensorrt": "current" (the GPU of this machine) or "ampere-plus" (every GPU from Ampere on);
                "tensorrt-rtx": "any" (every GPU from Ampere on), "current", or architectures such as "sm89" or "sm86,sm120"
@@ -53,7 +54,7 @@ class BuildOptions:
     plugin     "none", "aot" or the path of the compression plugin's library; see runtime/engine/plugin.py
     """
 
-    backend: str = "tensorrt-rtx"
+    backend: str = "auto"
     target: str | None = None
     graphs: tuple[str, ...] = ()
     force: bool = False
@@ -85,6 +86,10 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
     The `tensorrt` backend needs the GPU that it builds for; `tensorrt-rtx` needs none.
     """
     graphs = _chosen_graphs(bundle, options.graphs)
+    note = ""
+    if options.backend == "auto":
+        backend, note = _auto_backend(options.plugin)
+        options = replace(options, backend=backend)
     version = _available(options)
     precision = bundle.manifest.precision  # the manifest's field, not ILayer's (tensorrt<11)
     target = _target(options)
@@ -98,6 +103,8 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
         "plugin": plugin.key,
     }
     directory = bundle.path / ENGINES / "-".join((options.backend, target.replace(",", "+"), precision))
+    if note:
+        say(note)
     kept = _kept(bundle, directory, key)
     to_build = [graph for graph in graphs if options.force or graph not in kept]
     for graph in set(graphs) - set(to_build):
@@ -160,6 +167,33 @@ def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
     return list(dict.fromkeys(graphs)) or [graph for graph in has if graph != VISION or not bundle.is_split]
+
+
+def _auto_backend(plugin: str) -> tuple[str, str]:
+    """The backend that can build here, tensorrt before tensorrt-rtx, and the line that says why. EngineError where none can."""
+    if plugin != NONE:
+        return "tensorrt", "backend tensorrt: only it takes a plugin"
+    why_not = _tensorrt_fault()
+    if why_not is None:
+        return "tensorrt", f"backend tensorrt: {facade.load('tensorrt').__version__}, for {cuda.gpus()[0].name}"
+    try:
+        facade.load("tensorrt-rtx")
+    except UserError as error:
+        raise EngineError(f"nothing here builds TensorRT engines: {why_not}; {error}") from None
+    return "tensorrt-rtx", f"backend tensorrt-rtx, not tensorrt: {why_not}"
+
+
+def _tensorrt_fault() -> str | None:
+    """Why the `tensorrt` backend can't build here; None where it can."""
+    if facade.installed("tensorrt"):
+        reason = cuda.no_gpu()
+        if reason:
+            return f"tensorrt builds on the GPU that it builds for, and {reason.partition(';')[0]}"
+    try:
+        facade.load("tensorrt")
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _available(options: BuildOptions) -> str:

@@ -6,6 +6,7 @@ ScatterElements/TensorScatter then update it where it is, copying nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
-from runtime.engine import EngineOptions, TensorSpec, check_feeds
+from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
 from runtime.errors import EngineError, missing_package
 
 if TYPE_CHECKING:
@@ -72,17 +73,19 @@ class OnnxEngine:
                 "this onnxruntime has no CUDA provider; the CPU and GPU wheels exclude each other: "
                 'pip uninstall onnxruntime, then pip install "st-gridpool[gpu]"'
             )
-        return None
+        return (cuda.no_gpu() or _cuda_fault()) if device == "cuda" else None
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OnnxEngine:
+        options = options.on("cpu")
         # On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
         one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
         return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
 
     @classmethod
     def load(cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None) -> OnnxEngine:
-        """Load an ONNX file, or a serialised model whose external data lie in directory `data`."""
+        """Load an ONNX file, or a serialised model whose external data lie in directory `data`; on the CPU where no device is named."""
+        options = options.on("cpu")
         reason = cls.unavailable(options.device)
         if reason:
             raise EngineError(f"backend onnx can't run on {options.device}: {reason}")
@@ -147,6 +150,31 @@ class OnnxEngine:
         self.session.run_with_iobinding(binding)
         outputs = binding.get_outputs()[len(state.pairs) :]  # in the order of binding: state first
         return {name: value.numpy() for name, value in zip(wanted, outputs, strict=True)}
+
+
+# y = x + x of one float, as onnx.helper.make_model serialises it: what must run before a device is believed to work
+_ADDITION = (
+    b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+
+
+@functools.cache
+def _cuda_fault() -> str | None:
+    """Why the CUDA provider computes nothing on the GPU of this machine, asked once a process; None where it does."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    doctor = "`python -m runtime doctor` says what is missing"
+    try:
+        session = onnxruntime.InferenceSession(_ADDITION, settings, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        if "CUDAExecutionProvider" not in session.get_providers():
+            return f"ONNX Runtime {onnxruntime.__version__} falls back to the CPU: CUDA or cuDNN does not load; {doctor}"
+        session.run(None, {"x": np.ones(1, np.float32)})
+    except Exception as error:  # ONNX Runtime has no common base class for its errors
+        return f"CUDA does not start in ONNX Runtime {onnxruntime.__version__}: {error}; {doctor}"
+    return None
 
 
 def _rows_of(value: Any, rows: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:

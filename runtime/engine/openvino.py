@@ -97,12 +97,14 @@ class OpenVINOEngine:
             raise EngineError(
                 f"openvino can't run {bundle.path}'s decoder of the standard spelling; export with --attention portable"
             )
+        options = options.on("cpu")
         one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
         return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
 
     @classmethod
     def load(cls, model: Path, options: EngineOptions = EngineOptions()) -> OpenVINOEngine:
-        """Compile an ONNX file for `options.device`."""
+        """Compile an ONNX file for `options.device`, the CPU where none is named."""
+        options = options.on("cpu")
         reason = cls.unavailable(options.device)
         if reason:
             raise EngineError(f"backend openvino can't run here: {reason}")

@@ -76,7 +76,7 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> TensorRTEngine:
-        reason = cls.unavailable(options.device)
+        reason = cls.unavailable(options.on("cuda").device)
         if reason:
             raise EngineError(f"backend {cls.backend} can't run here: {reason}")
         path = find_engine(bundle, cls.backend, graph)

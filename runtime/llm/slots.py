@@ -18,6 +18,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.engine.place import place
 from runtime.errors import EngineError, UserError
 from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder, check_context
 
@@ -41,6 +42,7 @@ class SlotDecoder:
     @classmethod
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
         """The graph for a batch where the bundle has one and the backend can run it: ONNX Runtime, and OpenVINO."""
+        options = place(bundle, backend, options).options
         if f"{DECODER_BATCH}.onnx" not in bundle.manifest.files or backend.startswith("tensorrt"):
             return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
         if backend == "auto" and options.device == "cuda":

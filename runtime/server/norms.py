@@ -15,6 +15,7 @@ from typing import Any
 from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
+from runtime.engine.place import place
 from runtime.tools.stages import is_compression
 
 TOKEN_NORMS = "token_norms"
@@ -22,6 +23,7 @@ TOKEN_NORMS = "token_norms"
 
 def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Any:
     """The vision engine of `bundle`, with TOKEN_NORMS where that is possible."""
+    options = place(bundle, backend, options).options
     looped = options.device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files
     if backend in ("auto", "onnx") and looped:
         model = _with_norms(bundle)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.engine import EngineOptions
+from runtime.engine.place import place
 from runtime.errors import UsageError, missing_package
 from runtime.progress import say, step
 from runtime.server.options import ServerOptions
@@ -35,6 +36,9 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
         say(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
         state = State(Models.open(paths, options, backend, engine), options)
+    placed = [place(model.bundle, backend, engine) for model in state.models.served.values()]
+    for note in dict.fromkeys(placement.note for placement in placed if placement.note):
+        say(note)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:

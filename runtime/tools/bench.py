@@ -23,6 +23,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import EngineOptions
+from runtime.engine.place import place
 from runtime.errors import BundleError, EngineError
 from runtime.llm.decoder import LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
@@ -45,7 +46,7 @@ class BenchOptions:
     rounds: int = 5
     new_tokens: int = 32
     backend: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     threads: int = 0
     bf16: bool = False
 
@@ -91,7 +92,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
     _reset_peak()
-    engine_options = EngineOptions(options.device, options.threads, options.bf16)
+    engine_options = place(bundle, options.backend, EngineOptions(options.device, options.threads, options.bf16)).options
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
@@ -113,7 +114,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         tokens=run.tokens,
         rounds=options.rounds,
         backends={name: f"{half.engine.backend} on {half.engine.device}" for name, half in engines.items() if half},
-        hardware=hardware(options.device, options.threads),
+        hardware=hardware(engine_options.device, options.threads),
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
+from runtime.engine.place import place
 from runtime.engine.split import SplitVision
 from runtime.errors import BundleError, UserError
 from runtime.llm.decoder import LocalDecoder
@@ -95,8 +96,8 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
     not_run: dict[str, str] = {}
     for backend in dict.fromkeys(backends or BACKENDS):
         kind = backend_class(backend)
-        # TensorRT has no other device than the GPU, so nobody has to say so.
-        placed = replace(options, device="cuda") if backend.startswith("tensorrt") else options
+        # Who checks all backends on one device means those that have it; TensorRT has only the GPU.
+        placed = replace(options, device="cuda") if backend.startswith("tensorrt") else place(bundle, backend, options).options
         reason = None if backends else kind.unavailable(placed.device)
         if reason is None:
             try:

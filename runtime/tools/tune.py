@@ -104,7 +104,7 @@ def text(report: TuneReport) -> str:
 
 
 def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measured:
-    options = EngineOptions(threads=candidate.threads)
+    options = EngineOptions("cpu", candidate.threads)
     say(f"{half} on {candidate.backend}, {candidate.threads or 'its own number of'} threads")
     try:
         with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:

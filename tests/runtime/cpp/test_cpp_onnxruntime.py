@@ -68,9 +68,15 @@ def unusable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         "a pipe": (pipe, "is not a regular file"),
         "for another machine": (_for_arm(folder / "arm.so"), "is for "),
         "another library": (_library(folder / "other.so", "int nothing;"), "has no OrtGetApiBase"),
-        "too old": (_library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')), "is ONNX Runtime 1.16.3, expected 1.17 or newer"),
+        "too old": (
+            _library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')),
+            "is ONNX Runtime 1.16.3, expected 1.17 or newer",
+        ),
         "of a later kind": (_library(folder / "two.so", _FAKE.replace("VERSION", '"2.0.0"')), "is ONNX Runtime 2.0.0"),
-        "without an interface": (_library(folder / "none18.so", _FAKE.replace("VERSION", '"1.18.0"')), "is ONNX Runtime 1.18.0 without the interface"),
+        "without an interface": (
+            _library(folder / "none18.so", _FAKE.replace("VERSION", '"1.18.0"')),
+            "is ONNX Runtime 1.18.0 without the interface",
+        ),
         "without a version": (_library(folder / "mute.so", _FAKE.replace("VERSION", "0")), "does not say which"),
     }
 
