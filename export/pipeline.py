@@ -6,6 +6,7 @@ bundle's name only at the end: an interrupted export leaves an older bundle as i
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -17,13 +18,14 @@ from export.families import family
 from export.quantize import llm_precision
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
-from runtime.errors import ExportError, nearest
+from runtime.errors import ExportError, missing_package, nearest
 from runtime.files import atomic_directory, require_writable
 from runtime.progress import say, step
 from runtime.prompt import Prompt
 
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime")  # loaded later
 _CHOICES = {
     "place": ("after-projector", "before-projector"),
     "precision": ("fp32", "fp16", "int8"),
@@ -199,6 +201,9 @@ def export_bundle(options: ExportOptions) -> ExportResult:
 
 def _check(options: ExportOptions) -> None:
     """Refuse what is wrong whatever the checkpoint is, before torch is imported."""
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "an export", "export,runtime")
     for name, known in _CHOICES.items():
         if getattr(options, name) not in known:
             raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')

@@ -10,6 +10,7 @@ import difflib
 import errno
 import sys
 from collections.abc import Callable, Iterable
+from importlib import metadata
 
 from runtime.interrupts import noting_ctrl_c
 
@@ -65,9 +66,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
-def missing_package(package: str, needed_for: str, extra: str) -> UserError:
+def install_command(extras: str) -> str:
+    """The pip command for extras of this package, e.g. "runtime" or "export,runtime".
+
+    "runtime" brings ONNX Runtime's wheel for CPUs, which excludes the one for GPUs: where that is installed, "gpu" stands instead.
+    """
+    try:
+        metadata.version("onnxruntime-gpu")
+        extras = ",".join("gpu" if extra == "runtime" else extra for extra in extras.split(","))
+    except metadata.PackageNotFoundError:
+        pass
+    return f'pip install "st-gridpool[{extras}]"'
+
+
+def missing_package(package: str, needed_for: str, extras: str) -> UserError:
     """The error for an optional dependency that is not installed: what needs it and the command that brings it."""
-    return UserError(f'{needed_for} needs the package "{package}", which is not installed: pip install "st-gridpool[{extra}]"')
+    return UserError(f'{needed_for} needs the package "{package}", which is not installed: {install_command(extras)}')
 
 
 def exit_code(command: Callable[[], int | None]) -> int:

@@ -7,6 +7,7 @@ ScatterElements/TensorScatter then update it where it is, copying nothing.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ class OnnxEngine:
         try:
             import onnxruntime
         except ImportError:
-            return str(missing_package("onnxruntime", "the onnx backend", "runtime"))
+            other = "; or pass --backend openvino, which is installed" if importlib.util.find_spec("openvino") else ""
+            return f"{missing_package('onnxruntime', 'the onnx backend', 'runtime')}{other}"
         if device not in ("cpu", "cuda"):
             return f"ONNX Runtime runs on cpu and cuda here, not on {device}; --backend openvino has that device"
         if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

@@ -21,10 +21,8 @@ from typing import Any
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.engine import cuda
 from runtime.engine import trt as facade
-from runtime.errors import UserError
+from runtime.errors import UserError, install_command
 from runtime.tools.table import size, table
-
-_RUNTIME, _GPU, _RTX, _OPENVINO = (f'pip install "st-gridpool[{extra}]"' for extra in ("runtime", "gpu", "rtx", "openvino"))
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,22 @@ def report() -> list[Check]:
         _python(),
         Check("processor", True, f"{_cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
         Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
-        _package("numpy", "every array", _RUNTIME),
-        _package("av", "decoding video", _RUNTIME, _av),
-        _package("PIL", "resizing frames as the checkpoint's processor does", _RUNTIME, distribution="pillow"),
-        _package("tokenizers", "the prompt's tokens; without it `tokens` still works", _RUNTIME),
-        _package("jinja2", "the chat template; without it `tokens` still works", _RUNTIME),
+        _package("numpy", "every array", install_command("runtime")),
+        _package("av", "decoding video", install_command("runtime"), _av),
+        _package("PIL", "resizing frames as the checkpoint's processor does", install_command("runtime"), distribution="pillow"),
+        _package("tokenizers", "the prompt's tokens; without it `tokens` still works", install_command("runtime")),
+        _package("jinja2", "the chat template; without it `tokens` still works", install_command("runtime")),
         _onnxruntime(),
-        _package("openvino", "the openvino backend: Intel and Arm CPUs, Intel GPUs and NPUs", _OPENVINO, _devices),
-        _package("onnx", "stages for `parity`", _RUNTIME),
-        _package("polygraphy", "`parity` and its comparisons", _RUNTIME),
-        _package("matplotlib", "`plot`", 'pip install "st-gridpool[plot]"'),
+        _package(
+            "openvino", "the openvino backend: Intel and Arm CPUs, Intel GPUs and NPUs", install_command("openvino"), _devices
+        ),
+        _package("onnx", "stages for `parity`", install_command("runtime")),
+        _package("polygraphy", "`parity` and its comparisons", install_command("runtime")),
+        _package("matplotlib", "`plot`", install_command("plot")),
         _driver(),
         _cuda_runtime(),
-        _tensorrt("tensorrt", "the fastest engines, for the GPU of this machine", _GPU),
-        _tensorrt("tensorrt-rtx", "engines for GeForce and RTX cards, built without a GPU", _RTX),
+        _tensorrt("tensorrt", "the fastest engines, for the GPU of this machine", install_command("gpu")),
+        _tensorrt("tensorrt-rtx", "engines for GeForce and RTX cards, built without a GPU", install_command("rtx")),
         _plugin(),
     ]
 
@@ -99,10 +99,12 @@ def _onnxruntime() -> Check:
         mend = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
         return Check("onnxruntime", False, found, f"the two wheels exclude each other: {mend}")
     gives = "the onnx backend, on every machine"
-    check = _package("onnxruntime", gives, _RUNTIME, _providers, wheels[0] if wheels else "onnxruntime")
+    check = _package("onnxruntime", gives, install_command("runtime"), _providers, wheels[0] if wheels else "onnxruntime")
     on_gpu = "CUDAExecutionProvider" in check.found
     if check.ok and not on_gpu and cuda.gpus():
-        return Check(check.name, True, check.found, f"{gives}; on the GPU with: pip uninstall -y onnxruntime, then {_GPU}")
+        return Check(
+            check.name, True, check.found, f"{gives}; on the GPU with: pip uninstall -y onnxruntime, then {install_command('gpu')}"
+        )
     return check
 
 
