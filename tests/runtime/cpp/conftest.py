@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 from cpp_build import BUILD, build
+from cpp_libraries import enlarge, unusable_libraries
 
 
 @pytest.fixture(scope="session")
 def cpp() -> Path:
     """The directory of the build: `gridpool`, and `tests/gridpool-probe`, `tests/gridpool-units`, `tests/gridpool-example`."""
     return build(BUILD)
+
+
+@pytest.fixture(scope="session")
+def unusable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """{what is wrong: (a library that can't be used, words of the message)}"""
+    return unusable_libraries(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture(scope="session")
+def large_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint's bundle, large enough that both graphs are loaded at the same time. Tests must not change it."""
+    return enlarge(bundle_path, tmp_path_factory.mktemp("large") / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -2,102 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from cpp_build import ROOT, gridpool, install, onnxruntime_library
+from cpp_libraries import list_file
 
 QUESTION = "which shape appears last ?"
-
-_FAKE = """
-struct Base { const void* (*api)(unsigned); const char* (*version)(void); };
-static const void* api(unsigned number) { (void)number; return 0; }
-static const char* version(void) { return VERSION; }
-static struct Base base = {api, version};
-struct Base* OrtGetApiBase(void) { return &base; }
-"""
-
-
-def _library(file: Path, source: str) -> Path:
-    compiler = shutil.which("cc") or pytest.skip("no C compiler")
-    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", file]
-    subprocess.run(command, input=source, text=True, check=True, timeout=60)
-    return file
-
-
-def _for_arm(file: Path) -> Path:
-    """The header of a real library with another machine in it: all that a loader looks at before it refuses."""
-    content = bytearray(onnxruntime_library().read_bytes()[:4096])
-    here = struct.unpack_from("<H", content, 18)[0]
-    struct.pack_into("<H", content, 18, 183 if here != 183 else 62)  # EM_AARCH64, EM_X86_64
-    file.write_bytes(content)
-    return file
 
 
 @pytest.fixture(scope="module")
 def clip() -> Path:
     """The clip of the README's command; its answer is "cross"."""
     return ROOT / "export" / "demo" / "clips" / "shapes.mp4"
-
-
-@pytest.fixture(scope="module")
-def unusable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """{what is wrong: (file, words of the message)}"""
-    folder = tmp_path_factory.mktemp("libraries")
-    content = onnxruntime_library().read_bytes()
-    cut, headless, empty, text, pipe = (folder / name for name in ("cut.so", "headless.so", "empty.so", "text.so", "pipe.so"))
-    cut.write_bytes(content[: len(content) // 3])
-    headless.write_bytes(content[:40])
-    empty.write_bytes(b"")
-    text.write_text("/usr/lib/libonnxruntime.so.1")
-    os.mkfifo(pipe)
-    return {
-        "missing": (folder / "none.so", "does not exist"),
-        "truncated": (cut, "is truncated"),
-        "truncated in its header": (headless, "is truncated"),
-        "empty": (empty, "is not a shared library"),
-        "text": (text, "is not a shared library"),
-        "a directory": (folder, "is a directory"),
-        "a pipe": (pipe, "is not a regular file"),
-        "for another machine": (_for_arm(folder / "arm.so"), "is for "),
-        "another library": (_library(folder / "other.so", "int nothing;"), "has no OrtGetApiBase"),
-        "too old": (
-            _library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')),
-            "is ONNX Runtime 1.16.3, expected 1.17 or newer",
-        ),
-        "of a later kind": (_library(folder / "two.so", _FAKE.replace("VERSION", '"2.0.0"')), "is ONNX Runtime 2.0.0"),
-        "without an interface": (
-            _library(folder / "none18.so", _FAKE.replace("VERSION", '"1.18.0"')),
-            "is ONNX Runtime 1.18.0 without the interface",
-        ),
-        "without a version": (_library(folder / "mute.so", _FAKE.replace("VERSION", "0")), "does not say which"),
-    }
-
-
-@pytest.fixture(scope="module")
-def large_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle past the size from which both graphs are loaded at the same time."""
-    folder = tmp_path_factory.mktemp("large") / "bundle"
-    shutil.copytree(bundle_path, folder)
-    size = 65 << 20
-    with open(folder / "padding.bin", "wb") as file:
-        file.truncate(size)
-    _list_file(folder, "padding.bin")
-    return folder
-
-
-def _list_file(folder: Path, name: str) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    content = (folder / name).read_bytes()
-    manifest["files"][name] = {"size": len(content), "sha256": sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _commands(bundle: Path, clip: Path, folder: Path) -> list[list[str | Path]]:
@@ -182,7 +103,7 @@ def test_one_of_two_graphs_that_does_not_load_ends_in_one_line(cpp: Path, large_
         (folder / name).write_bytes(b"not a graph")
         (folder / "manifest.json").unlink()
         shutil.copy(large_bundle / "manifest.json", folder)
-        _list_file(folder, name)
+        list_file(folder, name)
         assert f"can't load {folder / name}" in _refusal(gridpool(cpp, "run", folder, clip, QUESTION))
 
 

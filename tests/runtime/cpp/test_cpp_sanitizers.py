@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cpp_build import BUILD, build, gridpool, probe
+from cpp_libraries import list_file
 from cpp_videos import check_mutated, write_files
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,25 @@ def test_the_commands_are_clean(sanitized: Path, bundle_path: Path, clip: Path, 
     ):
         done = gridpool(sanitized, *words, env=environment)
         assert done.returncode == 0, (words[0], done.stderr[-4000:])
+
+
+def test_what_does_not_load_is_one_line_without_a_finding(
+    sanitized: Path,
+    large_bundle: Path,
+    clip: Path,
+    environment: dict[str, str],
+    unusable: dict[str, tuple[Path, str]],
+    tmp_path: Path,
+):
+    """Both graphs are loaded at the same time, and one or both fail."""
+    broken = tmp_path / "broken"
+    shutil.copytree(large_bundle, broken)
+    (broken / "vision.loop.onnx").write_bytes(b"not a graph")
+    list_file(broken, "vision.loop.onnx")
+    commands = [(large_bundle, library, fault) for library, fault in unusable.values()] + [(broken, "", "can't load")]
+    for bundle, library, fault in commands:
+        done = gridpool(sanitized, "run", bundle, clip, QUESTION, library=library, env=environment)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and fault in done.stderr, done.stderr[-4000:]
 
 
 def test_the_units_are_clean(sanitized: Path, environment: dict[str, str]):
