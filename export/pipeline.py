@@ -152,7 +152,9 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             prompt={},
             llm={},
             precision=options.precision,
-            opset=max(OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") and options.only != "vision" else 0),
+            opset=max(
+                OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") and options.only != "vision" else 0
+            ),
             limits={},
             stages=vision.stages,
             report=vision.report,

@@ -157,7 +157,7 @@ def _eos_token_ids(checkpoint: Checkpoint) -> list[int]:
     eos = (checkpoint.json("generation_config.json") or {}).get(
         "eos_token_id", (checkpoint.config().get("text_config") or {}).get("eos_token_id")
     )
-    ids = eos if isinstance(eos, list) else [eos]
+    ids: list[Any] = eos if isinstance(eos, list) else [eos]
     if not ids or not all(type(one) is int for one in ids):
         raise CheckpointError(
             f"{checkpoint.path} names no eos_token_id, neither in generation_config.json nor in config.json (it is {eos!r})"
