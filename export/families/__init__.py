@@ -120,7 +120,7 @@ def _original(config: dict[str, Any]) -> str:
             f": it is {layout}, with a newline token in every row of a frame (LLaVA-Video), which no family here reads; "
             "use a LLaVA-OneVision checkpoint such as llava-hf/llava-onevision-qwen2-7b-ov-hf"
         )
-    size = {896: "0.5b", 3584: "7b", 8192: "72b"}.get(config.get("hidden_size", 0), "7b")
+    size = {"896": "0.5b", "8192": "72b"}.get(str(config.get("hidden_size")), "7b")
     return f": it is {layout}; use its conversion for transformers, llava-hf/llava-onevision-qwen2-{size}-ov-hf"
 
 
