@@ -114,7 +114,8 @@ def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) 
         kind.check_vision_weights(checkpoint)
     if options.only != "vision":
         kind.check_llm_weights(checkpoint)
-    return Plan(preset, compress, vision, frames, frame_input, tokens, max_context, _not_applied(checkpoint) if llm else [])
+    not_applied = _say_settings(checkpoint, llm) if llm else []
+    return Plan(preset, compress, vision, frames, frame_input, tokens, max_context, not_applied)
 
 
 def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> int:
@@ -140,6 +141,7 @@ def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> int:
         )
     try:
         prompt.render_question(QUESTION)
+        prompt.around_question()
     except PromptError as error:
         raise CheckpointError(f"{template}: {error}") from None
     try:
@@ -157,13 +159,16 @@ def _is_placeholder(token: int, checkpoint: Checkpoint) -> bool:
     return token in [checkpoint.config().get(key) for key in keys]
 
 
-def _not_applied(checkpoint: Checkpoint) -> list[str]:
+def _say_settings(checkpoint: Checkpoint, llm: LLMInfo) -> list[str]:
+    """Log what of generation_config.json the runtime will do and what it will not; the names of the latter."""
     from export.families.chat import settings_not_applied
 
-    names = settings_not_applied(checkpoint)
+    file, names = checkpoint.path / "generation_config.json", settings_not_applied(checkpoint)
+    if llm.chat.repetition_penalty != 1:
+        say(f"{file}: repetition_penalty {llm.chat.repetition_penalty:g} goes into the bundle")
     if names:
         say(
-            f"warning: {checkpoint.path / 'generation_config.json'} sets {', '.join(names)}, which the runtime does not apply: "
+            f"warning: {file} sets {', '.join(names)}, which the runtime does not apply: "
             "its answers can differ from those of transformers' generate"
         )
     return names
@@ -212,12 +217,12 @@ def _check_frames(frames: int, name: str) -> None:
 def _max_context(chosen: int | None, tokens: int, prompt_ids: int, limit: int) -> int:
     """KV positions for `tokens` visual tokens in a prompt of `prompt_ids` others; limit: that the LLM was made for."""
     needed = tokens + prompt_ids + _SHORTEST_ANSWER
+    if needed > limit:
+        raise ExportError(
+            f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
+        )
     if chosen is None:
-        if needed > limit:
-            raise ExportError(
-                f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
-            )
-        return min(limit, -(-(tokens + _ANSWER_POSITIONS) // 256) * 256)
+        return min(limit, -(-max(needed, tokens + _ANSWER_POSITIONS) // 256) * 256)
     if chosen <= tokens:
         raise ExportError(f"--max-context is {chosen}, the clip alone has {tokens} visual tokens; expected more than that")
     if chosen < needed:

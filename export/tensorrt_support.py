@@ -96,8 +96,14 @@ def require(model: onnx.ModelProto, release: str) -> None:
     found = check(model, release)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        newer = next((known for known in RELEASES if _numbers(known) > _numbers(release_of(release)) and not check(model, known)), None)
-        remedy = f"with --tensorrt {newer}, or newer" if newer else f"without --tensorrt: no known release takes it ({', '.join(RELEASES)})"
+        newer = next(
+            (known for known in RELEASES if _numbers(known) > _numbers(release_of(release)) and not check(model, known)), None
+        )
+        remedy = (
+            f"with --tensorrt {newer}, or newer"
+            if newer
+            else f"without --tensorrt: no known release takes it ({', '.join(RELEASES)})"
+        )
         raise ExportError(f"TensorRT {release} does not take {found[0]}{more}; export {remedy}")
 
 

@@ -101,6 +101,13 @@ class TestWeights:
         with pytest.raises(CheckpointError, match=f"{key} holds NaN or infinite values"):
             family("llava-ov").load_llm(open_checkpoint(str(checkpoint)))
 
+    def test_nan_in_the_llm_is_found_before_the_vision_encoder_is_exported(
+        self, checkpoint: Path, refusal: Callable[..., str]
+    ) -> None:
+        key = key_of(checkpoint, LLM_WEIGHT)
+        change_weights(checkpoint, lambda weights: weights[key][0].fill_(float("nan")))
+        assert f"{key} holds NaN or infinite values" in refusal()
+
     def test_quantized_weights_are_refused(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         key = key_of(checkpoint, VISION_WEIGHT)
         change_weights(checkpoint, lambda weights: weights.update({key: weights[key].to(torch.int8)}))

@@ -229,6 +229,14 @@ class TestGeneration:
             f"{checkpoint / 'generation_config.json'}: repetition_penalty is {penalty!r}; expected a number above 0"
         )
 
+    def test_a_repetition_penalty_goes_into_the_bundle(self, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+        change(checkpoint / "generation_config.json", repetition_penalty=1.1)
+        source = open_checkpoint(str(checkpoint))
+        assert family("llava-ov").load_llm(source).prompt["repetition_penalty"] == 1.1
+        make_plan(ExportOptions(), family("llava-ov"), source)
+        assert "generation_config.json: repetition_penalty 1.1 goes into the bundle" in capsys.readouterr().err
+        assert "repetition_penalty" not in family("llava-ov").load_llm(open_checkpoint(None)).prompt
+
     def test_what_is_not_json(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         (checkpoint / "generation_config.json").write_text("{eos_token_id: 2}")
         assert f"{checkpoint / 'generation_config.json'} is not valid JSON" in refusal()
@@ -308,6 +316,10 @@ class TestOtherLayouts:
 
 
 class TestOptions:
+    def test_a_clip_that_leaves_no_room_for_a_question(self, refusal: Callable[..., str]) -> None:
+        line = refusal("--frames", "320", "--max-context", "4096")
+        assert "the clip has 5121 visual tokens, the LLM was made for 4096 positions; take fewer --frames" in line
+
     def test_a_context_without_room_for_a_question(self, refusal: Callable[..., str]) -> None:
         line = refusal("--max-context", "270")
         assert line.startswith("--max-context is 270, the clip has 257 visual tokens and a short question and answer ")
