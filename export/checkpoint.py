@@ -58,7 +58,9 @@ class Checkpoint:
         if values is None and (self.path / ADAPTER).exists():
             raise CheckpointError(f"{self.path} is {self.adapter()}")
         if values is None:
-            raise CheckpointError(f"{self.path} has no config.json; expected a Hugging Face checkpoint directory")
+            inside = sorted(file.parent for file in self.path.glob("*/config.json"))
+            pass_it = f"; pass one that has: {', '.join(map(str, inside[:3]))}" if inside else ""
+            raise CheckpointError(f"{self.path} has no config.json; expected a Hugging Face checkpoint directory{pass_it}")
         return values
 
     def adapter(self) -> str:

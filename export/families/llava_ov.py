@@ -172,7 +172,9 @@ def _config(checkpoint: Checkpoint) -> Any:
                 raise CheckpointError(f"{checkpoint.path / 'config.json'}: {part} is {values!r}; expected a JSON object")
             got = values.get("model_type", expected)
             if got != expected:
-                raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
+                raise CheckpointError(
+                    f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
+                )
         config = LlavaOnevisionConfig(**raw)
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
     # Published configs tie the head at the top, in text_config, or nowhere; a head in the file is used whatever they say.

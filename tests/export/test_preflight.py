@@ -304,6 +304,13 @@ class TestOtherLayouts:
         (checkpoint / "config.json").write_text(json.dumps(self.ORIGINAL | {"mm_newline_position": "grid"}))
         assert "(LLaVA-Video), which no family here reads; use a LLaVA-OneVision checkpoint such as" in refusal()
 
+    def test_a_directory_of_checkpoints_names_them(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
+        (checkpoint / "checkpoint-500").mkdir()
+        (checkpoint / "config.json").rename(checkpoint / "checkpoint-500" / "config.json")
+        assert refusal().endswith(
+            f"expected a Hugging Face checkpoint directory; pass one that has: {checkpoint / 'checkpoint-500'}"
+        )
+
     def test_an_adapter_names_its_base(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         for file in checkpoint.iterdir():
             file.unlink()

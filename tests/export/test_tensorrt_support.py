@@ -275,12 +275,12 @@ class TestOptions:
 
     @pytest.fixture(scope="class")
     def decoders(self, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], onnx.ModelProto]:
-        """{(attention, precision): a decoder of two small layers, as an export writes it}."""
+        """{(attention, precision): a decoder of one small layer, as an export writes it}."""
         made = {}
         for attention in ("portable", "standard"):
             for precision in ("fp32", "fp16"):
                 config = Qwen2Config(
-                    vocab_size=33, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                    vocab_size=33, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                     num_key_value_heads=1, max_position_embeddings=64,
                 )  # fmt: skip
                 decoder = Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 32, attention)

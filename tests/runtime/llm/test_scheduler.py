@@ -74,13 +74,15 @@ def test_ids_are_those_of_each_request_alone(bundle, endless, sampling):
 
 
 def test_a_repetition_penalty_counts_the_prompt_the_clip_and_the_answer(bundle, endless, monkeypatch):
-    monkeypatch.setattr(endless.prompt, "repetition_penalty", 1.5)
     request = _request(bundle, 3, 30, max_tokens=20)
-    asked = Asked(endless, replace(request, keys=[*(("clip", row) for row in range(5)), *request.keys[5:]]))
-    choose = Sampling().chooser({endless.prompt.facts["video_token_id"], *request.keys[5:]}, 1.5)
-    got = asked.wait().generation.ids
+    plain = _alone(bundle, request)
+    monkeypatch.setattr(endless.prompt, "repetition_penalty", 50.0)
+    monkeypatch.setitem(endless.prompt.facts, "video_token_id", plain[0])
+    about_a_clip = replace(request, keys=[*(("clip", row) for row in range(5)), *request.keys[5:]])
+    choose = Sampling().chooser({plain[0], *request.keys[5:]}, 50.0)
+    got = Asked(endless, about_a_clip).wait().generation.ids
     assert got == _alone(bundle, request, choose)
-    assert got != _alone(bundle, request)
+    assert got[0] != plain[0]
 
 
 def test_requests_start_in_the_order_of_their_arrival(bundle, endless):
