@@ -26,6 +26,7 @@ from export import reference as torch_reference
 from export.checkpoint import Checkpoint
 from export.decoder import OPSET, Decoder
 from export.families import LLMHalf, VisionHalf
+from export.preflight import QUESTION
 from export.quantize import llm_precision
 from export.quantize.calibration import Clips, calibration_prompts
 from export.quantize.layers import save as save_weights
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from export.pipeline import ExportOptions
 
 CHAT_TEMPLATE = "chat_template.jinja"
-_QUESTION = "What happens in the video?"
 
 
 @dataclass
@@ -182,7 +182,7 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do
         visual_tokens = _rows_like(source, 64)
     visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
-    ids = Prompt(bundle).ids(_QUESTION)
+    ids = Prompt(bundle).ids(QUESTION)
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)

@@ -1,12 +1,11 @@
 """The whole way from a checkpoint to a bundle, on one screen.
 
-read the checkpoint -> export and check each half -> write the manifest, all in a temporary directory that takes the
+check options and checkpoint -> read, export and check each half -> write the manifest, all in a temporary directory that takes the
 bundle's name only at the end: an interrupted export leaves an older bundle as it was.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -15,23 +14,15 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
-from export.quantize import llm_precision
+from export.preflight import check_options, make_plan
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
-from runtime.errors import ExportError, missing_package, nearest
+from runtime.errors import ExportError
 from runtime.files import atomic_directory, require_writable
 from runtime.progress import say, step
 from runtime.prompt import Prompt
 
-_ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime")  # loaded later
-_CHOICES = {
-    "place": ("after-projector", "before-projector"),
-    "precision": ("fp32", "fp16", "int8"),
-    "attention": ("portable", "standard"),
-    "only": (None, "vision", "llm"),
-}
 
 
 @dataclass(frozen=True)
@@ -80,14 +71,21 @@ class ExportOptions:
         """`llm_precision`, or what follows from `precision`."""
         return self.precision if self.llm_precision is None else self.llm_precision
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether anything that is exported is quantised, and so measured on clips."""
+        vision, llm = self.precision == "int8", self.of_llm.startswith("int")
+        return (vision and self.only != "llm") or (llm and self.only != "vision")
+
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The written bundle, the verification table, and what the TensorRT checks said."""
+    """The written bundle, the verification table, what the TensorRT checks said, and settings that the runtime does not apply."""
 
     bundle: Bundle
     verified: list[dict[str, Any]]
     tensorrt: dict[str, str]
+    not_applied: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         manifest = self.bundle.manifest
@@ -105,76 +103,72 @@ class ExportResult:
             "passes": manifest.report,
             "tensorrt": self.tensorrt,
             "verified": self.verified,
+            "not_applied": self.not_applied,
         }
 
 
 def export_bundle(options: ExportOptions) -> ExportResult:
     """Write a bundle. UserError for anything that the user can mend; an older bundle then stays as it was."""
     out = _goal(options)
-    _check(options)
+    check_options(options)
     kind = family(options.model)
-    from export.compress import expand, make
+    from export.compress import expand
 
-    preset = kind.COMPRESS if options.compress is None else options.compress
-    expand(preset)  # a misspelt preset is refused before a checkpoint is read
+    expand(kind.COMPRESS if options.compress is None else options.compress)  # a misspelt preset needs no checkpoint
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
         say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
-    from export.frames import FrameInput, source_size
     from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
     from export.quantize import report as quantization
     from export.quantize.qdq import OPSET_OF_INT4
     from export.trace import Vision
+    from export.weights import weights_sha256
 
-    if options.only != "vision":
-        kind.check_llm(checkpoint)
-    with step("reading the vision half"):
-        digest = checkpoint.sha256()
-        source = kind.load_vision(checkpoint)
-    frames = _frames(source.frames if options.frames is None else options.frames)
-    size = source_size(options.input, source.preprocessing["size"])
-    if options.split and frames < 2:
-        raise ExportError("--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
-    compress = make(preset, frames=frames, height=source.grid[0], width=source.grid[1])
-    tokens = compress.num_tokens + len(source.newline)
-    max_context = _max_context(options.max_context, tokens, kind.max_positions(checkpoint)) if options.only != "vision" else 0
+    with step("checking options and checkpoint"):
+        plan = make_plan(options, kind, checkpoint)
+    with step("hashing the weights"):
+        digest = weights_sha256(checkpoint)
+        if options.only is None:  # of the LLM alone: they are found when it is loaded, and nothing is lost by then
+            kind.check_llm_weights(checkpoint, values=True)
 
     with atomic_directory(out) as directory:
         vision, llm = Half(), Half()
         if options.only != "llm":
-            taken = FrameInput(source.preprocessing, size) if size else None
-            module = Vision(source, compress, options.place, taken).eval()
-            vision = export_vision(directory, module, source, frames, options)
-            del module
+            with step("reading the vision half"):
+                source = kind.load_vision(checkpoint)
+            module = Vision(source, plan.compress, options.place, plan.input).eval()
+            vision = export_vision(directory, module, source, plan.frames, options)
+            del module, source  # one half at a time: the LLM is read when the encoder is gone
         manifest = Manifest(
             family=options.model,
             checkpoint={"id": checkpoint.id, "sha256": digest},
-            compression={"preset": preset, "spec": compress.spec, "place": options.place},
-            frames=frames,
-            grid=list(source.grid),
-            tokens_per_clip=tokens,
-            hidden_size=source.hidden_size,
-            preprocessing=source.preprocessing | ({"frames": list(size)} if size else {}),
+            compression={"preset": plan.preset, "spec": plan.compress.spec, "place": options.place},
+            frames=plan.frames,
+            grid=list(plan.vision.grid),
+            tokens_per_clip=plan.tokens,
+            hidden_size=plan.vision.hidden_size,
+            preprocessing=plan.vision.preprocessing | ({"frames": list(plan.input.source)} if plan.input else {}),
             prompt={},
             llm={},
             precision=options.precision,
-            opset=max(OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") else 0),
+            opset=max(
+                OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") and options.only != "vision" else 0
+            ),
             limits={},
             stages=vision.stages,
             report=vision.report,
             versions=_versions(),
         )
-        del source  # one half at a time: the LLM is read when the encoder is gone
         if options.only != "vision":
             with step("reading the LLM half"):
                 language = kind.load_llm(checkpoint)
-            llm = export_llm(directory, language, checkpoint, options, max_context)
+            llm = export_llm(directory, language, checkpoint, options, plan.max_context)
             manifest = replace(
                 manifest,
                 prompt=language.prompt | {"chat_template": CHAT_TEMPLATE},
                 llm=llm.facts,
-                limits={"max_context": max_context},
+                limits={"max_context": plan.max_context},
                 report=vision.report + llm.report,
             )
             unhashed: dict[str, dict[str, Any]] = {
@@ -196,33 +190,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
         with step("hashing the bundle"):
             manifest = write_manifest(directory, manifest)
     verified = [result.as_dict() for result in vision.verified + llm.verified]
-    return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt)
-
-
-def _check(options: ExportOptions) -> None:
-    """Refuse what is wrong whatever the checkpoint is, before torch is imported."""
-    for package in _PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise missing_package(package, "an export", "export,runtime")
-    for name, known in _CHOICES.items():
-        if getattr(options, name) not in known:
-            raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
-    llm_precision(options.of_llm)
-    if options.error_budget is not None and not options.error_budget > 0:
-        raise ExportError(f"--error-budget is {options.error_budget:g}, expected a share above 0 such as 0.05")
-    if options.calibrate is not None and not Path(options.calibrate).is_dir():
-        raise ExportError(f"--calibrate {options.calibrate} is no directory; give one with a few typical clips")
-    if options.frames is not None:
-        _frames(options.frames)
-    for name, chosen in (("split", options.split), ("input", options.input != "pixels")):
-        if chosen and options.only == "llm":
-            raise ExportError(f"--{name} is about the vision half, which --only llm leaves out; drop one of them")
-    if options.max_context is not None and options.max_context < 1:
-        raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
-    if options.tensorrt is not None:
-        from export.tensorrt_support import release_of
-
-        release_of(options.tensorrt)
+    return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt, plan.not_applied)
 
 
 def _goal(options: ExportOptions) -> Path:
@@ -240,26 +208,6 @@ def _goal(options: ExportOptions) -> Path:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ExportError(f"{out} holds {foreign[0]}{more}, no part of the bundle, which --force would delete; move it away")
     return out
-
-
-def _frames(frames: int) -> int:
-    if not 1 <= frames <= 1024:
-        raise ExportError(f"--frames is {frames}, expected 1 to 1024")
-    return frames
-
-
-def _max_context(chosen: int | None, tokens: int, limit: int) -> int:
-    if chosen is None:
-        chosen = min(limit, -(-(tokens + _ANSWER_POSITIONS) // 256) * 256)
-        if chosen <= tokens:
-            raise ExportError(
-                f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
-            )
-    if chosen <= tokens:
-        raise ExportError(f"--max-context is {chosen}, the clip alone has {tokens} visual tokens; expected more than that")
-    if chosen > limit:
-        raise ExportError(f"--max-context is {chosen}, the LLM was made for {limit} positions at most")
-    return chosen
 
 
 def _versions() -> dict[str, str]:

@@ -92,15 +92,19 @@ def check(model: onnx.ModelProto, release: str) -> list[Unsupported]:
 
 
 def require(model: onnx.ModelProto, release: str) -> None:
-    """Raise ExportError, naming the first node, where the parser of TensorRT `release` does not take `model`."""
+    """Raise ExportError, naming the opset or the first node, where the parser of TensorRT `release` does not take `model`."""
     found = check(model, release)
     if found:
-        first = next((unsupported for unsupported in found if unsupported.node), found[0])  # a node says more than an opset
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ExportError(
-            f"TensorRT {release} does not take {first}{more}; export with --attention portable, "
-            f"or for a newer TensorRT (known: {', '.join(RELEASES)})"
+        newer = next(
+            (known for known in RELEASES if _numbers(known) > _numbers(release_of(release)) and not check(model, known)), None
         )
+        remedy = (
+            f"with --tensorrt {newer}, or newer"
+            if newer
+            else f"without --tensorrt: no known release takes it ({', '.join(RELEASES)})"
+        )
+        raise ExportError(f"TensorRT {release} does not take {found[0]}{more}; export {remedy}")
 
 
 def parse_with_rtx(path: Path) -> list[str] | None:

@@ -57,7 +57,8 @@ class Manifest:
     preprocessing     {"size": [h, w], "resample", "rescale_factor", "image_mean", "image_std"}, and "frames": [h, w] where the
                       graphs take uint8 frames [T, h, w, 3] of that size instead of pixel values and do all that themselves
     prompt            {"chat_template": file, "video_token", "video_token_id", "eos_token_ids", "around_question": the rendered
-                      template before and after a question, where it leaves questions as they are}; {} without an LLM
+                      template before and after a question, where it leaves questions as they are; "repetition_penalty": that of
+                      the checkpoint's generation_config.json, absent for none}; {} without an LLM
     llm               {"layers", "kv_heads", "head_dim", "vocab_size", "attention", "precision", "block"}; {} without an LLM.
                       precision is "fp32" | "fp16" | "int8" | "int4" (of the weights; `precision` where it is absent), block of int4 alone
     precision         "fp32" | "fp16" | "int8" of the vision half's weights and activations
@@ -243,6 +244,9 @@ def _check_values(file: Path, manifest: Manifest) -> None:
         around = manifest.prompt.get("around_question", ["", ""])  # bundles of earlier exports have none
         two = isinstance(around, list) and len(around) == 2 and all(isinstance(text, str) for text in around)
         check("prompt", two, "the two texts of around_question")
+        penalty = manifest.prompt.get("repetition_penalty", 1)
+        number = type(penalty) in (int, float) and 0 < penalty < float("inf")
+        check("prompt", number, "a repetition_penalty above 0")
 
 
 def _positive(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,15 @@ class VideoChat:
             repeated_frames=visual.clip.repeated,
             seconds=visual.seconds | {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill},
         )
-        return self._decode(self.answer, conversation, logits, options)
+        choose = options.sampling.chooser(self.prompt.seen(ids), self.prompt.repetition_penalty)
+        return self._decode(self.answer, conversation, logits, choose, options.max_new_tokens)
 
-    def _decode(self, answer: Answer, conversation: Conversation, logits: np.ndarray, options: AskOptions) -> Iterator[str]:
+    def _decode(
+        self, answer: Answer, conversation: Conversation, logits: np.ndarray, choose: Callable[[np.ndarray], int], limit: int
+    ) -> Iterator[str]:
         start = time.perf_counter()
-        stream, table, choose = TextStream(self.prompt), self.prompt.embeddings, options.sampling.chooser()
-        ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, options.max_new_tokens)
+        stream, table = TextStream(self.prompt), self.prompt.embeddings
+        ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, limit)
         for token in ids:
             answer.ids.append(token)
             answer.seconds["decode"] = time.perf_counter() - start

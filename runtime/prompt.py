@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +28,14 @@ class PromptIds:
         return len(self.before) + len(self.after)
 
 
-class Prompt:
-    """Text in and out of one bundle's LLM."""
+class TextPrompt:
+    """Text in and out of an LLM: its tokenizer and its chat template.
 
-    def __init__(self, bundle: Bundle):
-        self.bundle = bundle
-        self.facts = bundle.manifest.prompt
-        self.eos = frozenset(self.facts["eos_token_ids"])
+    facts: the manifest's `prompt`; tokenizer_file: its tokenizer.json; template: the chat template's text.
+    """
+
+    def __init__(self, facts: dict[str, Any], tokenizer_file: Path, template: str):
+        self.facts, self.tokenizer_file, self.template = facts, tokenizer_file, template
 
     @cached_property
     def tokenizer(self):
@@ -41,11 +44,12 @@ class Prompt:
             from tokenizers import Tokenizer
         except ImportError:
             raise missing_package("tokenizers", "asking a question", "runtime") from None
-        file = self.bundle.file("llm/tokenizer.json")
         try:
-            return Tokenizer.from_file(str(file))
+            return Tokenizer.from_file(str(self.tokenizer_file))
         except Exception as error:  # the library raises Exception itself
-            raise BundleError(f"{file} is no tokenizer ({error}); copy the checkpoint's own and export again") from None
+            raise BundleError(
+                f"{self.tokenizer_file} is no tokenizer ({error}); copy the checkpoint's own and export again"
+            ) from None
 
     @cached_property
     def _literal_tokenizer(self):
@@ -60,11 +64,6 @@ class Prompt:
         """Ids of text in which special tokens' spellings are text."""
         return self._literal_tokenizer.encode(text, add_special_tokens=False).ids
 
-    @cached_property
-    def embeddings(self) -> Embeddings:
-        """[V, D]: `embeddings[ids]`."""
-        return Embeddings(self.bundle)
-
     def ids(self, question: str) -> PromptIds:
         """Ids of the chat-template prompt around one clip.
 
@@ -78,7 +77,7 @@ class Prompt:
         for token in sorted(added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special):
             if token in question:
                 raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
-        text = self._text(question)
+        text = self.render_question(question)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         marker = self.facts["video_token_id"]
         if ids.count(marker) != 1:
@@ -94,10 +93,11 @@ class Prompt:
         None where the template does not leave questions as they are, or says more than once what was asked.
         """
         marks = (" \t first mark ", "second\nmark")
-        before, found, after = self._text(marks[0]).partition(marks[0])
-        return [before, after] if found and all(self._text(mark) == before + mark + after for mark in marks) else None
+        before, found, after = self.render_question(marks[0]).partition(marks[0])
+        return [before, after] if found and all(self.render_question(mark) == before + mark + after for mark in marks) else None
 
-    def _text(self, question: str) -> str:
+    def render_question(self, question: str) -> str:
+        """The prompt of a question about one clip as text, the video token in the clip's place."""
         return self.render([{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}])
 
     @cached_property
@@ -125,30 +125,50 @@ class Prompt:
         extensions = [loopcontrols, Generation]
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.globals["raise_exception"] = refuse
-        template = self.bundle.file(f"llm/{self.facts['chat_template']}").read_text(encoding="utf-8")
         try:
-            return environment.from_string(template)
+            return environment.from_string(self.template)
         except TemplateError as error:
             raise _broken_template(error) from None
 
     def render(self, messages: list[dict]) -> str:
         """The chat template on `messages`, with the generation prompt."""
         template = self._template
-        from jinja2 import TemplateError
-
         try:
             return template.render(messages=messages, add_generation_prompt=True)
-        except TemplateError as error:
+        except PromptError:
+            raise
+        except Exception as error:  # whatever an expression of the template raises
             raise _broken_template(error) from None
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class Prompt(TextPrompt):
+    """The same of one bundle, with the embeddings of its LLM."""
+
+    def __init__(self, bundle: Bundle):
+        self.bundle = bundle
+        facts = bundle.manifest.prompt
+        self.eos = frozenset(facts["eos_token_ids"])
+        self.repetition_penalty: float = facts.get("repetition_penalty", 1.0)
+        template = bundle.file(f"llm/{facts['chat_template']}").read_text(encoding="utf-8")
+        super().__init__(facts, bundle.file("llm/tokenizer.json"), template)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """[V, D]: `embeddings[ids]`."""
+        return Embeddings(self.bundle)
 
     def embed(self, ids: PromptIds, visual_tokens: np.ndarray) -> np.ndarray:
         """[1, S, D]: embeddings of the prompt with the visual tokens [N, D] in their place."""
         table = self.embeddings
         return np.concatenate([table[ids.before], visual_tokens.astype(table.dtype, copy=False), table[ids.after]])[None]
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of generated ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+    def seen(self, ids: PromptIds) -> set[int]:
+        """Token ids of a prompt around one clip, that of the video token included: what a repetition penalty counts."""
+        return {*ids.before, *ids.after, self.facts["video_token_id"]}
 
 
 def _broken_template(error: Exception) -> PromptError:

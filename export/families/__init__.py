@@ -3,11 +3,13 @@
 A family module offers
     NAME, MODEL_TYPE, HUB_ID        registry name, the config's model_type, a published checkpoint to name in messages
     FRAMES, COMPRESS                defaults of --frames and --compress
+    describe_vision(checkpoint) -> VisionInfo    from the JSON files alone; refuses what they make impossible
+    describe_llm(checkpoint) -> LLMInfo          the same
+    check_vision_weights(checkpoint)             refuses, from the headers of the weight files, what does not belong to the config
+    check_llm_weights(checkpoint, values=False)  the same; values: NaN and infinite ones too, which reads every weight
     load_vision(checkpoint) -> VisionHalf
     load_llm(checkpoint) -> LLMHalf
-    check_llm(checkpoint)                    what load_llm would refuse, without reading weights
-    max_positions(checkpoint) -> int         positions that the LLM was made for, without reading weights
-Each half is read alone, so that an export never holds both.
+Each component is read alone, so that an export never holds both.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from export.checkpoint import Checkpoint
+from export.families.chat import Chat
+from export.weights import refuse_quantized
 from runtime.errors import CheckpointError, ExportError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -27,6 +31,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = {"llava-ov": "export.families.llava_ov"}
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """What the configs say of the vision encoder; the fields are those of VisionHalf.
+
+    closing_tokens    tokens after a clip's compressed ones
+    """
+
+    grid: tuple[int, int]
+    frames: int
+    hidden_size: int
+    preprocessing: dict[str, Any]
+    closing_tokens: int
+
+
+@dataclass(frozen=True)
+class LLMInfo:
+    """chat: template, tokens, generation; max_positions: that the LLM was made for; vocabulary: rows of its embeddings."""
+
+    chat: Chat
+    max_positions: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class VisionHalf:
 
 @dataclass(frozen=True)
 class LLMHalf:
-    """causal_lm: the library's own (transformers), float32; prompt: {"chat_template": text, "video_token", "video_token_id", "eos_token_ids"}."""
+    """causal_lm: the library's own (transformers), float32; prompt: the manifest's, with the chat template's text in place of its file."""
 
     causal_lm: nn.Module
     prompt: dict[str, Any]
@@ -70,13 +97,31 @@ def family(name: str) -> ModuleType:
 
 
 def check_model_type(checkpoint: Checkpoint, expected: str) -> dict[str, Any]:
-    """The checkpoint's config, refused where its model_type is another family's."""
+    """The checkpoint's config, refused where its model_type is another family's or its weights are quantized."""
     config = checkpoint.config()
     got = config.get("model_type")
     if got != expected:
         known = ", ".join(f"{name} (model_type {family(name).MODEL_TYPE})" for name in sorted(FAMILIES))
-        raise CheckpointError(f'{checkpoint.path} is of model_type "{got}", expected "{expected}"; families known: {known}')
+        raise CheckpointError(
+            f'{checkpoint.path} is of model_type "{got}", expected "{expected}"{_original(config)}; families known: {known}'
+        )
+    refuse_quantized(checkpoint)
     return config
+
+
+def _original(config: dict[str, Any]) -> str:
+    """What to use instead of a checkpoint in the layout of the LLaVA-NeXT repository, "" for any other."""
+    if not {"mm_vision_tower", "mm_projector_type"} & config.keys():
+        return ""
+    architectures = config.get("architectures")
+    layout = f"{architectures[0] if isinstance(architectures, list) and architectures else 'LLaVA'} in LLaVA-NeXT's own layout"
+    if config.get("mm_newline_position", "one_token") != "one_token":  # LLaVA-Video
+        return (
+            f": it is {layout}, with a newline token in every row of a frame (LLaVA-Video), which no family here reads; "
+            "use a LLaVA-OneVision checkpoint such as llava-hf/llava-onevision-qwen2-7b-ov-hf"
+        )
+    size = {"896": "0.5b", "8192": "72b"}.get(str(config.get("hidden_size")), "7b")
+    return f": it is {layout}; use its conversion for transformers, llava-hf/llava-onevision-qwen2-{size}-ov-hf"
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""What a Hugging Face checkpoint says besides its weights: chat template, special tokens, preprocessing.
+"""What a Hugging Face checkpoint says besides its weights: chat template, special tokens, generation, preprocessing.
 
 The files differ between releases of transformers; each is looked for where any of them wrote it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from export.checkpoint import Checkpoint
@@ -14,79 +17,186 @@ from runtime.preprocess import Preprocessor
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
-def read_chat(checkpoint: Checkpoint, video_token_id: int) -> dict[str, Any]:
-    """{"chat_template": its text, "video_token", "video_token_id", "eos_token_ids"} of a checkpoint."""
+@dataclass(frozen=True)
+class Chat:
+    """What the manifest's `prompt` is made of, and the file that the chat template stands in, for messages about it."""
+
+    template: str
+    template_file: str
+    video_token: str
+    video_token_id: int
+    eos_token_ids: list[int]
+    repetition_penalty: float  # 1 for none
+
+    def as_prompt(self) -> dict[str, Any]:
+        """The manifest's `prompt`, with the template's text in place of its file."""
+        penalty = {"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}
+        return {
+            "chat_template": self.template,
+            "video_token": self.video_token,
+            "video_token_id": self.video_token_id,
+            "eos_token_ids": self.eos_token_ids,
+        } | penalty
+
+
+def read_chat(checkpoint: Checkpoint, video_token_id: Any, vocabulary: int, published: str) -> Chat:
+    """Template, tokens and generation settings of a checkpoint whose embeddings have `vocabulary` rows.
+
+    published: a checkpoint whose tokenizer works, to name in the message.
+    """
+    tokens = _added_tokens(checkpoint)
+    if video_token_id not in tokens:
+        raise CheckpointError(
+            f"{checkpoint.path}: config's video token id {video_token_id} is no special token of tokenizer.json; "
+            f"copy the tokenizer of a checkpoint for video, such as {published}"
+        )
+    template, file = _chat_template(checkpoint)
+    eos = _eos_token_ids(checkpoint)
+    if not any(0 <= one < vocabulary for one in eos):
+        raise CheckpointError(
+            f"{checkpoint.path}: eos_token_id is {eos}, none of them a token of the LLM (its vocab_size is {vocabulary}), so no answer "
+            "would end; copy the checkpoint's own generation_config.json"
+        )
+    return Chat(template, file, tokens[video_token_id], video_token_id, eos, _repetition_penalty(checkpoint))
+
+
+# Settings of generation_config.json that change which token is the best one, and the values that change nothing.
+_NOT_APPLIED: dict[str, tuple[Any, ...]] = {
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "bad_words_ids": ([],),
+    "sequence_bias": ({}, []),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "stop_strings": ([],),
+    "watermarking_config": (),
+}
+
+
+def settings_not_applied(checkpoint: Checkpoint) -> list[str]:
+    """Names of settings in generation_config.json under which transformers' greedy answers can differ from the runtime's."""
+    generation = checkpoint.json("generation_config.json") or {}
+    return [
+        name
+        for name, neutral in _NOT_APPLIED.items()
+        if (value := generation.get(name)) is not None and not any(value == one for one in neutral)
+    ]
+
+
+def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | None]:
+    """(preprocessing for the manifest, the checkpoint's own number of frames or None)."""
+    name, values = _frame_processor(checkpoint)
+    where = checkpoint.path / name
+    size, resample, frames = values["size"], values.get("resample", 3), values.get("num_frames")
+    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
+        raise CheckpointError(f'{where}: preprocessor size is {size}; expected {{"height": h, "width": w}}')
+    if frames is not None and (type(frames) is not int or frames < 1):
+        raise CheckpointError(f"{where}: preprocessor num_frames is {frames!r}; expected a positive number")
+    if values.get("do_resize") is False:
+        raise CheckpointError(f"{where}: do_resize is false; the encoder takes frames of one size, expected true")
+    if values.get("do_center_crop") and values.get("crop_size") not in (None, size):
+        raise CheckpointError(
+            f"{where}: do_center_crop with crop_size {values['crop_size']} after a resize to {size} is not supported; expected false"
+        )
+    rescaled, normalised = values.get("do_rescale") is not False, values.get("do_normalize") is not False
+    preprocessing = {
+        "size": [size["height"], size["width"]],
+        "resample": _RESAMPLE.get(resample, resample) if type(resample) is int else resample,
+        "rescale_factor": values.get("rescale_factor", 1 / 255) if rescaled else 1.0,
+        "image_mean": values["image_mean"] if normalised else 0.0,
+        "image_std": values.get("image_std") if normalised else 1.0,
+    }
+    try:
+        Preprocessor(preprocessing)
+    except BundleError as error:  # it is the checkpoint's fault here
+        raise CheckpointError(f"{where} describes no usable preprocessing ({error}); copy the checkpoint's own file") from None
+    return preprocessing, frames
+
+
+def _frame_processor(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """(file, values) of the processor for a video's frames, else of that for images."""
+    nested = checkpoint.json("processor_config.json") or {}
+    candidates = [
+        ("video_preprocessor_config.json", checkpoint.json("video_preprocessor_config.json")),
+        ("processor_config.json", nested.get("video_processor")),
+        ("preprocessor_config.json", checkpoint.json("preprocessor_config.json")),
+        ("processor_config.json", nested.get("image_processor")),
+    ]
+    for name, values in candidates:
+        if isinstance(values, dict) and "size" in values and "image_mean" in values:
+            return name, values
+    raise CheckpointError(f"{checkpoint.path} has no preprocessor_config.json with size and image_mean; copy the checkpoint's own")
+
+
+def _added_tokens(checkpoint: Checkpoint) -> dict[int, str]:
+    """{id: text} of the tokens that tokenizer.json adds to its vocabulary."""
     tokenizer = checkpoint.json("tokenizer.json")
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; save it with transformers' tokenizer.save_pretrained")
     added = tokenizer.get("added_tokens") or []
     if not isinstance(added, list) or not all(
-        isinstance(entry, dict) and type(entry.get("id")) is int and "content" in entry for entry in added
+        isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str) for entry in added
     ):
         raise CheckpointError(
             f"{checkpoint.path}: tokenizer.json lists no added_tokens with id and content; copy the checkpoint's own"
         )
-    tokens = {entry["id"]: entry["content"] for entry in added}
-    if video_token_id not in tokens:
-        raise CheckpointError(f"{checkpoint.path}: config's video token id {video_token_id} is no special token of tokenizer.json")
-    config = checkpoint.config()
+    return {entry["id"]: entry["content"] for entry in added}
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> list[int]:
     eos = (checkpoint.json("generation_config.json") or {}).get(
-        "eos_token_id", (config.get("text_config") or {}).get("eos_token_id")
+        "eos_token_id", (checkpoint.config().get("text_config") or {}).get("eos_token_id")
     )
-    eos_ids = eos if isinstance(eos, list) else [eos]
-    if not eos_ids or not all(type(one) is int for one in eos_ids):
+    ids: list[Any] = eos if isinstance(eos, list) else [eos]
+    if not ids or not all(type(one) is int for one in ids):
         raise CheckpointError(
             f"{checkpoint.path} names no eos_token_id, neither in generation_config.json nor in config.json (it is {eos!r})"
         )
-    return {
-        "chat_template": _chat_template(checkpoint),
-        "video_token": tokens[video_token_id],
-        "video_token_id": video_token_id,
-        "eos_token_ids": eos_ids,
-    }
+    return ids
 
 
-def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | None]:
-    """(preprocessing for the manifest, the checkpoint's own number of frames or None)."""
-    nested = checkpoint.json("processor_config.json") or {}
-    candidates = [
-        checkpoint.json("video_preprocessor_config.json"),
-        nested.get("video_processor"),
-        checkpoint.json("preprocessor_config.json"),
-        nested.get("image_processor"),
-    ]
-    values = next((c for c in candidates if isinstance(c, dict) and "size" in c and "image_mean" in c), None)
-    if values is None:
+def _repetition_penalty(checkpoint: Checkpoint) -> float:
+    """That of generation_config.json, 1 where it has none."""
+    penalty = (checkpoint.json("generation_config.json") or {}).get("repetition_penalty")
+    if penalty is None:
+        return 1.0
+    if type(penalty) not in (int, float) or not (math.isfinite(penalty) and penalty > 0):
         raise CheckpointError(
-            f"{checkpoint.path} has no preprocessor_config.json with size and image_mean; copy the checkpoint's own"
+            f"{checkpoint.path / 'generation_config.json'}: repetition_penalty is {penalty!r}; expected a number above 0, 1 for none"
         )
-    size, resample, frames = values["size"], values.get("resample", 3), values.get("num_frames")
-    if not isinstance(size, dict) or not {"height", "width"} <= size.keys():
-        raise CheckpointError(f'{checkpoint.path}: preprocessor size is {size}; expected {{"height": h, "width": w}}')
-    if frames is not None and (type(frames) is not int or frames < 1):
-        raise CheckpointError(f"{checkpoint.path}: preprocessor num_frames is {frames!r}; expected a positive number")
-    preprocessing = {
-        "size": [size["height"], size["width"]],
-        "resample": _RESAMPLE.get(resample) if type(resample) is int else resample,
-        "rescale_factor": values.get("rescale_factor", 1 / 255),
-        "image_mean": values["image_mean"],
-        "image_std": values.get("image_std"),
-    }
-    try:
-        Preprocessor(preprocessing)
-    except BundleError as error:  # it is the checkpoint's fault here
-        raise CheckpointError(
-            f"{checkpoint.path}: its preprocessor config would make a bundle that does not work: {error}"
-        ) from None
-    return preprocessing, frames
+    return float(penalty)
 
 
-def _chat_template(checkpoint: Checkpoint) -> str:
+def _chat_template(checkpoint: Checkpoint) -> tuple[str, str]:
+    """(the template, the file that it stands in)."""
     file = checkpoint.path / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8"), file.name
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} can't be read ({error}); copy the checkpoint's own") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = (checkpoint.json(name) or {}).get("chat_template")
-        if isinstance(template, str):
-            return template
+        for template in _templates((checkpoint.json(name) or {}).get("chat_template")):
+            return template, name
     raise CheckpointError(f"{checkpoint.path} has no chat template; expected chat_template.jinja or chat_template.json")
+
+
+def _templates(value: Any) -> Iterator[str]:
+    """The template of a config's entry, which may be a list of named ones: "default" is meant there."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _templates(value.get("default"))
+    elif isinstance(value, list):
+        named = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
+        yield from (template for entry in named for template in _templates(entry.get("template")))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from export.checkpoint import Checkpoint, check_weights, load_weights
-from export.families import LLMHalf, VisionHalf, check_model_type, reading_config
+from export.checkpoint import Checkpoint
+from export.families import LLMHalf, LLMInfo, VisionHalf, VisionInfo, check_model_type, reading_config
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
+from export.weights import check_finite, check_weights, load_weights
 from runtime.errors import CheckpointError
 
 NAME = "llava-ov"
@@ -38,62 +39,126 @@ _PARTS = ("vision_tower.", "multi_modal_projector.", "image_newline", "language_
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.")
 
 
-def load_vision(checkpoint: Checkpoint) -> VisionHalf:
-    """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
+def describe_vision(checkpoint: Checkpoint) -> VisionInfo:
+    """What the configs say of SigLIP, projector and frames; CheckpointError names what can't be exported."""
     config = _config(checkpoint)
+    where = checkpoint.path / "config.json"
     if config.vision_feature_select_strategy != "full":
         raise CheckpointError(
-            f'{checkpoint.path}: vision_feature_select_strategy is "{config.vision_feature_select_strategy}"; '
+            f'{where}: vision_feature_select_strategy is "{config.vision_feature_select_strategy}"; '
             'SigLIP has no class token to drop: expected "full"'
         )
-    size = config.vision_config.image_size
+    _feature_layers(checkpoint, config)
+    if config.vision_config.num_channels != 3:
+        raise CheckpointError(
+            f"{where}: the encoder takes {config.vision_config.num_channels} channels; expected 3, for RGB frames"
+        )
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
     preprocessing, frames = read_preprocessing(checkpoint)
     if preprocessing["size"] != [size, size]:
         raise CheckpointError(f"{checkpoint.path}: frames are resized to {preprocessing['size']}, the encoder takes {[size, size]}")
+    with reading_config(checkpoint), torch.device("meta"):
+        _VisionParts(config)
+    return VisionInfo(
+        (size // patch, size // patch), frames or FRAMES, config.text_config.hidden_size, preprocessing, closing_tokens=1
+    )
 
-    with reading_config(checkpoint):
-        parts = _VisionParts(config)
-    load_weights(checkpoint, parts, lambda key: _canonical(key, ("vision_tower.", "multi_modal_projector.", "image_newline")))
-    layers = config.vision_feature_layer
-    layers = [layers] if isinstance(layers, int) else list(layers)
-    depth = config.vision_config.num_hidden_layers
-    if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
-        raise CheckpointError(f"{checkpoint.path}: vision_feature_layer is {layers}, the encoder has {depth} layers")
-    side = size // config.vision_config.patch_size
+
+def describe_llm(checkpoint: Checkpoint) -> LLMInfo:
+    """What the configs say of Qwen2 and its prompt; CheckpointError names what can't be exported."""
+    config = _config(checkpoint)
+    _refuse_sliding_window(checkpoint, config.text_config)
+    _refuse_longrope(checkpoint, config.text_config)
+    with reading_config(checkpoint), torch.device("meta"):
+        _LLMParts(config)
+    text = config.text_config
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: the LLM's {text.num_attention_heads} attention heads can't share "
+            f"{text.num_key_value_heads} KV heads evenly; copy the checkpoint's own config.json"
+        )
+    chat = read_chat(checkpoint, config.video_token_id, text.vocab_size, HUB_ID)
+    return LLMInfo(chat, text.max_position_embeddings, text.vocab_size)
+
+
+def check_vision_weights(checkpoint: Checkpoint) -> None:
+    """CheckpointError for weights that do not belong to the config; only headers are read."""
+    with torch.device("meta"):
+        parts = _VisionParts(_config(checkpoint))
+    check_weights(checkpoint, parts, _vision_name)
+
+
+def check_llm_weights(checkpoint: Checkpoint, values: bool = False) -> None:
+    """The same for the LLM; values: also for NaN and infinite values, which reads its weights."""
+    config = _config(checkpoint)
+    with torch.device("meta"):
+        parts = _LLMParts(config)
+    check_weights(checkpoint, parts, _llm_name, _tied(config))
+    if values:
+        check_finite(checkpoint, _llm_name)
+
+
+def load_vision(checkpoint: Checkpoint) -> VisionHalf:
+    """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
+    info, config = describe_vision(checkpoint), _config(checkpoint)
+    layers = _feature_layers(checkpoint, config)
+    parts = _VisionParts(config)
+    load_weights(checkpoint, parts, _vision_name)
     return VisionHalf(
-        grid=(side, side),
-        frames=frames or FRAMES,
-        hidden_size=config.text_config.hidden_size,
+        grid=info.grid,
+        frames=info.frames,
+        hidden_size=info.hidden_size,
         encoder=SiglipEncoder(parts.vision_tower, layers),
         reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
         projector=parts.multi_modal_projector,
         newline=parts.image_newline[None],
-        preprocessing=preprocessing,
+        preprocessing=info.preprocessing,
     )
 
 
 def load_llm(checkpoint: Checkpoint) -> LLMHalf:
     """Qwen2 and the prompt's facts of a checkpoint. CheckpointError says what does not fit."""
-    config = _config(checkpoint)
-    prompt = read_chat(checkpoint, config.video_token_id)
-    with reading_config(checkpoint):
-        parts = _LLMParts(config)
+    info, config = describe_llm(checkpoint), _config(checkpoint)
+    config.text_config.use_sliding_window = False  # no layer slides, whatever the config would allow
+    parts = _LLMParts(config)
     load_weights(checkpoint, parts, _llm_name, _tied(config))
-    return LLMHalf(parts.causal_lm[0], prompt)
+    return LLMHalf(parts.causal_lm[0], info.chat.as_prompt())
 
 
-def check_llm(checkpoint: Checkpoint) -> None:
-    """What `load_llm` would refuse, without reading weights: it is to be known before the vision half is exported."""
-    config = _config(checkpoint)
-    read_chat(checkpoint, config.video_token_id)
-    with reading_config(checkpoint), torch.device("meta"):
-        parts = _LLMParts(config)
-    check_weights(checkpoint, parts, _llm_name, _tied(config))
+def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
+    """vision_feature_layer as a list, refused where the encoder has no such layer."""
+    layers, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: vision_feature_layer is {layers}, the encoder has {depth} layers; "
+            "copy the checkpoint's own config.json"
+        )
+    return layers
 
 
-def max_positions(checkpoint: Checkpoint) -> int:
-    """Positions that the LLM was made for."""
-    return _config(checkpoint).text_config.max_position_embeddings
+def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
+    """A layer slides where `layer_types` says so, which follows from use_sliding_window and max_window_layers if it is absent."""
+    sliding = [layer for layer, kind in enumerate(text.layer_types) if kind != "full_attention"]
+    if not sliding or (text.sliding_window or 0) >= text.max_position_embeddings:
+        return
+    first = text.layer_types[sliding[0]]
+    window = f" (sliding_window {text.sliding_window})" if first == "sliding_attention" else ""
+    raise CheckpointError(
+        f"{checkpoint.path / 'config.json'}: {len(sliding)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
+        "the export writes full attention only; choose a checkpoint with full attention, "
+        "such as one with use_sliding_window false"
+    )
+
+
+def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
+    """The decoder's rotation is one table of positions; longrope has another one for long prompts than for short ones."""
+    kind = (text.rope_parameters or {}).get("rope_type")
+    if kind == "longrope":
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: the rope_type of the LLM is {kind}, which rotates by the prompt's length; "
+            "the export needs one that does not: default, linear, dynamic, yarn or llama3"
+        )
 
 
 def _config(checkpoint: Checkpoint) -> Any:
@@ -102,9 +167,14 @@ def _config(checkpoint: Checkpoint) -> Any:
     raw = check_model_type(checkpoint, MODEL_TYPE)
     with reading_config(checkpoint):
         for part, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
-            got = (raw.get(part) or {}).get("model_type", expected)
+            values = raw.get(part) or {}
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{checkpoint.path / 'config.json'}: {part} is {values!r}; expected a JSON object")
+            got = values.get("model_type", expected)
             if got != expected:
-                raise CheckpointError(f'{checkpoint.path}: {part} is of model_type "{got}"; {NAME} knows "{expected}"')
+                raise CheckpointError(
+                    f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
+                )
         config = LlavaOnevisionConfig(**raw)
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
     # Published configs tie the head at the top, in text_config, or nowhere; a head in the file is used whatever they say.
@@ -152,6 +222,10 @@ class _ReferenceEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         return torch.cat([states[layer] for layer in self.layers], dim=-1)  # [T, H*W, C]
+
+
+def _vision_name(key: str) -> str | None:
+    return _canonical(key, ("vision_tower.", "multi_modal_projector.", "image_newline"))
 
 
 def _llm_name(key: str) -> str | None:

@@ -31,6 +31,7 @@ from runtime.video import sample_frames
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
 _QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
 _DEMO_FRAMES = 16
+_MOST_CLIPS = 32  # of a directory: calibration wants no more frames than that
 _PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 2
 
 
@@ -51,6 +52,11 @@ class Clips:
     def source(self) -> str:
         """What they are, for the report."""
         return f"{len(self._files())} videos of {self.directory}" if self.directory else "clips of the demo's generator"
+
+    def check(self, frames: int) -> None:
+        """Decode what quantisation will look at, for clips of `frames` frames; VideoError for a video that can't be read."""
+        for file in self._files():
+            sample_frames(file, frames, self._resized)
 
     def frames(self, count: int) -> np.ndarray:
         """[count, …]: a few frames of each clip, neighbours from different clips."""
@@ -91,7 +97,7 @@ class Clips:
     def _files(self) -> list[Path]:
         if not self.directory or not self.directory.is_dir():
             return []
-        return sorted(file for file in self.directory.iterdir() if file.suffix.lower() in _SUFFIXES)
+        return sorted(file for file in self.directory.iterdir() if file.suffix.lower() in _SUFFIXES)[:_MOST_CLIPS]
 
 
 def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None = None) -> Iterator[np.ndarray]:

@@ -1,8 +1,11 @@
-"""Choosing the next token from logits [V]: greedy, or temperature and nucleus sampling with its own seeded generator."""
+"""Choosing the next token from logits [V]: greedy, or temperature and nucleus sampling with its own seeded generator.
+
+A repetition penalty comes before either, as in transformers' generate. V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +27,24 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise PromptError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
 
-    def chooser(self) -> Callable[[np.ndarray], int]:
-        """A function logits [V] -> id; a sampling one carries its generator along."""
+    def chooser(self, seen: Iterable[int] = (), penalty: float = 1.0) -> Callable[[np.ndarray], int]:
+        """A function logits [V] -> id that carries its generator, and what was chosen so far, along.
+
+        seen: ids of the prompt; penalty: the repetition penalty on them and on the ids that are chosen, 1 for none.
+        """
+        choose = self._chooser()
+        if penalty == 1:
+            return choose
+        counted = set(seen)
+
+        def penalized(logits: np.ndarray) -> int:
+            token = choose(penalize(logits, counted, penalty))
+            counted.add(token)
+            return token
+
+        return penalized
+
+    def _chooser(self) -> Callable[[np.ndarray], int]:
         if self.temperature == 0:
             return lambda logits: int(logits.argmax())
         generator = np.random.default_rng(self.seed)
@@ -42,3 +61,14 @@ class Sampling:
             weights[order[before >= self.top_p]] = 0
             weights /= weights.sum()
         return weights
+
+
+def penalize(logits: np.ndarray, seen: set[int], penalty: float) -> np.ndarray:
+    """Logits [V] in which those of `seen` are divided by `penalty` where they are positive and multiplied where they are negative.
+
+    The repetition penalty of Keskar et al. 2019 (CTRL) as transformers' RepetitionPenaltyLogitsProcessor computes it.
+    """
+    ids = np.array([token for token in seen if 0 <= token < logits.size], np.int64)
+    result, values = logits.copy(), logits[ids]
+    result[ids] = np.where(values < 0, values * penalty, values / penalty)
+    return result

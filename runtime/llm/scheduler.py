@@ -72,7 +72,9 @@ class Generation:
         self.seconds: dict[str, float] = {}
         self.cancelled = False
         self._stream, self._stops = TextStream(prompt), StopFilter(request.stop)
-        self._choose = request.sampling.chooser()
+        video = prompt.facts["video_token_id"]
+        seen = (key if isinstance(key, int) else video for key in request.keys)
+        self._choose = request.sampling.chooser(seen, prompt.repetition_penalty)
         self._eos = prompt.eos
         self._since = time.perf_counter()
         self._slot = -1

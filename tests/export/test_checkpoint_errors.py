@@ -101,6 +101,13 @@ class TestWeights:
         with pytest.raises(CheckpointError, match=f"{key} holds NaN or infinite values"):
             family("llava-ov").load_llm(open_checkpoint(str(checkpoint)))
 
+    def test_nan_in_the_llm_is_found_before_the_vision_encoder_is_exported(
+        self, checkpoint: Path, refusal: Callable[..., str]
+    ) -> None:
+        key = key_of(checkpoint, LLM_WEIGHT)
+        change_weights(checkpoint, lambda weights: weights[key][0].fill_(float("nan")))
+        assert f"{key} holds NaN or infinite values" in refusal()
+
     def test_quantized_weights_are_refused(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         key = key_of(checkpoint, VISION_WEIGHT)
         change_weights(checkpoint, lambda weights: weights.update({key: weights[key].to(torch.int8)}))
@@ -113,12 +120,14 @@ class TestWeights:
         assert f"{file} is not a readable safetensors file" in refusal()
 
     def test_a_shard_that_the_index_lists_must_be_there(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
-        index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+        index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
         (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
         assert f"{checkpoint / 'model-00002-of-00002.safetensors'} is missing" in refusal()
 
     @pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}])
     def test_an_index_without_a_map_is_refused(self, checkpoint: Path, refusal: Callable[..., str], index: object) -> None:
+        (checkpoint / "model.safetensors").unlink()
         (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "has no weight_map of file names" in refusal()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,15 +37,21 @@ def test_shipped_clips_are_answered_with_compressed_tokens(chat, clip_name, ques
     assert chat.answer.visual_tokens == 257 and chat.answer.patch_tokens == 1296
 
 
-def test_ids_equal_transformers_generate_with_the_familys_own_compression(tmp_path):
+@pytest.fixture(scope="module")
+def own_compression(tmp_path_factory) -> Bundle:
+    out = tmp_path_factory.mktemp("own") / "b"
+    return export_bundle(ExportOptions(out=str(out), compress="llava-ov")).bundle
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_ids_equal_transformers_generate_with_the_familys_own_compression(own_compression, penalty):
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-    export_bundle(ExportOptions(out=str(tmp_path / "b"), compress="llava-ov"))
-    bundle = Bundle.open(tmp_path / "b")
+    manifest = own_compression.manifest
+    bundle = Bundle(own_compression.path, replace(manifest, prompt=manifest.prompt | {"repetition_penalty": penalty}))
     chat = VideoChat.open(bundle, "onnx")
     hf = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    manifest = bundle.manifest
     for clip_name, question, _ in _questions():
         pixels, _ = load_clip(CLIPS / clip_name, manifest.frames, Preprocessor(manifest.preprocessing))
         messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
@@ -56,6 +63,7 @@ def test_ids_equal_transformers_generate_with_the_familys_own_compression(tmp_pa
                 pixel_values_videos=torch.from_numpy(pixels)[None],
                 max_new_tokens=8,
                 do_sample=False,
+                repetition_penalty=penalty,
             )
         expected = [token for token in generated[0, encoded["input_ids"].shape[1] :].tolist() if token != tokenizer.eos_token_id]
         list(chat.ask(CLIPS / clip_name, question, AskOptions(max_new_tokens=8)))

@@ -74,6 +74,9 @@ void check_values(const std::string& file, const Json& m) {
   const auto is_text = [](const Json& part) { return part.is_string(); };
   const bool two = around.is_array() && around.size() == 2 && std::all_of(around.begin(), around.end(), is_text);
   check("prompt", !prompt.contains("around_question") || two, "the two texts of around_question");
+  const Json& penalty = member(prompt, "repetition_penalty");
+  const bool fits = penalty.is_number() && penalty.get<double>() > 0 && std::isfinite(penalty.get<double>());
+  check("prompt", !prompt.contains("repetition_penalty") || fits, "a repetition_penalty above 0");
 }
 
 Manifest manifest_from(const Json& m) {
@@ -95,6 +98,7 @@ Manifest manifest_from(const Json& m) {
   result.prompt.video_token = prompt["video_token"];
   result.prompt.video_token_id = prompt["video_token_id"];
   result.prompt.eos_token_ids = prompt["eos_token_ids"].get<std::vector<int64_t>>();
+  if (prompt.contains("repetition_penalty")) result.prompt.repetition_penalty = prompt["repetition_penalty"];
   const Json& around = member(prompt, "around_question");
   result.prompt.has_text = !around.is_null();
   if (result.prompt.has_text) result.prompt.before = around[0], result.prompt.after = around[1];

@@ -105,8 +105,9 @@ Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& quest
   if (options.max_new_tokens < 1) {
     throw PromptError(format("max_new_tokens is %lld, expected at least 1", static_cast<long long>(options.max_new_tokens)));
   }
-  const Chooser choose = options.sampling.chooser();
+  options.sampling.chooser();  // refuses what is out of range
   const PromptIds ids = prompt_.ids(question);
+  const Chooser choose = options.sampling.chooser(prompt_.seen(ids), prompt_.repetition_penalty());
   auto start = Clock::now();
   const Tensor embeddings = prompt_.embed(ids, visual.tokens.view());
   Conversation conversation = decoder_.conversation();

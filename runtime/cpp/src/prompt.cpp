@@ -144,5 +144,13 @@ Tensor Prompt::embed(int64_t id) const {
 
 const Tokenizer& Prompt::tokenizer() const { return parts_->tokenizer; }
 const std::set<int64_t>& Prompt::eos() const { return parts_->eos; }
+double Prompt::repetition_penalty() const { return parts_->facts.repetition_penalty; }
+
+std::set<int64_t> Prompt::seen(const PromptIds& ids) const {
+  std::set<int64_t> seen(ids.before.begin(), ids.before.end());
+  seen.insert(ids.after.begin(), ids.after.end());
+  seen.insert(parts_->facts.video_token_id);
+  return seen;
+}
 
 }  // namespace gridpool

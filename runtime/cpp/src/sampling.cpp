@@ -99,9 +99,27 @@ std::string number(double value) {  // as Python spells a float
   return text;
 }
 
+/// Logits of `seen` divided by `penalty` where they are positive, multiplied where they are negative (Keskar et al. 2019,
+/// as transformers' RepetitionPenaltyLogitsProcessor computes it).
+std::vector<float> penalized(std::vector<float> logits, const std::set<int64_t>& seen, float penalty) {
+  for (const int64_t id : seen) {
+    if (id < 0 || id >= static_cast<int64_t>(logits.size())) continue;
+    float& value = logits[static_cast<size_t>(id)];
+    value = value < 0 ? value * penalty : value / penalty;
+  }
+  return logits;
+}
+
 }  // namespace
 
-Chooser Sampling::chooser() const {
+Chooser Sampling::chooser(std::set<int64_t> seen, double penalty) const {
+  if (penalty != 1) {
+    return [choose = chooser(), seen = std::move(seen), factor = static_cast<float>(penalty)](const std::vector<float>& logits) mutable {
+      const int64_t id = choose(penalized(logits, seen, factor));
+      seen.insert(id);
+      return id;
+    };
+  }
   if (!(temperature >= 0 && temperature <= 100)) throw PromptError("temperature is " + number(temperature) + ", expected 0 (greedy) to 100");
   if (!(top_p > 0 && top_p <= 1)) throw PromptError("top_p is " + number(top_p) + ", expected more than 0 and at most 1");
   if (temperature == 0) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def test_a_seed_gives_the_same_answer_as_in_python(cpp: Path, bundle_path: Path,
         words = ("--json", "--temperature", "3", "--top-p", "0.9", "--seed", str(seed), "--max-new-tokens", "24")
         answer = json.loads(gridpool(cpp, "run", bundle_path, video, question, *words).stdout)
         assert answer["ids"] == chat.answer.ids
+
+
+def test_a_repetition_penalty_gives_the_same_answer_as_in_python(cpp: Path, bundle_path: Path, clips, tmp_path: Path):
+    path = shutil.copytree(bundle_path, tmp_path / "bundle")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["prompt"]["repetition_penalty"] = 1.3
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    chat = VideoChat.open(Bundle.open(path))
+    video, question = clips[0]
+    visual = chat.vision.encode(video)
+    for words, sampling in (((), Sampling()), (("--temperature", "2", "--seed", "7"), Sampling(2.0, seed=7))):
+        "".join(chat.ask_about(visual, question, AskOptions(24, sampling)))
+        answer = json.loads(gridpool(cpp, "run", path, video, question, "--json", "--max-new-tokens", "24", *words).stdout)
+        assert answer["ids"] == chat.answer.ids
+    plain = json.loads(gridpool(cpp, "run", bundle_path, video, question, "--json", "--max-new-tokens", "24", *words).stdout)
+    assert plain["ids"] != answer["ids"]
 
 
 def test_the_answer_streams_as_text(cpp: Path, bundle_path: Path, clips):

@@ -107,6 +107,13 @@ FAULTS: list[dict[str, Any]] = [
     _edited(
         "prompt", {"chat_template": "x", "video_token": "y", "video_token_id": 4, "eos_token_ids": [2], "around_question": ["a"]}
     ),
+    *[
+        _edited(
+            "prompt",
+            {"chat_template": "x", "video_token": "y", "video_token_id": 4, "eos_token_ids": [2], "repetition_penalty": value},
+        )
+        for value in (0, -1.5, "1.1", True, None)
+    ],
     _edited("preprocessing", {}),
     *[
         {"preprocessing": {"size": [9, 9], "resample": 3, "rescale_factor": 1, "image_mean": 0, "image_std": 1} | change}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import PromptError
-from runtime.llm.sampling import Sampling
+from runtime.llm.sampling import Sampling, penalize
 
 LOGITS = np.array([1.0, 3.0, 2.0, -4.0], np.float32)
 
@@ -39,3 +39,30 @@ def test_samples_follow_the_probabilities_and_a_seed_repeats_them():
 def test_values_out_of_range_are_refused(bad):
     with pytest.raises(PromptError, match="expected"):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("penalty", [1.1, 1.3, 0.8])
+def test_the_repetition_penalty_is_that_of_transformers(penalty):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    rng = np.random.default_rng(0)
+    prompt, rows = [3, 3, 17, 40], rng.normal(0, 2, (12, 50)).astype(np.float32)
+    processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    choose, expected = Sampling().chooser(prompt, penalty), list(prompt)
+    for row in rows:
+        scores = processor(torch.tensor([expected]), torch.from_numpy(row[None].copy()))
+        expected.append(int(scores.argmax()))
+        np.testing.assert_array_equal(penalize(row, set(expected[:-1]), penalty), scores[0].numpy())
+        assert choose(row) == expected[-1]
+
+
+def test_a_penalty_lets_another_token_win_once_the_best_was_seen():
+    assert [Sampling().chooser(penalty=2.0)(LOGITS), Sampling().chooser([1], 2.0)(LOGITS)] == [1, 2]
+    choose = Sampling().chooser([99], 2.0)  # a token without a logit, as a video's placeholder may be
+    assert [choose(LOGITS) for _ in range(4)] == [1, 2, 1, 1]
+    assert LOGITS.tolist() == [1.0, 3.0, 2.0, -4.0]
+
+
+def test_a_penalty_changes_what_is_drawn():
+    drawn = [Sampling(temperature=1.0, seed=seed).chooser([1], 3.0)(LOGITS) for seed in range(3000)]
+    expected = Sampling(temperature=1.0).probabilities(np.array([1.0, 1.0, 2.0, -4.0], np.float32))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 3000, expected, atol=0.04)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,11 +56,11 @@ def _request(bundle, seed: int, length: int, **more) -> Request:
     return Request(ids, np.asarray(Prompt(bundle).embeddings[ids]), **more)
 
 
-def _alone(bundle, request: Request) -> list[int]:
+def _alone(bundle, request: Request, choose=None) -> list[int]:
     prompt = Prompt(bundle)
     conversation = LocalDecoder.open(bundle, "onnx").conversation()
     logits = conversation.extend(request.embeddings[None])
-    choose = request.sampling.chooser()
+    choose = choose or request.sampling.chooser()
     return list(conversation.generate(logits, lambda t: prompt.embeddings[[t]][None], choose, frozenset(), request.max_tokens))
 
 
@@ -70,6 +71,18 @@ def test_ids_are_those_of_each_request_alone(bundle, endless, sampling):
     for one, request in zip(asked, requests, strict=True):
         assert one.wait().generation.ids == _alone(bundle, request)
         assert one.pieces[-1].finish == "length"
+
+
+def test_a_repetition_penalty_counts_the_prompt_the_clip_and_the_answer(bundle, endless, monkeypatch):
+    request = _request(bundle, 3, 30, max_tokens=20)
+    plain = _alone(bundle, request)
+    monkeypatch.setattr(endless.prompt, "repetition_penalty", 50.0)
+    monkeypatch.setitem(endless.prompt.facts, "video_token_id", plain[0])
+    about_a_clip = replace(request, keys=[*(("clip", row) for row in range(5)), *request.keys[5:]])
+    choose = Sampling().chooser({plain[0], *request.keys[5:]}, 50.0)
+    got = Asked(endless, about_a_clip).wait().generation.ids
+    assert got == _alone(bundle, request, choose)
+    assert got[0] != plain[0]
 
 
 def test_requests_start_in_the_order_of_their_arrival(bundle, endless):

@@ -36,6 +36,7 @@ struct PromptFacts {
   std::string video_token;
   int64_t video_token_id = 0;
   std::vector<int64_t> eos_token_ids;
+  double repetition_penalty = 1;  ///< on the ids of the prompt and of the answer so far; 1 for none
   bool has_text = false;     ///< false where the bundle's chat template does not leave a question as it is
   std::string before, after; ///< the rendered chat template before and after the question
 };

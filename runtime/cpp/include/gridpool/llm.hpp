@@ -24,8 +24,9 @@ struct GRIDPOOL_API Sampling {
   double top_p = 1;               ///< in (0, 1]: the smallest set of tokens that holds that much probability
   std::optional<uint64_t> seed;   ///< the same seed gives the same answer, here and in the Python runtime
 
-  /// A function that carries its generator along; PromptError for values that are out of range.
-  Chooser chooser() const;
+  /// A function that carries its generator, and what was chosen so far, along; PromptError for values that are out of range.
+  /// seen: ids of the prompt; penalty: the repetition penalty on them and on the ids that are chosen, 1 for none.
+  Chooser chooser(std::set<int64_t> seen = {}, double penalty = 1) const;
 
   /// [V], sums to 1, zero outside the nucleus.
   std::vector<double> probabilities(const std::vector<float>& logits) const;

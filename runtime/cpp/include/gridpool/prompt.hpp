@@ -39,6 +39,10 @@ class GRIDPOOL_API Prompt {
 
   const Tokenizer& tokenizer() const;
   const std::set<int64_t>& eos() const;
+  /// On the ids of the prompt and of the answer so far; 1 for none.
+  double repetition_penalty() const;
+  /// Ids of a prompt around one clip, that of the video token included: what a repetition penalty counts.
+  std::set<int64_t> seen(const PromptIds& ids) const;
 
  private:
   struct Parts;
