@@ -15,6 +15,10 @@ ONNX Runtime, OpenVINO and TensorRT from 10.3. `standard` (TensorScatter, Attent
 RMSNormalization; opset 24) is what newer TensorRT fuses. The cache is sliced to P before it is read, because ONNX
 Runtime does not skip masked rows, and the mask is an explicit bool, because TensorRT ignores `nonpad_kv_seqlen`.
 
+In float16 the rotation of query and key, the attention scores and their softmax are computed in float32, as fused attention
+kernels do: with the biases of published Qwen2 checkpoints q·k reaches 7e4, where float16 has steps of 32. Projections, cache,
+and the weighted sum of the values stay float16. Of a float32 decoder the graph has no Cast at all for this.
+
 S prompt positions, P positions read, M cache capacity, D hidden, V vocabulary, A heads, K KV heads, d head width.
 """
 
@@ -30,7 +34,7 @@ from torch.nn import functional
 from runtime.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}
-_MASKED = -6e4  # finite in float16, and exp() of it is zero beside any real score
+_MASKED = -1e30  # added to a float32 score: no real score is as low, and a row without any position stays finite
 
 
 class Decoder(nn.Module):
@@ -115,9 +119,9 @@ class _Attention(nn.Module):
             return projected.view(1, length, heads, self.head_dim).transpose(1, 2)  # [1, heads, S, d]
 
         # Query and key are rotated as one: at a decode step the cost of a rotation is the number of its nodes.
-        both = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
+        both = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1).float()
         query, key = rotate(split(both, self.heads + self.kv_heads)).split([self.heads, self.kv_heads], dim=1)
-        key = self._write(past_key, key, position_ids)
+        key = self._write(past_key, key.to(x.dtype), position_ids)
         value = self._write(past_value, split(self.v_proj(x), self.kv_heads), position_ids)
         if kept is not None:
             query, mask = query[:, :, -kept:], mask[:, :, -kept:]
@@ -136,20 +140,24 @@ class _Attention(nn.Module):
         return past.scatter(2, rows, new)
 
     def _mix_standard(self, query, key, value, mask):
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=True)
+        """query is float32, and the operator wants one dtype: what it computes inside is then float32 by definition."""
+        mixed = functional.scaled_dot_product_attention(
+            query, key.float(), value.float(), attn_mask=mask, scale=self.scale, enable_gqa=True
+        )
+        return mixed.to(value.dtype)
 
     def _mix_portable(self, query, key, value, mask):
         length, read, group = query.shape[2], key.shape[2], self.heads // self.kv_heads
         # The heads of a group share a KV head: one matmul of [group * S] rows instead of `group` copies of the cache.
         grouped = (query * self.scale).reshape(1, self.kv_heads, group * length, self.head_dim)
-        scores = (grouped @ key.transpose(2, 3)).view(1, self.kv_heads, group, length, read)
-        bias = torch.where(mask, 0.0, _MASKED).to(scores.dtype)
+        scores = (grouped @ key.float().transpose(2, 3)).view(1, self.kv_heads, group, length, read)
+        bias = torch.where(mask, 0.0, _MASKED)
         weights = (scores + bias.unsqueeze(1)).softmax(-1).view(1, self.kv_heads, group * length, read)
-        return (weights @ value).view(1, self.heads, length, self.head_dim)
+        return (weights.to(value.dtype) @ value).view(1, self.heads, length, self.head_dim)
 
 
 class _Rotary(nn.Module):
-    """Rotary position embedding (Su et al. 2021, "half-split" layout of GPT-NeoX) from a table of `max_context` rows."""
+    """Rotary position embedding (Su et al. 2021, "half-split" layout of GPT-NeoX) from a float32 table of `max_context` rows."""
 
     def __init__(self, source: nn.Module, max_context: int, attention: str):
         super().__init__()
@@ -159,8 +167,11 @@ class _Rotary(nn.Module):
         self.register_buffer("sin", sin[0, :, :half].contiguous())
         self.standard = attention == "standard"
 
+    def _apply(self, fn, recurse=True):
+        return self  # decoder.half() converts the weights, and leaves the tables in float32
+
     def forward(self, position_ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The rotation [1, heads, S, d] -> same shape at these positions; the table is read once for all layers."""
+        """The rotation [1, heads, S, d] float32 -> same shape at these positions; the table is read once for all layers."""
         if self.standard:
             return lambda x: torch.onnx.ops.rotary_embedding(x, self.cos, self.sin, position_ids)
         cos = functional.embedding(position_ids, self.cos)[:, None]  # [1, 1, S, d/2]

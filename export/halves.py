@@ -40,7 +40,7 @@ from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
-from export.verify import StageResult, verify_batch, verify_frame_by_frame, verify_llm, verify_vision
+from export.verify import StageResult, verify_batch, verify_float16, verify_frame_by_frame, verify_llm, verify_vision
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
@@ -49,6 +49,7 @@ from runtime.llm.embeddings import ROWS, SCALES
 from runtime.preprocess import Preprocessor
 from runtime.progress import step
 from runtime.prompt import Prompt
+from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
 
 if TYPE_CHECKING:
@@ -91,10 +92,11 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     outputs: dict[str, np.ndarray] = {}
     with step("running torch for reference"):
         outputs.update(torch_reference.stages(vision, source, pixels))
-    tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, whole)
+        rounding = torch_reference.vision_rounding(source, pixels)
+    tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, whole, rounding)
     if options.precision == "int8":
         with_stages = _quantize_vision(half, with_stages, directory, vision, source, options)
-        tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, "int8")
+        tokens = _compare_stages(half, with_stages, directory, vision, outputs, given, "int8", rounding)
 
     by_frame = _write_frame_by_frame(half, drop_outputs(with_stages, ()), directory, vision, traced.stages, options)
     # last, because inside the function that a plugin may replace nothing can be looked at any more
@@ -105,12 +107,20 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     with step("comparing the graph that runs frame by frame"):
         engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
         one = SplitVision(*engines) if options.split else engines[0]
-        half.verified.append(verify_frame_by_frame(one, vision, tokens, given, options.precision))
+        half.verified.append(verify_frame_by_frame(one, vision, tokens, given, options.precision, rounding))
         one.close()
+    if whole == "fp16":
+        with step("computing a frame of the vision half in float16"):
+            features = outputs["vision/projector" if vision.place == "after-projector" else "vision/encoder"]
+            selected = any(stage.select for _, stage in vision.compress.stages)
+            rows = compare_vision_float16(directory, given, features, outputs["visual_tokens"], selected)
+            half.verified += verify_float16(rows, "--precision fp32 (with --llm-precision fp16, if only its vision half does)")
     name = "pixel_values" if vision.input is None else "frames"
     every = torch_reference.save_vision(directory / "reference", {name: given}, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
-    half.stages = [{"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name]} for name in outputs]
+    half.stages = [
+        {"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name], "rounding": rounding} for name in outputs
+    ]
     half.visual_tokens = outputs["visual_tokens"]
     return half
 
@@ -123,11 +133,12 @@ def _compare_stages(
     outputs: dict[str, np.ndarray],
     given: np.ndarray,
     precision: str,
+    rounding: float,
 ) -> np.ndarray:
     """Compare a graph whose stages are outputs with torch; its visual tokens."""
     with step(f"comparing the vision half in {precision} with torch"):
         engine = OnnxEngine.load(model.SerializeToString(), data=directory)
-        half.verified, tokens = verify_vision(engine, vision, outputs, given, precision)
+        half.verified, tokens = verify_vision(engine, vision, outputs, given, precision, rounding)
         engine.close()
     return tokens
 
@@ -187,7 +198,10 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)
     if (bundle.path / f"{DECODER_BATCH}.onnx").exists():
-        _compare_batch(half, bundle)
+        _compare_batch(half, bundle, expected)
+    if bundle.manifest.llm_precision == "fp16":
+        with step("computing the LLM half in float16"):
+            half.verified += verify_float16(compare_llm_float16(bundle, expected), "--llm-precision fp32")
     torch_reference.save_llm(bundle.path / "reference", expected)
     return expected
 
@@ -220,7 +234,7 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
     quantized = Bundle(bundle.path, replace(bundle.manifest, llm=half.facts, files=files))
     with step(f"comparing the LLM half in {precision} with torch"):
         half.verified += verify_llm(quantized, expected)
-    _compare_batch(half, quantized)
+    _compare_batch(half, quantized, expected)
 
 
 def _write_batch(half: Half, decoder: onnx.ModelProto, directory: Path) -> None:
@@ -229,9 +243,9 @@ def _write_batch(half: Half, decoder: onnx.ModelProto, directory: Path) -> None:
     onnx.save(_passes(half, decoder, path.parent, DECODER_BATCH, ["batch"]), str(path))
 
 
-def _compare_batch(half: Half, bundle: Bundle) -> None:
+def _compare_batch(half: Half, bundle: Bundle, expected: LLMReference) -> None:
     with step("comparing a batch of conversations with each alone"):
-        half.verified.append(verify_batch(bundle))
+        half.verified.append(verify_batch(bundle, expected.rounding))
 
 
 def _rows_like(source: LLMHalf, count: int) -> np.ndarray:

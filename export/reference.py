@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from export.families import LLMHalf, VisionHalf
+from export.float64 import in_float64
 from export.trace import Vision
 from runtime.prompt import PromptIds
 from runtime.tools.reference import LLMReference
@@ -70,8 +71,27 @@ def stages(vision: Vision, half: VisionHalf, pixels: np.ndarray) -> Iterator[tup
         yield "visual_tokens", torch.cat([tokens, half.newline]).numpy()
 
 
+def vision_rounding(half: VisionHalf, pixels: np.ndarray) -> float:
+    """What float32 alone does to the features of the first of `pixels` [T, 3, h, w], relative to the largest: torch against float64.
+
+    The worse of encoder and projector.
+    """
+    frame = torch.from_numpy(pixels[:1])
+    with torch.inference_mode():
+        features = half.reference_encoder(frame)
+        rounded = [features, half.projector(features)]
+    with in_float64(half.reference_encoder), in_float64(half.projector):
+        features = half.reference_encoder(frame.double())
+        exact = [features, half.projector(features)]
+    return max(_error(*pair) for pair in zip(rounded, exact, strict=True))
+
+
 def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReference:
-    """transformers' own prefill logits and greedy ids for a prompt around visual tokens [n, D]."""
+    """transformers' own prefill logits and greedy ids for a prompt around visual tokens [n, D].
+
+    The ids are those of its float32; logits and margins come from one forward in float64 over the prompt and these ids, and the
+    rounding is what its float32 logits differ from that by, the worst of all ids.
+    """
     embed = half.causal_lm.get_input_embeddings()
 
     def embedded(part: list[int]) -> torch.Tensor:
@@ -80,14 +100,28 @@ def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReferenc
     with torch.inference_mode():
         prompt = torch.cat([embedded(ids.before), torch.from_numpy(visual_tokens), embedded(ids.after)])[None]  # [1, S, D]
         output = half.causal_lm(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
-        first = output.logits[0, -1].numpy().copy()
-        greedy, margins = [], []
-        for _ in range(GREEDY):
-            best = output.logits[0, -1].topk(2)
-            greedy.append(int(best.indices[0]))
-            margins.append(float(best.values[0] - best.values[1]))
+        rounded = [output.logits[0, -1]]
+        greedy = [int(rounded[-1].argmax())]
+        while len(greedy) < GREEDY:
             output = half.causal_lm(torch.tensor([greedy[-1:]]), past_key_values=output.past_key_values, use_cache=True)
-    return LLMReference(ids, visual_tokens, first, greedy, margins)
+            rounded.append(output.logits[0, -1])
+            greedy.append(int(rounded[-1].argmax()))
+        forced = torch.cat([prompt, embedded(greedy[:-1])[None]], dim=1)
+    with in_float64(half.causal_lm):
+        exact = half.causal_lm(inputs_embeds=forced.double(), use_cache=False, logits_to_keep=GREEDY).logits[0]  # [GREEDY, V]
+    margins = [_margin(logits, token) for logits, token in zip(exact, greedy, strict=True)]
+    rounding = max(_error(*pair) for pair in zip(rounded, exact, strict=True))
+    return LLMReference(ids, visual_tokens, exact[0].float().numpy(), greedy, margins, rounding)
+
+
+def _margin(logits: torch.Tensor, token: int) -> float:
+    """How far the logit of `token` is above the best other one; 0 where another is above it."""
+    other = torch.cat([logits[:token], logits[token + 1 :]]).max()
+    return max(0.0, float(logits[token] - other))
+
+
+def _error(rounded: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((rounded - exact).abs().max() / exact.abs().max())
 
 
 def save_vision(directory: Path, feed: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> dict[str, int]:
@@ -106,9 +140,15 @@ def save_vision(directory: Path, feed: dict[str, np.ndarray], outputs: dict[str,
 
 
 def save_llm(directory: Path, expected: LLMReference) -> None:
-    """Write llm.json (prompt ids, greedy ids, margins), llm_logits.npy [V] and llm_visual_tokens.npy [n, D]."""
+    """Write llm.json (prompt ids, greedy ids, margins, rounding), llm_logits.npy [V] and llm_visual_tokens.npy [n, D]."""
     directory.mkdir(parents=True, exist_ok=True)
-    facts = {"before": expected.ids.before, "after": expected.ids.after, "greedy": expected.greedy, "margins": expected.margins}
+    facts = {
+        "before": expected.ids.before,
+        "after": expected.ids.after,
+        "greedy": expected.greedy,
+        "margins": expected.margins,
+        "rounding": expected.rounding,
+    }
     (directory / "llm.json").write_text(json.dumps(facts))
     np.save(directory / "llm_logits.npy", expected.logits)
     np.save(directory / "llm_visual_tokens.npy", expected.visual_tokens)

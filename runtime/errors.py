@@ -51,6 +51,10 @@ class EngineError(UserError):
     """An engine that can't be built, loaded or fed here."""
 
 
+class NonFiniteError(EngineError):
+    """An engine that returned infinities or NaN."""
+
+
 class PromptError(UserError):
     """A question, or a context length, that the LLM half can't take."""
 

@@ -85,8 +85,14 @@ class OnnxEngine:
         return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
 
     @classmethod
-    def load(cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None) -> OnnxEngine:
-        """Load an ONNX file, or a serialised model whose external data lie in directory `data`; on the CPU where no device is named."""
+    def load(
+        cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None, as_written: bool = False
+    ) -> OnnxEngine:
+        """Load an ONNX file, or a serialised model whose external data lie in directory `data`; on the CPU where no device
+        is named.
+
+        as_written: node by node, without ONNX Runtime's own optimisations, which would keep float32 copies of float16 weights.
+        """
         options = options.on("cpu")
         reason = cls.unavailable(options.device)
         if reason:
@@ -96,6 +102,8 @@ class OnnxEngine:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = options.threads
+        if as_written:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if data is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
         providers = ["CUDAExecutionProvider"] if options.device == "cuda" else []

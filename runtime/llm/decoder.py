@@ -11,7 +11,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, Bundle
 from runtime.engine import Engine, EngineOptions, State, open_engine
-from runtime.errors import ContextError, EngineError
+from runtime.errors import ContextError, NonFiniteError
 
 PREFILL_CHUNK = 256  # positions a run: bounds the score matrix to heads x 256 x P; 512 are no faster (benchmarks/RESULTS.md)
 
@@ -49,7 +49,7 @@ class Conversation:
         for start in range(0, embeddings.shape[1], chunk):
             logits = self._step(embeddings[:, start : start + chunk])
         if not np.isfinite(logits).all():
-            raise EngineError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
+            raise NonFiniteError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
         return logits
 
     def generate(

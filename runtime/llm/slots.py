@@ -19,7 +19,7 @@ import numpy as np
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.engine.place import place
-from runtime.errors import EngineError, UserError
+from runtime.errors import EngineError, NonFiniteError, UserError
 from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder, check_context
 
 
@@ -98,5 +98,5 @@ class SlotDecoder:
 
 def _finite(logits: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
-        raise EngineError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
+        raise NonFiniteError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
     return logits

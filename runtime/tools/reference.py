@@ -22,13 +22,17 @@ from runtime.prompt import PromptIds
 
 @dataclass(frozen=True)
 class LLMReference:
-    """ids: the prompt around visual_tokens [n, D]; logits [V] after it; greedy ids, each with its margin over the second best."""
+    """ids: the prompt around visual_tokens [n, D]; logits [V] after it; greedy ids, each with its margin over the best other one.
+
+    rounding: what float32 alone does to these logits, as `error` of runtime.tools.compare; 0 in bundles that did not measure it.
+    """
 
     ids: PromptIds
     visual_tokens: np.ndarray
     logits: np.ndarray
     greedy: list[int]
     margins: list[float]
+    rounding: float = 0.0
 
 
 def clip(bundle: Bundle) -> np.ndarray:
@@ -67,6 +71,7 @@ def llm(bundle: Bundle) -> LLMReference:
         _array(bundle, "reference/llm_logits.npy"),
         facts["greedy"],
         facts["margins"],
+        facts.get("rounding", 0.0),
     )
 
 

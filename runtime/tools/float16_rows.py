@@ -1,0 +1,115 @@
+"""Rows of the parity table for a float16 bundle, computed as a device with float16 arithmetic computes it.
+
+The vision encoder takes one frame, whatever T is, and the compression takes the features of all frames, so the whole graph is
+seen in little more than a frame's time; the LLM takes the reference prompt and a few greedy ids, alone and in a batch.
+
+T frames, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden, S prompt positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import NonFiniteError
+from runtime.llm.decoder import LocalDecoder
+from runtime.llm.slots import SlotDecoder
+from runtime.prompt import Prompt
+from runtime.tools.compare import compare, tolerance
+from runtime.tools.float16 import frame_and_clip, rounded
+from runtime.tools.parity import NOT_FINITE, Row, compare_llm, row_of
+from runtime.tools.reference import LLMReference
+from runtime.tools.stages import VISUAL_TOKENS
+
+FRAME, BATCH = "vision/frame", "llm/batch"
+_GREEDY = 4  # ids that are compared; each reads all weights once
+_PRECISION = "fp16"
+
+
+def compare_llm_float16(bundle: Bundle, expected: LLMReference) -> list[Row]:
+    """Prefill logits and greedy ids of the decoder, and the logits of the decoder for a batch."""
+    prompt = Prompt(bundle)
+    short = replace(expected, greedy=expected.greedy[:_GREEDY], margins=expected.margins[:_GREEDY])
+    decoder = LocalDecoder(bundle, _engine(bundle.path, DECODER))
+    rows = compare_llm(decoder, prompt, short, _PRECISION)
+    decoder.engine.close()
+    if (bundle.path / f"{DECODER_BATCH}.onnx").exists():
+        rows.append(_compare_batch(bundle, prompt.embed(expected.ids, expected.visual_tokens)[0], expected))
+    return [_named(row) for row in rows]
+
+
+def compare_vision_float16(
+    directory: Path, pixels: np.ndarray, features: np.ndarray, visual_tokens: np.ndarray, selected: bool
+) -> list[Row]:
+    """The features of one frame, and the tokens of features [T, H*W, C], of the vision graphs in `directory`.
+
+    pixels: the clip as the graph takes it; features: what leaves the frame-wise part, right to float16; visual_tokens [N, D]:
+    torch's; selected: whether those are a choice.
+    """
+    rows = []
+    parts = _parts(directory)
+    if len(parts) == 2:
+        encoder = OnnxEngine.load(rounded(parts[0]).SerializeToString(), data=directory, as_written=True)
+        (spec,) = encoder.inputs
+        one = pixels[: spec.shape[0]].astype(spec.dtype, copy=False)  # a Loop takes the clip, and runs once
+        (frame,) = encoder.run({spec.name: one}).values()
+        encoder.close()
+        frame = frame.reshape(-1, frame.shape[-1])
+        truth = features[:1].reshape(-1, features.shape[-1])
+        rows.append(row_of(FRAME, OnnxEngine.backend, frame, compare(frame, truth, _PRECISION)))
+    engine = OnnxEngine.load(rounded(parts[-1]).SerializeToString(), data=directory, as_written=True)
+    (spec,) = engine.inputs
+    given = pixels if len(parts) == 1 else features.reshape(spec.shape)
+    tokens = engine.run({spec.name: given.astype(spec.dtype, copy=False)})[VISUAL_TOKENS]
+    engine.close()
+    difference = compare(tokens, visual_tokens, _PRECISION, selected)
+    rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, difference, _PRECISION if selected else None))
+    return [_named(row) for row in rows]
+
+
+def _compare_batch(bundle: Bundle, prompt: np.ndarray, expected: LLMReference) -> Row:
+    """The logits after `prompt` [S, D] in a batch beside a shorter one."""
+    decoder = SlotDecoder(bundle, _engine(bundle.path, DECODER_BATCH), 2)
+    try:
+        decoder.extend(0, prompt[:5])
+        decoder.extend(1, prompt[:-1])
+        logits = decoder.step([0, 1], np.stack([prompt[5], prompt[-1]]))[1]
+    except NonFiniteError:
+        infinite = float("inf")
+        return Row(BATCH, OnnxEngine.backend, expected.logits.shape, infinite, infinite, tolerance(_PRECISION), False, NOT_FINITE)
+    finally:
+        decoder.close()
+    return row_of(BATCH, OnnxEngine.backend, logits, compare(logits, expected.logits, _PRECISION, rounding=expected.rounding))
+
+
+def _parts(directory: Path) -> list[onnx.ModelProto]:
+    """The graph of one frame and the graph of a clip's features; the one over all frames where nothing goes frame by frame."""
+    models: Mapping[str, Path] = {
+        name: directory / f"{name}.onnx" for name in (VISION_ENCODER, VISION_COMPRESSOR, VISION_LOOP, VISION)
+    }
+    if models[VISION_ENCODER].exists():
+        return [_structure(models[VISION_ENCODER]), _structure(models[VISION_COMPRESSOR])]
+    if models[VISION_LOOP].exists():
+        looped = frame_and_clip(_structure(models[VISION_LOOP]))
+        if looped is not None:
+            return list(looped)
+    return [_structure(models[VISION])]
+
+
+def _engine(directory: Path, graph: str) -> OnnxEngine:
+    path = directory / f"{graph}.onnx"
+    return OnnxEngine.load(rounded(_structure(path)).SerializeToString(), data=path.parent, as_written=True)
+
+
+def _structure(path: Path) -> onnx.ModelProto:
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _named(row: Row) -> Row:
+    return replace(row, stage=f"{row.stage} (float16)")
