@@ -2,6 +2,7 @@
 #include "av.hpp"
 #include "gridpool/live.hpp"
 #include "library.hpp"
+#include "rgb.hpp"
 #include "text.hpp"
 
 namespace gridpool {

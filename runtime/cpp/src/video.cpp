@@ -13,6 +13,7 @@
 #include <set>
 
 #include "av.hpp"
+#include "rgb.hpp"
 #include "text.hpp"
 
 namespace gridpool {
