@@ -48,8 +48,7 @@ int av_checked(int status);
 /// How long a frame is shown, in ticks of its stream; 0 where nothing says.
 int64_t shown_ticks(const AVFrame& frame);
 
-/// The first video stream that is no cover picture and has a decoder, opened to stop at the first damage;
-/// VideoError, calling the source `name`, where there is none.
-std::pair<AVStream*, CodecPtr> open_decoder(AVFormatContext& format, const std::string& name);
+/// Whether a frame is one that decoding may begin at.
+bool is_keyframe(const AVFrame& frame);
 
 }  // namespace gridpool

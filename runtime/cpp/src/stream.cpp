@@ -1,6 +1,7 @@
 // Frames as they come, from a file, a camera or the network: no seeking, no promise of how many there will be.
-#include "av.hpp"
 #include "gridpool/live.hpp"
+
+#include "container.hpp"
 #include "library.hpp"
 #include "rgb.hpp"
 #include "text.hpp"
@@ -54,9 +55,7 @@ FormatPtr open_source(const std::string& source, bool is_device, bool is_network
 struct VideoStream::Parts {
   std::string source;
   bool live = false;
-  FormatPtr format;
-  AVStream* stream = nullptr;
-  CodecPtr codec;
+  Container container;
   PacketPtr packet;
   FramePtr frame;
   std::unique_ptr<RgbConverter> rgb;
@@ -75,15 +74,15 @@ VideoStream::VideoStream(const std::string& source) : parts_(std::make_unique<Pa
   }
   parts_->source = source;
   parts_->live = is_device || is_network;
-  parts_->format = open_source(source, is_device, is_network);
+  parts_->container.format = open_source(source, is_device, is_network);
   try {
-    std::tie(parts_->stream, parts_->codec) = open_decoder(*parts_->format, source);
+    open_decoder(parts_->container, source);
   } catch (const AvFailure& failure) {
     throw VideoError(source + " can't be decoded (" + av_reason(failure.number) + "); expected a video");
   }
   parts_->packet = owned<PacketPtr>(av_packet_alloc());
   parts_->frame = owned<FramePtr>(av_frame_alloc());
-  parts_->rgb = std::make_unique<RgbConverter>(*parts_->stream);
+  parts_->rgb = std::make_unique<RgbConverter>(*parts_->container.stream);
 }
 
 VideoStream::~VideoStream() = default;
@@ -92,23 +91,23 @@ bool VideoStream::is_live() const { return parts_->live; }
 
 bool VideoStream::Parts::decode_next() {
   for (;;) {
-    const int status = avcodec_receive_frame(codec.get(), frame.get());
+    const int status = avcodec_receive_frame(container.codec.get(), frame.get());
     if (status >= 0) return true;
     if (status == AVERROR_EOF) return false;
     if (status != AVERROR(EAGAIN) && !live) av_checked(status);  // a camera's next packet may be whole again
     do {
       av_packet_unref(packet.get());
-      const int read = av_read_frame(format.get(), packet.get());
+      const int read = av_read_frame(container.format.get(), packet.get());
       if (read == AVERROR(EAGAIN)) continue;
       if (read < 0 && (live || read != AVERROR_EOF)) av_checked(read);
       if (read < 0) {
         if (ended) return false;
         ended = true;
-        av_checked(avcodec_send_packet(codec.get(), nullptr));
+        av_checked(avcodec_send_packet(container.codec.get(), nullptr));
         break;
       }
-      if (packet->stream_index != stream->index || packet->size == 0) continue;
-      const int sent = avcodec_send_packet(codec.get(), packet.get());
+      if (packet->stream_index != container.stream->index || packet->size == 0) continue;
+      const int sent = avcodec_send_packet(container.codec.get(), packet.get());
       if (sent < 0 && !live) av_checked(sent);
       if (sent >= 0) break;
     } while (true);
@@ -124,9 +123,9 @@ bool VideoStream::next(double& seconds) {
                      av_reason(failure.number) + "); watch it again");
   }
   const int64_t pts = parts_->frame->best_effort_timestamp;
-  const AVRational rate = parts_->stream->avg_frame_rate;
+  const AVRational rate = parts_->container.stream->avg_frame_rate;
   // A source without times counts frames.
-  double time = pts != AV_NOPTS_VALUE ? static_cast<double>(pts) * av_q2d(parts_->stream->time_base)
+  double time = pts != AV_NOPTS_VALUE ? static_cast<double>(pts) * av_q2d(parts_->container.stream->time_base)
                                       : parts_->last + (rate.num > 0 && rate.den > 0 ? av_q2d(av_inv_q(rate)) : 0.04) + parts_->first;
   if (!parts_->has_first) parts_->first = time, parts_->has_first = true;
   time -= parts_->first;

@@ -1,0 +1,104 @@
+#include "exif.hpp"
+
+namespace gridpool {
+namespace {
+
+constexpr int kMostChunks = 1 << 20;  // of a file; a PNG of a gigabyte has about 130,000
+constexpr std::string_view kExif{"Exif\0\0", 6}, kXmp{"http://ns.adobe.com/xap/1.0/\0", 29};
+
+bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
+
+std::optional<int> exif_orientation(std::string block) {
+  if (starts_with(block, kExif)) block.erase(0, kExif.size());
+  ByteSource tiff(std::move(block));
+  return tiff_orientation(tiff);
+}
+
+/// What is found first, of two places where an orientation may stand.
+struct Found {
+  std::optional<int> exif, xmp;
+  std::optional<int> best() const { return exif ? exif : xmp; }
+};
+
+}  // namespace
+
+std::optional<int> tiff_orientation(ByteSource& tiff) {
+  constexpr size_t kEntry = 12;
+  constexpr uint64_t kOrientation = 0x0112, kXmpPacket = 700, kShort = 3, kLong = 4;
+  const std::string order = tiff.read(0, 2);
+  if (order != "II" && order != "MM") return std::nullopt;
+  const Endian endian = order == "II" ? Endian::little : Endian::big;
+  const auto directory = tiff.number(4, 4, endian);
+  if (tiff.number(2, 2, endian) != 42u || !directory) return std::nullopt;
+  const std::string entries = tiff.read(*directory + 2, tiff.number(*directory, 2, endian).value_or(0) * kEntry);
+  Found found;
+  for (size_t at = 0; at + kEntry <= entries.size(); at += kEntry) {
+    const uint64_t tag = *number_at(entries, at, 2, endian), type = *number_at(entries, at + 2, 2, endian);
+    const uint64_t value = *number_at(entries, at + 8, type == kShort ? 2 : 4, endian);
+    if (tag == kOrientation && (type == kShort || type == kLong)) found.exif = static_cast<int>(value & 0xFFFF);
+    if (tag == kXmpPacket) found.xmp = xmp_orientation(tiff.read(value, *number_at(entries, at + 4, 4, endian)));
+  }
+  return found.best();
+}
+
+std::optional<int> xmp_orientation(std::string_view xmp) {
+  constexpr std::string_view kName = "tiff:Orientation";
+  for (size_t at = xmp.find(kName); at != std::string_view::npos; at = xmp.find(kName, at + 1)) {
+    std::string_view value = xmp.substr(at + kName.size());
+    if (!starts_with(value, "=\"") && !starts_with(value, ">")) continue;
+    value.remove_prefix(value[0] == '=' ? 2 : 1);
+    if (!value.empty() && value[0] >= '0' && value[0] <= '9') return value[0] - '0';
+  }
+  return std::nullopt;
+}
+
+std::optional<int> jpeg_orientation(ByteSource& file) {
+  Found found;
+  uint64_t at = 2;
+  for (int i = 0; i < kMostChunks; ++i) {  // marker segments, up to the first scan
+    const auto marker = file.number(at, 2), length = file.number(at + 2, 2);
+    if (!marker || *marker >> 8 != 0xFF || *marker == 0xFFDA || *marker == 0xFFD9) break;
+    if (*marker == 0xFFFF) {  // a fill byte
+      ++at;
+      continue;
+    }
+    if (!length || *length < 2) break;
+    if (*marker == 0xFFE1) {
+      const std::string segment = file.read(at + 4, *length - 2);
+      if (!found.exif && starts_with(segment, kExif)) found.exif = exif_orientation(segment);
+      if (!found.xmp && starts_with(segment, kXmp)) found.xmp = xmp_orientation(segment);
+    }
+    at += 2 + *length;
+  }
+  return found.best();
+}
+
+std::optional<int> png_orientation(ByteSource& file) {
+  Found found;
+  uint64_t at = 8;
+  for (int i = 0; i < kMostChunks; ++i) {
+    const auto length = file.number(at, 4);
+    const std::string type = file.read(at + 4, 4);
+    if (!length || type.size() < 4 || type == "IEND") break;
+    if (type == "eXIf") found.exif = exif_orientation(file.read(at + 8, *length));
+    if (type == "iTXt" && file.read(at + 8, 18) == std::string("XML:com.adobe.xmp", 18)) found.xmp = xmp_orientation(file.read(at + 8, *length));
+    at += 12 + *length;
+  }
+  return found.best();
+}
+
+std::optional<int> webp_orientation(ByteSource& file) {
+  Found found;
+  uint64_t at = 12;
+  for (int i = 0; i < kMostChunks; ++i) {
+    const std::string type = file.read(at, 4);
+    const auto length = file.number(at + 4, 4, Endian::little);
+    if (!length) break;
+    if (type == "EXIF") found.exif = exif_orientation(file.read(at + 8, *length));
+    if (type == "XMP ") found.xmp = xmp_orientation(file.read(at + 8, *length));
+    at += 8 + *length + *length % 2;
+  }
+  return found.best();
+}
+
+}  // namespace gridpool

@@ -1,0 +1,156 @@
+#include "reader.hpp"
+
+#include <algorithm>
+
+#include "text.hpp"
+#include "timeline.hpp"
+
+namespace gridpool {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr size_t kWindow = 3;  // a packet and the two after it
+
+bool is_key(const AVPacket& packet) { return packet.flags & AV_PKT_FLAG_KEY; }
+
+Container opened(const fs::path& path) {
+  try {
+    return open_container(path);
+  } catch (const AvFailure& failure) {
+    throw damage(path, std::nullopt, av_reason(failure.number));
+  }
+}
+
+}  // namespace
+
+VideoError damage(const fs::path& path, std::optional<double> seconds, const std::string& reason) {
+  const std::string where = seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame";
+  return VideoError(path.string() + " is damaged " + where + " (" + reason + "); expected a file that plays to its end, copy it again");
+}
+
+bool is_corrupt(const AVFrame& frame) { return frame.decode_error_flags != 0 || frame.flags & AV_FRAME_FLAG_CORRUPT; }
+
+Reader::Reader(const fs::path& path) : path_(path), container_(opened(path)) {}
+
+void Reader::check_length() const {
+  if (container_.is_fragmented()) return;
+  const auto length = static_cast<int64_t>(fs::file_size(path_));
+  for (int i = 0; i < avformat_index_get_entries_count(container_.stream); ++i) {
+    const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
+    if (static_cast<Wide>(entry->pos) + entry->size > length) {
+      const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), container_.tick());
+      throw VideoError(format("%s is cut off at %.2f s: it has %lld bytes and its index lists more; copy it again", path_.c_str(), at,
+                              static_cast<long long>(length)));
+    }
+  }
+}
+
+/// A packet of the video stream as the demuxer gives it; null at the end.
+PacketPtr Reader::demuxed() {
+  auto packet = owned<PacketPtr>(av_packet_alloc());
+  for (;;) {
+    const int status = av_read_frame(container_.format.get(), packet.get());
+    if (status == AVERROR_EOF) return nullptr;
+    av_checked(status);
+    if (packet->stream_index == container_.stream->index && packet->size > 0) return packet;
+    av_packet_unref(packet.get());
+  }
+}
+
+AVPacket* Reader::read() {
+  if (has_packet_) ahead_.pop_front();
+  has_packet_ = false;
+  while (ahead_.size() < kWindow && !demuxed_all_) {
+    PacketPtr packet = demuxed();
+    if (packet) {
+      ahead_.push_back(std::move(packet));
+    } else {
+      demuxed_all_ = true;
+    }
+  }
+  if (ahead_.empty()) return nullptr;
+  AVPacket* packet = ahead_.front().get();
+  if (av_packet_get_side_data(packet, AV_PKT_DATA_ENCRYPTION_INFO, nullptr)) {
+    throw VideoError(path_.string() + " is encrypted; expected a video without copy protection");
+  }
+  if (packet->flags & AV_PKT_FLAG_CORRUPT && first_) {
+    if (ahead_.size() == 1) {
+      cut_ = true;
+      ahead_.clear();
+      return nullptr;
+    }
+    // The joint of transport streams: the demuxer marks the packet before it, though nothing of it is lost.
+    if (std::none_of(ahead_.begin() + 1, ahead_.end(), [](const PacketPtr& later) { return is_key(*later); })) {
+      std::optional<double> seconds;
+      if (packet->pts != AV_NOPTS_VALUE && *first_ != AV_NOPTS_VALUE) {
+        seconds = seconds_of(static_cast<Wide>(packet->pts) - *first_, container_.tick());
+      }
+      throw damage(path_, seconds, "packets are missing or incomplete");
+    }
+  }
+  if (is_key(*packet) && !first_) first_ = packet->pts;
+  has_packet_ = true;
+  return packet;
+}
+
+FramePtr Reader::next() {
+  while (ready_.empty() && !ended_) {
+    AVPacket* packet = read();
+    if (!packet && !entered_) return nullptr;
+    if (!packet) {
+      ended_ = true;
+      decode(nullptr);
+      continue;
+    }
+    if (!entered_) {
+      if (is_key(*packet)) enter(*packet);
+      continue;
+    }
+    // What is shown before the keyframe but stored after it refers to frames not seen; nothing shown later refers to it.
+    leading_ = leading_ && !is_key(*packet);
+    const bool is_left_out = leading_ && packet->pts != AV_NOPTS_VALUE && entry_ != AV_NOPTS_VALUE && packet->pts < entry_;
+    if (!is_left_out) decode(packet);
+  }
+  if (ready_.empty()) return nullptr;
+  FramePtr frame = std::move(ready_.front());
+  ready_.pop_front();
+  return frame;
+}
+
+void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) {
+  std::vector<int64_t> targets{key};
+  targets.insert(targets.end(), earlier.begin(), earlier.end());
+  for (const int64_t target : targets) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
+    av_checked(av_seek_frame(container_.format.get(), container_.stream->index, target, AVSEEK_FLAG_BACKWARD));
+    avcodec_flush_buffers(container_.codec.get());
+    ready_.clear();
+    ahead_.clear();
+    first_.reset();
+    demuxed_all_ = has_packet_ = ended_ = entered_ = false;
+    AVPacket* packet = read();
+    while (packet && !is_key(*packet)) packet = read();
+    if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= key) return enter(*packet);
+  }
+  ended_ = entered_ = true;
+}
+
+void Reader::enter(const AVPacket& key) {
+  entered_ = leading_ = true;
+  entry_ = key.pts;
+  decode(&key);
+}
+
+void Reader::decode(const AVPacket* packet) {
+  av_checked(avcodec_send_packet(container_.codec.get(), packet));
+  std::deque<FramePtr> decoded;  // a packet's frames count only if all of it can be decoded
+  for (;;) {
+    auto frame = owned<FramePtr>(av_frame_alloc());
+    const int status = avcodec_receive_frame(container_.codec.get(), frame.get());
+    if (status == AVERROR(EAGAIN) || status == AVERROR_EOF) break;
+    av_checked(status);
+    decoded.push_back(std::move(frame));
+  }
+  std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
+}
+
+}  // namespace gridpool
