@@ -20,7 +20,9 @@ def upright_rgb(frame: VideoFrame) -> np.ndarray:
     """RGB uint8 [h, w, 3] as it is to be shown."""
     image = frame.to_ndarray(format="rgb24")
     side = frame.side_data.get("DISPLAYMATRIX")
-    return image if side is None else oriented(image, np.frombuffer(side, np.int32, 9).tolist()  # type: ignore[call-overload])
+    if side is None:
+        return image
+    return oriented(image, np.frombuffer(side, np.int32, 9).tolist())  # type: ignore[call-overload]
 
 
 def oriented(image: np.ndarray, matrix: list[int]) -> np.ndarray:
