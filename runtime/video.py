@@ -142,9 +142,11 @@ def _packet_timeline(path: Path) -> Timeline | None:
     """The timeline as the packets tell it; None where they don't tell every frame's time."""
     durations: dict[int, int | None] = {}
     keys: list[int] = []
+    sizes: list[int] = []
     with reading(path) as reader:
         reader.check_length()
         for packet in reader.packets():
+            sizes.append(packet.size)
             if packet.pts is None or packet.pts in durations:
                 return None
             if packet.is_keyframe:
@@ -154,6 +156,7 @@ def _packet_timeline(path: Path) -> Timeline | None:
             # What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
             if keys and packet.pts >= keys[0] and not packet.is_discard:
                 durations[packet.pts] = packet.duration
+        reader.check_index(sizes)
         times = sorted(durations)
         if not times:
             return None

@@ -124,6 +124,15 @@ class Reader:
                     f"{self.path} is cut off at {at:.2f} s: it has {length} bytes and its index lists more; copy it again"
                 )
 
+    def check_index(self, sizes: list[int]) -> None:
+        """Refuse an AVI whose index lists more packets than the `sizes` of those that were read: the demuxer skips what it can't read."""
+        if self.container.format.name != "avi":
+            return
+        listed = [(entry.size, entry.timestamp) for entry in self.stream.index_entries if entry.size]
+        if len(sizes) < len(listed):
+            lost = next((time for size, (other, time) in zip(sizes, listed) if size != other), listed[len(sizes)][1])  # noqa: B905
+            raise damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
+
 
 def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
     """Each packet with the two after it, fewer at the end."""
