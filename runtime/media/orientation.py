@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def upright_rgb(frame: VideoFrame) -> np.ndarray:
     """RGB uint8 [h, w, 3] as it is to be shown."""
-    image = frame.to_ndarray(format="rgb24")
+    image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
     side = frame.side_data.get("DISPLAYMATRIX")
     if side is None:
         return image

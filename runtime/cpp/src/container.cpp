@@ -15,7 +15,7 @@ namespace {
 // Containers and image files that hold one clip: no text drawn as video, no playlists that open other files.
 constexpr const char* kFormats =
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
-    "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe";
+    "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
 
 constexpr int kAside =
     AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_DEPENDENT | AV_DISPOSITION_STILL_IMAGE | AV_DISPOSITION_TIMED_THUMBNAILS;
@@ -77,7 +77,7 @@ void open_decoder(Container& container, const std::string& name) {
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
   codec.thread_count = 0;  // as many as there are processors
-  codec.thread_type = FF_THREAD_FRAME | FF_THREAD_SLICE;
+  codec.thread_type = FF_THREAD_SLICE;
   if (is_strict(parameters.codec_id)) codec.err_recognition |= AV_EF_EXPLODE;
   av_checked(avcodec_open2(&codec, decoder, nullptr));
 }

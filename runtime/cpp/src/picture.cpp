@@ -12,6 +12,7 @@ namespace gridpool {
 namespace {
 
 constexpr uint64_t kBlock = 1 << 20;  // bytes searched for a second JPEG picture, or for an animation's header
+constexpr uint64_t kTiffCompression = 259;
 constexpr unsigned kHeicVersion = 61;  // of libavformat, in FFmpeg 7.0
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& what) {
@@ -60,7 +61,11 @@ std::optional<Picture> read_picture(const std::filesystem::path& path) {
     if (is_animated && !av_find_input_format("webp_anim")) refuse(path, "an animated WebP, which this FFmpeg does not read");
     return picture_of("WebP", webp_orientation(file), is_animated);
   }
-  if (starts({"II*\0", 4}) || starts({"MM\0*", 4})) return picture_of("TIFF", tiff_orientation(file));
+  if (starts({"II*\0", 4}) || starts({"MM\0*", 4})) {
+    const auto compression = tiff_number(file, kTiffCompression);
+    if (compression == 6u || compression == 7u) refuse(path, "a TIFF with a JPEG inside, which FFmpeg reads in wrong colours");
+    return picture_of("TIFF", tiff_orientation(file));
+  }
   if (starts("BM")) return picture_of("BMP", std::nullopt);
   if (is_pnm(head)) return picture_of("PNM", std::nullopt);
   const auto picture = heif_picture(file);

@@ -45,6 +45,20 @@ void Reader::check_length() const {
   }
 }
 
+void Reader::check_index(const std::vector<int>& sizes) const {
+  if (std::string_view(container_.format->iformat->name) != "avi") return;
+  std::vector<const AVIndexEntry*> listed;
+  for (int i = 0; i < avformat_index_get_entries_count(container_.stream); ++i) {
+    const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
+    if (entry->size) listed.push_back(entry);
+  }
+  if (sizes.size() >= listed.size()) return;
+  size_t lost = 0;
+  while (lost < sizes.size() && sizes[lost] == listed[lost]->size) ++lost;
+  const Wide at = static_cast<Wide>(listed[lost]->timestamp) - listed.front()->timestamp;
+  throw damage(path_, seconds_of(at, container_.tick()), "packets are missing or incomplete");
+}
+
 /// A packet of the video stream as the demuxer gives it; null at the end.
 PacketPtr Reader::demuxed() {
   auto packet = owned<PacketPtr>(av_packet_alloc());

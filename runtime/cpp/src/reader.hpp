@@ -28,6 +28,9 @@ class Reader {
   /// Refuse a file that ends before the frames that its own index lists; the demuxer would just stop there.
   void check_length() const;
 
+  /// Refuse an AVI whose index lists more packets than the `sizes` of those that were read: the demuxer skips what it can't read.
+  void check_index(const std::vector<int>& sizes) const;
+
   /// The next packet of the video stream that is not empty; null at the end. VideoError where packets are missing or
   /// incomplete, but for the last one of the file, which is left out; AvFailure where reading fails.
   AVPacket* read();

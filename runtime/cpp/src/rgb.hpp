@@ -1,4 +1,5 @@
-// Decoded frames as RGB, with the numbers of FFmpeg's own command line (bicubic chroma), fields of interlaced frames apart.
+// Decoded frames as RGB: those of a video with the numbers of FFmpeg's own command line (bicubic chroma) and fields of interlaced
+// frames apart, still pictures with chroma interpolated linearly, as the libraries that Pillow uses do it.
 #pragma once
 
 #include <array>
@@ -13,8 +14,8 @@ namespace gridpool {
 class RgbConverter {
  public:
   /// stream: its display matrix applies to frames that have none of their own.
-  /// still: the orientation of a still picture's file, instead of any matrix.
-  explicit RgbConverter(const AVStream& stream, std::optional<Orientation> still = std::nullopt) : stream_(stream), still_(still) {}
+  /// picture: the orientation of a still picture's file, instead of any matrix.
+  explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
 
   /// AvFailure for a frame that swscale can't convert.
   Image convert(const AVFrame& frame);
@@ -23,20 +24,22 @@ class RgbConverter {
   struct ScalerDeleter {
     void operator()(SwsContext* scaler) const { sws_freeContext(scaler); }
   };
-  using Layout = std::array<int, 8>;  // what a scaler is made for
+  using Layout = std::array<int, 6>;  // what a scaler is made for
   struct Scaler {
     std::unique_ptr<SwsContext, ScalerDeleter> context;
     Layout layout{};
   };
 
-  enum class Part { whole, top_field, bottom_field };
+  enum Part { whole, top_field, bottom_field, chroma };
+  static int rows_of(const AVFrame& frame, Part part);
   SwsContext& scaler(const AVFrame& frame, Part part);
   void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);
+  FramePtr with_chroma_of_every_pixel(const AVFrame& frame);
   Orientation orientation(const AVFrame& frame) const;
 
   const AVStream& stream_;
-  std::optional<Orientation> still_;
-  std::array<Scaler, 3> scalers_;  // one for each Part
+  std::optional<Orientation> picture_;
+  std::array<Scaler, 4> scalers_;  // one for each Part
 };
 
 }  // namespace gridpool

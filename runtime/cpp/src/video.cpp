@@ -71,6 +71,7 @@ std::set<int64_t> wanted_of(const Timeline& timeline, int64_t frames) {
 std::optional<Timeline> packet_timeline(const fs::path& path) {
   std::map<int64_t, int64_t> durations;
   std::vector<int64_t> keys;
+  std::vector<int> sizes;
   // The mov demuxer of older FFmpegs leaves durations out where frames are reordered: they are the steps of decoding times.
   std::optional<std::pair<int64_t, int64_t>> open_step;  // presentation and decoding time of the packet before
   const auto close_step = [&](int64_t next) {
@@ -83,6 +84,7 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
   reader.check_length();
   try {
     while (const AVPacket* packet = reader.read()) {
+      sizes.push_back(packet->size);
       if (packet->dts != AV_NOPTS_VALUE) close_step(packet->dts);
       if (packet->pts == AV_NOPTS_VALUE || durations.count(packet->pts)) return std::nullopt;
       if (packet->flags & AV_PKT_FLAG_KEY) {
@@ -94,6 +96,7 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
       if (container.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
     }
     if (container.stream->duration != AV_NOPTS_VALUE) close_step(container.stream->duration);
+    reader.check_index(sizes);
   } catch (const AvFailure&) {
     return std::nullopt;  // decoding from the start will tell where
   }
@@ -206,15 +209,15 @@ int64_t Clip::repeated() const {
 std::vector<std::string> Clip::notes() const {
   std::vector<std::string> notes;
   const auto count = static_cast<long long>(total), again = static_cast<long long>(repeated());
-  const size_t frames = indices.size();
+  const size_t asked = indices.size();
   if (cut) notes.push_back(format("the file ends inside a frame: the clip is what comes before, %lld frames", count));
   if (has_gap) {
     notes.emplace_back("one gap between two frames is most of the clip, as after a wrong timestamp: frames are sampled by number");
   }
-  if (again && total < static_cast<int64_t>(frames)) {
-    notes.push_back(format("the clip is shorter than %zu frames: %lld are repeated", frames, again));
+  if (again && total < static_cast<int64_t>(asked)) {
+    notes.push_back(format("the clip is shorter than %zu frames: %lld are repeated", asked, again));
   } else if (again) {
-    notes.push_back(format("the clip's frames are not shown equally long: %lld of %zu sampled frames are repeated", again, frames));
+    notes.push_back(format("the clip's frames are not shown equally long: %lld of %zu sampled frames are repeated", again, asked));
   }
   return notes;
 }
