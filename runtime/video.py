@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from runtime.errors import VideoError
 from runtime.media import limits, stills
 from runtime.media.container import check_file
-from runtime.media.decode import Reader, reading
+from runtime.media.decode import DamageError, Reader, reading
 from runtime.media.limits import DecodeLimits
 from runtime.media.orientation import upright_rgb
 from runtime.media.timeline import Timeline
@@ -38,6 +39,7 @@ MAX_FRAMES = 4096
 
 _SEEK_GAIN = 4  # frames that a seek must save; a flushed decoder takes about as many to give its first (benchmarks/seek.py)
 
+Taken = TypeVar("Taken")
 Each = Callable[[np.ndarray], np.ndarray]
 Frames = tuple[Mapping[int, np.ndarray], tuple[int, int]]  # {frame number: what `each` made of it}, (h, w)
 
@@ -123,14 +125,25 @@ def _take(path: Path, frames: int, each: Each) -> tuple[Timeline, Frames]:
         with stills.opened(path) as picture:
             timeline = picture.timeline()
             return timeline, _take_pictures(picture, timeline, frames, each)
-    timeline_of_packets = _packet_timeline(path)
-    if timeline_of_packets:
-        for seek in (True, False):
-            taken = _take_by_time(path, timeline_of_packets, frames, each, seek)
-            if taken:
-                return timeline_of_packets, taken
-    timeline = _decoded_timeline(path)
-    return timeline, _take_by_number(path, timeline, frames, each)
+    from_packets = _packet_timeline(path)
+    if from_packets:
+        try:
+            taken = _leniently(lambda strict: _take_by_time(path, from_packets, frames, each, strict, seek=True))
+        except DamageError:
+            taken = None  # or it can't be entered at its keyframes: decoding from the start will tell
+        taken = taken or _leniently(lambda strict: _take_by_time(path, from_packets, frames, each, strict, seek=False))
+        if taken:
+            return from_packets, taken
+    timeline = _leniently(lambda strict: _decoded_timeline(path, strict))
+    return timeline, _leniently(lambda strict: _take_by_number(path, timeline, frames, each, strict))
+
+
+def _leniently(take: Callable[[bool], Taken]) -> Taken:
+    """`take(strict)`, and where that meets damage again without being strict."""
+    try:
+        return take(True)
+    except DamageError:
+        return take(False)
 
 
 def _take_pictures(picture: stills.Still, timeline: Timeline, frames: int, each: Each) -> Frames:
@@ -163,31 +176,25 @@ def _packet_timeline(path: Path) -> Timeline | None:
         return Timeline.of(times, durations[times[-1]], reader.stream.average_rate, reader.tick, keys, reader.cut)
 
 
-def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, seek: bool) -> Frames | None:
+def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, strict: bool, seek: bool) -> Frames | None:
     """Take the sampled frames by their times; None where a frame does not come out as the packets promised."""
-    import av
-
     taken: dict[int, np.ndarray] = {}
     size = (0, 0)
     wanted = sorted(set(timeline.sample(frames)))
-    with reading(path) as reader:
+    with reading(path, strict) as reader:
         codec = reader.stream.codec_context
         if seek:
             limits.check_decoded(path, _decoded_by_seeking(timeline, wanted), codec.width, codec.height)
-        decoded = reader.frames()
+        decoded = reader.checked(reader.frames())
         position = -1  # the last frame that the decoder gave
         for index in wanted:
             time = timeline.times[index]
-            try:
-                if seek and timeline.entry(index) > position + _SEEK_GAIN:
-                    key = bisect_right(timeline.keys, time) - 1
-                    decoded = reader.frames_from(timeline.keys[key], [timeline.keys[max(0, key - back)] for back in (1, 2, 4)])
-                frame = next(
-                    (frame for frame in decoded if frame.is_corrupt or (frame.pts is not None and frame.pts >= time)), None
-                )
-            except av.FFmpegError:
-                return None  # damage, or a stream that can't be entered here: decoding from the start will tell
-            if frame is None or frame.is_corrupt or frame.pts != time:
+            if seek and timeline.entry(index) > position + _SEEK_GAIN:
+                key = bisect_right(timeline.keys, time) - 1
+                earlier = [timeline.keys[max(0, key - back)] for back in (1, 2, 4)]
+                decoded = reader.checked(reader.frames_from(timeline.keys[key], earlier))
+            frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
+            if frame is None or frame.pts != time:
                 return None
             image = upright_rgb(frame)
             taken[index], size, position = each(image), image.shape[:2], index
@@ -204,14 +211,13 @@ def _decoded_by_seeking(timeline: Timeline, wanted: list[int]) -> int:
     return count
 
 
-def _decoded_timeline(path: Path) -> Timeline:
+def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
     """The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends."""
     times: list[int] = []
     known, shift, duration = True, 0, None
-    with reading(path) as reader:
-        codec, rate = reader.stream.codec_context, reader.stream.average_rate
+    with reading(path, strict) as reader:
+        rate = reader.stream.average_rate
         for frame in reader.checked(reader.frames()):
-            limits.check_decoded(path, len(times) + 1, codec.width, codec.height)
             if frame.pts is None:
                 known = False
             elif times and frame.pts + shift <= times[-1] and frame.key_frame:
@@ -234,12 +240,12 @@ def _without_frames(reader: Reader) -> VideoError:
     )
 
 
-def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each) -> Frames:
+def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each, strict: bool) -> Frames:
     """Take the sampled frames by number, decoding from the start."""
     wanted = set(timeline.sample(frames))
     taken: dict[int, np.ndarray] = {}
     size = (0, 0)
-    with reading(path) as reader:
+    with reading(path, strict) as reader:
         for index, frame in enumerate(reader.checked(reader.frames())):
             if index in wanted:
                 image = upright_rgb(frame)

@@ -50,8 +50,8 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, within the limits. VideoError for what is not a video."""
+def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, within the limits; strict: as `decode.reading` says it. VideoError for what is not a video."""
     try:
         import av
     except ImportError:
@@ -73,11 +73,11 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         limits.check_size(path, codec.width, codec.height)
         for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
             limits.check_seconds(path, (length or 0) / unit)
-        # In a codec without prediction an error is in the picture that has it. Elsewhere "explode" turns warnings about pictures
-        # before the first one into errors; there a frame's own flag tells of damage (decode.py).
-        strict = {"err_detect": "explode"} if codec.codec.intra_only else {}
-        codec.options = strict | ({"max_pixels": str(allowed.pixels)} if allowed else {})
-        stream.thread_type = "AUTO"
+        # Without prediction between pictures an error is in the picture that has it, so decoding may always be strict.
+        strict = strict or codec.codec.intra_only
+        codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
+        codec.options |= {"err_detect": "explode"} if strict else {}
+        stream.thread_type = "AUTO" if strict else "NONE"
         yield container, stream
 
 

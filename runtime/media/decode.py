@@ -1,11 +1,14 @@
 """Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage.
 
 Damage is an error in a picture that is shown. It is never concealed: the decoder flags a frame whose data it could not read, or
-refuses the packet, and the error says where in the clip that was. These are not damage:
+refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds no more of it, but turns
+warnings into errors too, so what fails that way is decoded again without: in one thread, because a decoder with threads may hand a
+frame out before it has set the flags. These are not damage:
 
 - pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
   and nothing shown later refers to them, so they are left out;
-- the last packet of a file that ends inside it, as a recording that was stopped: it is left out, and `Reader.cut` says so;
+- the last packet of a file that ends inside it, as a recording that was stopped: its picture is left out, and `Reader.cut` says so
+  (an mp4 that has an index up front is the exception: it was copied in part);
 - the joint of transport streams that were put one behind the other: the demuxer marks the packet before it, though nothing of it
   is lost. A mark on one of the two packets before a keyframe (the parser is a packet behind the demuxer) is left to the decoder
   to judge, any other is a loss.
@@ -24,6 +27,8 @@ from runtime.errors import VideoError
 from runtime.media import limits
 from runtime.media.container import is_fragmented, opened, tick_of
 
+_LAST = "last"  # what a file's last packet carries, and the frame of it
+
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
@@ -31,9 +36,14 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
+class DamageError(VideoError):
+    """An error in a picture that is shown, or packets that are missing."""
+
+
 @contextmanager
-def reading(path: Path) -> Iterator[Reader]:
-    with opened(path) as (container, stream):
+def reading(path: Path, strict: bool = True) -> Iterator[Reader]:
+    """strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage."""
+    with opened(path, strict) as (container, stream):
         yield Reader(path, container, stream)
 
 
@@ -47,10 +57,13 @@ class Reader:
         self.path, self.container, self.stream = path, container, stream
         self.tick = tick_of(stream)
         self.cut = False
+        stream.codec_context.copy_opaque = True  # from a packet to its frame
 
     def packets(self) -> Iterator[av.Packet]:
         """Packets from where the container stands; VideoError where some are missing or incomplete, but for the last."""
-        codec, first = self.stream.codec_context, None  # the first keyframe
+        codec = self.stream.codec_context
+        first: av.Packet | None = None  # the first keyframe
+        broken: av.Packet | None = None  # the first marked packet
         packets = (packet for packet in self.container.demux(self.stream) if packet.size)
         for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
             limits.check_frames(self.path, count)
@@ -58,16 +71,21 @@ class Reader:
                 limits.check_animation(self.path, count, codec.width, codec.height)
             if packet.has_sidedata("encryption_info"):
                 raise VideoError(f"{self.path} is encrypted; expected a video without copy protection")
-            if packet.is_corrupt and first is not None:
-                if not following:
-                    self.cut = True
-                    return
-                if not any(later.is_keyframe for later in following):
-                    seconds = None if packet.pts is None or first.pts is None else float((packet.pts - first.pts) * self.tick)
-                    raise damage(self.path, seconds, "packets are missing or incomplete")
-            if packet.is_keyframe and first is None:
-                first = packet
-            yield packet
+            excused = any(later.is_keyframe for later in following) or (following and first is None)
+            if packet.is_corrupt and not excused:
+                broken = broken or packet
+            elif broken and len(following) == 2:  # the file goes on
+                raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
+            elif not broken:
+                first = first or (packet if packet.is_keyframe else None)
+                packet.opaque = None if following else _LAST
+                yield packet
+        self.cut = self.cut or broken is not None
+
+    def _seconds(self, packet: av.Packet, first: av.Packet | None) -> float | None:
+        if first is None or first.pts is None or packet.pts is None:
+            return None
+        return float((packet.pts - first.pts) * self.tick)
 
     def frames(self) -> Iterator[VideoFrame]:
         """Decode from where the container stands: from its start or from where a seek went."""
@@ -104,20 +122,26 @@ class Reader:
 
         first = last = None
         try:
-            for frame in frames:
+            for count, frame in enumerate(frames, 1):
+                limits.check_decoded(self.path, count, frame.width, frame.height)
+                if frame.is_corrupt and frame.opaque == _LAST:
+                    self.cut = True
+                    continue
                 if frame.is_corrupt:
-                    raise damage(self.path, last, "a picture can't be decoded")
+                    raise _damage(self.path, last, "a picture can't be decoded")
                 if frame.time is not None:
                     first = frame.time if first is None else first
                     last = frame.time - first
                 yield frame
         except av.FFmpegError as error:
-            raise damage(self.path, last, error.strerror) from None
+            raise _damage(self.path, last, error.strerror) from None
 
     def check_length(self) -> None:
-        """Refuse a file that ends before the frames that its own index lists; the demuxer would just stop there."""
+        """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""
+        if not self.container.format.name.startswith("mov") or is_fragmented(self.stream):
+            return
         length = self.path.stat().st_size
-        for entry in () if is_fragmented(self.stream) else self.stream.index_entries:
+        for entry in self.stream.index_entries:
             if entry.pos + entry.size > length:
                 at = float(max(0, entry.timestamp) * self.tick)
                 raise VideoError(
@@ -125,13 +149,15 @@ class Reader:
                 )
 
     def check_index(self, sizes: list[int]) -> None:
-        """Refuse an AVI whose index lists more packets than the `sizes` of those that were read: the demuxer skips what it can't read."""
+        """Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read."""
         if self.container.format.name != "avi":
             return
         listed = [(entry.size, entry.timestamp) for entry in self.stream.index_entries if entry.size]
         if len(sizes) < len(listed):
-            lost = next((time for size, (other, time) in zip(sizes, listed) if size != other), listed[len(sizes)][1])  # noqa: B905
-            raise damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
+            lost = next((time for size, (other, time) in zip(sizes, listed) if size != other), None)  # noqa: B905
+            if lost is not None:
+                raise _damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
+            self.cut = True
 
 
 def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
@@ -147,7 +173,7 @@ def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
         window.popleft()
 
 
-def damage(path: Path, seconds: float | None, reason: str | None) -> VideoError:
+def _damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:
     """seconds: after the first frame; None at the first."""
     where = "at its first frame" if seconds is None else f"after {max(0.0, seconds):.2f} s"
-    return VideoError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")
+    return DamageError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")
