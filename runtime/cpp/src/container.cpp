@@ -52,11 +52,10 @@ AVStream* best_stream(AVFormatContext& format) {
   throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
 }
 
-/// Whether every error is in the picture that has it: in codecs without prediction. Elsewhere `explode` turns warnings about
-/// pictures before the first one into errors, as TIFF's do about tags that it does not know.
-bool is_strict(AVCodecID codec) {
+/// Whether every error is in the picture that has it: in codecs without prediction.
+bool is_intra_only(AVCodecID codec) {
   const AVCodecDescriptor* descriptor = avcodec_descriptor_get(codec);
-  return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY && codec != AV_CODEC_ID_TIFF;
+  return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
 }
 
 }  // namespace
@@ -67,7 +66,7 @@ AVRational Container::tick() const {
 
 bool Container::is_mov() const { return std::string_view(format->iformat->name).substr(0, 4) == "mov,"; }
 
-void open_decoder(Container& container, const std::string& name) {
+void open_decoder(Container& container, const std::string& name, bool strict) {
   container.stream = best_stream(*container.format);
   if (!container.stream) refuse_streams(*container.format, name);
   const AVCodecParameters& parameters = *container.stream->codecpar;
@@ -76,13 +75,15 @@ void open_decoder(Container& container, const std::string& name) {
   AVCodecContext& codec = *container.codec;
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
-  codec.thread_count = 0;  // as many as there are processors
-  codec.thread_type = FF_THREAD_SLICE;
-  if (is_strict(parameters.codec_id)) codec.err_recognition |= AV_EF_EXPLODE;
+  strict = strict || is_intra_only(parameters.codec_id);
+  codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
+  codec.thread_type = FF_THREAD_FRAME | FF_THREAD_SLICE;
+  // TIFF's decoder takes a tag that it does not know for an error.
+  if (strict && parameters.codec_id != AV_CODEC_ID_TIFF) codec.err_recognition |= AV_EF_EXPLODE;
   av_checked(avcodec_open2(&codec, decoder, nullptr));
 }
 
-Container open_container(const fs::path& path) {
+Container open_container(const fs::path& path, bool strict) {
   Container container;
   container.picture = read_picture(path);
   AVDictionary* options = nullptr;
@@ -99,7 +100,7 @@ Container open_container(const fs::path& path) {
     throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(status) +
                      "); expected a file such as mp4, mkv or webm");
   }
-  open_decoder(container, path.string());
+  open_decoder(container, path.string(), strict);
   return container;
 }
 

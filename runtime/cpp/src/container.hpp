@@ -27,10 +27,12 @@ struct Container {
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or holds none that can be decoded; AvFailure as below.
-Container open_container(const std::filesystem::path& path);
+Container open_container(const std::filesystem::path& path, bool strict = true);
 
 /// The stream that is shown, and its opened decoder: the one that FFmpeg calls the best; a cover picture, a tile, or a strip of
 /// thumbnails never is. VideoError, with `name` in it, where there is none; AvFailure where its decoder can't be opened.
-void open_decoder(Container& container, const std::string& name);
+/// strict: stop at everything that looks like an error; else decode in one thread, because FFmpeg's decoders with threads may hand a
+/// frame out before they flag it as corrupt.
+void open_decoder(Container& container, const std::string& name, bool strict = true);
 
 }  // namespace gridpool

@@ -25,7 +25,7 @@ using Each = std::function<Image(Image)>;
 /// Frames of one file, turned to RGB and handed to `each`.
 class Taker {
  public:
-  explicit Taker(const Each& each) : each_(each) {}
+  Taker(const fs::path& path, const Each& each) : path_(path), each_(each) {}
 
   /// Frames of another reading of the file come from now on; what was taken is forgotten.
   void begin(const Container& container) {
@@ -33,8 +33,9 @@ class Taker {
     rgb_.emplace(*container.stream, container.picture ? std::optional(container.picture->orientation) : std::nullopt);
   }
 
+  /// VideoError for a frame that can't be converted.
   void take(int64_t index, const AVFrame& frame) {
-    Image image = rgb_->convert(frame);
+    Image image = converted(frame);
     height_ = image.height, width_ = image.width;
     taken_[index] = each_(std::move(image));
   }
@@ -56,6 +57,15 @@ class Taker {
   }
 
  private:
+  Image converted(const AVFrame& frame) {
+    try {
+      return rgb_->convert(frame);
+    } catch (const AvFailure& failure) {
+      throw VideoError(path_.string() + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
+    }
+  }
+
+  const fs::path& path_;
   const Each& each_;
   std::optional<RgbConverter> rgb_;
   std::map<int64_t, Image> taken_;
@@ -109,58 +119,37 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
 }
 
 /// Take the sampled frames by their times; false where a frame does not come out as the packets promised.
-bool take_by_time(const fs::path& path, const Timeline& timeline, int64_t frames, bool seek, Taker& taker) {
-  Reader reader(path);
+bool take_by_time(const fs::path& path, const Timeline& timeline, int64_t frames, bool strict, bool seek, Taker& taker) {
+  Reader reader(path, strict);
   taker.begin(reader.container());
   int64_t position = -1;  // the last frame that the decoder gave
   for (const int64_t index : wanted_of(timeline, frames)) {
     const int64_t time = timeline.times[static_cast<size_t>(index)];
-    try {
-      if (seek && timeline.entry(index) > position + kSeekGain) {
-        const int64_t key = timeline.key(index);
-        std::vector<int64_t> earlier;
-        for (const int64_t back : {1, 2, 4}) earlier.push_back(timeline.keys[static_cast<size_t>(std::max<int64_t>(0, key - back))]);
-        reader.seek(timeline.keys[static_cast<size_t>(key)], earlier);
-      }
-      FramePtr frame = reader.next();
-      while (frame && !is_corrupt(*frame) && (frame->pts == AV_NOPTS_VALUE || frame->pts < time)) frame = reader.next();
-      if (!frame || is_corrupt(*frame) || frame->pts != time) return false;
-      taker.take(index, *frame);
-    } catch (const AvFailure&) {
-      return false;  // damage, or a stream that can't be entered here: decoding from the start will tell
+    if (seek && timeline.entry(index) > position + kSeekGain) {
+      const int64_t key = timeline.key(index);
+      std::vector<int64_t> earlier;
+      for (const int64_t back : {1, 2, 4}) earlier.push_back(timeline.keys[static_cast<size_t>(std::max<int64_t>(0, key - back))]);
+      reader.seek(timeline.keys[static_cast<size_t>(key)], earlier);
     }
+    FramePtr frame = reader.next();
+    while (frame && (frame->pts == AV_NOPTS_VALUE || frame->pts < time)) frame = reader.next();
+    if (!frame || frame->pts != time) return false;
+    taker.take(index, *frame);
     position = index;
   }
   return true;
 }
 
-/// Decode from the start and hand each frame to `visit` until it returns false; damage becomes a VideoError that says where.
-void visit_frames(const fs::path& path, Reader& reader, const std::function<bool(const AVFrame&)>& visit) {
-  std::optional<double> first, last;
-  try {
-    while (const FramePtr frame = reader.next()) {
-      if (is_corrupt(*frame)) throw damage(path, last, "a picture can't be decoded");
-      if (frame->pts != AV_NOPTS_VALUE) {
-        const double time = seconds_of(frame->pts, reader.container().tick());
-        if (!first) first = time;
-        last = time - *first;
-      }
-      if (!visit(*frame)) return;
-    }
-  } catch (const AvFailure& failure) {
-    throw damage(path, last, av_reason(failure.number));
-  }
-}
-
 /// The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends.
-Timeline decoded_timeline(const fs::path& path) {
-  Reader reader(path);
+Timeline decoded_timeline(const fs::path& path, bool strict) {
+  Reader reader(path, strict);
   const Container& container = reader.container();
   std::vector<int64_t> times;
   int64_t duration = 0;
   Wide shift = 0;
   bool is_known = true;
-  visit_frames(path, reader, [&](const AVFrame& frame) {
+  while (const FramePtr next = reader.next()) {
+    const AVFrame& frame = *next;
     is_known = is_known && frame.pts != AV_NOPTS_VALUE;
     if (is_known && !times.empty() && frame.pts + shift <= times.back() && is_keyframe(frame)) {
       const Wide last = times.back(), step = times.size() > 1 ? last - times[times.size() - 2] : 1;
@@ -170,8 +159,7 @@ Timeline decoded_timeline(const fs::path& path) {
     is_known = is_known && time <= std::numeric_limits<int64_t>::max() && (times.empty() || times.back() < time);
     times.push_back(is_known ? static_cast<int64_t>(time) : 0);
     duration = shown_ticks(frame);
-    return true;
-  });
+  }
   if (times.empty()) {
     throw VideoError(path.string() + " has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
                      "expected at least one frame");
@@ -187,17 +175,45 @@ Timeline decoded_timeline(const fs::path& path) {
 }
 
 /// Take the sampled frames by number, decoding from the start.
-void take_by_number(const fs::path& path, const Timeline& timeline, int64_t frames, Taker& taker) {
+void take_by_number(const fs::path& path, const Timeline& timeline, int64_t frames, bool strict, Taker& taker) {
   const std::set<int64_t> wanted = wanted_of(timeline, frames);
-  Reader reader(path);
+  Reader reader(path, strict);
   taker.begin(reader.container());
-  int64_t index = 0;
-  visit_frames(path, reader, [&](const AVFrame& frame) {
-    if (wanted.count(index)) taker.take(index, frame);
-    ++index;
-    return taker.count() < wanted.size();
-  });
-  if (taker.count() < wanted.size()) throw damage(path, std::nullopt, "it gave other frames when it was read again");
+  for (int64_t index = 0; taker.count() < wanted.size(); ++index) {
+    const FramePtr frame = reader.next();
+    if (!frame) throw DamageError(path, std::nullopt, "it gave other frames when it was read again");
+    if (wanted.count(index)) taker.take(index, *frame);
+  }
+}
+
+/// `take(strict)`, and where that meets damage again without being strict.
+template <typename Take>
+auto leniently(const Take& take) {
+  try {
+    return take(true);
+  } catch (const DamageError&) {
+    return take(false);
+  }
+}
+
+bool take_by_packets(const fs::path& path, const Timeline& timeline, int64_t frames, Taker& taker) {
+  try {
+    if (leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, true, taker); })) return true;
+  } catch (const DamageError&) {
+    // or it can't be entered at its keyframes: decoding from the start will tell
+  }
+  return leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, false, taker); });
+}
+
+/// The one frame of a still picture, or the first of those in its file.
+Clip still_clip(const fs::path& path, int64_t frames, Taker& taker) {
+  const Timeline timeline = Timeline::of({0}, 0, {0, 1}, {1, 1000});
+  try {
+    take_by_number(path, timeline, frames, true, taker);
+  } catch (const DamageError& error) {
+    throw damaged_picture(path, error.reason());
+  }
+  return taker.clip(timeline, frames);
 }
 
 }  // namespace
@@ -229,21 +245,14 @@ Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
   }
   check_video_file(path);
   av_log_set_level(AV_LOG_QUIET);  // what is wrong with a file is said in one line, and by us
-  Taker taker(each);
+  Taker taker(path, each);
   const std::optional<Picture> picture = read_picture(path);
-  if (picture && !picture->is_animated) {
-    const Timeline timeline = Timeline::of({0}, 0, {0, 1}, {1, 1000});
-    take_by_number(path, timeline, frames, taker);
-    return taker.clip(timeline, frames);
-  }
-  if (const std::optional<Timeline> timeline = packet_timeline(path)) {
-    for (const bool seek : {true, false}) {
-      if (take_by_time(path, *timeline, frames, seek, taker)) return taker.clip(*timeline, frames);
-    }
-  }
-  const Timeline timeline = decoded_timeline(path);
-  take_by_number(path, timeline, frames, taker);
-  return taker.clip(timeline, frames);
+  if (picture && !picture->is_animated) return still_clip(path, frames, taker);
+  const std::optional<Timeline> timeline = packet_timeline(path);
+  if (timeline && take_by_packets(path, *timeline, frames, taker)) return taker.clip(*timeline, frames);
+  const Timeline decoded = leniently([&](bool strict) { return decoded_timeline(path, strict); });
+  leniently([&](bool strict) { take_by_number(path, decoded, frames, strict, taker); });
+  return taker.clip(decoded, frames);
 }
 
 }  // namespace gridpool
