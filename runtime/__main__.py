@@ -59,8 +59,8 @@ def _run_remote(args: argparse.Namespace, options: Any) -> int:
 
 
 def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
-    if chat.answer.repeated_frames:
-        say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")
+    for note in chat.answer.notes:
+        say(note)
     for piece in pieces:
         if not args.json:
             print(piece, end="", flush=True)
@@ -79,8 +79,8 @@ def _tokens(args: argparse.Namespace) -> int:
         with open(temporary, "wb") as file:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
-    if visual.clip.repeated:
-        say(f"the clip is shorter than {len(visual.clip.indices)} frames: {visual.clip.repeated} are repeated")
+    for note in visual.clip.notes:
+        say(note)
     _print(
         args,
         facts | {"file": str(args.output), "seconds": visual.seconds},
@@ -129,6 +129,8 @@ def _watch(args: argparse.Namespace) -> int:
     for seen in watch.answers(args.source, args.question, options, ask):
         if seen.dropped:
             say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
+        if seen.lost:
+            say(f"{seen.time:.1f} s: {seen.lost} frames came damaged or without what they refer to, and are left out")
         print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
     return 0
 
