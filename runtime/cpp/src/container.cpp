@@ -52,11 +52,8 @@ AVStream* best_stream(AVFormatContext& format) {
   throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
 }
 
-/// Whether every error is in the picture that has it: in codecs without prediction.
-bool is_intra_only(AVCodecID codec) {
-  const AVCodecDescriptor* descriptor = avcodec_descriptor_get(codec);
-  return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
-}
+/// Whether warnings of this decoder may be about pictures before the first one.
+bool is_lenient(AVCodecID codec) { return codec == AV_CODEC_ID_H264 || codec == AV_CODEC_ID_HEVC; }
 
 }  // namespace
 
@@ -75,9 +72,10 @@ void open_decoder(Container& container, const std::string& name, bool strict) {
   AVCodecContext& codec = *container.codec;
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
-  strict = strict || is_intra_only(parameters.codec_id);
+  strict = strict || !is_lenient(parameters.codec_id);
   codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
-  codec.thread_type = FF_THREAD_FRAME | FF_THREAD_SLICE;
+  // FFmpeg 5.1's MPEG-4 decoder aborts the process on some damage where it is strict and decodes frames side by side.
+  codec.thread_type = FF_THREAD_SLICE | (parameters.codec_id == AV_CODEC_ID_MPEG4 ? 0 : FF_THREAD_FRAME);
   // TIFF's decoder takes a tag that it does not know for an error.
   if (strict && parameters.codec_id != AV_CODEC_ID_TIFF) codec.err_recognition |= AV_EF_EXPLODE;
   av_checked(avcodec_open2(&codec, decoder, nullptr));
