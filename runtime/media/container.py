@@ -61,7 +61,7 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
     if allowed:
         options |= {"codec_whitelist": _DECODERS, "max_streams": str(allowed.streams + 1), "max_pixels": str(allowed.pixels)}
     try:
-        container = av.open(f"file:{path}", options=options)
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         raise VideoError(
             f"{path} is not a video, or not all of one ({error.strerror}); expected a file such as mp4, mkv or webm"

@@ -142,8 +142,8 @@ def _opened(source: str) -> InputContainer:
         raise VideoError(f"{source} is not a kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…")
     try:
         if source.startswith("/dev/video"):
-            return av.open(source, format="v4l2")
-        return av.open(source, options={"rtsp_transport": "tcp", "fflags": "nobuffer"}, timeout=_TIMEOUT)
+            return av.open(source, format="v4l2", metadata_errors="replace")
+        return av.open(source, options={"rtsp_transport": "tcp", "fflags": "nobuffer"}, timeout=_TIMEOUT, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{source} can't be watched ({reason}); expected a video file, /dev/videoN or rtsp://…") from None

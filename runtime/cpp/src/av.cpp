@@ -30,4 +30,18 @@ bool is_keyframe(const AVFrame& frame) {
 #endif
 }
 
+bool is_corrupt(const AVFrame& frame) { return frame.decode_error_flags != 0 || frame.flags & AV_FRAME_FLAG_CORRUPT; }
+
+std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet) {
+  av_checked(avcodec_send_packet(&codec, packet));
+  std::deque<FramePtr> frames;
+  for (;;) {
+    auto frame = owned<FramePtr>(av_frame_alloc());
+    const int status = avcodec_receive_frame(&codec, frame.get());
+    if (status == AVERROR(EAGAIN) || status == AVERROR_EOF) return frames;
+    av_checked(status);
+    frames.push_back(std::move(frame));
+  }
+}
+
 }  // namespace gridpool

@@ -1,6 +1,7 @@
 // FFmpeg's objects with owners, and what its releases spell differently (5.1 of Debian 12 to 8).
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 
@@ -50,5 +51,11 @@ int64_t shown_ticks(const AVFrame& frame);
 
 /// Whether a frame is one that decoding may begin at.
 bool is_keyframe(const AVFrame& frame);
+
+/// Whether the decoder could not read all of a frame's data.
+bool is_corrupt(const AVFrame& frame);
+
+/// The frames that a packet, or null at the end, makes a decoder give; AvFailure, and no frame, where it can't be decoded.
+std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet);
 
 }  // namespace gridpool

@@ -63,6 +63,8 @@ AVRational Container::tick() const {
 
 bool Container::is_mov() const { return std::string_view(format->iformat->name).substr(0, 4) == "mov,"; }
 
+double Container::interval() const { return rate().num > 0 && rate().den > 0 ? av_q2d(av_inv_q(rate())) : 0.04; }
+
 void open_decoder(Container& container, const std::string& name, bool strict) {
   container.stream = best_stream(*container.format);
   if (!container.stream) refuse_streams(*container.format, name);

@@ -21,6 +21,12 @@ struct Container {
   AVRational rate() const { return stream->avg_frame_rate; }
   bool is_mov() const;
 
+  /// Seconds from a frame to the next at the stream's average rate, 0.04 where it names none.
+  double interval() const;
+
+  /// Of the file of a still picture, which counts instead of what FFmpeg says.
+  std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
+
   /// Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them.
   bool is_fragmented() const { return is_mov() && stream->nb_frames == 0; }
 };

@@ -21,9 +21,6 @@ Container opened(const fs::path& path, bool strict) {
   }
 }
 
-/// Whether the decoder could not read all of a frame's data.
-bool is_corrupt(const AVFrame& frame) { return frame.decode_error_flags != 0 || frame.flags & AV_FRAME_FLAG_CORRUPT; }
-
 // Which frame came of a file's last packet: decoders pass a mark on.
 #if LIBAVCODEC_VERSION_MAJOR >= 60
 void mark(AVCodecContext& codec, AVPacket& packet, bool is_last) {
@@ -199,16 +196,8 @@ void Reader::enter(AVPacket& key) {
 
 void Reader::decode(AVPacket* packet) {
   if (packet) mark(*container_.codec, *packet, ahead_.size() == 1);
-  av_checked(avcodec_send_packet(container_.codec.get(), packet));
-  std::deque<FramePtr> decoded;  // a packet's frames count only if all of it can be decoded
-  for (;;) {
-    auto frame = owned<FramePtr>(av_frame_alloc());
-    const int status = avcodec_receive_frame(container_.codec.get(), frame.get());
-    if (status == AVERROR(EAGAIN) || status == AVERROR_EOF) break;
-    av_checked(status);
-    decoded.push_back(std::move(frame));
-  }
-  std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
+  std::deque<FramePtr> frames = gridpool::decode(*container_.codec, packet);
+  std::move(frames.begin(), frames.end(), std::back_inserter(ready_));
 }
 
 }  // namespace gridpool

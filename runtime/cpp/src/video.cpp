@@ -30,7 +30,7 @@ class Taker {
   /// Frames of another reading of the file come from now on; what was taken is forgotten.
   void begin(const Container& container) {
     taken_.clear();
-    rgb_.emplace(*container.stream, container.picture ? std::optional(container.picture->orientation) : std::nullopt);
+    rgb_.emplace(*container.stream, container.orientation());
   }
 
   /// VideoError for a frame that can't be converted.
