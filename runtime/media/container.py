@@ -73,8 +73,7 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
         limits.check_size(path, codec.width, codec.height)
         for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
             limits.check_seconds(path, (length or 0) / unit)
-        # Without prediction between pictures an error is in the picture that has it, so decoding may always be strict.
-        strict = strict or codec.codec.intra_only
+        strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
         stream.thread_type = "AUTO" if strict else "NONE"
