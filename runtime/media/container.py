@@ -71,6 +71,8 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
         stream = best_stream(container, str(path))
         codec = stream.codec_context
         limits.check_size(path, codec.width, codec.height)
+        if allowed and codec.name not in _DECODERS.split(","):
+            raise VideoError(f"{path} is coded as {codec.name}, which is not decoded here; send H.264, HEVC, VP9 or AV1")
         for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
             limits.check_seconds(path, (length or 0) / unit)
         strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
