@@ -71,10 +71,11 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
         stream = best_stream(container, str(path))
         codec = stream.codec_context
         limits.check_size(path, codec.width, codec.height)
+        if allowed and codec.name not in _DECODERS.split(","):
+            raise VideoError(f"{path} is coded as {codec.name}, which is not decoded here; send H.264, HEVC, VP9 or AV1")
         for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
             limits.check_seconds(path, (length or 0) / unit)
-        # Without prediction between pictures an error is in the picture that has it, so decoding may always be strict.
-        strict = strict or codec.codec.intra_only
+        strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
         stream.thread_type = "AUTO" if strict else "NONE"

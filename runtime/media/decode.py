@@ -134,7 +134,9 @@ class Reader:
                     last = frame.time - first
                 yield frame
         except av.FFmpegError as error:
-            raise _damage(self.path, last, error.strerror) from None
+            allowed = limits.current()
+            or_large = f", or frames of more than {allowed.pixels} pixels" if allowed else ""
+            raise _damage(self.path, last, f"{error.strerror}{or_large}") from None
 
     def check_length(self) -> None:
         """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""

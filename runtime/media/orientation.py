@@ -8,6 +8,7 @@ h, w rows and columns of a frame.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +18,15 @@ if TYPE_CHECKING:
 
 
 def upright_rgb(frame: VideoFrame) -> np.ndarray:
-    """RGB uint8 [h, w, 3] as it is to be shown."""
+    """RGB uint8 [h, w, 3] as it is to be shown. Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic."""
     image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
-    side = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        side = frame.side_data.get("DISPLAYMATRIX")
+    except (
+        ValueError
+    ):  # PyAV refuses to list side data when there is a kind that it doesn't know; it has the turn, not the mirroring
+        x, y = round(math.cos(math.radians(frame.rotation))), round(math.sin(math.radians(frame.rotation)))
+        return oriented(image, [x, -y, 0, y, x])
     if side is None:
         return image
     return oriented(image, np.frombuffer(side, np.int32, 9).tolist())  # type: ignore[call-overload]

@@ -134,13 +134,9 @@ class Still:
 
 def _rgb(image: Image) -> np.ndarray:
     """RGB uint8 [h, w, 3]; of levels with more than 8 bits the upper 8."""
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint16) >> 8
-        return np.repeat(levels.astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        levels = np.asarray(image, np.float64)
-        scale = 256 if image.mode == "I" and levels.max(initial=0) > 255 else 1
-        return np.repeat((levels / scale).clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode.startswith("I"):  # 16 bits, in whatever byte order or width Pillow holds them
+        levels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(levels[:, :, None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 

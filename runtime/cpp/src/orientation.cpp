@@ -25,7 +25,6 @@ Orientation Orientation::from_exif(int number) {
 
 Orientation Orientation::from_matrix(const int32_t* matrix) {
   const int64_t a = matrix[0], b = matrix[1], c = matrix[3], d = matrix[4];
-  if (a * d == b * c) return {};  // a picture without an area
   const bool swapped = std::llabs(b) + std::llabs(c) > std::llabs(a) + std::llabs(d);
   return swapped ? Orientation{true, c < 0, b < 0} : Orientation{false, a < 0, d < 0};
 }

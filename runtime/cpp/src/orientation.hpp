@@ -21,7 +21,7 @@ struct Orientation {
   static Orientation from_exif(int number);
 
   /// The nearest to the 2x2 part of a display matrix of FFmpeg (nine 16.16 and 2.30 fixed-point numbers, ISO/IEC 14496-12,
-  /// 6.2.2): x' = ax + cy, y' = bx + dy. Upright where it has no inverse.
+  /// 6.2.2): x' = ax + cy, y' = bx + dy.
   static Orientation from_matrix(const int32_t* matrix);
 };
 
