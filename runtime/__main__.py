@@ -64,8 +64,8 @@ def _run_remote(args: argparse.Namespace, options: Any) -> int:
 
 def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any, placement: Placement) -> int:
     _say_note(placement)
-    if chat.answer.repeated_frames:
-        say(f"the clip is shorter than {len(chat.answer.frames)} frames: {chat.answer.repeated_frames} are repeated")
+    for note in chat.answer.notes:
+        say(note)
     for piece in pieces:
         if not args.json:
             print(piece, end="", flush=True)
@@ -87,8 +87,8 @@ def _tokens(args: argparse.Namespace) -> int:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     _say_note(placement)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
-    if visual.clip.repeated:
-        say(f"the clip is shorter than {len(visual.clip.indices)} frames: {visual.clip.repeated} are repeated")
+    for note in visual.clip.notes:
+        say(note)
     _print(
         args,
         facts | {"file": str(args.output), "seconds": visual.seconds},
@@ -141,6 +141,8 @@ def _watch(args: argparse.Namespace) -> int:
             _say_note(placement)
         if seen.dropped:
             say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
+        if seen.lost:
+            say(f"{seen.time:.1f} s: {seen.lost} frames came damaged or without what they refer to, and are left out")
         print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
     return 0
 

@@ -34,7 +34,7 @@ class AskOptions:
 
 @dataclass
 class Answer:
-    """What was said and what it cost; `seconds` by stage, complete once the stream has ended."""
+    """What was said and what it cost; `seconds` by stage, complete once the stream has ended; `notes` about the sampled frames."""
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -43,10 +43,12 @@ class Answer:
     prompt_tokens: int = 0
     frames: list[int] = field(default_factory=list)
     repeated_frames: int = 0
+    notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
+        del values["notes"]  # for people
         values["compression"] = round(self.patch_tokens / max(1, self.visual_tokens), 2)
         if len(self.ids) > 1:  # the first id is there when the prefill ends
             values["decode_tokens_per_second"] = round((len(self.ids) - 1) / self.seconds["decode"], 2)
@@ -103,6 +105,7 @@ class VideoChat:
             prompt_tokens=embeddings.shape[1],
             frames=list(visual.clip.indices),
             repeated_frames=visual.clip.repeated,
+            notes=visual.clip.notes,
             seconds=visual.seconds | {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill},
         )
         choose = options.sampling.chooser(self.prompt.seen(ids), self.prompt.repetition_penalty)

@@ -3,7 +3,7 @@
 In: a video file, a V4L2 device (/dev/video0) or an RTSP address. A frame is sampled every window / T seconds, and the last
 T of them are what a question is about (runtime/live.py). A file is read as fast as the engine takes it, and no frame is
 lost. A camera does not wait: a second thread decodes and samples, up to T frames wait, and where the engine is slower the
-oldest are dropped and counted.
+oldest are dropped and counted. What a camera's network lost is counted too (runtime/media/stream.py).
 
 T frames.
 """
@@ -15,25 +15,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError, VideoError, missing_package
+from runtime.errors import UsageError
 from runtime.live import LiveEncoder
+from runtime.media.stream import Stream, is_live
 from runtime.pipeline import Answer, AskOptions, VideoChat
 from runtime.preprocess import Preprocessor
 from runtime.prompt import Prompt
-from runtime.video import check_file, upright_rgb
 
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
-
-_TIMEOUT = 10.0  # seconds without a packet after which a network stream counts as gone
 _SAME = 1e-9  # seconds: times are sums of fractions
 
 
@@ -57,11 +51,16 @@ class WatchOptions:
 
 @dataclass(frozen=True)
 class Observation:
-    """time: of the newest frame, in seconds of the stream; dropped: sampled frames lost since the observation before."""
+    """time: of the newest frame, in seconds of the stream.
+
+    Since the observation before: dropped, sampled frames for which the engine was too slow; lost, frames that a camera sent
+    damaged or without what they refer to.
+    """
 
     time: float
     answer: Answer
     dropped: int
+    lost: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         answer = self.answer
@@ -90,8 +89,9 @@ class Watch:
         """
         self._chat.prompt.ids(question)  # refused before the camera is opened
         self._live.clear()
+        stream = Stream(source)
         frames: Iterator[tuple[float, np.ndarray]] = sampled(
-            source, options.window / self._live.frames, self._live.preprocessor, options
+            stream, options.window / self._live.frames, self._live.preprocessor, options
         )
         camera = _Camera(frames, self._live.frames) if options.realtime or is_live(source) else None
         due, last, is_new, given = options.every, 0.0, False, 0
@@ -103,85 +103,36 @@ class Watch:
                     continue
                 while due <= last + _SAME:
                     due += options.every
-                yield self._observe(source, question, ask, last, camera)
+                yield self._observe(stream, question, ask, last, camera)
                 is_new, given = False, given + 1
                 if given == options.count:
                     return
             if is_new:
-                yield self._observe(source, question, ask, last, camera)
+                yield self._observe(stream, question, ask, last, camera)
         finally:
             if camera:
                 camera.stop()
 
-    def _observe(self, source: str, question: str, ask: AskOptions, seconds: float, camera: _Camera | None) -> Observation:
-        for _ in self._chat.ask_about(self._live.visual(source), question, ask):
+    def _observe(self, stream: Stream, question: str, ask: AskOptions, seconds: float, camera: _Camera | None) -> Observation:
+        for _ in self._chat.ask_about(self._live.visual(stream.source), question, ask):
             pass
-        return Observation(seconds, self._chat.answer, camera.take_dropped() if camera else 0)
-
-
-def is_live(source: str) -> bool:
-    """Whether frames of `source` come when they come, and not when they are asked for."""
-    return source.startswith("/dev/video") or "://" in source
+        return Observation(seconds, self._chat.answer, camera.take_dropped() if camera else 0, stream.take_lost())
 
 
 def sampled(
-    source: str, step: float, preprocessor: Preprocessor, options: WatchOptions = WatchOptions()
+    stream: Stream, step: float, preprocessor: Preprocessor, options: WatchOptions = WatchOptions()
 ) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds after the first frame, RGB uint8 [h, w, 3] resized for the model) of the first frame of every `step` seconds."""
-    import av
-
-    start, first, wanted, taken = time.monotonic(), None, 0.0, 0
-    with _opened(source) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        stream.codec_context.options = {"err_detect": "explode"}
-        seconds = 0.0
-        try:
-            for frame in container.decode(stream):
-                now = _time(frame, seconds, first, stream)
-                first = now if first is None else first
-                seconds = max(seconds, now - first)
-                if options.realtime and not is_live(source):
-                    time.sleep(max(0.0, start + seconds - time.monotonic()))
-                if seconds + _SAME < wanted:
-                    continue
-                while wanted <= seconds + _SAME:
-                    taken += 1
-                    wanted = taken * step
-                yield seconds, preprocessor.resize(upright_rgb(frame))
-        except av.FFmpegError as error:
-            raise VideoError(f"{source} is damaged or gone after {seconds:.2f} s ({error.strerror}); watch it again") from None
-
-
-def _time(frame: VideoFrame, last: float, first: float | None, stream: Any) -> float:
-    """Seconds on the stream's clock; a source without times counts frames."""
-    if frame.time is not None:
-        return frame.time
-    return last + (first or 0.0) + float(1 / stream.average_rate if stream.average_rate else 0.04)
-
-
-def _opened(source: str) -> InputContainer:
-    try:
-        import av
-    except ImportError:
-        raise missing_package("av", "watching a stream", "runtime") from None
-    if "://" in source and not source.startswith(("rtsp://", "rtsps://")):
-        raise VideoError(f"{source} is no kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…")
-    try:
-        if source.startswith("/dev/video"):
-            container = av.open(source, format="v4l2")
-        elif is_live(source):
-            container = av.open(source, options={"rtsp_transport": "tcp", "fflags": "nobuffer"}, timeout=_TIMEOUT)
-        else:
-            check_file(Path(source))
-            container = av.open(f"file:{source}", options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(f"{source} can't be watched ({reason}); expected a video file, /dev/videoN or rtsp://…") from None
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{source} has no video stream that can be decoded; expected a video")
-    return container
+    start, wanted, taken = time.monotonic(), 0.0, 0
+    for seconds, rgb in stream:
+        if options.realtime and not is_live(stream.source):
+            time.sleep(max(0.0, start + seconds - time.monotonic()))
+        if seconds + _SAME < wanted:
+            continue
+        while wanted <= seconds + _SAME:
+            taken += 1
+            wanted = taken * step
+        yield seconds, preprocessor.resize(rgb())
 
 
 class _Camera:

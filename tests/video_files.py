@@ -33,10 +33,11 @@ def write_video(
     times: Sequence[int] | None = None,
     rotation: int = 0,
     cut: int = 0,
+    matrix: Sequence[int] | None = None,
     **container: object,
 ) -> Path:
     """times: presentation times in milliseconds, for a variable rate; rotation: counter-clockwise degrees to show it at;
-    cut: first frames that are stored but, by mp4's edit list, not shown."""
+    cut: first frames that are stored but, by mp4's edit list, not shown; matrix: a, b, c, d of the display matrix."""
     height, width = images[0].shape[:2]
     with av.open(str(path), "w", **container) as output:
         stream = output.add_stream(codec, rate=rate, options=options or {})
@@ -45,6 +46,9 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            a, b, c, d = (value << 16 for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for index, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if times:

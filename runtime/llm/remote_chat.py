@@ -50,6 +50,7 @@ class RemoteChat:
             visual_tokens=len(visual.tokens),
             frames=list(visual.clip.indices),
             repeated_frames=visual.clip.repeated,
+            notes=visual.clip.notes,
             seconds=dict(visual.seconds),
         )
         return self._stream(chat)

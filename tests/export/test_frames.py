@@ -52,12 +52,28 @@ def extreme(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 class TestPillow:
     side = st.integers(1, 300)
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80, deadline=None, derandomize=True)
     @given(side, side, st.integers(1, 150), st.integers(1, 150), st.sampled_from(FILTERS), st.integers(0, 99))
     def test_every_size_and_filter_has_the_same_bits(self, height, width, new_height, new_width, resample, seed):
         image = extreme(np.random.default_rng(seed), (height, width))
         size = (new_height, new_width)
         np.testing.assert_array_equal(resized(image, size, resample), pillow(image, size, resample))
+
+    @pytest.mark.parametrize(
+        ("shape", "size", "resample"),
+        [
+            ((5, 4), (1, 3), "box"),
+            ((8, 4), (5, 3), "box"),
+            ((6, 6), (3, 5), "box"),
+            ((7, 2), (6, 3), "bilinear"),
+            ((6, 3), (2, 4), "bilinear"),
+        ],
+    )
+    def test_few_pixels_do_not_hide_which_pass_comes_first(self, shape, size, resample):
+        images = np.random.default_rng(0).integers(0, 256, (300, *shape, 3), np.uint8)
+        plain = {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": resample}
+        got = FrameInput(plain, shape)(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(got, [pillow(image, size, resample) for image in images])
 
     @pytest.mark.parametrize("shape", [(720, 1280), (1080, 1920), (480, 640), (16, 3840), (8192, 5), (384, 384), (91, 77)])
     def test_the_frames_of_cameras_have_the_same_bits(self, shape):

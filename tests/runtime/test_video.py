@@ -14,6 +14,7 @@ from video_files import frames_of, pattern, write_audio, write_video
 
 from runtime import video
 from runtime.errors import VideoError
+from runtime.media.decode import Reader
 from runtime.video import sample_frames
 
 FILES = {
@@ -61,14 +62,14 @@ def test_seeking_and_decoding_from_the_start_give_the_same_clip(folder, name, mo
 
 def test_sparse_frames_are_reached_by_seeking_without_decoding_what_lies_between(folder, monkeypatch):
     decoded = []
-    frames_after = video._frames_after
+    frames_after = Reader.frames_after
 
     def counted(*arguments):
         for frame in frames_after(*arguments):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video, "_frames_after", counted)
+    monkeypatch.setattr(Reader, "frames_after", counted)
     sample_frames(folder / "short-gop.mp4", 3, lambda frame: frame)
     assert len(decoded) <= 3 * 12
     decoded.clear()

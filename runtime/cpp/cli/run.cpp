@@ -29,9 +29,8 @@ OrderedJson json_of(const Answer& answer) {
   return data;
 }
 
-void say_repeated(const Clip& clip) {
-  if (clip.repeated() == 0) return;
-  say(format("the clip is shorter than %zu frames: %lld are repeated", clip.indices.size(), static_cast<long long>(clip.repeated())));
+void say_notes(const Clip& clip) {
+  for (const std::string& note : clip.notes()) say(note);
 }
 
 }  // namespace
@@ -60,7 +59,7 @@ int run(const Arguments& arguments) {
   VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), placement.options, std::move(prompt));
   const VisualTokens visual = chat.vision().encode(arguments["video"]);
   say_note(placement);
-  say_repeated(visual.clip);
+  say_notes(visual.clip);
   const bool json = arguments.has("--json");
   const auto stream = [](std::string_view piece) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
@@ -83,7 +82,7 @@ int tokens(const Arguments& arguments) {
                      {"timestamps", {DType::float64, {count}, visual.clip.timestamps.data()}}}));
   file.commit();
   say_note(placement);
-  say_repeated(visual.clip);
+  say_notes(visual.clip);
   const std::string dtype = name_of(visual.tokens.dtype);
   print(arguments,
         {{"shape", visual.tokens.shape}, {"dtype", dtype}, {"frames", visual.clip.indices}, {"file", output}, {"seconds", cli::json_of(visual.seconds)}},

@@ -49,6 +49,8 @@ class Sampler {
 
   bool is_live() const { return stream_.is_live() || paced_; }
 
+  int64_t take_lost() { return stream_.take_lost(); }
+
   /// The next sampled frame; none at the end.
   std::optional<Sampled> next() {
     double seconds = 0;
@@ -131,10 +133,13 @@ class Camera {
   std::thread thread_;  // last: it uses all of the above
 };
 
-void report(const Arguments& arguments, double seconds, const Answer& answer, int64_t dropped) {
+void report(const Arguments& arguments, double seconds, const Answer& answer, int64_t dropped, int64_t lost) {
   if (dropped) {
     say(format("%.1f s: the engine is slower than the camera: %lld sampled frames dropped, the newest kept", seconds,
                static_cast<long long>(dropped)));
+  }
+  if (lost) {
+    say(format("%.1f s: %lld frames came damaged or without what they refer to, and are left out", seconds, static_cast<long long>(lost)));
   }
   if (arguments.has("--json")) {
     const OrderedJson line = {{"time", seconds},      {"text", answer.text},     {"ids", answer.ids},
@@ -172,7 +177,7 @@ int watch(const Arguments& arguments) {
     const Answer answer = chat.ask_about(live.visual(), arguments["question"], {}, options);
     say_note(placement);
     placement.note.clear();
-    report(arguments, seconds, answer, camera ? camera->dropped() : 0);
+    report(arguments, seconds, answer, camera ? camera->dropped() : 0, sampler.take_lost());
     is_new = false;
     return ++answers == count;
   };

@@ -1,7 +1,7 @@
 // FFmpeg's objects with owners, and what its releases spell differently (5.1 of Debian 12 to 8).
 #pragma once
 
-#include <array>
+#include <deque>
 #include <memory>
 #include <string>
 
@@ -49,27 +49,13 @@ int av_checked(int status);
 /// How long a frame is shown, in ticks of its stream; 0 where nothing says.
 int64_t shown_ticks(const AVFrame& frame);
 
-/// The first video stream that is no cover picture and has a decoder, opened to stop at the first damage;
-/// VideoError, calling the source `name`, where there is none.
-std::pair<AVStream*, CodecPtr> open_decoder(AVFormatContext& format, const std::string& name);
+/// Whether a frame is one that decoding may begin at.
+bool is_keyframe(const AVFrame& frame);
 
-/// Turns frames into upright RGB; keeps its scaler from frame to frame.
-class RgbConverter {
- public:
-  explicit RgbConverter(const AVStream& stream) : stream_(stream) {}
-  Image convert(const AVFrame& frame);
+/// Whether the decoder could not read all of a frame's data.
+bool is_corrupt(const AVFrame& frame);
 
- private:
-  struct ScalerDeleter {
-    void operator()(SwsContext* scaler) const { sws_freeContext(scaler); }
-  };
-  using ScalerPtr = std::unique_ptr<SwsContext, ScalerDeleter>;
-  using Look = std::array<int, 6>;  // what a scaler is made for
-  void prepare(const AVFrame& frame);
-  int quarter_turns(const AVFrame& frame) const;
-  const AVStream& stream_;
-  ScalerPtr scaler_;
-  Look look_{};
-};
+/// The frames that a packet, or null at the end, makes a decoder give; AvFailure, and no frame, where it can't be decoded.
+std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet);
 
 }  // namespace gridpool

@@ -1,7 +1,13 @@
-// Frames as they come, from a file, a camera or the network: no seeking, no promise of how many there will be.
-#include "av.hpp"
+// Frames as they come, from a file, a camera or the network: no seeking, no promise of how many there will be
+// (runtime/media/stream.py, which says what a camera's losses are).
 #include "gridpool/live.hpp"
+
+#include <atomic>
+
+#include "clock.hpp"
 #include "library.hpp"
+#include "reader.hpp"
+#include "rgb.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -22,25 +28,20 @@ const AVInputFormat* camera_format(const std::string& source) {
   return av_find_input_format("v4l2");
 }
 
-FormatPtr open_source(const std::string& source, bool is_device, bool is_network) {
+FormatPtr open_camera(const std::string& source, bool is_network) {
   AVDictionary* options = nullptr;
   const AVInputFormat* format = nullptr;
-  std::string address = source;
-  if (is_device) {
-    format = camera_format(source);
-    if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
-  } else if (is_network) {
+  if (is_network) {
     avformat_network_init();
     av_dict_set(&options, "timeout", kTimeout, 0);
     av_dict_set(&options, "rtsp_transport", "tcp", 0);
     av_dict_set(&options, "fflags", "nobuffer", 0);
   } else {
-    check_video_file(source);
-    av_dict_set(&options, "protocol_whitelist", "file", 0);
-    address = "file:" + source;
+    format = camera_format(source);
+    if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
   }
   AVFormatContext* context = nullptr;
-  int status = avformat_open_input(&context, address.c_str(), format, &options);
+  int status = avformat_open_input(&context, source.c_str(), format, &options);
   av_dict_free(&options);
   FormatPtr opened(status < 0 ? nullptr : context);
   if (status >= 0) status = avformat_find_stream_info(opened.get(), nullptr);
@@ -48,21 +49,111 @@ FormatPtr open_source(const std::string& source, bool is_device, bool is_network
   return opened;
 }
 
+/// Where frames come from, one after the other.
+class FrameSource {
+ public:
+  virtual ~FrameSource() = default;
+  virtual FramePtr next() = 0;  ///< null at the end
+  virtual const Container& container() const = 0;
+  virtual int64_t take_lost() { return 0; }
+};
+
+/// A file is decoded as a clip's is, and damage is an error.
+class FileSource : public FrameSource {
+ public:
+  explicit FileSource(const std::string& path) : reader_(path, false) {}
+  const Container& container() const override { return reader_.container(); }
+
+  FramePtr next() override {
+    const auto& picture = container().picture;
+    if (picture && !picture->is_animated && std::exchange(is_shown_, true)) return nullptr;
+    return reader_.next();
+  }
+
+ private:
+  Reader reader_;
+  bool is_shown_ = false;
+};
+
+/// A camera does not come back to what was lost: damaged frames are left out, and those that may refer to them.
+class CameraSource : public FrameSource {
+ public:
+  CameraSource(const std::string& source, bool is_network) : source_(source), packet_(owned<PacketPtr>(av_packet_alloc())) {
+    container_.format = open_camera(source, is_network);
+    try {
+      open_decoder(container_, source, false);
+    } catch (const AvFailure& failure) {
+      throw VideoError(source + " can't be decoded (" + av_reason(failure.number) + "); expected a video");
+    }
+  }
+
+  const Container& container() const override { return container_; }
+  int64_t take_lost() override { return lost_.exchange(0); }
+
+  FramePtr next() override {
+    try {
+      for (;;) {
+        while (ready_.empty() && !ended_) decode_packet();
+        if (ready_.empty()) return nullptr;
+        FramePtr frame = std::move(ready_.front());
+        ready_.pop_front();
+        if (is_shown(*frame)) return frame;
+      }
+    } catch (const AvFailure& failure) {
+      throw VideoError(source_ + " is gone (" + av_reason(failure.number) + "); watch it again");
+    }
+  }
+
+ private:
+  static constexpr double kRecovery = 10;  // seconds without a keyframe (intra refresh) after which frames are shown again
+
+  bool is_shown(const AVFrame& frame) {
+    if (is_corrupt(frame)) {
+      waited_ = waited_.value_or(0);
+    } else if (is_keyframe(frame) || waited_.value_or(0) > kRecovery) {
+      waited_.reset();
+    }
+    if (!waited_) return true;
+    ++lost_;
+    *waited_ += container_.interval();
+    return false;
+  }
+
+  void decode_packet() {
+    av_packet_unref(packet_.get());
+    const int status = av_read_frame(container_.format.get(), packet_.get());
+    if (status == AVERROR(EAGAIN)) return;
+    if (status < 0 && status != AVERROR_EOF) throw AvFailure{status};
+    ended_ = status == AVERROR_EOF;
+    if (!ended_ && (packet_->stream_index != container_.stream->index || packet_->size == 0)) return;
+    try {
+      std::deque<FramePtr> decoded = decode(*container_.codec, ended_ ? nullptr : packet_.get());
+      std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
+    } catch (const AvFailure& failure) {
+      if (failure.number != AVERROR_INVALIDDATA) throw;
+      ++lost_;
+      waited_ = waited_.value_or(0);
+    }
+  }
+
+  std::string source_;
+  Container container_;
+  PacketPtr packet_;
+  std::deque<FramePtr> ready_;
+  bool ended_ = false;
+  std::optional<double> waited_ = 0;  // seconds spent waiting for a keyframe; none: not waiting
+  std::atomic<int64_t> lost_{0};
+};
+
 }  // namespace
 
 struct VideoStream::Parts {
   std::string source;
-  bool live = false;
-  FormatPtr format;
-  AVStream* stream = nullptr;
-  CodecPtr codec;
-  PacketPtr packet;
-  FramePtr frame;
+  bool is_live = false;
+  std::unique_ptr<FrameSource> frames;
   std::unique_ptr<RgbConverter> rgb;
-  bool ended = false, has_first = false;
-  double first = 0, last = -1;
-
-  bool decode_next();
+  FramePtr frame;
+  Clock clock;
 };
 
 VideoStream::VideoStream(const std::string& source) : parts_(std::make_unique<Parts>()) {
@@ -70,66 +161,36 @@ VideoStream::VideoStream(const std::string& source) : parts_(std::make_unique<Pa
   const bool is_device = starts_with(source, "/dev/video");
   const bool is_network = source.find("://") != std::string::npos;
   if (is_network && !starts_with(source, "rtsp://") && !starts_with(source, "rtsps://")) {
-    throw VideoError(source + " is no kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…");
+    throw VideoError(source + " is not a kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…");
   }
   parts_->source = source;
-  parts_->live = is_device || is_network;
-  parts_->format = open_source(source, is_device, is_network);
-  try {
-    std::tie(parts_->stream, parts_->codec) = open_decoder(*parts_->format, source);
-  } catch (const AvFailure& failure) {
-    throw VideoError(source + " can't be decoded (" + av_reason(failure.number) + "); expected a video");
+  parts_->is_live = is_device || is_network;
+  if (parts_->is_live) {
+    parts_->frames = std::make_unique<CameraSource>(source, is_network);
+  } else {
+    check_video_file(source);
+    parts_->frames = std::make_unique<FileSource>(source);
   }
-  parts_->packet = owned<PacketPtr>(av_packet_alloc());
-  parts_->frame = owned<FramePtr>(av_frame_alloc());
-  parts_->rgb = std::make_unique<RgbConverter>(*parts_->stream);
+  const Container& container = parts_->frames->container();
+  parts_->rgb = std::make_unique<RgbConverter>(*container.stream, container.orientation());
 }
 
 VideoStream::~VideoStream() = default;
 
-bool VideoStream::is_live() const { return parts_->live; }
+bool VideoStream::is_live() const { return parts_->is_live; }
 
-bool VideoStream::Parts::decode_next() {
-  for (;;) {
-    const int status = avcodec_receive_frame(codec.get(), frame.get());
-    if (status >= 0) return true;
-    if (status == AVERROR_EOF) return false;
-    if (status != AVERROR(EAGAIN) && !live) av_checked(status);  // a camera's next packet may be whole again
-    do {
-      av_packet_unref(packet.get());
-      const int read = av_read_frame(format.get(), packet.get());
-      if (read == AVERROR(EAGAIN)) continue;
-      if (read < 0 && (live || read != AVERROR_EOF)) av_checked(read);
-      if (read < 0) {
-        if (ended) return false;
-        ended = true;
-        av_checked(avcodec_send_packet(codec.get(), nullptr));
-        break;
-      }
-      if (packet->stream_index != stream->index || packet->size == 0) continue;
-      const int sent = avcodec_send_packet(codec.get(), packet.get());
-      if (sent < 0 && !live) av_checked(sent);
-      if (sent >= 0) break;
-    } while (true);
-  }
-}
+int64_t VideoStream::take_lost() { return parts_->frames->take_lost(); }
 
 bool VideoStream::next(double& seconds) {
-  try {
-    if (!parts_->decode_next()) return false;
-  } catch (const AvFailure& failure) {
-    if (parts_->live && failure.number == AVERROR_EOF) return false;
-    throw VideoError(parts_->source + " is damaged or gone " + format("after %.2f s", std::max(0.0, parts_->last)) + " (" +
-                     av_reason(failure.number) + "); watch it again");
+  const Container& container = parts_->frames->container();
+  parts_->frame = parts_->frames->next();
+  if (!parts_->frame && !parts_->clock.last()) {
+    throw VideoError(parts_->source + " has a video stream without a frame that can be decoded; expected at least one frame");
   }
-  const int64_t pts = parts_->frame->best_effort_timestamp;
-  const AVRational rate = parts_->stream->avg_frame_rate;
-  // A source without times counts frames.
-  double time = pts != AV_NOPTS_VALUE ? static_cast<double>(pts) * av_q2d(parts_->stream->time_base)
-                                      : parts_->last + (rate.num > 0 && rate.den > 0 ? av_q2d(av_inv_q(rate)) : 0.04) + parts_->first;
-  if (!parts_->has_first) parts_->first = time, parts_->has_first = true;
-  time -= parts_->first;
-  seconds = parts_->last = std::max(time, parts_->last);
+  if (!parts_->frame) return false;
+  std::optional<double> time;
+  if (parts_->frame->pts != AV_NOPTS_VALUE) time = static_cast<double>(parts_->frame->pts) * av_q2d(container.stream->time_base);
+  seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), container.interval());
   return true;
 }
 
@@ -137,7 +198,7 @@ Image VideoStream::image() {
   try {
     return parts_->rgb->convert(*parts_->frame);
   } catch (const AvFailure& failure) {
-    throw VideoError(parts_->source + " has a frame that can't be converted (" + av_reason(failure.number) + ")");
+    throw VideoError(parts_->source + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
   }
 }
 

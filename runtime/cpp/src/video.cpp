@@ -2,18 +2,16 @@
 // them; where the packets don't tell, the file is decoded from its start. Both ways give the same frames.
 #include "gridpool/video.hpp"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <deque>
 #include <limits>
 #include <map>
 #include <optional>
 #include <set>
 
-#include "av.hpp"
+#include "reader.hpp"
+#include "rgb.hpp"
 #include "text.hpp"
+#include "timeline.hpp"
 
 namespace gridpool {
 namespace fs = std::filesystem;
@@ -22,222 +20,68 @@ namespace {
 constexpr int64_t kMaxFrames = 4096;
 constexpr int64_t kSeekGain = 4;  // frames that a seek must save; a flushed decoder takes about as many to give its first frame
 
-// Containers and image files that hold one clip: no text drawn as video, no playlists that open other files.
-constexpr const char* kFormats =
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
-    "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe";
+using Each = std::function<Image(Image)>;
 
-using Wide = __int128;  // presentation times are any 64-bit numbers, and they are multiplied
-
-VideoError damage(const fs::path& path, std::optional<double> seconds, const std::string& reason) {
-  const std::string where = seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame";
-  return VideoError(path.string() + " is damaged " + where + " (" + reason + "); expected a file that plays to its end, copy it again");
-}
-
-/// One rounding, that of the division: the product is exact for any clip shorter than years.
-double seconds_of(Wide ticks, AVRational tick) { return static_cast<double>(ticks * tick.num) / tick.den; }
-
-/// When each frame is shown, in ticks, in order; `span` includes the time of the last one; `keys` are decoder entries.
-struct Timeline {
-  std::vector<int64_t> times;
-  Wide span = 0;
-  double duration = 0;  // seconds; the span of a single frame without a duration may be a fraction of a tick
-  AVRational tick{};    // seconds
-  std::vector<int64_t> keys;
-
-  bool has_constant_rate() const {
-    // Containers round times to their tick (Matroska's is a millisecond), so every time may be off by one.
-    const Wide last = static_cast<Wide>(times.size()) - 1, travel = static_cast<Wide>(times.back()) - times.front();
-    for (size_t i = 0; i < times.size(); ++i) {
-      const Wide off = (static_cast<Wide>(times[i]) - times.front()) * last - static_cast<Wide>(i) * travel;
-      if (off > last || off < -last) return false;
-    }
-    return true;
-  }
-
-  std::vector<int64_t> sample(int64_t frames) const {
-    std::vector<int64_t> indices;
-    const auto total = static_cast<int64_t>(times.size());
-    const bool constant = has_constant_rate();
-    for (int64_t i = 0; i < frames; ++i) {
-      if (constant) {
-        indices.push_back(i * total / frames);
-      } else {  // the last frame whose time is not past first + i * span / frames
-        const auto shown_later = std::partition_point(times.begin(), times.end(), [&](int64_t time) {
-          return (static_cast<Wide>(time) - times.front()) * frames <= static_cast<Wide>(i) * span;
-        });
-        indices.push_back(std::max<int64_t>(0, shown_later - times.begin() - 1));
-      }
-    }
-    return indices;
-  }
-
-  /// The keyframe, as a place in `keys`, from which frame `index` can be decoded.
-  int64_t key(int64_t index) const {
-    const auto next = std::upper_bound(keys.begin(), keys.end(), times[static_cast<size_t>(index)]);
-    return std::max<int64_t>(0, next - keys.begin() - 1);
-  }
-
-  /// The frame that this keyframe is.
-  int64_t entry(int64_t index) const {
-    return std::lower_bound(times.begin(), times.end(), keys[static_cast<size_t>(key(index))]) - times.begin();
-  }
-
-  double seconds(int64_t index) const {
-    return seconds_of(static_cast<Wide>(times[static_cast<size_t>(index)]) - times.front(), tick);
-  }
-};
-
-AVRational tick_of(const AVStream& stream) {
-  return stream.time_base.num > 0 && stream.time_base.den > 0 ? stream.time_base : AVRational{1, 1000000};  // FFmpeg's own unit
-}
-
-/// Seconds a frame at the stream's average rate; `otherwise` for a stream that names none.
-AVRational average_tick(const AVStream& stream, AVRational otherwise) {
-  const AVRational rate = stream.avg_frame_rate;
-  return rate.num > 0 && rate.den > 0 ? AVRational{rate.den, rate.num} : otherwise;
-}
-
-/// `last` is how long the file says its last frame is shown; where it doesn't, as long as most frames before it.
-Timeline timeline_of(std::vector<int64_t> times, int64_t last, const AVStream& stream, AVRational tick, std::vector<int64_t> keys = {}) {
-  Timeline line{std::move(times), 0, 0, tick, std::move(keys)};
-  const Wide travel = static_cast<Wide>(line.times.back()) - line.times.front();
-  Wide shown = last;
-  if (!last && line.times.size() > 1) {
-    std::vector<Wide> gaps;
-    for (size_t i = 1; i < line.times.size(); ++i) gaps.push_back(static_cast<Wide>(line.times[i]) - line.times[i - 1]);
-    const auto middle = gaps.begin() + static_cast<std::ptrdiff_t>((gaps.size() - 1) / 2);
-    std::nth_element(gaps.begin(), middle, gaps.end());
-    shown = *middle;
-  }
-  line.span = travel + shown;
-  line.duration = !last && line.times.size() == 1 ? av_q2d(average_tick(stream, {0, 1})) : seconds_of(line.span, tick);
-  return line;
-}
-
-/// An opened file; decodes from where it stands.
-class Source {
+/// Frames of one file, turned to RGB and handed to `each`.
+class Taker {
  public:
-  explicit Source(const fs::path& path) : packet_(owned<PacketPtr>(av_packet_alloc())) {
-    AVDictionary* options = nullptr;
-    // The file protocol alone: neither a path that looks like an address nor a reference in the file opens anything else.
-    av_dict_set(&options, "format_whitelist", kFormats, 0);
-    av_dict_set(&options, "protocol_whitelist", "file", 0);
-    av_dict_set(&options, "pattern_type", "none", 0);
-    AVFormatContext* format = nullptr;
-    int status = avformat_open_input(&format, ("file:" + path.string()).c_str(), nullptr, &options);
-    av_dict_free(&options);
-    format_.reset(status < 0 ? nullptr : format);
-    if (status >= 0) status = avformat_find_stream_info(format_.get(), nullptr);
-    if (status < 0) {
-      throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(status) +
-                       "); expected a file such as mp4, mkv or webm");
-    }
-    try {
-      std::tie(stream_, codec_) = open_decoder(*format_, path.string());
-    } catch (const AvFailure& failure) {
-      throw damage(path, std::nullopt, av_reason(failure.number));
-    }
+  Taker(const fs::path& path, const Each& each) : path_(path), each_(each) {}
+
+  /// Frames of another reading of the file come from now on; what was taken is forgotten.
+  void begin(const Container& container) {
+    taken_.clear();
+    rgb_.emplace(*container.stream, container.orientation());
   }
 
-  AVStream& stream() const { return *stream_; }
-  bool is_mov() const { return std::string_view(format_->iformat->name).substr(0, 4) == "mov,"; }
-
-  /// The next packet of the video stream that is not empty; null at the end.
-  AVPacket* read() {
-    for (;;) {
-      av_packet_unref(packet_.get());
-      const int status = av_read_frame(format_.get(), packet_.get());
-      if (status == AVERROR_EOF) return nullptr;
-      av_checked(status);
-      if (packet_->stream_index == stream_->index && packet_->size > 0) return packet_.get();
-    }
+  /// VideoError for a frame that can't be converted.
+  void take(int64_t index, const AVFrame& frame) {
+    Image image = converted(frame);
+    height_ = image.height, width_ = image.width;
+    taken_[index] = each_(std::move(image));
   }
 
-  /// The next frame in the order of showing; null at the end. Starts at the first keyframe from where the file stands.
-  /// Frames that are shown before that keyframe but stored after it are left out: they refer to frames not seen.
-  FramePtr next() {
-    while (ready_.empty() && !ended_) {
-      AVPacket* packet = read();
-      if (!packet && !entered_) return nullptr;
-      if (!packet) {
-        ended_ = true;
-        decode(nullptr);
-      } else if (!entered_) {
-        if (packet->flags & AV_PKT_FLAG_KEY) enter(*packet);
-      } else if (packet->pts == AV_NOPTS_VALUE || entry_ == AV_NOPTS_VALUE || packet->pts >= entry_) {
-        decode(packet);
-      }
-    }
-    if (ready_.empty()) return nullptr;
-    FramePtr frame = std::move(ready_.front());
-    ready_.pop_front();
-    return frame;
-  }
+  size_t count() const { return taken_.size(); }
 
-  /// Seek to the keyframe that frame `index` needs.
-  void seek(const Timeline& timeline, int64_t index) {
-    const int64_t wanted = timeline.key(index);
-    for (const int64_t back : {0, 1, 2, 4}) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
-      const int64_t key = timeline.keys[static_cast<size_t>(std::max<int64_t>(0, wanted - back))];
-      av_checked(av_seek_frame(format_.get(), stream_->index, key, AVSEEK_FLAG_BACKWARD));
-      avcodec_flush_buffers(codec_.get());
-      ready_.clear();
-      ended_ = entered_ = false;
-      AVPacket* packet = read();
-      while (packet && !(packet->flags & AV_PKT_FLAG_KEY)) packet = read();
-      if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= timeline.keys[static_cast<size_t>(wanted)]) return enter(*packet);
+  Clip clip(const Timeline& timeline, int64_t frames) const {
+    Clip clip;
+    clip.indices = timeline.sample(frames);
+    for (const int64_t index : clip.indices) {
+      clip.frames.push_back(taken_.at(index));
+      clip.timestamps.push_back(timeline.seconds(index));
     }
-    ended_ = entered_ = true;
+    clip.duration = timeline.duration;
+    clip.total = static_cast<int64_t>(timeline.times.size());
+    clip.height = height_, clip.width = width_;
+    clip.has_gap = timeline.has_gap(), clip.cut = timeline.cut;
+    return clip;
   }
 
  private:
-  void enter(const AVPacket& key) {
-    entered_ = true;
-    entry_ = key.pts;
-    decode(&key);
-  }
-
-  void decode(const AVPacket* packet) {
-    av_checked(avcodec_send_packet(codec_.get(), packet));
-    std::deque<FramePtr> decoded;  // a packet's frames count only if all of it can be decoded
-    for (;;) {
-      auto frame = owned<FramePtr>(av_frame_alloc());
-      const int status = avcodec_receive_frame(codec_.get(), frame.get());
-      if (status == AVERROR(EAGAIN) || status == AVERROR_EOF) break;
-      av_checked(status);
-      decoded.push_back(std::move(frame));
+  Image converted(const AVFrame& frame) {
+    try {
+      return rgb_->convert(frame);
+    } catch (const AvFailure& failure) {
+      throw VideoError(path_.string() + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
     }
-    std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
   }
 
-  FormatPtr format_;
-  AVStream* stream_ = nullptr;
-  CodecPtr codec_;
-  PacketPtr packet_;
-  std::deque<FramePtr> ready_;
-  int64_t entry_ = AV_NOPTS_VALUE;
-  bool entered_ = false, ended_ = false;
+  const fs::path& path_;
+  const Each& each_;
+  std::optional<RgbConverter> rgb_;
+  std::map<int64_t, Image> taken_;
+  int height_ = 0, width_ = 0;
 };
 
-/// Refuse a file that ends before the frames that its own index lists; the demuxer would just stop there.
-void check_length(const fs::path& path, AVStream& stream) {
-  const auto length = static_cast<int64_t>(fs::file_size(path));
-  for (int i = 0; i < avformat_index_get_entries_count(&stream); ++i) {
-    const AVIndexEntry* entry = avformat_index_get_entry(&stream, i);
-    if (static_cast<Wide>(entry->pos) + entry->size > length) {
-      const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), tick_of(stream));
-      throw VideoError(format("%s is cut off at %.2f s: it has %lld bytes and its index lists more; copy it again", path.c_str(), at,
-                              static_cast<long long>(length)));
-    }
-  }
+std::set<int64_t> wanted_of(const Timeline& timeline, int64_t frames) {
+  const std::vector<int64_t> indices = timeline.sample(frames);
+  return {indices.begin(), indices.end()};
 }
 
 /// The timeline as the packets tell it; none where they don't tell every frame's time.
 std::optional<Timeline> packet_timeline(const fs::path& path) {
   std::map<int64_t, int64_t> durations;
   std::vector<int64_t> keys;
-  std::optional<int64_t> damaged_at;
+  std::vector<int> sizes;
   // The mov demuxer of older FFmpegs leaves durations out where frames are reordered: they are the steps of decoding times.
   std::optional<std::pair<int64_t, int64_t>> open_step;  // presentation and decoding time of the packet before
   const auto close_step = [&](int64_t next) {
@@ -245,113 +89,131 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
     if (shown != durations.end() && next > open_step->second) shown->second = next - open_step->second;
     open_step.reset();
   };
-  Source source(path);
-  check_length(path, source.stream());
+  Reader reader(path);
+  const Container& container = reader.container();
+  reader.check_length();
   try {
-    while (const AVPacket* packet = source.read()) {
+    while (const AVPacket* packet = reader.read()) {
+      sizes.push_back(packet->size);
       if (packet->dts != AV_NOPTS_VALUE) close_step(packet->dts);
       if (packet->pts == AV_NOPTS_VALUE || durations.count(packet->pts)) return std::nullopt;
-      if (damaged_at) {  // and the file goes on: it is not just that a recording was stopped there
-        const double at = seconds_of(static_cast<Wide>(*damaged_at) - keys.front(), tick_of(source.stream()));
-        throw damage(path, at, "packets are missing or incomplete");
+      if (packet->flags & AV_PKT_FLAG_KEY) {
+        if (!keys.empty() && packet->pts < keys.back()) return std::nullopt;  // a new clock: files were joined
+        keys.push_back(packet->pts);
       }
-      if (packet->flags & AV_PKT_FLAG_CORRUPT && !keys.empty()) damaged_at = packet->pts;
-      if (packet->flags & AV_PKT_FLAG_KEY) keys.push_back(packet->pts);
       // What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
       if (!keys.empty() && packet->pts >= keys.front() && !(packet->flags & AV_PKT_FLAG_DISCARD)) durations[packet->pts] = packet->duration;
-      if (source.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
+      if (container.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
     }
-    if (source.stream().duration != AV_NOPTS_VALUE) close_step(source.stream().duration);
+    if (container.stream->duration != AV_NOPTS_VALUE) close_step(container.stream->duration);
+    reader.check_index(sizes);
   } catch (const AvFailure&) {
     return std::nullopt;  // decoding from the start will tell where
   }
   if (durations.empty()) return std::nullopt;
   std::vector<int64_t> times;
   for (const auto& [time, duration] : durations) times.push_back(time);
-  std::sort(keys.begin(), keys.end());
-  return timeline_of(std::move(times), durations.rbegin()->second, source.stream(), tick_of(source.stream()), std::move(keys));
-}
-
-using Taken = std::map<int64_t, Image>;
-using Each = std::function<Image(Image)>;
-
-void take(Clip& clip, Taken& taken, int64_t index, RgbConverter& rgb, const AVFrame& frame, const Each& each) {
-  Image image = rgb.convert(frame);
-  clip.height = image.height, clip.width = image.width;
-  taken[index] = each(std::move(image));
+  Timeline timeline = Timeline::of(std::move(times), durations.rbegin()->second, container.rate(), container.tick(), std::move(keys));
+  timeline.cut = reader.is_cut();
+  return timeline;
 }
 
 /// Take the sampled frames by their times; false where a frame does not come out as the packets promised.
-bool take_by_time(const fs::path& path, const Timeline& timeline, const std::vector<int64_t>& indices, const Each& each, bool seek,
-                  Clip& clip, Taken& taken) {
-  Source source(path);
-  RgbConverter rgb(source.stream());
-  taken.clear();
+bool take_by_time(const fs::path& path, const Timeline& timeline, int64_t frames, bool strict, bool seek, Taker& taker) {
+  Reader reader(path, strict);
+  taker.begin(reader.container());
   int64_t position = -1;  // the last frame that the decoder gave
-  for (const int64_t index : std::set<int64_t>(indices.begin(), indices.end())) {
+  for (const int64_t index : wanted_of(timeline, frames)) {
     const int64_t time = timeline.times[static_cast<size_t>(index)];
-    try {
-      if (seek && timeline.entry(index) > position + kSeekGain) source.seek(timeline, index);
-      FramePtr frame = source.next();
-      while (frame && (frame->pts == AV_NOPTS_VALUE || frame->pts < time)) frame = source.next();
-      if (!frame || frame->pts != time) return false;
-      take(clip, taken, index, rgb, *frame, each);
-    } catch (const AvFailure&) {
-      return false;  // damage, or a stream that can't be entered here: decoding from the start will tell
+    if (seek && timeline.entry(index) > position + kSeekGain) {
+      const int64_t key = timeline.key(index);
+      std::vector<int64_t> earlier;
+      for (const int64_t back : {1, 2, 4}) earlier.push_back(timeline.keys[static_cast<size_t>(std::max<int64_t>(0, key - back))]);
+      reader.seek(timeline.keys[static_cast<size_t>(key)], earlier);
     }
+    FramePtr frame = reader.next();
+    while (frame && (frame->pts == AV_NOPTS_VALUE || frame->pts < time)) frame = reader.next();
+    if (!frame || frame->pts != time) return false;
+    taker.take(index, *frame);
     position = index;
   }
   return true;
 }
 
-/// Decode from the start and hand each frame to `visit` until it returns false; damage becomes a VideoError that says where.
-void visit_frames(const fs::path& path, Source& source, const std::function<bool(const AVFrame&)>& visit) {
-  std::optional<double> first, last;
-  try {
-    while (const FramePtr frame = source.next()) {
-      if (frame->pts != AV_NOPTS_VALUE) {
-        const double time = seconds_of(frame->pts, tick_of(source.stream()));
-        if (!first) first = time;
-        last = time - *first;
-      }
-      if (!visit(*frame)) return;
-    }
-  } catch (const AvFailure& failure) {
-    throw damage(path, last, av_reason(failure.number));
-  }
-}
-
-/// The timeline of a file that has to be decoded to be known.
-Timeline decoded_timeline(const fs::path& path) {
-  Source source(path);
+/// The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends.
+Timeline decoded_timeline(const fs::path& path, bool strict) {
+  Reader reader(path, strict);
+  const Container& container = reader.container();
   std::vector<int64_t> times;
   int64_t duration = 0;
-  bool rising = true;
-  visit_frames(path, source, [&](const AVFrame& frame) {
-    rising = rising && frame.pts != AV_NOPTS_VALUE && (times.empty() || times.back() < frame.pts);
-    times.push_back(frame.pts);
+  Wide shift = 0;
+  bool is_known = true;
+  while (const FramePtr next = reader.next()) {
+    const AVFrame& frame = *next;
+    is_known = is_known && frame.pts != AV_NOPTS_VALUE;
+    if (is_known && !times.empty() && frame.pts + shift <= times.back() && is_keyframe(frame)) {
+      const Wide last = times.back(), step = times.size() > 1 ? last - times[times.size() - 2] : 1;
+      shift = last + (duration ? duration : step) - frame.pts;
+    }
+    const Wide time = frame.pts + shift;
+    is_known = is_known && time <= std::numeric_limits<int64_t>::max() && (times.empty() || times.back() < time);
+    times.push_back(is_known ? static_cast<int64_t>(time) : 0);
     duration = shown_ticks(frame);
-    return true;
-  });
-  if (times.empty()) throw VideoError(path.string() + " has a video stream without a frame that can be decoded; expected at least one frame");
-  if (rising) return timeline_of(std::move(times), duration, source.stream(), tick_of(source.stream()));
-  for (size_t i = 0; i < times.size(); ++i) times[i] = static_cast<int64_t>(i);
-  return timeline_of(std::move(times), 1, source.stream(), average_tick(source.stream(), {1, 25}));
+  }
+  if (times.empty()) {
+    throw VideoError(path.string() + " has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
+                     "expected at least one frame");
+  }
+  if (!is_known) {
+    for (size_t i = 0; i < times.size(); ++i) times[i] = static_cast<int64_t>(i);
+  }
+  const AVRational rate = container.rate();
+  const AVRational by_number = rate.num > 0 && rate.den > 0 ? av_inv_q(rate) : AVRational{1, 25};
+  Timeline timeline = Timeline::of(std::move(times), is_known ? duration : 1, rate, is_known ? container.tick() : by_number);
+  timeline.cut = reader.is_cut();
+  return timeline;
 }
 
 /// Take the sampled frames by number, decoding from the start.
-void take_by_number(const fs::path& path, const std::vector<int64_t>& indices, const Each& each, Clip& clip, Taken& taken) {
-  const std::set<int64_t> wanted(indices.begin(), indices.end());
-  Source source(path);
-  RgbConverter rgb(source.stream());
-  int64_t index = 0;
-  taken.clear();
-  visit_frames(path, source, [&](const AVFrame& frame) {
-    if (wanted.count(index)) take(clip, taken, index, rgb, frame, each);
-    ++index;
-    return taken.size() < wanted.size();
-  });
-  if (taken.size() < wanted.size()) throw damage(path, std::nullopt, "it gave other frames when it was read again");
+void take_by_number(const fs::path& path, const Timeline& timeline, int64_t frames, bool strict, Taker& taker) {
+  const std::set<int64_t> wanted = wanted_of(timeline, frames);
+  Reader reader(path, strict);
+  taker.begin(reader.container());
+  for (int64_t index = 0; taker.count() < wanted.size(); ++index) {
+    const FramePtr frame = reader.next();
+    if (!frame) throw DamageError(path, std::nullopt, "it gave other frames when it was read again");
+    if (wanted.count(index)) taker.take(index, *frame);
+  }
+}
+
+/// `take(strict)`, and where that meets damage again without being strict.
+template <typename Take>
+auto leniently(const Take& take) {
+  try {
+    return take(true);
+  } catch (const DamageError&) {
+    return take(false);
+  }
+}
+
+bool take_by_packets(const fs::path& path, const Timeline& timeline, int64_t frames, Taker& taker) {
+  try {
+    if (leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, true, taker); })) return true;
+  } catch (const DamageError&) {
+    // or it can't be entered at its keyframes: decoding from the start will tell
+  }
+  return leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, false, taker); });
+}
+
+/// The one frame of a still picture, or the first of those in its file.
+Clip still_clip(const fs::path& path, int64_t frames, Taker& taker) {
+  const Timeline timeline = Timeline::of({0}, 0, {0, 1}, {1, 1000});
+  try {
+    take_by_number(path, timeline, frames, true, taker);
+  } catch (const DamageError& error) {
+    throw damaged_picture(path, error.reason());
+  }
+  return taker.clip(timeline, frames);
 }
 
 }  // namespace
@@ -360,15 +222,20 @@ int64_t Clip::repeated() const {
   return static_cast<int64_t>(indices.size() - std::set<int64_t>(indices.begin(), indices.end()).size());
 }
 
-void check_video_file(const fs::path& path) {
-  const std::string name = path.string();
-  std::error_code failed;
-  const fs::file_status status = fs::status(path, failed);
-  if (!fs::exists(status)) throw VideoError("no video at " + name + ": no such file");
-  if (fs::is_directory(status)) throw VideoError(name + " is a directory; expected a video file");
-  if (!fs::is_regular_file(status)) throw VideoError(name + " is not a regular file; expected a video file");
-  if (::access(path.c_str(), R_OK) != 0) throw VideoError(name + " can't be read: permission denied");
-  if (fs::file_size(path, failed) == 0) throw VideoError(name + " is empty (0 bytes); expected a video file");
+std::vector<std::string> Clip::notes() const {
+  std::vector<std::string> notes;
+  const auto count = static_cast<long long>(total), again = static_cast<long long>(repeated());
+  const size_t asked = indices.size();
+  if (cut) notes.push_back(format("the file ends inside a frame: the clip is what comes before, %lld frames", count));
+  if (has_gap) {
+    notes.emplace_back("one gap between two frames is most of the clip, as after a wrong timestamp: frames are sampled by number");
+  }
+  if (again && total < static_cast<int64_t>(asked)) {
+    notes.push_back(format("the clip is shorter than %zu frames: %lld are repeated", asked, again));
+  } else if (again) {
+    notes.push_back(format("the clip's frames are not shown equally long: %lld of %zu sampled frames are repeated", again, asked));
+  }
+  return notes;
 }
 
 Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
@@ -378,23 +245,14 @@ Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
   }
   check_video_file(path);
   av_log_set_level(AV_LOG_QUIET);  // what is wrong with a file is said in one line, and by us
-  Clip clip;
-  Taken taken;
-  std::optional<Timeline> timeline = packet_timeline(path);
-  if (timeline) clip.indices = timeline->sample(frames);
-  if (!timeline || !(take_by_time(path, *timeline, clip.indices, each, true, clip, taken) ||
-                     take_by_time(path, *timeline, clip.indices, each, false, clip, taken))) {
-    timeline = decoded_timeline(path);
-    clip.indices = timeline->sample(frames);
-    take_by_number(path, clip.indices, each, clip, taken);
-  }
-  for (const int64_t index : clip.indices) {
-    clip.frames.push_back(taken.at(index));
-    clip.timestamps.push_back(timeline->seconds(index));
-  }
-  clip.duration = timeline->duration;
-  clip.total = static_cast<int64_t>(timeline->times.size());
-  return clip;
+  Taker taker(path, each);
+  const std::optional<Picture> picture = read_picture(path);
+  if (picture && !picture->is_animated) return still_clip(path, frames, taker);
+  const std::optional<Timeline> timeline = packet_timeline(path);
+  if (timeline && take_by_packets(path, *timeline, frames, taker)) return taker.clip(*timeline, frames);
+  const Timeline decoded = leniently([&](bool strict) { return decoded_timeline(path, strict); });
+  leniently([&](bool strict) { take_by_number(path, decoded, frames, strict, taker); });
+  return taker.clip(decoded, frames);
 }
 
 }  // namespace gridpool

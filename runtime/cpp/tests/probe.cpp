@@ -42,7 +42,7 @@ Json frames(const Json& line) {
   Json pixels = Json::array();
   for (const Image& image : clip.frames) pixels.push_back(line[2].get<bool>() ? hex_of(image.pixels) : "");
   return {{"indices", clip.indices}, {"timestamps", clip.timestamps}, {"duration", clip.duration}, {"total", clip.total},
-          {"size", {clip.height, clip.width}}, {"frames", pixels}};
+          {"size", {clip.height, clip.width}}, {"notes", clip.notes()}, {"frames", pixels}};
 }
 
 Json stream(const Tokenizer& tokenizer, const Json& ids) {

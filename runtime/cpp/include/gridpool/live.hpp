@@ -50,6 +50,9 @@ class GRIDPOOL_API VideoStream {
   /// The pixels of the frame that `next` came to: only frames that are wanted are converted.
   Image image();
 
+  /// Frames of a camera that came damaged, or without what they refer to, and were left out since the last time that this was asked.
+  int64_t take_lost();
+
   bool is_live() const;  ///< whether frames come when they come, and not when they are asked for
 
  private:

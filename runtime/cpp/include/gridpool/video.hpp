@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "gridpool/error.hpp"
@@ -25,10 +26,15 @@ struct Clip {
   std::vector<double> timestamps;   ///< T presentation times in seconds after the file's first frame
   double duration = 0;              ///< seconds from the first frame to the end of the last
   int64_t total = 0;                ///< frames in the file
-  int height = 0, width = 0;        ///< of a frame as shown, rotation applied
+  int height = 0, width = 0;        ///< of a frame as shown, rotation and mirroring applied
+  bool has_gap = false;             ///< one gap between two frames is most of the clip, so the frames were sampled by number
+  bool cut = false;                 ///< the file ends inside a frame, which is left out
 
   /// How many of the T frames are a frame that is already there, because the clip shows no other at that time.
   GRIDPOOL_API int64_t repeated() const;
+
+  /// What a user should know about the sampled frames, one line each.
+  GRIDPOOL_API std::vector<std::string> notes() const;
 };
 
 /// Decode `frames` frames, evenly spread over the clip; `each` makes of one what is kept, so that only one frame of full

@@ -1,0 +1,23 @@
+// The times of a stream's frames as seconds after its first frame, which never go back (runtime/media/stream.py).
+#pragma once
+
+#include <optional>
+
+namespace gridpool {
+
+/// Where the source's clock jumps back at a keyframe, files were joined or a camera began anew: the new clock is taken up where the
+/// old one ended.
+class Clock {
+ public:
+  /// time: on the source's clock, none where it tells none; interval: seconds from a frame to the next, as far as is known.
+  double seconds(std::optional<double> time, bool is_keyframe, double interval);
+
+  /// Of the newest frame; none before the first.
+  std::optional<double> last() const { return last_; }
+
+ private:
+  std::optional<double> last_;
+  double start_ = 0;  // what is zero on the source's clock
+};
+
+}  // namespace gridpool

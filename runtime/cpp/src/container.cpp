@@ -1,0 +1,118 @@
+#include "container.hpp"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <set>
+#include <tuple>
+
+#include "text.hpp"
+
+namespace gridpool {
+namespace fs = std::filesystem;
+namespace {
+
+// Containers and image files that hold one clip: no text drawn as video, no playlists that open other files.
+constexpr const char* kFormats =
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
+    "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
+
+constexpr int kAside =
+    AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_DEPENDENT | AV_DISPOSITION_STILL_IMAGE | AV_DISPOSITION_TIMED_THUMBNAILS;
+
+bool is_video(const AVStream& stream) { return stream.codecpar->codec_type == AVMEDIA_TYPE_VIDEO; }
+
+/// FFmpeg's choice; where that is set aside, the largest, those flagged as default first. Null where there is none.
+AVStream* best_stream(AVFormatContext& format) {
+  const int best = av_find_best_stream(&format, AVMEDIA_TYPE_VIDEO, -1, -1, nullptr, 0);
+  AVStream* chosen = nullptr;
+  std::pair<bool, int64_t> highest{false, -1};
+  for (unsigned i = 0; i < format.nb_streams; ++i) {
+    AVStream* stream = format.streams[i];
+    if (!is_video(*stream) || stream->disposition & kAside || !avcodec_find_decoder(stream->codecpar->codec_id)) continue;
+    if (static_cast<int>(i) == best) return stream;
+    const std::pair<bool, int64_t> rank{(stream->disposition & AV_DISPOSITION_DEFAULT) != 0,
+                                        int64_t{stream->codecpar->width} * stream->codecpar->height};
+    if (rank > highest) highest = rank, chosen = stream;
+  }
+  return chosen;
+}
+
+[[noreturn]] void refuse_streams(const AVFormatContext& format, const std::string& name) {
+  std::set<std::string> kinds;
+  for (unsigned i = 0; i < format.nb_streams; ++i) {
+    const AVStream& stream = *format.streams[i];
+    if (is_video(stream) && stream.disposition & AV_DISPOSITION_ATTACHED_PIC) {
+      throw VideoError(name + " has a cover picture but no video; expected a video");
+    }
+    const char* kind = av_get_media_type_string(stream.codecpar->codec_type);
+    kinds.insert(kind ? kind : "unknown");
+  }
+  const std::string has = kinds.empty() ? "no stream" : join({kinds.begin(), kinds.end()}, ", ");
+  throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
+}
+
+/// Whether warnings of this decoder may be about pictures before the first one.
+bool is_lenient(AVCodecID codec) { return codec == AV_CODEC_ID_H264 || codec == AV_CODEC_ID_HEVC; }
+
+}  // namespace
+
+AVRational Container::tick() const {
+  return stream->time_base.num > 0 && stream->time_base.den > 0 ? stream->time_base : AVRational{1, 1000000};
+}
+
+bool Container::is_mov() const { return std::string_view(format->iformat->name).substr(0, 4) == "mov,"; }
+
+double Container::interval() const { return rate().num > 0 && rate().den > 0 ? av_q2d(av_inv_q(rate())) : 0.04; }
+
+void open_decoder(Container& container, const std::string& name, bool strict) {
+  container.stream = best_stream(*container.format);
+  if (!container.stream) refuse_streams(*container.format, name);
+  const AVCodecParameters& parameters = *container.stream->codecpar;
+  const AVCodec* decoder = avcodec_find_decoder(parameters.codec_id);
+  container.codec = owned<CodecPtr>(avcodec_alloc_context3(decoder));
+  AVCodecContext& codec = *container.codec;
+  av_checked(avcodec_parameters_to_context(&codec, &parameters));
+  codec.pkt_timebase = container.stream->time_base;
+  strict = strict || !is_lenient(parameters.codec_id);
+  codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
+  // FFmpeg 5.1's MPEG-4 decoder aborts the process on some damage where it is strict and decodes frames side by side.
+  codec.thread_type = FF_THREAD_SLICE | (parameters.codec_id == AV_CODEC_ID_MPEG4 ? 0 : FF_THREAD_FRAME);
+  // TIFF's decoder takes a tag that it does not know for an error.
+  if (strict && parameters.codec_id != AV_CODEC_ID_TIFF) codec.err_recognition |= AV_EF_EXPLODE;
+  av_checked(avcodec_open2(&codec, decoder, nullptr));
+}
+
+Container open_container(const fs::path& path, bool strict) {
+  Container container;
+  container.picture = read_picture(path);
+  AVDictionary* options = nullptr;
+  av_dict_set(&options, "format_whitelist", kFormats, 0);
+  av_dict_set(&options, "protocol_whitelist", "file", 0);
+  av_dict_set(&options, "pattern_type", "none", 0);
+  AVFormatContext* format = nullptr;
+  int status = avformat_open_input(&format, ("file:" + path.string()).c_str(), nullptr, &options);
+  av_dict_free(&options);
+  container.format.reset(status < 0 ? nullptr : format);
+  if (status >= 0) status = avformat_find_stream_info(format, nullptr);
+  if (status < 0 && container.picture) throw damaged_picture(path, av_reason(status));
+  if (status < 0) {
+    throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(status) +
+                     "); expected a file such as mp4, mkv or webm");
+  }
+  open_decoder(container, path.string(), strict);
+  return container;
+}
+
+void check_video_file(const fs::path& path) {
+  const std::string name = path.string();
+  std::error_code failed;
+  const fs::file_status status = fs::status(path, failed);
+  if (!fs::exists(status)) throw VideoError("no video at " + name + ": no such file");
+  if (fs::is_directory(status)) throw VideoError(name + " is a directory; expected a video file");
+  if (!fs::is_regular_file(status)) throw VideoError(name + " is not a regular file; expected a video file");
+  if (::access(path.c_str(), R_OK) != 0) throw VideoError(name + " can't be read: permission denied");
+  if (fs::file_size(path, failed) == 0) throw VideoError(name + " is empty (0 bytes); expected a video file");
+}
+
+}  // namespace gridpool

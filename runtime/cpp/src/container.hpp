@@ -1,0 +1,44 @@
+// A media file opened with FFmpeg, and the video stream in it that is shown (runtime/media/container.py).
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "av.hpp"
+#include "orientation.hpp"
+#include "picture.hpp"
+
+namespace gridpool {
+
+/// An open file or stream with its decoder.
+struct Container {
+  FormatPtr format;
+  AVStream* stream = nullptr;
+  CodecPtr codec;
+  std::optional<Picture> picture;  // for the file of a still picture
+
+  AVRational tick() const;  ///< seconds; FFmpeg's own unit for a stream that names none
+  AVRational rate() const { return stream->avg_frame_rate; }
+  bool is_mov() const;
+
+  /// Seconds from a frame to the next at the stream's average rate, 0.04 where it names none.
+  double interval() const;
+
+  /// Of the file of a still picture, which counts instead of what FFmpeg says.
+  std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
+
+  /// Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them.
+  bool is_fragmented() const { return is_mov() && stream->nb_frames == 0; }
+};
+
+/// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
+/// anything else. VideoError for what is not a video or a picture, or holds none that can be decoded; AvFailure as below.
+Container open_container(const std::filesystem::path& path, bool strict = true);
+
+/// The stream that is shown, and its opened decoder: the one that FFmpeg calls the best; a cover picture, a tile, or a strip of
+/// thumbnails never is. VideoError, with `name` in it, where there is none; AvFailure where its decoder can't be opened.
+/// strict: stop at everything that looks like an error; else decode in one thread, because FFmpeg's decoders with threads may hand a
+/// frame out before they flag it as corrupt.
+void open_decoder(Container& container, const std::string& name, bool strict = true);
+
+}  // namespace gridpool

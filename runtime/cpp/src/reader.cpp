@@ -1,0 +1,203 @@
+#include "reader.hpp"
+
+#include <algorithm>
+
+#include "text.hpp"
+#include "timeline.hpp"
+
+namespace gridpool {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr size_t kWindow = 3;  // a packet and the two after it
+
+bool is_key(const AVPacket& packet) { return packet.flags & AV_PKT_FLAG_KEY; }
+
+Container opened(const fs::path& path, bool strict) {
+  try {
+    return open_container(path, strict);
+  } catch (const AvFailure& failure) {
+    throw DamageError(path, std::nullopt, av_reason(failure.number));
+  }
+}
+
+// Which frame came of a file's last packet: decoders pass a mark on.
+#if LIBAVCODEC_VERSION_MAJOR >= 60
+void mark(AVCodecContext& codec, AVPacket& packet, bool is_last) {
+  codec.flags |= AV_CODEC_FLAG_COPY_OPAQUE;
+  packet.opaque = is_last ? &codec : nullptr;
+}
+bool is_last(const AVFrame& frame) { return frame.opaque != nullptr; }
+#else
+void mark(AVCodecContext& codec, AVPacket&, bool is_last) { codec.reordered_opaque = is_last; }
+bool is_last(const AVFrame& frame) { return frame.reordered_opaque == 1; }
+#endif
+
+std::string where(std::optional<double> seconds) {
+  return seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame";
+}
+
+}  // namespace
+
+DamageError::DamageError(const fs::path& path, std::optional<double> seconds, const std::string& reason)
+    : VideoError(path.string() + " is damaged " + where(seconds) + " (" + reason + "); expected a file that plays to its end, copy it again"),
+      reason_(reason) {}
+
+Reader::Reader(const fs::path& path, bool strict) : path_(path), container_(opened(path, strict)) {}
+
+void Reader::check_length() const {
+  if (!container_.is_mov() || container_.is_fragmented()) return;
+  const auto length = static_cast<int64_t>(fs::file_size(path_));
+  for (int i = 0; i < avformat_index_get_entries_count(container_.stream); ++i) {
+    const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
+    if (static_cast<Wide>(entry->pos) + entry->size > length) {
+      const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), container_.tick());
+      throw VideoError(format("%s is cut off at %.2f s: it has %lld bytes and its index lists more; copy it again", path_.c_str(), at,
+                              static_cast<long long>(length)));
+    }
+  }
+}
+
+void Reader::check_index(const std::vector<int>& sizes) {
+  if (std::string_view(container_.format->iformat->name) != "avi") return;
+  std::vector<const AVIndexEntry*> listed;
+  for (int i = 0; i < avformat_index_get_entries_count(container_.stream); ++i) {
+    const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
+    if (entry->size) listed.push_back(entry);
+  }
+  if (sizes.size() >= listed.size()) return;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == listed[i]->size) continue;
+    const Wide at = static_cast<Wide>(listed[i]->timestamp) - listed.front()->timestamp;
+    throw DamageError(path_, seconds_of(at, container_.tick()), "packets are missing or incomplete");
+  }
+  cut_ = true;
+}
+
+/// A packet of the video stream as the demuxer gives it; null at the end.
+PacketPtr Reader::demuxed() {
+  auto packet = owned<PacketPtr>(av_packet_alloc());
+  for (;;) {
+    const int status = av_read_frame(container_.format.get(), packet.get());
+    if (status == AVERROR_EOF) return nullptr;
+    av_checked(status);
+    if (packet->stream_index == container_.stream->index && packet->size > 0) return packet;
+    av_packet_unref(packet.get());
+  }
+}
+
+std::optional<double> Reader::seconds_since_key(const AVPacket& packet) const {
+  if (!first_key_ || *first_key_ == AV_NOPTS_VALUE || packet.pts == AV_NOPTS_VALUE) return std::nullopt;
+  return seconds_of(static_cast<Wide>(packet.pts) - *first_key_, container_.tick());
+}
+
+AVPacket* Reader::read() {
+  for (;;) {
+    if (has_packet_) ahead_.pop_front();
+    has_packet_ = false;
+    while (ahead_.size() < kWindow && !demuxed_all_) {
+      PacketPtr packet = demuxed();
+      demuxed_all_ = !packet;
+      if (packet) ahead_.push_back(std::move(packet));
+    }
+    if (ahead_.empty()) {
+      cut_ = cut_ || is_broken_;
+      return nullptr;
+    }
+    has_packet_ = true;
+    AVPacket* packet = ahead_.front().get();
+    if (av_packet_get_side_data(packet, AV_PKT_DATA_ENCRYPTION_INFO, nullptr)) {
+      throw VideoError(path_.string() + " is encrypted; expected a video without copy protection");
+    }
+    // The joint of transport streams: the demuxer marks the packet before it, though nothing of it is lost.
+    const bool is_excused = std::any_of(ahead_.begin() + 1, ahead_.end(), [](const PacketPtr& later) { return is_key(*later); }) ||
+                            (ahead_.size() > 1 && !first_key_);
+    if (packet->flags & AV_PKT_FLAG_CORRUPT && !is_excused) {
+      if (!is_broken_) is_broken_ = true, broken_at_ = seconds_since_key(*packet);
+    } else if (is_broken_ && ahead_.size() == kWindow) {  // the file goes on
+      throw DamageError(path_, broken_at_, "packets are missing or incomplete");
+    } else if (!is_broken_) {
+      if (is_key(*packet) && !first_key_) first_key_ = packet->pts;
+      return packet;
+    }
+  }
+}
+
+FramePtr Reader::next() {
+  try {
+    for (;;) {
+      FramePtr frame = decoded();
+      if (!frame) return nullptr;
+      if (is_corrupt(*frame) && is_last(*frame)) {
+        cut_ = true;
+        continue;
+      }
+      if (is_corrupt(*frame)) throw DamageError(path_, last_time_, "a picture can't be decoded");
+      if (frame->pts != AV_NOPTS_VALUE) {
+        const double time = seconds_of(frame->pts, container_.tick());
+        if (!first_time_) first_time_ = time;
+        last_time_ = time - *first_time_;
+      }
+      return frame;
+    }
+  } catch (const AvFailure& failure) {
+    throw DamageError(path_, last_time_, av_reason(failure.number));
+  }
+}
+
+FramePtr Reader::decoded() {
+  while (ready_.empty() && !ended_) {
+    AVPacket* packet = read();
+    if (!packet && !entered_) return nullptr;
+    if (!packet) {
+      ended_ = true;
+      decode(nullptr);
+      continue;
+    }
+    if (!entered_) {
+      if (is_key(*packet)) enter(*packet);
+      continue;
+    }
+    // What is shown before the keyframe but stored after it refers to frames not seen; nothing shown later refers to it.
+    leading_ = leading_ && !is_key(*packet);
+    const bool is_left_out = leading_ && packet->pts != AV_NOPTS_VALUE && entry_ != AV_NOPTS_VALUE && packet->pts < entry_;
+    if (!is_left_out) decode(packet);
+  }
+  if (ready_.empty()) return nullptr;
+  FramePtr frame = std::move(ready_.front());
+  ready_.pop_front();
+  return frame;
+}
+
+void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
+  std::vector<int64_t> targets{key};
+  targets.insert(targets.end(), earlier.begin(), earlier.end());
+  for (const int64_t target : targets) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
+    av_checked(av_seek_frame(container_.format.get(), container_.stream->index, target, AVSEEK_FLAG_BACKWARD));
+    avcodec_flush_buffers(container_.codec.get());
+    ready_.clear();
+    ahead_.clear();
+    first_key_.reset(), first_time_.reset(), last_time_.reset();
+    demuxed_all_ = has_packet_ = is_broken_ = ended_ = entered_ = false;
+    AVPacket* packet = read();
+    while (packet && !is_key(*packet)) packet = read();
+    if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= key) return enter(*packet);
+  }
+  ended_ = entered_ = true;
+} catch (const AvFailure& failure) {
+  throw DamageError(path_, std::nullopt, av_reason(failure.number));
+}
+
+void Reader::enter(AVPacket& key) {
+  entered_ = leading_ = true;
+  entry_ = key.pts;
+  decode(&key);
+}
+
+void Reader::decode(AVPacket* packet) {
+  if (packet) mark(*container_.codec, *packet, ahead_.size() == 1);
+  std::deque<FramePtr> frames = gridpool::decode(*container_.codec, packet);
+  std::move(frames.begin(), frames.end(), std::back_inserter(ready_));
+}
+
+}  // namespace gridpool

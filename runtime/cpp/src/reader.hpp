@@ -1,0 +1,74 @@
+// Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage
+// (runtime/media/decode.py, which says why).
+#pragma once
+
+#include <deque>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "container.hpp"
+
+namespace gridpool {
+
+/// An error in a picture that is shown, or packets that are missing.
+class DamageError : public VideoError {
+ public:
+  /// seconds: after the first frame; none at the first.
+  DamageError(const std::filesystem::path& path, std::optional<double> seconds, const std::string& reason);
+  const std::string& reason() const { return reason_; }
+
+ private:
+  std::string reason_;
+};
+
+/// An open file; decodes from where it stands.
+class Reader {
+ public:
+  /// strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage.
+  explicit Reader(const std::filesystem::path& path, bool strict = true);
+
+  const Container& container() const { return container_; }
+
+  /// Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there.
+  void check_length() const;
+
+  /// Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read.
+  void check_index(const std::vector<int>& sizes);
+
+  /// The next packet of the video stream that is not empty; null at the end. DamageError where packets are missing or
+  /// incomplete, but for the last one of the file, which is left out; AvFailure where reading fails.
+  AVPacket* read();
+
+  /// Whether what was read so far ended inside a packet, whose picture was left out.
+  bool is_cut() const { return cut_; }
+
+  /// The next frame in the order of showing; null at the end. Starts at the first keyframe from where the file stands.
+  /// DamageError for what can't be decoded.
+  FramePtr next();
+
+  /// Seek to the keyframe at `key`; where that overshoots, to one of those `earlier`.
+  void seek(int64_t key, const std::vector<int64_t>& earlier);
+
+ private:
+  PacketPtr demuxed();
+  FramePtr decoded();
+  void enter(AVPacket& key);
+  void decode(AVPacket* packet);
+  std::optional<double> seconds_since_key(const AVPacket& packet) const;
+
+  std::filesystem::path path_;
+  Container container_;
+  std::deque<PacketPtr> ahead_;  // the packet in hand and the two after it
+  bool demuxed_all_ = false, has_packet_ = false, cut_ = false;
+  std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE where it has none
+  bool is_broken_ = false;                         // a packet was incomplete: the file may end here, and nothing else
+  std::optional<double> broken_at_;                // seconds after the first keyframe
+  std::deque<FramePtr> ready_;
+  int64_t entry_ = AV_NOPTS_VALUE;
+  bool entered_ = false, ended_ = false, leading_ = true;
+  std::optional<double> first_time_, last_time_;  // seconds, of frames since decoding began
+};
+
+}  // namespace gridpool

@@ -1,0 +1,136 @@
+#include "rgb.hpp"
+
+#include <cstring>
+
+extern "C" {
+#include <libavutil/opt.h>
+#include <libavutil/pixdesc.h>
+}
+
+namespace gridpool {
+namespace {
+
+/// The matrix by which the container says to show the stream's frames, where the decoder did not pass it on.
+const int32_t* stream_matrix(const AVStream& stream) {
+#if LIBAVCODEC_VERSION_INT >= AV_VERSION_INT(60, 31, 100)
+  const AVPacketSideData* data = av_packet_side_data_get(stream.codecpar->coded_side_data, stream.codecpar->nb_coded_side_data,
+                                                         AV_PKT_DATA_DISPLAYMATRIX);
+  return data && data->size >= 9 * sizeof(int32_t) ? reinterpret_cast<const int32_t*>(data->data) : nullptr;
+#else
+  size_t size = 0;
+  const uint8_t* data = av_stream_get_side_data(&stream, AV_PKT_DATA_DISPLAYMATRIX, &size);
+  return data && size >= 9 * sizeof(int32_t) ? reinterpret_cast<const int32_t*>(data) : nullptr;
+#endif
+}
+
+bool is_interlaced(const AVFrame& frame) {
+#if LIBAVUTIL_VERSION_INT >= AV_VERSION_INT(58, 7, 100)
+  return frame.flags & AV_FRAME_FLAG_INTERLACED;
+#else
+  return frame.interlaced_frame;
+#endif
+}
+
+/// Whether luma runs from 0 to 255: as the frame says, and always for grey, which has no other range.
+bool has_full_range(const AVFrame& frame, const AVPixFmtDescriptor& layout) {
+  return frame.color_range == AVCOL_RANGE_JPEG || layout.nb_components < 3;
+}
+
+/// Where the first chroma sample lies, in 256ths of a luma sample right of and below the first luma sample.
+/// In the middle where nothing says.
+std::pair<int, int> chroma_position(AVChromaLocation location, const AVPixFmtDescriptor& layout) {
+  const int place = location == AVCHROMA_LOC_UNSPECIFIED ? AVCHROMA_LOC_CENTER : location;
+  const int x = (place - 1) % 2 * 128, y = place <= AVCHROMA_LOC_CENTER ? 128 : place <= AVCHROMA_LOC_TOP ? 0 : 256;
+  return {x * ((1 << layout.log2_chroma_w) - 1), y * ((1 << layout.log2_chroma_h) - 1)};
+}
+
+}  // namespace
+
+Orientation RgbConverter::orientation(const AVFrame& frame) const {
+  if (picture_) return *picture_;
+  const AVFrameSideData* data = av_frame_get_side_data(&frame, AV_FRAME_DATA_DISPLAYMATRIX);
+  const int32_t* matrix = data ? reinterpret_cast<const int32_t*>(data->data) : stream_matrix(stream_);
+  return matrix ? Orientation::from_matrix(matrix) : Orientation{};
+}
+
+int RgbConverter::rows_of(const AVFrame& frame, Part part) {
+  return part == top_field ? (frame.height + 1) / 2 : part == bottom_field ? frame.height / 2 : frame.height;
+}
+
+SwsContext& RgbConverter::scaler(const AVFrame& frame, Part part) {
+  Scaler& scaler = scalers_[part];
+  const AVPixFmtDescriptor* layout = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
+  const int rows = rows_of(frame, part);
+  const Layout wanted{frame.width, rows, frame.format, frame.colorspace, frame.color_range, frame.chroma_location};
+  if (scaler.context && wanted == scaler.layout) return *scaler.context;
+  scaler.context = owned<decltype(scaler.context)>(sws_alloc_context());
+  const auto set = [&](const char* name, int64_t value) { av_checked(av_opt_set_int(scaler.context.get(), name, value, 0)); };
+  set("srcw", frame.width), set("srch", rows), set("src_format", frame.format);
+  set("dstw", frame.width), set("dsth", rows), set("dst_format", part == chroma ? AV_PIX_FMT_YUV444P : AV_PIX_FMT_RGB24);
+  set("sws_flags", picture_ ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
+  auto [x, y] = chroma_position(frame.chroma_location, *layout);
+  if (part == top_field || part == bottom_field) {  // a field's rows are two rows apart, and chroma lies beside those of the top field
+    if (part == bottom_field) y += 256 * ((1 << layout->log2_chroma_h) - 1);
+    y /= 2;
+  }
+  if (layout->log2_chroma_w) set("src_h_chr_pos", x);
+  if (layout->log2_chroma_h) set("src_v_chr_pos", y);
+  av_checked(sws_init_context(scaler.context.get(), nullptr, nullptr));
+  const bool full = has_full_range(frame, *layout);
+  sws_setColorspaceDetails(scaler.context.get(), sws_getCoefficients(frame.colorspace), full, sws_getCoefficients(SWS_CS_DEFAULT),
+                           part == chroma ? full : 1, 0, 1 << 16, 1 << 16);
+  scaler.layout = wanted;
+  return *scaler.context;
+}
+
+void RgbConverter::scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride) {
+  SwsContext& context = scaler(frame, part);
+  const bool is_palette = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format))->flags & AV_PIX_FMT_FLAG_PAL;
+  const uint8_t* data[4];
+  int strides[4];
+  for (int i = 0; i < 4; ++i) {
+    const bool is_field = part != whole && !(is_palette && i == 1);
+    data[i] = frame.data[i] && is_field && part == bottom_field ? frame.data[i] + frame.linesize[i] : frame.data[i];
+    strides[i] = is_field ? frame.linesize[i] * 2 : frame.linesize[i];
+  }
+  uint8_t* planes[4] = {part == bottom_field ? pixels + stride : pixels, nullptr, nullptr, nullptr};
+  const int out[4] = {part == whole ? stride : stride * 2, 0, 0, 0};
+  av_checked(sws_scale(&context, data, strides, 0, rows_of(frame, part), planes, out));
+}
+
+/// Chroma that lies between rows is interpolated before the conversion, in which FFmpeg's releases before 7.1 take the nearest row.
+FramePtr RgbConverter::with_chroma_of_every_pixel(const AVFrame& frame) {
+  auto result = owned<FramePtr>(av_frame_alloc());
+  av_checked(av_frame_copy_props(result.get(), &frame));
+  result->width = frame.width, result->height = frame.height, result->format = AV_PIX_FMT_YUV444P;
+  result->color_range = frame.color_range, result->chroma_location = AVCHROMA_LOC_UNSPECIFIED;
+  av_checked(av_frame_get_buffer(result.get(), 0));
+  av_checked(sws_scale(&scaler(frame, chroma), frame.data, frame.linesize, 0, frame.height, result->data, result->linesize));
+  return result;
+}
+
+Image RgbConverter::convert(const AVFrame& frame) {
+  const AVPixFmtDescriptor* layout = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
+  if (frame.width < 1 || frame.height < 1 || !layout) throw AvFailure{AVERROR_INVALIDDATA};
+  if (picture_ && layout->log2_chroma_h) return convert(*with_chroma_of_every_pixel(frame));
+  // swscale writes whole vectors: rows are padded, and copied out without the padding.
+  const int stride = (frame.width * 3 + 63) / 64 * 64 + 64;
+  std::unique_ptr<uint8_t, decltype(&av_free)> padded(
+      static_cast<uint8_t*>(av_malloc(static_cast<size_t>(stride) * static_cast<size_t>(frame.height) + 64)), av_free);
+  if (!padded) throw std::bad_alloc();
+  if (is_interlaced(frame) && frame.height > 1) {
+    scale(frame, top_field, padded.get(), stride);
+    scale(frame, bottom_field, padded.get(), stride);
+  } else {
+    scale(frame, whole, padded.get(), stride);
+  }
+  Image image{frame.height, frame.width, {}};
+  const size_t row = static_cast<size_t>(frame.width) * 3;
+  image.pixels.resize(row * static_cast<size_t>(frame.height));
+  for (int y = 0; y < frame.height; ++y) {
+    std::memcpy(&image.pixels[static_cast<size_t>(y) * row], padded.get() + static_cast<size_t>(y) * static_cast<size_t>(stride), row);
+  }
+  return oriented(std::move(image), orientation(frame));
+}
+
+}  // namespace gridpool

@@ -1,0 +1,45 @@
+// Decoded frames as RGB: those of a video with the numbers of FFmpeg's own command line (bicubic chroma) and fields of interlaced
+// frames apart, still pictures with chroma interpolated linearly, as the libraries that Pillow uses do it.
+#pragma once
+
+#include <array>
+#include <optional>
+
+#include "av.hpp"
+#include "orientation.hpp"
+
+namespace gridpool {
+
+/// Turns frames into upright RGB; keeps its scalers from frame to frame.
+class RgbConverter {
+ public:
+  /// stream: its display matrix applies to frames that have none of their own.
+  /// picture: the orientation of a still picture's file, instead of any matrix.
+  explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
+
+  /// AvFailure for a frame that swscale can't convert.
+  Image convert(const AVFrame& frame);
+
+ private:
+  struct ScalerDeleter {
+    void operator()(SwsContext* scaler) const { sws_freeContext(scaler); }
+  };
+  using Layout = std::array<int, 6>;  // what a scaler is made for
+  struct Scaler {
+    std::unique_ptr<SwsContext, ScalerDeleter> context;
+    Layout layout{};
+  };
+
+  enum Part { whole, top_field, bottom_field, chroma };
+  static int rows_of(const AVFrame& frame, Part part);
+  SwsContext& scaler(const AVFrame& frame, Part part);
+  void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);
+  FramePtr with_chroma_of_every_pixel(const AVFrame& frame);
+  Orientation orientation(const AVFrame& frame) const;
+
+  const AVStream& stream_;
+  std::optional<Orientation> picture_;
+  std::array<Scaler, 4> scalers_;  // one for each Part
+};
+
+}  // namespace gridpool

@@ -1,0 +1,111 @@
+"""Open a media file with FFmpeg and choose its video stream.
+
+The stream is the one that FFmpeg itself calls the best; a cover picture, a picture's tile, or a strip of thumbnails is never the
+video. The file protocol alone is allowed: neither a path that looks like an address nor a reference in a file opens anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import VideoError, missing_package
+from runtime.media import limits
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# Containers and image files that hold one clip. FFmpeg reads more, and some of it must stay out: text drawn as video (tty),
+# and playlists that open other files (hls, concat, dash, numbered image files: `pattern_type` none).
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
+    "yuv4mpegpipe,gif"
+)
+# Decoders for untrusted files. FFmpeg runs one to learn a stream's format, a cover picture's too; those of PNG, TIFF and the like
+# inflate whatever a file declares, so they are not among them.
+_DECODERS = (
+    "h264,hevc,vvc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,vp6,vp6a,vp6f,mpeg1video,mpeg2video,mpegvideo,mpeg4,h261,h263,h263i,h263p,"
+    "flv,msmpeg4v1,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,rv10,rv20,rv30,rv40,svq1,svq3,cinepak,indeo3,indeo4,indeo5,theora,dirac,"
+    "mjpeg,mjpegb,prores,dnxhd,cfhd,dvvideo,rawvideo,v210,v410,yuv4,wrapped_avframe,ffv1,huffyuv,ffvhuff,utvideo,magicyuv,gif"
+)
+
+
+def check_file(path: Path) -> None:
+    """Raise VideoError for what is not a readable file with something in it."""
+    if not path.exists():
+        raise VideoError(f"no video at {path}: no such file")
+    if path.is_dir():
+        raise VideoError(f"{path} is a directory; expected a video file")
+    if not path.is_file():
+        raise VideoError(f"{path} is not a regular file; expected a video file")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{path} can't be read: permission denied")
+    if not path.stat().st_size:
+        raise VideoError(f"{path} is empty (0 bytes); expected a video file")
+
+
+@contextmanager
+def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, within the limits; strict: as `decode.reading` says it. VideoError for what is not a video."""
+    try:
+        import av
+    except ImportError:
+        raise missing_package("av", "decoding a video", "runtime") from None
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
+    allowed = limits.current()
+    if allowed:
+        options |= {"codec_whitelist": _DECODERS, "max_streams": str(allowed.streams + 1), "max_pixels": str(allowed.pixels)}
+    try:
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise VideoError(
+            f"{path} is not a video, or not all of one ({error.strerror}); expected a file such as mp4, mkv or webm"
+        ) from None
+    with container:
+        limits.check_streams(path, len(container.streams))
+        stream = best_stream(container, str(path))
+        codec = stream.codec_context
+        limits.check_size(path, codec.width, codec.height)
+        if allowed and codec.name not in _DECODERS.split(","):
+            raise VideoError(f"{path} is coded as {codec.name}, which is not decoded here; send H.264, HEVC, VP9 or AV1")
+        for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
+            limits.check_seconds(path, (length or 0) / unit)
+        strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
+        codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
+        codec.options |= {"err_detect": "explode"} if strict else {}
+        stream.thread_type = "AUTO" if strict else "NONE"
+        yield container, stream
+
+
+def best_stream(container: InputContainer, name: str) -> VideoStream:
+    """The video stream that is shown; VideoError, with `name` in it, where there is none that can be decoded."""
+    from av.stream import Disposition
+
+    aside = Disposition.attached_pic | Disposition.dependent | Disposition.still_image | Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & aside]
+    best = container.streams.best("video")
+    if best in streams:
+        return best
+    if streams:
+        return max(
+            streams, key=lambda s: (bool(s.disposition & Disposition.default), s.codec_context.width * s.codec_context.height)
+        )
+    kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream"
+    if any(s.disposition & Disposition.attached_pic for s in container.streams.video):
+        raise VideoError(f"{name} has a cover picture but no video; expected a video")
+    raise VideoError(f"{name} has no video stream that can be decoded (it has {kinds}); expected a video")
+
+
+def tick_of(stream: VideoStream) -> Fraction:
+    """Seconds of a tick; FFmpeg's own unit for a stream that names none."""
+    return stream.time_base or Fraction(1, 1_000_000)
+
+
+def is_fragmented(stream: VideoStream) -> bool:
+    """Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them."""
+    return stream.container.format.name.startswith("mov") and not stream.frames

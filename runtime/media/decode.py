@@ -1,0 +1,181 @@
+"""Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage.
+
+Damage is an error in a picture that is shown. It is never concealed: the decoder flags a frame whose data it could not read, or
+refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds no more of it, but turns
+warnings into errors too, so what fails that way is decoded again without: in one thread, because a decoder with threads may hand a
+frame out before it has set the flags. These are not damage:
+
+- pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
+  and nothing shown later refers to them, so they are left out;
+- the last packet of a file that ends inside it, as a recording that was stopped: its picture is left out, and `Reader.cut` says so
+  (an mp4 that has an index up front is the exception: it was copied in part);
+- the joint of transport streams that were put one behind the other: the demuxer marks the packet before it, though nothing of it
+  is lost. A mark on one of the two packets before a keyframe (the parser is a packet behind the demuxer) is left to the decoder
+  to judge, any other is a loss.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import VideoError
+from runtime.media import limits
+from runtime.media.container import is_fragmented, opened, tick_of
+
+_LAST = "last"  # what a file's last packet carries, and the frame of it
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+
+class DamageError(VideoError):
+    """An error in a picture that is shown, or packets that are missing."""
+
+
+@contextmanager
+def reading(path: Path, strict: bool = True) -> Iterator[Reader]:
+    """strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage."""
+    with opened(path, strict) as (container, stream):
+        yield Reader(path, container, stream)
+
+
+class Reader:
+    """The video stream of an open file.
+
+    cut     whether the packets so far ended inside one, which was left out
+    """
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream):
+        self.path, self.container, self.stream = path, container, stream
+        self.tick = tick_of(stream)
+        self.cut = False
+        stream.codec_context.copy_opaque = True  # from a packet to its frame
+
+    def packets(self) -> Iterator[av.Packet]:
+        """Packets from where the container stands; VideoError where some are missing or incomplete, but for the last."""
+        codec = self.stream.codec_context
+        first: av.Packet | None = None  # the first keyframe
+        broken: av.Packet | None = None  # the first marked packet
+        packets = (packet for packet in self.container.demux(self.stream) if packet.size)
+        for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
+            limits.check_frames(self.path, count)
+            if self.container.format.name == "gif":
+                limits.check_animation(self.path, count, codec.width, codec.height)
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(f"{self.path} is encrypted; expected a video without copy protection")
+            excused = any(later.is_keyframe for later in following) or (following and first is None)
+            if packet.is_corrupt and not excused:
+                broken = broken or packet
+            elif broken and len(following) == 2:  # the file goes on
+                raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
+            elif not broken:
+                first = first or (packet if packet.is_keyframe else None)
+                packet.opaque = None if following else _LAST
+                yield packet
+        self.cut = self.cut or broken is not None
+
+    def _seconds(self, packet: av.Packet, first: av.Packet | None) -> float | None:
+        if first is None or first.pts is None or packet.pts is None:
+            return None
+        return float((packet.pts - first.pts) * self.tick)
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Decode from where the container stands: from its start or from where a seek went."""
+        packets = self.packets()
+        entry = next((packet for packet in packets if packet.is_keyframe), None)
+        return self.frames_after(entry, packets)
+
+    def frames_from(self, key: int, earlier: Iterable[int]) -> Iterator[VideoFrame]:
+        """Seek to the keyframe at `key` and decode from there; `earlier` are keyframes to seek to where that overshoots, as it
+        may in containers without an index (MPEG-TS), which are searched by guess."""
+        for target in chain([key], earlier):
+            self.container.seek(target, stream=self.stream, backward=True)
+            packets = self.packets()
+            entry = next((packet for packet in packets if packet.is_keyframe), None)
+            if entry is not None and entry.pts is not None and entry.pts <= key:
+                return self.frames_after(entry, packets)
+        return iter(())
+
+    def frames_after(self, entry: av.Packet | None, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
+        """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it."""
+        if entry is None:
+            return
+        yield from entry.decode()
+        leading = True
+        for packet in packets:
+            leading = leading and not packet.is_keyframe
+            if not (leading and packet.pts is not None and entry.pts is not None and packet.pts < entry.pts):
+                yield from packet.decode()
+        yield from self.stream.codec_context.decode(None)
+
+    def checked(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+        """Pass frames on; damage becomes a VideoError that says where."""
+        import av
+
+        first = last = None
+        try:
+            for count, frame in enumerate(frames, 1):
+                limits.check_decoded(self.path, count, frame.width, frame.height)
+                if frame.is_corrupt and frame.opaque == _LAST:
+                    self.cut = True
+                    continue
+                if frame.is_corrupt:
+                    raise _damage(self.path, last, "a picture can't be decoded")
+                if frame.time is not None:
+                    first = frame.time if first is None else first
+                    last = frame.time - first
+                yield frame
+        except av.FFmpegError as error:
+            allowed = limits.current()
+            or_large = f", or frames of more than {allowed.pixels} pixels" if allowed else ""
+            raise _damage(self.path, last, f"{error.strerror}{or_large}") from None
+
+    def check_length(self) -> None:
+        """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""
+        if not self.container.format.name.startswith("mov") or is_fragmented(self.stream):
+            return
+        length = self.path.stat().st_size
+        for entry in self.stream.index_entries:
+            if entry.pos + entry.size > length:
+                at = float(max(0, entry.timestamp) * self.tick)
+                raise VideoError(
+                    f"{self.path} is cut off at {at:.2f} s: it has {length} bytes and its index lists more; copy it again"
+                )
+
+    def check_index(self, sizes: list[int]) -> None:
+        """Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read."""
+        if self.container.format.name != "avi":
+            return
+        listed = [(entry.size, entry.timestamp) for entry in self.stream.index_entries if entry.size]
+        if len(sizes) < len(listed):
+            lost = next((time for size, (other, time) in zip(sizes, listed) if size != other), None)  # noqa: B905
+            if lost is not None:
+                raise _damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
+            self.cut = True
+
+
+def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
+    """Each packet with the two after it, fewer at the end."""
+    window: deque[av.Packet] = deque()
+    for packet in packets:
+        window.append(packet)
+        if len(window) == 3:
+            yield window
+            window.popleft()
+    while window:
+        yield window
+        window.popleft()
+
+
+def _damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:
+    """seconds: after the first frame; None at the first."""
+    where = "at its first frame" if seconds is None else f"after {max(0.0, seconds):.2f} s"
+    return DamageError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")

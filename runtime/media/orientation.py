@@ -1,0 +1,42 @@
+"""A display matrix applied to a frame: quarter turns and mirroring, as ffmpeg's `-autorotate` applies them.
+
+The matrix (ISO/IEC 14496-12, 6.2.2) maps a decoded pixel (x, y) to (a*x + c*y, b*x + d*y) on the screen, up to a shift; it is
+stored as nine 32-bit integers a b u c d v tx ty w. What matters of a, b, c, d is which pair is the larger, and its signs.
+
+h, w rows and columns of a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+
+def upright_rgb(frame: VideoFrame) -> np.ndarray:
+    """RGB uint8 [h, w, 3] as it is to be shown. Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic."""
+    image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    try:
+        side = frame.side_data.get("DISPLAYMATRIX")
+    except (
+        ValueError
+    ):  # PyAV refuses to list side data when there is a kind that it doesn't know; it has the turn, not the mirroring
+        x, y = round(math.cos(math.radians(frame.rotation))), round(math.sin(math.radians(frame.rotation)))
+        return oriented(image, [x, -y, 0, y, x])
+    if side is None:
+        return image
+    return oriented(image, np.frombuffer(side, np.int32, 9).tolist())  # type: ignore[call-overload]
+
+
+def oriented(image: np.ndarray, matrix: list[int]) -> np.ndarray:
+    """`image` [h, w, ...] as the matrix shows it. A turn that is not a quarter turn becomes the nearest one."""
+    a, b, _, c, d = matrix[:5]
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        x, y = a, d
+    else:
+        image, x, y = image.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(image[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])

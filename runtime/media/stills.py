@@ -1,0 +1,154 @@
+"""Pictures and picture animations, which Pillow reads: `opened(path)` gives one or more upright RGB frames and their times.
+
+JPEG, PNG, WebP, TIFF, BMP, PNM, AVIF, and HEIC with pillow-heif: grids of tiles come out whole, and what EXIF or the container
+says of orientation is applied (`ImageOps.exif_transpose`). Animated PNG and WebP are clips. Of several pictures in a TIFF or
+a phone's JPEG the first is read. GIF, image sequences in HEIF containers, and streams of JPEG pictures are FFmpeg's.
+
+The size is checked before any pixel is decoded. Pillow refuses metadata that inflates to more than a mebibyte.
+
+h, w rows and columns of a frame.
+"""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.errors import VideoError, missing_package
+from runtime.media import limits
+from runtime.media.timeline import Timeline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")  # pictures; hevc, hevx, msf1 and avis are sequences
+_ANIMATED = ("PNG", "WEBP")
+_BLOCK = 1 << 24  # bytes searched for a second JPEG picture
+
+
+def is_still(path: Path) -> bool:
+    """Whether the file's first bytes are those of a picture that Pillow reads."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if start.startswith(b"\xff\xd8\xff"):
+        return not _is_jpeg_stream(path)
+    if start[4:8] == b"ftyp":
+        return start[8:12] in _HEIF_BRANDS
+    if start[:4] == b"RIFF":
+        return start[8:12] == b"WEBP"
+    pnm = len(start) > 2 and start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
+    return start.startswith((b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")) or pnm
+
+
+def _is_jpeg_stream(path: Path) -> bool:
+    """Whether JPEG pictures follow each other, as in a .mjpeg file; a phone's second picture is announced by an MPF segment."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.find(b"\xff\xd9\xff\xd8\xff", 0, _BLOCK)
+        return end >= 0 and content.find(b"MPF\0", 0, end) < 0
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Still]:
+    """The picture, within the limits. VideoError for one that Pillow can't read."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise missing_package("pillow", "reading a picture", "runtime") from None
+    with _errors(path):
+        try:
+            image: Any = Image.open(path, formats=_FORMATS)
+        except Image.UnidentifiedImageError:
+            image = _heif(path)
+    with image:
+        yield Still(path, image)
+
+
+def _heif(path: Path) -> Image:
+    """VideoError without pillow-heif; its picture is decoded when it is first looked at, like Pillow's own."""
+    with open(path, "rb") as file:
+        if file.read(12)[4:8] != b"ftyp":
+            raise VideoError(f"{path} is not a picture, or not all of one; expected a file such as jpg, png or webp")
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise missing_package("pillow-heif", "reading an HEIC picture", "runtime") from None
+    return HeifImageFile(path)
+
+
+class Still:
+    """A picture or an animation.
+
+    size    (h, w) as shown; of the frames read so far
+    """
+
+    def __init__(self, path: Path, image: Any):
+        self.path, self._image = path, image
+        self.size = (image.height, image.width)
+        limits.check_size(path, image.width, image.height)
+        with _errors(path):
+            frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+        self._first = 1 if frames > 1 and image.info.get("default_image") else 0  # a PNG's picture for who can't show animations
+        self._count = frames - self._first
+        limits.check_frames(path, self._count)
+        if self._count > 1:
+            limits.check_animation(path, self._count, image.width, image.height)
+
+    def timeline(self) -> Timeline:
+        """Frames' times in milliseconds, which needs a composition of every frame of an animation."""
+        if self._count == 1:
+            return Timeline.of([0], None, None, Fraction(1, 1000))
+        shown = []
+        for index in range(self._count):
+            with _errors(self.path):
+                self._seek(index)
+                self._image.load()  # WebP tells a frame's duration when it is composed
+                shown.append(max(1, round(self._image.info.get("duration", 0))))
+            limits.check_seconds(self.path, sum(shown) / 1000)
+        return Timeline.of([0, *accumulate(shown[:-1])], shown[-1], None, Fraction(1, 1000))
+
+    def rgb(self, index: int) -> np.ndarray:
+        """Frame `index`: RGB uint8 [h, w, 3], upright. Alpha is dropped."""
+        from PIL import ImageOps
+
+        with _errors(self.path):
+            self._seek(index)
+            self._image.load()
+            image = ImageOps.exif_transpose(self._image)
+            pixels = _rgb(image)
+        self.size = pixels.shape[:2]
+        return pixels
+
+    def _seek(self, index: int) -> None:
+        if self._count > 1:
+            self._image.seek(self._first + index)
+
+
+def _rgb(image: Image) -> np.ndarray:
+    """RGB uint8 [h, w, 3]; of levels with more than 8 bits the upper 8."""
+    if image.mode.startswith("I"):  # 16 bits, in whatever byte order or width Pillow holds them
+        levels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(levels[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Whatever Pillow makes of a damaged or hostile picture becomes a VideoError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities in metadata, and sizes, which have limits of their own
+            yield
+    except (VideoError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).replace(str(path), "it")
+        raise VideoError(f"{path} is damaged or not a picture ({reason or type(error).__name__}); copy it again") from None

@@ -1,0 +1,149 @@
+"""A file, a V4L2 device or an RTSP address, frame by frame as it comes: `Stream(source)`.
+
+A file is decoded as a clip's is, and damage is an error. A camera does not come back to what was lost: damaged frames are left
+out, and with them those up to the next keyframe, because they refer to what was lost; after `_RECOVERY` seconds without a keyframe
+(intra refresh) frames are shown again. `take_lost` counts them. A stream that is joined inside a group of pictures begins at its
+first keyframe in the same way.
+
+Time is that of the frames. Where it jumps back at a keyframe, files were joined or a camera began anew: the new clock is
+taken up where the old one ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import VideoError, missing_package
+from runtime.media import stills
+from runtime.media.container import best_stream, check_file
+from runtime.media.decode import reading
+from runtime.media.orientation import upright_rgb
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+_TIMEOUT = 10.0  # seconds without a packet after which a network stream counts as gone
+_RECOVERY = 10.0  # seconds
+
+Timed = tuple[float, Callable[[], np.ndarray]]
+
+
+def is_live(source: str) -> bool:
+    """Whether frames of `source` come when they come, and not when they are asked for."""
+    return source.startswith("/dev/video") or "://" in source
+
+
+class Stream:
+    """Iterating gives (seconds after the first frame, a function that returns the frame: RGB uint8 [any, any, 3], upright).
+
+    VideoError for a source that can't be opened, has no frame or, at any time, breaks.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self._lost = 0
+
+    def __iter__(self) -> Iterator[Timed]:
+        if is_live(self.source):
+            return self._timed(self._of_camera())
+        path = Path(self.source)
+        check_file(path)
+        return self._of_picture(path) if stills.is_still(path) else self._timed(self._of_file(path))
+
+    def take_lost(self) -> int:
+        """Frames of a camera that were lost since the last time that this was asked."""
+        lost, self._lost = self._lost, 0
+        return lost
+
+    def _timed(self, frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[Timed]:
+        clock = Clock()
+        for frame, interval in frames:
+            yield clock.seconds(frame.time, frame.key_frame, interval), lambda frame=frame: upright_rgb(frame)  # type: ignore[misc]
+        if clock.last is None:
+            raise VideoError(f"{self.source} has a video stream without a frame that can be decoded; expected at least one frame")
+
+    def _of_picture(self, path: Path) -> Iterator[Timed]:
+        with stills.opened(path) as picture:
+            timeline = picture.timeline()
+            for index in range(len(timeline.times)):
+                yield timeline.seconds(index), lambda index=index: picture.rgb(index)  # type: ignore[misc]
+
+    def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, float]]:
+        with reading(path, strict=False) as reader:
+            interval = _interval(reader.stream)
+            for frame in reader.checked(reader.frames()):
+                yield frame, interval
+
+    def _of_camera(self) -> Iterator[tuple[VideoFrame, float]]:
+        import av
+
+        with _opened(self.source) as container:
+            stream = best_stream(container, self.source)
+            stream.thread_type = "AUTO"
+            interval = _interval(stream)
+            waited: float | None = 0.0  # seconds spent waiting for a keyframe; None: not waiting
+            try:
+                for packet in container.demux(stream):
+                    try:
+                        frames = packet.decode()
+                    except av.error.InvalidDataError:
+                        self._lost, waited = self._lost + 1, waited or 0.0
+                        continue
+                    for frame in frames:
+                        if frame.is_corrupt:
+                            waited = waited or 0.0
+                        elif frame.key_frame or (waited or 0.0) > _RECOVERY:
+                            waited = None
+                        if waited is None:
+                            yield frame, interval
+                        else:
+                            self._lost, waited = self._lost + 1, waited + interval
+            except av.FFmpegError as error:
+                raise VideoError(f"{self.source} is gone ({error.strerror}); watch it again") from None
+
+
+class Clock:
+    """Frames' times to seconds after the first frame, which never go back. last: of the newest frame, None before the first."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+        self._start = 0.0  # what is zero on the source's clock
+
+    def seconds(self, time: float | None, key_frame: bool, interval: float) -> float:
+        """time: on the source's clock, None where it tells none; interval: seconds from a frame to the next, as far as is known."""
+        if self.last is None:
+            self.last, self._start = 0.0, time or 0.0
+        elif time is None:
+            self.last += interval
+        elif time - self._start <= self.last and key_frame:
+            self.last += interval
+            self._start = time - self.last
+        else:
+            self.last = max(self.last, time - self._start)
+        return self.last
+
+
+def _interval(stream: object) -> float:
+    rate = getattr(stream, "average_rate", None)
+    return float(1 / rate) if rate else 0.04
+
+
+def _opened(source: str) -> InputContainer:
+    try:
+        import av
+    except ImportError:
+        raise missing_package("av", "watching a stream", "runtime") from None
+    if "://" in source and not source.startswith(("rtsp://", "rtsps://")):
+        raise VideoError(f"{source} is not a kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…")
+    try:
+        if source.startswith("/dev/video"):
+            return av.open(source, format="v4l2", metadata_errors="replace")
+        return av.open(source, options={"rtsp_transport": "tcp", "fflags": "nobuffer"}, timeout=_TIMEOUT, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(f"{source} can't be watched ({reason}); expected a video file, /dev/videoN or rtsp://…") from None

@@ -1,0 +1,186 @@
+"""Which stream is the video, and what is said where there is none."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from video_files import pattern, write_video
+
+from runtime.errors import VideoError
+from runtime.media.limits import DecodeLimits
+from runtime.media.stream import Stream
+from runtime.video import sample_frames, sample_frames_limited
+
+
+def write_streams(path, streams, **container):
+    """streams: (codec, pixel format, images, disposition) of each, in the file's order."""
+    with av.open(str(path), "w", **container) as output:
+        made = []
+        for codec, pixel_format, images, disposition in streams:
+            stream = output.add_stream(codec, rate=16)
+            stream.height, stream.width = images[0].shape[:2]
+            stream.pix_fmt, stream.disposition = pixel_format, disposition
+            made.append((stream, images))
+        for stream, images in made:
+            for image in images:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(stream.encode())
+    return path
+
+
+def sizes(path) -> set[tuple[int, int]]:
+    """What a clip and what a stream sees of a file."""
+    seen = {rgb().shape[:2] for _, rgb in Stream(str(path))}
+    return seen | {sample_frames(path, 4, lambda image: image).size}
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
+def test_a_small_preview_that_stands_first_is_not_the_video(tmp_path, container):
+    preview = ("mjpeg", "yuvj420p", pattern(1, 24, 32), 0)
+    main = ("libx264", "yuv420p", pattern(24), av.stream.Disposition.default)
+    assert sizes(write_streams(tmp_path / f"clip.{container}", [preview, main])) == {(96, 128)}
+
+
+def cover_first(path):
+    """Put a cover picture's box before the tracks: FFmpeg numbers streams in the order of boxes."""
+    content = path.read_bytes()
+    start = content.index(b"moov") - 4
+    end = start + struct.unpack(">I", content[start : start + 4])[0]
+    boxes, at = [], start + 8
+    while at < end:
+        length = struct.unpack(">I", content[at : at + 4])[0]
+        boxes.append(content[at : at + length])
+        at += length
+    boxes.sort(key=lambda box: box[4:8] != b"udta")
+    path.write_bytes(content[: start + 8] + b"".join(boxes) + content[end:])
+    return path
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path):
+    cover = ("mjpeg", "yuvj420p", pattern(1, 24, 32), av.stream.Disposition.attached_pic)
+    main = ("libx264", "yuv420p", pattern(24), av.stream.Disposition.default)
+    path = cover_first(write_streams(tmp_path / "clip.mp4", [main, cover]))
+    with av.open(str(path)) as container:
+        assert container.streams[0].disposition & av.stream.Disposition.attached_pic
+    assert sizes(path) == {(96, 128)}
+
+
+def test_music_with_a_cover_has_no_video(tmp_path):
+    with av.open(str(tmp_path / "music.m4a"), "w", format="mp4") as output:
+        sound = output.add_stream("aac", rate=16000, layout="mono")
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt, cover.disposition = 24, 32, "yuvj420p", av.stream.Disposition.attached_pic
+        output.mux(cover.encode(av.VideoFrame.from_ndarray(pattern(1, 24, 32)[0], format="rgb24")))
+        output.mux(cover.encode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode())
+    for read in (lambda path: sample_frames(path, 4, lambda image: image), lambda path: list(Stream(str(path)))):
+        with pytest.raises(VideoError, match="has a cover picture but no video; expected a video"):
+            read(tmp_path / "music.m4a")
+
+
+def test_an_encrypted_file_is_called_so(tmp_path):
+    encryption = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
+    path = write_video(tmp_path / "cenc.mp4", pattern(20), container_options=encryption)
+    with pytest.raises(VideoError, match="is encrypted; expected a video without copy protection"):
+        sample_frames(path, 4, lambda image: image)
+
+
+def bomb() -> bytes:
+    """A PNG of 64 KiB whose colour profile inflates to 64 MiB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(64 << 20), 9))
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24)).save(file, "PNG")
+    png = file.getvalue()
+    return png[:33] + profile + png[33:]  # after IHDR
+
+
+def peak(code: str) -> int:
+    """What `code` prints, in a process of its own."""
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+_MEASURE = """
+import resource
+from runtime.errors import VideoError
+from runtime.video import DecodeLimits, sample_frames_limited
+sample_frames_limited({small!r}, 1, lambda image: image, DecodeLimits())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    sample_frames_limited({path!r}, 1, lambda image: image, DecodeLimits())
+except VideoError:
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+"""
+
+
+@pytest.mark.parametrize("kind", ["png", "apng", "mov", "cover"])
+def test_metadata_that_would_inflate_is_not_inflated(tmp_path, kind):
+    path, content = tmp_path / "bomb", bomb()
+    if kind == "png":
+        path.write_bytes(content)
+    elif kind == "apng":
+        animated = struct.pack(">I4sIII", 8, b"acTL", 2, 0, 0)
+        path.write_bytes(content[:33] + animated + content[33:])
+    else:
+        with av.open(str(path), "w", format=kind.replace("cover", "mp4")) as output:
+            if kind == "cover":
+                main = output.add_stream("libx264", rate=16)
+                main.height, main.width, main.pix_fmt = 24, 32, "yuv420p"
+            stream = output.add_stream("png", rate=16)
+            stream.height, stream.width, stream.pix_fmt = 24, 32, "rgb24"
+            if kind == "cover":
+                stream.disposition = av.stream.Disposition.attached_pic
+                for image in pattern(3, 24, 32):
+                    output.mux(main.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                output.mux(main.encode())
+            packet = av.Packet(content)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 16)
+            packet.is_keyframe = True
+            output.mux(packet)
+    small = write_video(tmp_path / "small.png", pattern(1), "png", "rgb24", format="image2", options={"update": "1"})
+    assert peak(_MEASURE.format(small=str(small), path=str(path))) < 32 << 20
+
+
+def gif(width: int, height: int, frames: int) -> bytes:
+    """Frames of one pixel on a canvas of any size."""
+    head = b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\0\x0a\0\0\0\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\x02\x02\x44\x01\0"
+    return head + frame * frames + b"\x3b"
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "message"),
+    [
+        ((4096, 2304), 300, "is an animation of .* frames of 4096x2304; expected at most 2000000000 pixels"),
+        ((5000, 5000), 2, "or frames of more than 9437184 pixels"),
+    ],
+)
+def test_an_animation_is_refused_by_its_pixels_before_one_is_decoded(tmp_path, size, frames, message):
+    (tmp_path / "a.gif").write_bytes(gif(*size, frames))
+    with pytest.raises(VideoError, match=message):
+        sample_frames_limited(tmp_path / "a.gif", 8, lambda image: pytest.fail("a frame was decoded"), DecodeLimits())
+
+
+def test_a_video_is_refused_by_what_must_be_decoded(tmp_path):
+    path = write_video(tmp_path / "long-gop.mp4", pattern(60), options={"g": "250"})
+    allowed = DecodeLimits(decoded_pixels=50 * 96 * 128)
+    with pytest.raises(VideoError, match=r"needs 53 frames of 128x96 decoded"):
+        sample_frames_limited(path, 8, lambda image: pytest.fail("a frame was decoded"), allowed)
+    path = write_video(tmp_path / "short-gop.mp4", pattern(60), options={"g": "6"})
+    assert sample_frames_limited(path, 4, lambda image: image, allowed).indices == (0, 15, 30, 45)
