@@ -61,6 +61,11 @@ class Prompt:
         return self._literal_tokenizer.encode(text, add_special_tokens=False).ids
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token; of byte-level tokens, bytes."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
     def embeddings(self) -> Embeddings:
         """[V, D]: `embeddings[ids]`."""
         return Embeddings(self.bundle)

@@ -17,7 +17,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from runtime.messages import ids_of_messages
 from runtime.prompt import Prompt
 
 log = logging.getLogger("runtime.llm.remote")
+_COUNTED = 1 << 17  # characters of text that are tokenized for a count that is only compared
 _AGAIN = (429, 502, 503)
 _FINISH = {"stop": "stop", "length": "length"}
 
@@ -85,8 +86,9 @@ class RemoteLLM:
         self._encoded: dict[str, str] = {}  # the latest clips, as they are sent
         self._told = False
 
-    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
-        if self.prompt is None:
+    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
+        characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+        if self.prompt is None or characters > _COUNTED:
             return 0  # the remote counts
         ids = ids_of_messages(self.prompt, messages)
         return ids.text_tokens + ids.clips * self.tokens_per_clip
@@ -95,7 +97,7 @@ class RemoteLLM:
         import httpx
 
         body = await asyncio.to_thread(self._body, chat)
-        ours = await asyncio.to_thread(self.check, chat.messages, None)
+        ours = await asyncio.to_thread(self.check, chat.messages)
         start = time.perf_counter()
         self._running += 1
         try:
@@ -195,7 +197,7 @@ class RemoteLLM:
                 for part in message["content"]
             ]
             plain = len(parts) == 1 and parts[0]["type"] == "text"
-            messages.append({"role": message["role"], "content": parts[0]["text"] if plain else parts})
+            messages.append({"role": message["role"], "content": parts[0]["text"] if plain else parts or ""})
         body: dict[str, Any] = {
             "model": self.options.model,
             "messages": messages,

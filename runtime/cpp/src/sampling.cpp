@@ -99,12 +99,14 @@ std::string number(double value) {  // as Python spells a float
   return text;
 }
 
+constexpr double kGreedyBelow = 1e-5;  // the quotients of logits by lower temperatures may not be finite
+
 }  // namespace
 
 Chooser Sampling::chooser() const {
   if (!(temperature >= 0 && temperature <= 100)) throw PromptError("temperature is " + number(temperature) + ", expected 0 (greedy) to 100");
   if (!(top_p > 0 && top_p <= 1)) throw PromptError("top_p is " + number(top_p) + ", expected more than 0 and at most 1");
-  if (temperature == 0) {
+  if (temperature < kGreedyBelow) {
     return [](const std::vector<float>& logits) { return std::max_element(logits.begin(), logits.end()) - logits.begin(); };
   }
   return [sampling = *this, generator = Pcg64(SeedSequence(entropy_of(seed)))](const std::vector<float>& logits) mutable {

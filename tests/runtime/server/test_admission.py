@@ -220,7 +220,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, bundle_p
         (["--deadline", "-1"], "deadline is -1.0"),
         (["--llm", "http://127.0.0.1:1/v1"], "needs --llm-model"),
         (["--api-key", " "], "empty"),
-        (["--allow-media-path", "/nowhere"], "is no directory"),
+        (["--allow-media-path", "/nowhere"], "is not a directory"),
         (["--queu", "3"], "no option --queu"),
     ],
 )
