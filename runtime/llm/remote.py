@@ -147,8 +147,7 @@ class RemoteLLM:
                     raise await self._refusal(response)
             finally:
                 await response.aclose()
-            asked = response.headers.get("retry-after", "")
-            await _within(asyncio.sleep(min(10.0, float(asked)) if asked.isdecimal() else pause), chat.deadline)
+            await _within(asyncio.sleep(_pause(response.headers.get("retry-after", ""), pause)), chat.deadline)
 
     async def _pieces(self, response: Any, chat: Chat, start: float) -> AsyncGenerator[Piece, None]:
         """The answer's pieces from the remote's server-sent events; its usage goes to `chat.usage`."""
@@ -243,6 +242,11 @@ def embeds(tokens: np.ndarray, dtype: str) -> bytes:
     if not finite:
         raise EngineError(f"visual tokens are not finite in {dtype}; send them as bfloat16, or use a bundle of --precision fp32")
     return data
+
+
+def _pause(asked: str, otherwise: float) -> float:
+    """Seconds to wait before another try: what Retry-After asks for, at most 10."""
+    return min(10.0, float(asked)) if asked.isdecimal() else otherwise
 
 
 async def _within(work: Any, deadline: float) -> Any:

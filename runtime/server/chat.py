@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
+from runtime.errors import ContextError
 from runtime.llm.chat import Chat, ClipTokens, LanguageModel
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import DeadlineError, Piece
@@ -27,18 +28,21 @@ from runtime.server.schema import IMAGES, MAX_CLIPS, ChatRequest, FrameCount, Me
 from runtime.server.state import State
 
 _STOPS, _STOP_LENGTH = 4, 1000
+_ONE_CLIP = '; "image_parts": "frames" makes images that follow each other the frames of one clip'
 
 
 @dataclass
 class Job:
     """A request as the server works on it, its clips apart: they go from `asked`, which is text, to `clips`, which are files.
 
-    messages: as `runtime.messages` takes them; frame_counts: of frames, by the parameter that asked for that many.
+    messages: as `runtime.messages` takes them; images: whether several of the clips are images; frame_counts: what parameters
+    asked for.
     """
 
     model: str
     messages: list[dict[str, Any]]
     asked: list[MediaUrl]
+    images: bool
     frame_counts: dict[str, int]
     max_tokens: int | None
     sampling: Sampling
@@ -53,16 +57,16 @@ class Job:
             message = f"expected at most {_STOPS} stop strings of at most {_STOP_LENGTH} characters"
             raise ApiError(400, message, "invalid_value", "stop")
         messages, media = split(request.messages, request.image_parts == "frames")
+        images = sum(isinstance(part, IMAGES) for message in request.messages for part in message.content or ()) > 1
         if len(media) > MAX_CLIPS:
-            message = f"{len(media)} clips in one request, expected at most {MAX_CLIPS}"
-            if any(isinstance(part, IMAGES) for one in request.messages for part in one.content or ()):
-                message += '; "image_parts": "frames" makes images that follow each other one clip'
+            message = f"{len(media)} clips in one request, expected at most {MAX_CLIPS}{_ONE_CLIP if images else ''}"
             raise ApiError(400, message, "too_many_clips", "messages")
         seed = None if request.seed is None else request.seed % 2**64
         return cls(
             model=request.model,
             messages=messages,
             asked=media,
+            images=images,
             frame_counts=_frame_counts(request),
             max_tokens=request.limit,
             sampling=Sampling(request.temperature, request.top_p, seed),
@@ -123,6 +127,8 @@ async def check(state: State, job: Job, held: Held) -> Ready:
     gone = threading.Event()
     try:
         await asyncio.to_thread(model.llm.check, job.messages, gone.is_set)
+    except ContextError as error:
+        raise ContextError(f"{error}{_ONE_CLIP if job.images else ''}") from None
     finally:
         gone.set()
     clips = [await stored(state, job.asked) for _ in range(len(job.asked))]

@@ -7,6 +7,7 @@ refused by name. null is as good as leaving a field out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
