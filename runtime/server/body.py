@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from runtime.server.state import State
 
 _SLOWEST = 1 << 19  # bytes a second
-_PATIENCE = 10.0  # seconds of discarding
+_PATIENCE, _PAUSE = 10.0, 1.0  # seconds of discarding, and that may pass without anything to discard
 _SMALL = 1 << 16  # bytes that are parsed at once, without a thread
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -51,20 +51,18 @@ async def refuse(request: Request, error: ApiError, state: State) -> JSONRespons
 
 
 async def _discard(request: Request, most: int) -> bool:
-    """Read what is left of a refused request's body, at most `most` bytes and a few seconds of it; whether that was all."""
-
-    async def rest() -> bool:
-        size = 0
-        while size < most and not getattr(request.state, "body_read", False):
-            message = await request.receive()
-            size += len(message.get("body", b""))
-            request.state.body_read = message["type"] != "http.request" or not message.get("more_body")
-        return size < most
-
-    try:
-        return await asyncio.wait_for(rest(), _PATIENCE)
-    except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
-        return False
+    """Read what is left of a refused request's body, at most `most` bytes and while they keep coming; whether that was all."""
+    size, end = 0, time.monotonic() + _PATIENCE
+    while size < most and time.monotonic() < end:
+        try:
+            message = await asyncio.wait_for(request.receive(), _PAUSE)
+        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+            return False
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            request.state.body_read = True
+            return True
+    return False
 
 
 async def _bounded(request: Request, limit: int, seconds: float, held: Held) -> bytearray:

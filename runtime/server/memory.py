@@ -37,7 +37,7 @@ class Held:
         self.memory, self.size = memory, 0
 
     def grow(self, count: int) -> None:
-        """`count` bytes more; ApiError 429 where they are more than this request's due."""
+        """`count` bytes more; ApiError 429 where they are more than this request's due, which is then given back."""
         if self.size + count > self.memory.capacity - self.memory.held - count:
             message = (
                 f"other requests hold {self.memory.held - self.size} bytes of the {self.memory.capacity} that all may; try again"

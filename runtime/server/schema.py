@@ -36,9 +36,7 @@ class _Strict(BaseModel):
         for name, value in data.items():
             known = cls.inert.get(name) if name not in cls.model_fields else None
             if known is not None and not known.accepts(value):
-                shown = (
-                    repr(value) if isinstance(value, int | float | str) and len(str(value)) < 40 else f"a {type(value).__name__}"
-                )
+                shown = json.dumps(value) if len(str(value)) < 60 else "what was sent"
                 raise PydanticCustomError("inert", "{shown}; {remedy}", {"shown": shown, "remedy": known.remedy, "name": name})
             if known is None and value is not None:
                 kept[name] = value

@@ -87,7 +87,9 @@ def test_what_was_not_begun_is_tried_again(through, statuses):
         assert got.choices and len(remote.requests) == len(statuses) + 1
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [("7", 7), ("0", 0), ("3600", 10), ("", 0.4), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.4)])
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7), ("0", 0), ("3600", 10), ("", 0.4), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.4)]
+)
 def test_the_pause_is_what_the_remote_asks_for(asked, seconds):
     assert _pause(asked, 0.4) == seconds
 
