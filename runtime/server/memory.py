@@ -39,9 +39,9 @@ class Held:
     def grow(self, count: int) -> None:
         """`count` bytes more; ApiError 429 where they are more than this request's due, which is then given back."""
         if self.size + count > self.memory.capacity - self.memory.held - count:
-            message = (
-                f"other requests hold {self.memory.held - self.size} bytes of the {self.memory.capacity} that all may; try again"
-            )
+            others = self.memory.held - self.size
+            self.shrink(0)  # at once, so that not all that grow together are refused
+            message = f"other requests hold {others} bytes of the {self.memory.capacity} that all may; try again"
             raise ApiError(429, message, "memory_full", headers={"Retry-After": "2"})
         self.size += count
         self.memory.held += count

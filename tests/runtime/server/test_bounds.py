@@ -189,7 +189,8 @@ def test_a_large_clip_is_not_in_memory_while_it_waits(start, models, monkeypatch
     assert got.status_code == 422 and seen == [(1 << 20, 1 << 20, 1 << 20)] and server.state.memory.held == 0
 
 
-def test_a_body_that_nobody_reads_does_not_keep_the_connection(start):
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(start, monkeypatch):
+    monkeypatch.setattr(body, "_PATIENCE", 0.3)
     server = start(header_seconds=0.3)
     with Raw(server) as one:
         one.send("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
