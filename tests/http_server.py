@@ -32,6 +32,13 @@ class Running:
     def client(self, key: str = "none", **options) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
+    def until_idle(self, seconds: float = 10) -> None:
+        """Wait until no request holds a place or memory."""
+        end = time.monotonic() + seconds
+        while self.state.admission.accepted or self.state.memory.held:
+            assert time.monotonic() < end, "a request still holds something"
+            time.sleep(0.01)
+
 
 @contextlib.contextmanager
 def running(models: Models, options: ServerOptions) -> Iterator[Running]:
