@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import ssl
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -55,11 +56,13 @@ def test_equal_content_has_one_digest_however_it_came(tmp_path):
     assert len(digests) == 1
 
 
-class NoTls:
-    """Stands in for an SSLContext: bytes as they are; `names` are those that certificates were asked for."""
+class NoTls(ssl.SSLContext):
+    """Bytes as they are; `names` are those that certificates were asked for."""
 
-    def __init__(self):
-        self.names: list[str] = []
+    def __new__(cls):
+        one = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        one.names = []
+        return one
 
     def wrap_socket(self, plain, server_hostname):
         self.names.append(server_hostname)
