@@ -48,7 +48,7 @@ def ids_of_messages(prompt: Prompt, messages: Sequence[dict[str, Any]]) -> Messa
         parts = []
         for part in message["content"]:
             if part["type"] == "text":
-                if any("\ud800" <= character <= "\udfff" for character in part["text"]):
+                if not _encodable(part["text"]):
                     raise PromptError("a message is not valid Unicode; expected UTF-8 text without lone surrogates")
                 parts.append({"type": "text", "text": spelled.sub(hide, part["text"]) if spelled else part["text"]})
             else:
@@ -74,3 +74,11 @@ def ids_of_messages(prompt: Prompt, messages: Sequence[dict[str, Any]]) -> Messa
         else:
             texts[-1].append(token)
     return MessageIds(tuple(map(tuple, texts)))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

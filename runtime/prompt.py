@@ -64,6 +64,11 @@ class TextPrompt:
         """Ids of text in which special tokens' spellings are text."""
         return self._literal_tokenizer.encode(text, add_special_tokens=False).ids
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token; of byte-level tokens, bytes."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
     def ids(self, question: str) -> PromptIds:
         """Ids of the chat-template prompt around one clip.
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import openai
 import uvicorn
 
-from runtime.server.app import create_app
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
+from runtime.server.serve import server
 from runtime.server.state import State
 
 NAME = "llava-ov"
@@ -32,23 +32,28 @@ class Running:
     def client(self, key: str = "none", **options) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
+    def until_idle(self, seconds: float = 10) -> None:
+        """Wait until no request holds a place or memory."""
+        end = time.monotonic() + seconds
+        while self.state.admission.accepted or self.state.memory.held:
+            assert time.monotonic() < end, "a request still holds something"
+            time.sleep(0.01)
+
 
 @contextlib.contextmanager
 def running(models: Models, options: ServerOptions) -> Iterator[Running]:
     """A server over `models`, which stay open."""
     state = State(models, options)
-    config = uvicorn.Config(
-        create_app(state), host="127.0.0.1", port=0, log_level="warning", lifespan="off", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    one = server(state, lifespan=False)
+    one.config.host, one.config.port = "127.0.0.1", 0
+    thread = threading.Thread(target=one.run, daemon=True)
     thread.start()
-    while not server.started:
+    while not one.started:
         assert thread.is_alive()
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Running(f"http://127.0.0.1:{port}", state, server)
-    server.should_exit = True
+    port = one.servers[0].sockets[0].getsockname()[1]
+    yield Running(f"http://127.0.0.1:{port}", state, one)
+    one.should_exit = True
     thread.join(20)
     state.clips.close()
 

@@ -83,6 +83,7 @@ class Replica:
         from runtime.server.state import State
 
         served = ServerOptions(
+            host="0.0.0.0",  # the fronts listen, wherever Ray says
             api_key=options.api_key,
             batch=options.batch,
             queue=options.queue,

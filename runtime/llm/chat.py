@@ -5,7 +5,7 @@ N visual tokens of a clip, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,7 +36,8 @@ class Usage:
 
 @dataclass
 class Chat:
-    """messages: as `runtime.messages` takes them, their video parts in the order of `clips`; deadline: of time.monotonic()."""
+    """messages: as `runtime.messages` takes them, their video parts in the order of `clips`; max_tokens: cut to what the
+    context has room for; deadline: of time.monotonic()."""
 
     messages: Sequence[dict[str, Any]]
     clips: Sequence[ClipTokens]
@@ -52,8 +53,11 @@ class LanguageModel(Protocol):
 
     max_context: int | None
 
-    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
-        """Refuse, before any clip is looked at, what can't be answered; return the prompt's tokens, clips included."""
+    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
+        """Refuse, before any clip is looked at, what can't be answered; return the prompt's tokens, clips included.
+
+        gone: whether nobody waits for the result any more; long texts are then not looked at to their end.
+        """
 
     def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer; the last has `finish`. Closing the iterator stops the work. Errors are raised."""

@@ -6,16 +6,16 @@ N visual tokens, S prompt positions, D hidden.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Hashable, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
-from runtime.errors import ContextError
 from runtime.llm.chat import Chat, ClipTokens
 from runtime.llm.decoder import check_context
+from runtime.llm.length import check_length
 from runtime.llm.scheduler import Piece, Request, Scheduler
 from runtime.llm.slots import SlotDecoder
 from runtime.messages import MessageIds, ids_of_messages
@@ -41,17 +41,21 @@ class LocalLLM:
         """This decoder for another bundle of the same LLM."""
         return LocalLLM(Prompt(bundle), self.scheduler)
 
-    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
+    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
+        check_length(self.prompt, messages, self.scheduler.decoder.max_context, gone)
         ids = ids_of_messages(self.prompt, messages)
-        return self._fits(ids.text_tokens + ids.clips * self.tokens_per_clip, max_tokens)
+        needed = ids.text_tokens + ids.clips * self.tokens_per_clip
+        check_context(needed, self.scheduler.decoder.max_context)
+        return needed
 
     async def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
         keys, embeddings = await asyncio.to_thread(self._prompt, chat)
-        room = self._room(len(keys))
-        chat.usage.prompt_tokens = self._fits(len(keys), chat.max_tokens)
+        check_context(len(keys), self.scheduler.decoder.max_context)
+        chat.usage.prompt_tokens = len(keys)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        limit = chat.max_tokens or min(DEFAULT_MAX_TOKENS, room)
+        room = self.scheduler.decoder.max_context - len(keys) + 1  # the last token chosen needs no row of the cache
+        limit = min(chat.max_tokens or DEFAULT_MAX_TOKENS, room)
         request = Request(keys, embeddings, limit, chat.sampling, chat.stop, chat.deadline)
         generation = self.scheduler.submit(request, lambda piece: _call(loop, pieces, piece))
         try:
@@ -82,19 +86,6 @@ class LocalLLM:
     def close(self) -> None:
         if self.scheduler.alive:
             self.scheduler.close()
-
-    def _room(self, prompt_tokens: int) -> int:
-        # the last token chosen needs no row of the cache
-        return self.scheduler.decoder.max_context - prompt_tokens + 1
-
-    def _fits(self, prompt_tokens: int, max_tokens: int | None) -> int:
-        check_context(prompt_tokens, self.scheduler.decoder.max_context)
-        if max_tokens is not None and max_tokens > self._room(prompt_tokens):
-            raise ContextError(
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, this model holds "
-                f"{self.scheduler.decoder.max_context} in all; ask for at most {self._room(prompt_tokens)}"
-            )
-        return prompt_tokens
 
     def _prompt(self, chat: Chat) -> tuple[list[Hashable], np.ndarray]:
         return prompt_of(self.prompt, ids_of_messages(self.prompt, chat.messages), chat.clips)

@@ -17,7 +17,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from runtime.messages import ids_of_messages
 from runtime.prompt import Prompt
 
 log = logging.getLogger("runtime.llm.remote")
+_COUNTED = 1 << 17  # characters of text that are tokenized for a count that is only compared
 _AGAIN = (429, 502, 503)
 _FINISH = {"stop": "stop", "length": "length"}
 
@@ -85,8 +86,9 @@ class RemoteLLM:
         self._encoded: dict[str, str] = {}  # the latest clips, as they are sent
         self._told = False
 
-    def check(self, messages: Sequence[dict[str, Any]], max_tokens: int | None) -> int:
-        if self.prompt is None:
+    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
+        characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
+        if self.prompt is None or characters > _COUNTED:
             return 0  # the remote counts
         ids = ids_of_messages(self.prompt, messages)
         return ids.text_tokens + ids.clips * self.tokens_per_clip
@@ -95,7 +97,7 @@ class RemoteLLM:
         import httpx
 
         body = await asyncio.to_thread(self._body, chat)
-        ours = await asyncio.to_thread(self.check, chat.messages, None)
+        ours = await asyncio.to_thread(self.check, chat.messages)
         start = time.perf_counter()
         self._running += 1
         try:
@@ -145,8 +147,7 @@ class RemoteLLM:
                     raise await self._refusal(response)
             finally:
                 await response.aclose()
-            asked = response.headers.get("retry-after", "")
-            await _within(asyncio.sleep(min(10.0, float(asked)) if asked.isdecimal() else pause), chat.deadline)
+            await _within(asyncio.sleep(_pause(response.headers.get("retry-after", ""), pause)), chat.deadline)
 
     async def _pieces(self, response: Any, chat: Chat, start: float) -> AsyncGenerator[Piece, None]:
         """The answer's pieces from the remote's server-sent events; its usage goes to `chat.usage`."""
@@ -195,7 +196,7 @@ class RemoteLLM:
                 for part in message["content"]
             ]
             plain = len(parts) == 1 and parts[0]["type"] == "text"
-            messages.append({"role": message["role"], "content": parts[0]["text"] if plain else parts})
+            messages.append({"role": message["role"], "content": parts[0]["text"] if plain else parts or ""})
         body: dict[str, Any] = {
             "model": self.options.model,
             "messages": messages,
@@ -241,6 +242,11 @@ def embeds(tokens: np.ndarray, dtype: str) -> bytes:
     if not finite:
         raise EngineError(f"visual tokens are not finite in {dtype}; send them as bfloat16, or use a bundle of --precision fp32")
     return data
+
+
+def _pause(asked: str, otherwise: float) -> float:
+    """Seconds to wait before another try: what Retry-After asks for, at most 10."""
+    return min(10.0, float(asked)) if asked.isdecimal() else otherwise
 
 
 async def _within(work: Any, deadline: float) -> Any:

@@ -12,10 +12,12 @@ import numpy as np
 
 from runtime.errors import PromptError
 
+GREEDY_BELOW = 1e-5  # temperatures under this are greedy: the quotients of logits by them may not be finite
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_p in (0, 1] keeps the smallest set of tokens that holds that much probability."""
+    """temperature 0, or below GREEDY_BELOW, is greedy; top_p in (0, 1] keeps the smallest set of tokens that holds that much probability."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -45,13 +47,13 @@ class Sampling:
         return penalized
 
     def _chooser(self) -> Callable[[np.ndarray], int]:
-        if self.temperature == 0:
+        if self.temperature < GREEDY_BELOW:
             return lambda logits: int(logits.argmax())
         generator = np.random.default_rng(self.seed)
         return lambda logits: int(generator.choice(logits.size, p=self.probabilities(logits)))
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [V], sums to 1, zero outside the nucleus."""
+        """float64 [V], sums to 1, zero outside the nucleus; for temperatures from GREEDY_BELOW on."""
         scaled = logits.astype(np.float64) / self.temperature
         weights = np.exp(scaled - scaled.max())
         weights /= weights.sum()

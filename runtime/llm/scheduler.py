@@ -5,12 +5,16 @@ so that a long prompt delays running answers by a chunk and no more. Order is fi
 when its generation ends: a prompt that begins as that one did (the same clip, the same conversation so far) starts behind
 what they share.
 
+An error inside one generation (sampling, stop strings, the tokenizer, logits that are not finite) ends that generation alone.
+Where a step of the whole batch fails, each generation is tried by itself, and only those that fail again end.
+
 `keys` name what stands at each prompt position: a token id, or (clip, row) for a visual token. S prompt positions, D hidden,
 V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,10 +26,11 @@ import numpy as np
 from runtime.errors import EngineError, UserError
 from runtime.llm.decoder import PREFILL_CHUNK, check_context
 from runtime.llm.sampling import Sampling
-from runtime.llm.slots import SlotDecoder
+from runtime.llm.slots import SlotDecoder, finite
 from runtime.llm.stops import StopFilter
 from runtime.prompt import Prompt, TextStream
 
+log = logging.getLogger("runtime.llm.scheduler")
 SHARED_CHUNK = 128  # positions of a prompt per round while other answers are being decoded
 
 
@@ -170,10 +175,11 @@ class Scheduler:
                     break
             try:
                 self._round()
-            except Exception as error:  # whatever went wrong in a run, its askers are told and the next ones are served
-                self._fail(error)
+            except Exception as error:  # not in one generation: all that run are told, and the next ones are served
+                for generation in list(self._active):
+                    self._fail(generation, error)
         for generation in left:
-            generation.emit(Piece(error=EngineError("the server is shutting down")))
+            _tell(generation, Piece(error=EngineError("the server is shutting down")))
 
     def _round(self) -> None:
         self._drop()
@@ -216,27 +222,63 @@ class Scheduler:
 
     def _prefill(self, generation: Generation, chunk: int) -> None:
         request, slot, begin = generation.request, generation._slot, generation._done
-        logits = self.decoder.extend(slot, request.embeddings[begin : begin + chunk])
+        try:
+            logits = self.decoder.extend(slot, request.embeddings[begin : begin + chunk])
+        except Exception as error:
+            self._fail(generation, error)
+            return
         generation._done = min(begin + chunk, len(request.keys))
         self._filled[slot] += request.keys[begin : generation._done]
         if generation._done == len(request.keys):
             generation._lap("prefill")
-            self._emit(generation, logits)
+            self._choose(generation, logits)
 
     def _decode(self, generations: list[Generation]) -> None:
-        slots = [generation._slot for generation in generations]
-        tokens = [generation.ids[-1] for generation in generations]
-        logits = self.decoder.step(slots, self.prompt.embeddings[tokens])
-        for generation, token, row in zip(generations, tokens, logits, strict=True):
-            self._filled[generation._slot].append(token)
-            self._emit(generation, row)
+        rows: dict[Generation, np.ndarray] = {}  # embeddings [1, D] of the latest ids
+        for generation in generations:
+            try:
+                rows[generation] = self.prompt.embeddings[generation.ids[-1:]]
+            except Exception as error:
+                self._fail(generation, error)
+        if not rows:
+            return
+        try:
+            logits = self.decoder.step([generation._slot for generation in rows], np.concatenate(list(rows.values())))
+        except Exception as error:
+            log.warning("a step of %d answers failed (%s: %s); trying each by itself", len(rows), type(error).__name__, error)
+            self._decode_apart(rows)
+            return
+        for generation, row in zip(rows, logits, strict=True):
+            self._decoded(generation, row)
 
-    def _emit(self, generation: Generation, logits: np.ndarray) -> None:
-        piece = generation._take(logits, full=self.decoder.lengths[generation._slot] == self.decoder.max_context)
+    def _decode_apart(self, rows: dict[Generation, np.ndarray]) -> None:
+        """What a failed step of the batch should have done, one generation at a time."""
+        for generation, row in rows.items():
+            slot = generation._slot
+            self.decoder.lengths[slot] = len(self._filled[slot])  # the step may have got to this slot before it failed
+            try:
+                logits = self.decoder.extend(slot, row)
+            except Exception as error:
+                self._fail(generation, error)
+            else:
+                self._decoded(generation, logits)
+
+    def _decoded(self, generation: Generation, logits: np.ndarray) -> None:
+        self._filled[generation._slot].append(generation.ids[-1])
+        self._choose(generation, logits)
+
+    def _choose(self, generation: Generation, logits: np.ndarray) -> None:
+        """The next token of one generation from its logits [V]."""
+        try:
+            full = self.decoder.lengths[generation._slot] == self.decoder.max_context
+            piece = generation._take(finite(logits), full)
+        except Exception as error:
+            self._fail(generation, error)
+            return
         if piece.last:
             self._finish(generation, piece)
         elif piece.text:
-            generation.emit(piece)
+            _tell(generation, piece)
 
     def _finish(self, generation: Generation, piece: Piece) -> None:
         with self._changed:
@@ -246,12 +288,20 @@ class Scheduler:
                 self._waiting.remove(generation)
         if generation.ids:
             generation._lap("decode")
-        generation.emit(piece)
+        _tell(generation, piece)
 
-    def _fail(self, error: Exception) -> None:
-        for generation in list(self._active):
-            self._filled[generation._slot] = []  # what a failed run left there is not known
-            self._finish(generation, Piece(error=error))
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        self._filled[generation._slot] = []  # what its cache holds is not known
+        self._finish(generation, Piece(error=error))
+
+
+def _tell(generation: Generation, piece: Piece) -> None:
+    """Hand a piece to its asker, whose own errors must not reach the other generations."""
+    try:
+        generation.emit(piece)
+    except Exception:
+        log.exception("an answer could not be handed to its asker")
+        generation.cancel()
 
 
 def _common(held: Sequence[Hashable], wanted: Sequence[Hashable]) -> int:

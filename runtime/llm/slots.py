@@ -53,14 +53,17 @@ class SlotDecoder:
         return cls(bundle, open_engine(bundle, DECODER_BATCH, backend, options), slots)
 
     def extend(self, slot: int, embeddings: np.ndarray, chunk: int = PREFILL_CHUNK) -> np.ndarray:
-        """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them."""
+        """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them.
+
+        Whether they are finite is for the caller to look at, row by row: see `finite`.
+        """
         check_context(self.lengths[slot] + len(embeddings), self.max_context)
         for start in range(0, len(embeddings), chunk):
             part = embeddings[start : start + chunk]
             begin, self.lengths[slot] = self.lengths[slot], self.lengths[slot] + len(part)
             positions = np.arange(begin, begin + len(part), dtype=np.int64)
             logits = self._run(self._state(slot, slot + 1), part[None], positions[None])
-        return _finite(logits[0])
+        return logits[0]
 
     def step(self, slots: Sequence[int], embeddings: np.ndarray) -> np.ndarray:
         """Append one embedding to each of `slots`, embeddings [B, D]; return the logits [B, V] float32."""
@@ -77,7 +80,7 @@ class SlotDecoder:
         logits = self._run(self._state(first, last), batch, positions, max(self.lengths[slot] for slot in slots) + 1)
         for slot in slots:
             self.lengths[slot] += 1
-        return _finite(logits[[slot - first for slot in slots]])
+        return logits[[slot - first for slot in slots]]
 
     def close(self) -> None:
         self._states.clear()
@@ -96,7 +99,8 @@ class SlotDecoder:
         return self.engine.run(feeds, state)["logits"][:, -1].astype(np.float32, copy=False)
 
 
-def _finite(logits: np.ndarray) -> np.ndarray:
+def finite(logits: np.ndarray) -> np.ndarray:
+    """The same logits; EngineError where one is not finite."""
     if not np.isfinite(logits).all():
         raise NonFiniteError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
     return logits

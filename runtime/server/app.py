@@ -13,29 +13,37 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from runtime.server import body, chat, video
 from runtime.server.errors import ApiError, api_error
-from runtime.server.guard import Guard, response
+from runtime.server.guard import Guard
+from runtime.server.memory import Held
 from runtime.server.schema import ChatRequest, VideoRequest
 from runtime.server.state import State
+from runtime.server.stream import Stream
+from runtime.server.waiting import unless
 
 log = logging.getLogger("runtime.server")
 PAGE = Path(__file__).parent / "page"
+_GET = ["GET", "HEAD"]
 _CLIENT_GONE = 499  # nobody reads it; it marks the request in the metrics
+_Request = TypeVar("_Request", ChatRequest, VideoRequest)
+_Result = TypeVar("_Result")
 
 
 class EventStream(StreamingResponse):
     """Server-sent events; however they end, their source is closed and what the request held is let go."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx holds answers back without the second
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self.events, self.held = events, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,79 +59,83 @@ def create_app(state: State) -> FastAPI:
         yield
         await asyncio.to_thread(state.close)
 
-    app = FastAPI(title="st-gridpool", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="st-gridpool", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.gridpool = state
     _add_routes(app, state)
-    _add_errors(app)
-    app.add_middleware(Guard, state=state)
+    _add_errors(app, state)
+    app.add_middleware(Guard, state=state, paths=[route.path for route in app.routes if isinstance(route, Route)])
     return app
 
 
 def _add_routes(app: FastAPI, state: State) -> None:
-    options = state.options
+    options, admission = state.options, state.admission
+
+    async def read(request: Request, kind: type[_Request], share: Held) -> _Request:
+        """The body, which takes no place while it is read; its bytes are counted in `share`."""
+        admission.check()
+        return await unless(body.read(request, kind, options, share), admission.until_draining())
 
     @app.post("/v1/chat/completions")
     async def completions(request: Request) -> Response:
         start = time.perf_counter()
 
         async def work(held: AsyncExitStack) -> Response:
-            deadline = held.enter_context(state.admission.request())
-            asked = await body.read(request, ChatRequest, options.max_body, options.deadline)
+            share = held.enter_context(state.memory.hold())
+            job = chat.Job.of(await read(request, ChatRequest, share))
+            deadline = held.enter_context(admission.request())
+            ready = await _working(request, state, chat.check(state, job, share))
+            if not job.stream:
+                return JSONResponse(await _working(request, state, chat.complete(state, ready, deadline, start)))
+            answer = await held.enter_async_context(Stream(state, ready, deadline, start))
+            await _working(request, state, answer.grace())
+            return EventStream(answer.events(), held.pop_all())
 
-            async def answer() -> Response:
-                answering = await chat.prepare(state, asked, deadline, start)
-                if not asked.stream:
-                    return JSONResponse(await chat.whole(state, answering))
-                first = await chat.first_piece(state, answering)
-                usage = bool(asked.stream_options and asked.stream_options.include_usage)
-                return EventStream(chat.events(state, answering, first, usage), held.pop_all())
-
-            return await _unless_gone(request, answer())
-
-        return await _answered(request, options.max_body, work)
+        return await _answered(request, state, work)
 
     @app.post("/v1/video/tokens")
     async def tokens(request: Request) -> Response:
         async def work(held: AsyncExitStack) -> Response:
-            deadline = held.enter_context(state.admission.request())
-            asked = await body.read(request, VideoRequest, options.max_body, options.deadline)
-            content, headers = await _unless_gone(request, video.tokens(state, asked, deadline))
+            share = held.enter_context(state.memory.hold())
+            asked = video.Job.of(await read(request, VideoRequest, share))
+            deadline = held.enter_context(admission.request())
+            content, headers = await _working(request, state, video.tokens(state, asked, deadline, share))
             return Response(content, media_type=video.CONTENT_TYPES[asked.format], headers=headers)
 
-        return await _answered(request, options.max_body, work)
+        return await _answered(request, state, work)
 
     @app.post("/v1/video/inspect")
     async def inspect(request: Request) -> Response:
         async def work(held: AsyncExitStack) -> Response:
-            deadline = held.enter_context(state.admission.request())
-            asked = await body.read(request, VideoRequest, options.max_body, options.deadline)
-            return JSONResponse(await _unless_gone(request, video.inspect(state, asked, deadline)))
+            share = held.enter_context(state.memory.hold())
+            asked = video.Job.of(await read(request, VideoRequest, share))
+            deadline = held.enter_context(admission.request())
+            return JSONResponse(await _working(request, state, video.inspect(state, asked, deadline, share)))
 
-        return await _answered(request, options.max_body, work)
+        return await _answered(request, state, work)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=_GET)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model.card() for model in state.models.served.values()]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=_GET)
     async def model(name: str) -> dict[str, Any]:
         return state.models[name].card()
 
-    @app.get("/health")
+    @app.api_route("/health", methods=_GET)
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/health/ready")
+    @app.api_route("/health/ready", methods=_GET)
     async def ready() -> Response:
         reason = state.not_ready()
         return JSONResponse({"status": reason or "ready"}, 503 if reason else 200)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=_GET)
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
-        app.get(path)(_file(PAGE / file))
+        app.api_route(path, methods=_GET)(_file(PAGE / file))
 
 
 def _file(path: Path) -> Callable[[], Awaitable[Response]]:
@@ -133,58 +145,48 @@ def _file(path: Path) -> Callable[[], Awaitable[Response]]:
     return send
 
 
-async def _answered(request: Request, limit: int, work: Callable[[AsyncExitStack], Awaitable[Response]]) -> Response:
-    """Run `work`; an error becomes its response, once what the client still sends has been read."""
+async def _answered(request: Request, state: State, work: Callable[[AsyncExitStack], Awaitable[Response]]) -> Response:
+    """Run `work`; an error becomes its response, once what it held is let go."""
     async with AsyncExitStack() as held:
         try:
             return await work(held)
         except Exception as error:
-            failed = _failed(request, error)
-    await body.throw_away(request, 4 * limit)
-    return failed
+            failed = _api_error(request, error)
+    return await body.refuse(request, failed, state)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of `work`, which is cancelled when the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ApiError(_CLIENT_GONE, "the client went away", "client_gone")
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+async def _working(request: Request, state: State, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of `work`, which ends when the client hangs up and when the server has no more time."""
+    return await unless(work, _until_hung_up(request), state.admission.until_ended())
 
 
-async def _hung_up(request: Request) -> None:
+async def _until_hung_up(request: Request) -> NoReturn:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    raise ApiError(_CLIENT_GONE, "the client went away", "client_gone")
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, state: State) -> None:
     @app.exception_handler(ApiError)
-    async def ours(_: Request, error: ApiError) -> Response:
-        return response(error)
+    async def ours(request: Request, error: ApiError) -> Response:
+        return await body.refuse(request, error, state)
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
-        text = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
-        return response(
-            ApiError(error.status_code, text.get(error.status_code, str(error.detail)), headers=dict(error.headers or {}))
-        )
+        path = request.scope["path"][:200]  # not of request.url, which can't be made of every Host
+        text = {404: f"no such path: {path}", 405: f"{request.method} is not for {path}"}
+        message = text.get(error.status_code, str(error.detail))
+        return await body.refuse(request, ApiError(error.status_code, message, headers=dict(error.headers or {})), state)
 
     @app.exception_handler(Exception)
     async def everything_else(request: Request, error: Exception) -> Response:
-        return _failed(request, error)
+        return await body.refuse(request, _api_error(request, error), state)
 
 
-def _failed(request: Request, error: Exception) -> Response:
+def _api_error(request: Request, error: Exception) -> ApiError:
     answer = api_error(error)
     if answer.status == 500:
         number = token_hex(6)
-        log.error("%s %s failed (%s)", request.method, request.url.path, number, exc_info=error)
+        log.error("%s %s failed (%s)", request.method, request.scope["path"], number, exc_info=error)
         answer = ApiError(500, f"the server failed on this request; its log says why under {number}", "internal_error")
-    return response(answer)
+    return answer

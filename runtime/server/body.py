@@ -1,74 +1,91 @@
-"""Reading a request: JSON only, never more than the limit, parsed off the event loop.
+"""Reading a request: JSON only, within limits of size, time and memory, parsed off the event loop.
 
-The limit holds while reading, whatever Content-Length says. What comes beyond it is read for a while and thrown away, because
-a client that is still sending would see a reset connection instead of the 413.
+The limits hold while reading, whatever Content-Length says. A body has some seconds, and one more for each half MiB that came,
+so that one that stalls is given up soon and a slow line still gets through. What comes beyond a limit is read for a while and
+discarded, because a client that is still sending would see a reset connection instead of the error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
 
 from runtime.server.errors import ApiError
+from runtime.server.memory import Held
+from runtime.server.options import ServerOptions
 from runtime.server.schema import parse
 
-_PATIENCE = 10.0  # seconds of throwing away
+if TYPE_CHECKING:
+    from runtime.server.state import State
+
+_SLOWEST = 1 << 19  # bytes a second
+_PATIENCE, _PAUSE = 10.0, 1.0  # seconds of discarding, and that may pass without anything to discard
 _SMALL = 1 << 16  # bytes that are parsed at once, without a thread
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-async def read(request: Request, model: type[_Model], limit: int, seconds: float) -> _Model:
-    """The body as `model`. ApiError 400, 408, 413, 415."""
+async def read(request: Request, model: type[_Model], options: ServerOptions, held: Held) -> _Model:
+    """The body as `model`; its bytes are counted in `held`. ApiError 400, 408, 413, 415, 429."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # also keeps other sites' forms out: a browser asks before it sends JSON across origins
         raise ApiError(415, f'Content-Type is "{kind}", expected application/json', "unsupported_media_type")
-    try:
-        body = await asyncio.wait_for(_bounded(request, limit), seconds)
-    except ClientDisconnect:
-        raise ApiError(400, "the client went away before its request was complete", "incomplete_request") from None
-    except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
-        raise ApiError(408, f"the request was not complete after {seconds:g} s", "request_timeout") from None
-    return parse(model, body) if len(body) < _SMALL else await asyncio.to_thread(parse, model, body)
+    body = await _bounded(request, options.max_body, options.body_seconds, held)
+    if len(body) < _SMALL:
+        return parse(model, body)
+    async with held.memory.parsing:
+        return await asyncio.to_thread(parse, model, body)
 
 
-async def throw_away(request: Request, most: int) -> None:
-    """Read what is left of a refused request's body, at most `most` bytes and a few seconds of it."""
-    if getattr(request.state, "body_read", False):
-        return
-
-    async def drain() -> None:
-        size = 0
-        while size < most:
-            message = await request.receive()
-            size += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body"):
-                return
-
-    try:
-        await asyncio.wait_for(drain(), _PATIENCE)
-    except (asyncio.TimeoutError, RuntimeError):
-        return
+async def refuse(request: Request, error: ApiError, state: State) -> JSONResponse:
+    """The response that says so, once what the client still sends has been read; else the connection must close with it."""
+    waits = error.status == 408 or state.admission.draining
+    complete = getattr(request.state, "body_read", False) or (not waits and await _discard(request, 4 * state.options.max_body))
+    headers = error.headers if complete else error.headers | {"Connection": "close"}
+    return JSONResponse(error.body(), error.status, headers)
 
 
-async def _bounded(request: Request, limit: int) -> bytes:
+async def _discard(request: Request, most: int) -> bool:
+    """Read what is left of a refused request's body, at most `most` bytes and while they keep coming; whether that was all."""
+    size, end = 0, time.monotonic() + _PATIENCE
+    while size < most and time.monotonic() < end:
+        try:
+            message = await asyncio.wait_for(request.receive(), _PAUSE)
+        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+            return False
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            request.state.body_read = True
+            return True
+    return False
+
+
+async def _bounded(request: Request, limit: int, seconds: float, held: Held) -> bytearray:
     body, request.state.body_read = bytearray(), False
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    if length.isdecimal() and int(length[:20]) > limit:
         raise _too_large(limit)
+    start = time.monotonic()
     while not request.state.body_read:
-        message = await request.receive()
+        allowed = seconds + len(body) / _SLOWEST
+        try:
+            message = await asyncio.wait_for(request.receive(), max(0.0, start + allowed - time.monotonic()))
+        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+            raise ApiError(408, f"the request was not complete after {allowed:.0f} s; send it faster", "request_timeout") from None
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise ApiError(400, "the client went away before its request was complete", "incomplete_request")
         request.state.body_read = not message.get("more_body", False)
-        body += message.get("body", b"")
-        if len(body) > limit:
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
             raise _too_large(limit)
-    return bytes(body)
+        held.grow(len(chunk))
+        body += chunk
+    return body
 
 
 def _too_large(limit: int) -> ApiError:

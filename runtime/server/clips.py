@@ -1,7 +1,9 @@
 """Clips to visual tokens, each clip once: a bounded cache by content, and one encoding however many requests ask for it.
 
-Encoding runs in one thread, in the order of asking; it ends early when every request that waits for it has gone. With the
-tokens come what the page shows: small pictures of the sampled frames and the norms of their tokens before compression.
+Up to two clips are decoded while a third is encoded, in the order of asking, so that one that is hard to decode does not keep
+the encoder from the others; each has a limited time for it. An encoding ends early when every request that waits for it has
+gone. With the tokens come what the page shows: small pictures of the sampled frames and the norms of their tokens before
+compression.
 
 T frames, H, W patch rows and columns, N visual tokens, D hidden.
 """
@@ -25,10 +27,12 @@ from runtime.errors import VideoError
 from runtime.llm.scheduler import Cancelled
 from runtime.server.media import Media
 from runtime.server.norms import TOKEN_NORMS, open_with_norms
-from runtime.video import DecodeLimits, sample_frames_limited
+from runtime.video import Clip, DecodeLimits, sample_frames_limited
 from runtime.vision import VisionEncoder
 
 _PICTURE = 192  # pixels of a small picture's longer side
+_AHEAD = 3  # clips that are decoded or encoded at once
+_THREADS = 8  # that decode: those that were given up have one until they notice
 
 
 @dataclass(frozen=True)
@@ -50,42 +54,63 @@ class EncodedClip:
 
 
 class ClipEncoder:
-    """The vision half of one bundle for clips from strangers."""
+    """The vision encoder of one bundle for untrusted clips."""
 
     def __init__(self, bundle: Bundle, backend: str, options: EngineOptions, limits: DecodeLimits):
         self.bundle, self.limits = bundle, limits
         self.vision = VisionEncoder(bundle, open_with_norms(bundle, backend, options))
         self.identity = bundle.sha256(VISION)
 
-    def encode(self, media: Media, check: Callable[[], None] = lambda: None) -> EncodedClip:
-        """check is called between frames and raises to stop. VideoError names the clip as such, not our temporary file."""
-        manifest, preprocessor = self.bundle.manifest, self.vision.preprocessor
+    def key(self, media: Media) -> str:
+        return f"{self.identity}:{media.digest}"
+
+    def decode(self, media: Media, check: Callable[[], None]) -> Clip:
+        """The bundle's frames of a clip. check is called for each and raises to stop; VideoError names the clip, not our file."""
+        count = self.bundle.manifest.frames
 
         def each(frame: np.ndarray) -> np.ndarray:
             check()
-            return preprocessor.resize(frame)
+            return self.vision.preprocessor.resize(frame)
 
+        if media.fps is None:
+            return self._sampled(media, 0, count, each)
+        total = len(media.paths)
+        indices = tuple(number * total // count for number in range(count))
+        stills = {index: self._sampled(media, index, 1, each) for index in sorted(set(indices))}
+        return Clip(
+            path=media.paths[0],
+            frames=np.concatenate([stills[index].frames for index in indices]),
+            indices=indices,
+            timestamps=tuple(index / media.fps for index in indices),
+            duration=total / media.fps,
+            total=total,
+            size=stills[0].size,
+        )
+
+    def encode(self, media: Media, clip: Clip, check: Callable[[], None]) -> EncodedClip:
+        """check raises to stop before the encoder runs."""
         start = time.perf_counter()
-        with media.file() as path:
-            try:
-                clip = sample_frames_limited(path, manifest.frames, each, self.limits)
-            except VideoError as error:
-                raise VideoError(str(error).replace(str(path), "the clip")) from None
-        pixel_values = preprocessor.normalise(clip.frames)
+        pixel_values = self.vision.preprocessor.normalise(clip.frames)
         check()
-        decoded = time.perf_counter()
+        ready = time.perf_counter()
         tokens, norms = self._run(pixel_values)
-        encoded = time.perf_counter()
         return EncodedClip(
-            key=f"{self.identity}:{media.digest}",
+            key=self.key(media),
             tokens=tokens,
             frames=clip.indices,
             timestamps=clip.timestamps,
             repeated=clip.repeated,
             norms=norms,
             pictures=tuple(map(_picture, clip.frames)),
-            seconds={"decode+preprocess": decoded - start, "encode+compress": encoded - decoded},
+            seconds={"decode+preprocess": ready - start, "encode+compress": time.perf_counter() - ready},
         )
+
+    def _sampled(self, media: Media, file: int, count: int, each: Callable[[np.ndarray], np.ndarray]) -> Clip:
+        path, name = media.paths[file], "the clip" if media.fps is None else f"frame {file} of the clip"
+        try:
+            return sample_frames_limited(path, count, each, self.limits)
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(path), name)) from None
 
     def _run(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         engine, manifest = self.vision.engine, self.bundle.manifest
@@ -96,37 +121,44 @@ class ClipEncoder:
 
 
 class ClipStore:
-    """`await get(encoder, media)`; keeps at most `capacity` bytes, the least recently used go first."""
+    """`await get(encoder, media)`; keeps at most `capacity` bytes, the least recently used go first.
 
-    def __init__(self, capacity: int):
+    decode_seconds: for the decoding of one clip.
+    """
+
+    def __init__(self, capacity: int, decode_seconds: float):
         self.capacity, self.bytes = capacity, 0
+        self.decode_seconds = decode_seconds
+        self.ahead = asyncio.Semaphore(_AHEAD)
+        self.decoders = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
+        self.vision = ThreadPoolExecutor(1, thread_name_prefix="vision")
         self._kept: OrderedDict[str, EncodedClip] = OrderedDict()
         self._running: dict[str, _Encoding] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vision")
 
     def __len__(self) -> int:
         return len(self._kept)
 
     async def get(self, encoder: ClipEncoder, media: Media) -> tuple[EncodedClip, bool]:
         """(the clip, whether it was there already)."""
-        key = f"{encoder.identity}:{media.digest}"
+        key = encoder.key(media)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key], True
         running = self._running.get(key)
         if running is None or running.abandoned:
-            running = self._running[key] = _Encoding(self._pool, encoder, media)
+            running = self._running[key] = _Encoding(self, encoder, media)
         try:
             clip = await running.wait()
         finally:
-            if self._running.get(key) is running and (running.abandoned or running.future.done()):
+            if self._running.get(key) is running and (running.abandoned or running.task.done()):
                 del self._running[key]
         if key not in self._kept:
             self._keep(clip)
         return clip, False
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self.decoders, self.vision):
+            pool.shutdown(cancel_futures=True)
 
     def _keep(self, clip: EncodedClip) -> None:
         if clip.bytes > self.capacity:
@@ -141,19 +173,36 @@ class ClipStore:
 class _Encoding:
     """One clip being encoded and how many wait for it."""
 
-    def __init__(self, pool: ThreadPoolExecutor, encoder: ClipEncoder, media: Media):
+    def __init__(self, store: ClipStore, encoder: ClipEncoder, media: Media):
         self.waiters, self.abandoned = 0, False
-        self.future = asyncio.wrap_future(pool.submit(encoder.encode, media, self._check))
+        self.task = asyncio.ensure_future(self._encode(store, encoder, media))
 
     async def wait(self) -> EncodedClip:
         self.waiters += 1
         try:
-            return await asyncio.shield(self.future)
+            return await asyncio.shield(self.task)
         finally:
             self.waiters -= 1
-            if not self.waiters and not self.future.done():
+            if not self.waiters and not self.task.done():
+                self.abandoned = True  # its threads notice
+                self.task.cancel()
+
+    async def _encode(self, store: ClipStore, encoder: ClipEncoder, media: Media) -> EncodedClip:
+        loop = asyncio.get_running_loop()
+        async with store.ahead:
+            start = time.perf_counter()
+            decoding = loop.run_in_executor(store.decoders, encoder.decode, media, self._check)
+            try:
+                clip = await asyncio.wait_for(decoding, store.decode_seconds)
+            except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
                 self.abandoned = True
-                self.future.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks for it
+                raise VideoError(
+                    f"the clip takes more than {store.decode_seconds:g} s to decode; send a shorter or smaller one"
+                ) from None
+            decoded = time.perf_counter() - start
+            encoded = await loop.run_in_executor(store.vision, encoder.encode, media, clip, self._check)
+            encoded.seconds["decode+preprocess"] += decoded
+            return encoded
 
     def _check(self) -> None:
         if self.abandoned:

@@ -1,7 +1,7 @@
 """Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}} and a status that picks their class.
 
-400 the request, 401 the key, 404 model or path, 413 too large, 422 a clip that can't be used, 429 the queue is full,
-503 not now (draining, or the remote LLM is away), 504 the deadline. What is nobody's fault but ours is 500 without details.
+400 the request, 401 the key, 403 the host, 404 model or path, 408 too slow, 413 too large, 422 a clip that can't be
+used, 429 the queue or memory is full, 503 not now (draining, or the remote LLM is away), 504 the deadline. What is nobody's fault but ours is 500 without details.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from runtime.errors import ContextError, PromptError, UserError, VideoError
 from runtime.llm.remote import RemoteError
 from runtime.llm.scheduler import DeadlineError
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class ApiError(UserError):

@@ -1,16 +1,17 @@
 """Fetching a clip from a host that the operator named, and from nowhere else.
 
 https only; the host must be on the list; its addresses are looked up once, all of them must be public, and the connection
-goes to the very address that was checked, so that a second DNS answer can't redirect it. No redirects; size and time limited
-while reading.
+goes to the very address that was checked, so that a second DNS answer can't redirect it. No redirects; size limited while
+reading, and one time limit for everything from the connection to the last byte, however slowly the host sends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import ssl
-import time
+import threading
 from http.client import HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
 
@@ -22,9 +23,16 @@ _CHUNK = 1 << 16
 def fetch(url: str, hosts: tuple[str, ...], most: int, seconds: float, context: ssl.SSLContext | None = None) -> bytes:
     """The body behind an https URL. ApiError 400 for what is not allowed, 413 for too much, 422 for what can't be had."""
     host, port, target = _allowed(url, hosts)
-    end = time.monotonic() + seconds
     address = _public_address(host, port)
     connection = _Pinned(host, port, address, seconds, context or ssl.create_default_context())
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        connection.hang_up()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.start()
     try:
         connection.request("GET", target, headers={"User-Agent": "st-gridpool", "Accept": "video/*, image/*"})
         response = connection.getresponse()
@@ -37,16 +45,15 @@ def fetch(url: str, hosts: tuple[str, ...], most: int, seconds: float, context: 
             body += chunk
             if len(body) > most:
                 raise ApiError(413, f"the clip is larger than {most} bytes, the most that this server takes", "media_too_large")
-            if time.monotonic() > end:
-                raise TimeoutError
-            if connection.sock is not None:
-                connection.sock.settimeout(max(0.01, end - time.monotonic()))
+        if late.is_set() or response.length:  # of what Content-Length promised, something is missing
+            raise ConnectionError
         return bytes(body)
-    except TimeoutError:
-        raise ApiError(422, f"{host} did not send the clip within {seconds:g} s", "media_timeout") from None
     except (OSError, HTTPException) as error:
+        if late.is_set() or isinstance(error, TimeoutError):
+            raise ApiError(422, f"{host} did not send the clip within {seconds:g} s", "media_timeout") from None
         raise ApiError(422, f"the clip can't be fetched from {host}: {type(error).__name__}", "media_unavailable") from None
     finally:
+        timer.cancel()
         connection.close()
 
 
@@ -90,7 +97,20 @@ class _Pinned(HTTPSConnection):
     def __init__(self, host: str, port: int, address: str, timeout: float, context: ssl.SSLContext):
         super().__init__(host, port, timeout=timeout, context=context)
         self._address, self._tls = address, context
+        self._line: socket.socket | None = None  # the connection once more: TLS takes the first over while it shakes hands
 
     def connect(self) -> None:
         plain = socket.create_connection((self._address, self.port), self.timeout)
+        self._line = plain.dup()
         self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+
+    def hang_up(self) -> None:
+        """End what another thread waits for."""
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                self._line.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        super().close()
+        if self._line is not None:
+            self._line.close()

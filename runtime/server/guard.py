@@ -1,16 +1,17 @@
-"""ASGI middleware around every route: the key, the drain, headers of every response, the count of requests."""
+"""ASGI middleware around every route: the host, the key, the drain, headers of every response, the count of requests."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.server import body
 from runtime.server.errors import ApiError
+from runtime.server.options import is_loopback
 from runtime.server.state import State
 
 _PAGE_POLICY = (
@@ -21,8 +22,10 @@ _OPEN = ("/health", "/metrics")  # no key: nothing in them is anybody's
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, state: State):
-        self.app, self.state = app, state
+    """paths: the routes', each of which is a label of the metrics; all other paths are one, whatever anybody asks for."""
+
+    def __init__(self, app: ASGIApp, state: State, paths: Collection[str]):
+        self.app, self.state, self.paths = app, state, frozenset(paths)
         self.key = state.options.api_key.encode() if state.options.api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,18 +40,30 @@ class Guard:
                 headers["X-Content-Type-Options"] = "nosniff"
                 if not path.startswith(("/v1", *_OPEN)):
                     headers["Content-Security-Policy"] = _PAGE_POLICY
-                known = path if message["status"] not in (404, 405) else "other"  # no metric for whatever anybody asks for
-                self.state.metrics.requests.labels(known, str(message["status"])).inc()
+                self.state.metrics.requests.labels(self._label(path), str(message["status"])).inc()
             await send(message)
 
-        refused = self._refusal(Request(scope)) if path.startswith("/v1") else None
+        request = Request(scope, receive)
+        refused = self._refusal(request, path)
         if refused is None:
             await self.app(scope, receive, counted)
-            return
-        await body.throw_away(Request(scope, receive), self.state.options.max_body)
-        await response(refused)(scope, receive, counted)
+        else:
+            await (await body.refuse(request, refused, self.state))(scope, receive, counted)
 
-    def _refusal(self, request: Request) -> ApiError | None:
+    def _label(self, path: str) -> str:
+        if path in self.paths:
+            return path
+        known = path.startswith("/v1/models/") and path.removeprefix("/v1/models/") in self.state.models.served
+        return path if known else "other"
+
+    def _refusal(self, request: Request, path: str) -> ApiError | None:
+        host = request.headers.get("host")
+        if self.state.options.keyless_loopback and host is not None and not is_loopback(_name(host)):
+            # a page whose name is made to resolve to 127.0.0.1 would be of this origin, for the browser, and read the answers
+            message = f'this server answers to localhost alone, not to the host "{host[:100]}"; start it with --api-key for others'
+            return ApiError(403, message, "host_not_allowed")
+        if not path.startswith("/v1"):
+            return None
         if self.key is not None and not _has_key(request, self.key):
             message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
             return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
@@ -59,8 +74,11 @@ class Guard:
         return None
 
 
-def response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, error.headers)
+def _name(host: str) -> str:
+    """A Host header without its port, and an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 def _has_key(request: Request, key: bytes) -> bool:

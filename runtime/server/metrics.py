@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from runtime.llm.chat import LanguageModel, Usage
 from runtime.server.admission import Admission
 from runtime.server.clips import ClipStore
+from runtime.server.memory import Memory
 
 _PREFIX = "gridpool_"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -19,7 +20,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 class Metrics:
     """Counters that the routes fill, and gauges that are read when somebody asks."""
 
-    def __init__(self, admission: Admission, clips: ClipStore, llms: Iterable[LanguageModel]):
+    def __init__(self, admission: Admission, memory: Memory, clips: ClipStore, llms: Iterable[LanguageModel]):
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -36,7 +37,7 @@ class Metrics:
         self.first_token = Histogram(
             _PREFIX + "time_to_first_token_seconds", "from the request to its first text", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(_Now(admission, clips, list(llms)))
+        self.registry.register(_Now(admission, memory, clips, list(llms)))
 
     def used(self, usage: Usage) -> None:
         """Count what one answer cost."""
@@ -54,14 +55,15 @@ class Metrics:
 
 
 class _Now(Collector):
-    def __init__(self, admission: Admission, clips: ClipStore, llms: list[LanguageModel]):
-        self.admission, self.clips, self.llms = admission, clips, llms
+    def __init__(self, admission: Admission, memory: Memory, clips: ClipStore, llms: list[LanguageModel]):
+        self.admission, self.memory, self.clips, self.llms = admission, memory, clips, llms
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         busy = [llm.busy() for llm in self.llms]
         values = {
             "accepted_requests": ("requests being worked on", self.admission.accepted),
             "queue_limit": ("requests that are accepted at most", self.admission.limit),
+            "request_bytes": ("bytes of bodies and clips that requests hold", self.memory.held),
             "queue_depth": ("answers that wait for a place in the batch", sum(one["waiting"] for one in busy)),
             "running_answers": ("answers that are being decoded", sum(one["running"] for one in busy)),
             "kv_positions": ("KV positions in use by running answers", sum(one["kv_positions"] for one in busy)),

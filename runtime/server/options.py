@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from runtime.errors import UsageError
 from runtime.video import DecodeLimits
 
 MIB = 1 << 20
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine for itself alone: localhost, or an address of loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,14 @@ class ServerOptions:
     llm_dtype            "float16" or "bfloat16", of the embeddings sent to it
     batch                answers that are decoded together
     queue                requests accepted beyond those, before 429
-    deadline             seconds that a request may take, waiting included
+    deadline             seconds that a request may take once its body is there, waiting included
     drain                seconds that running requests get after SIGTERM
     max_body             bytes of a request
     max_media            bytes of one clip, fetched or decoded from base64
+    header_seconds       for the head of a request, from the connection or the first byte on
+    body_seconds         for a request's body, and a second more for each half MiB that came
+    grace_seconds        that a stream waits for its first token, or an error with a status of its own, before it begins
+    decode_seconds       for the decoding of one clip
     cache                bytes of visual tokens that are kept for further questions
     media_hosts          hosts from which https clips may be fetched; none by default
     media_paths          directories from which file: clips may be read; none by default
@@ -44,14 +57,29 @@ class ServerOptions:
     drain: float = 30.0
     max_body: int = 96 * MIB
     max_media: int = 64 * MIB
+    header_seconds: float = 10.0
+    body_seconds: float = 20.0
+    grace_seconds: float = 0.5
+    decode_seconds: float = 30.0
     cache: int = 256 * MIB
     media_hosts: tuple[str, ...] = ()
     media_paths: tuple[Path, ...] = ()
     fetch_seconds: float = 30.0
     limits: DecodeLimits = field(default_factory=DecodeLimits)
 
+    @property
+    def memory(self) -> int:
+        """Bytes of bodies and clips that all requests together may hold."""
+        return 4 * self.max_body
+
+    @property
+    def keyless_loopback(self) -> bool:
+        """Whether anybody on this machine may ask: then web pages that its browsers show must not."""
+        return self.api_key is None and is_loopback(self.host)
+
     def __post_init__(self) -> None:
-        for name in ("batch", "max_body", "max_media", "deadline", "drain", "fetch_seconds"):
+        positive = ("batch", "max_body", "max_media", "deadline", "drain", "fetch_seconds", "header_seconds", "body_seconds")
+        for name in (*positive, "decode_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
         if self.limits.pixels <= 0 or self.limits.seconds <= 0:
@@ -64,4 +92,4 @@ class ServerOptions:
             raise UsageError(f"--llm {self.llm} needs --llm-model, the model's name there")
         for folder in self.media_paths:
             if not folder.is_dir():
-                raise UsageError(f"--allow-media-path {folder} is no directory")
+                raise UsageError(f"--allow-media-path {folder} is not a directory")

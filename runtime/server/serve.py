@@ -5,34 +5,41 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
 from runtime.errors import UsageError, missing_package
 from runtime.progress import say, step
-from runtime.server.options import ServerOptions
+from runtime.server.options import ServerOptions, is_loopback
 
+if TYPE_CHECKING:
+    import uvicorn
+
+    from runtime.server.state import State
+
+_BACKLOG = 128  # connections accepted at once: with those that are held they stay below the limit of open files
+_MARGIN = 2  # seconds between giving up what is not answered and cutting connections off
 _KEEP_ALIVE = 75  # seconds; clients give up an idle connection after 5 (httpx, openai), and who sends as it closes is reset
 
 
 def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", engine: EngineOptions = EngineOptions()) -> int:
     """Serve the bundles at `paths`. UserError where one can't be loaded or the port is taken."""
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from runtime.server.app import create_app
+        from runtime.server.models import Models
+        from runtime.server.state import State
     except ImportError as error:
         raise missing_package(str(error.name), "serving", "serve") from None
-    from runtime.server.models import Models
-    from runtime.server.state import State
 
     listening = _listen(options)  # a taken port is said before gigabytes are loaded
-    if options.api_key is None and not _loopback(options.host):
+    if options.api_key is None and not is_loopback(options.host):
         say(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
         state = State(Models.open(paths, options, backend, engine), options)
@@ -40,38 +47,61 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
     for note in dict.fromkeys(placement.note for placement in placed if placement.note):
         say(note)
 
+    host, port = listening.getsockname()[:2]
+    say(f"serving {', '.join(state.models.served)} on http://{f'[{host}]' if ':' in host else host}:{port}")
+    server(state).run(sockets=[listening])
+    say("drained")
+    return 0
+
+
+def server(state: State, lifespan: bool = True) -> uvicorn.Server:
+    """A uvicorn server over loaded models: bounded connections, and a drain that ends in time without a traceback."""
+    import uvicorn
+
+    from runtime.server.app import create_app
+    from runtime.server.protocol import HEADER_BYTES, bounded_protocol
+
+    options, admission = state.options, state.admission
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
-            state.admission.draining = True  # at once: connections that are open send no new work
+            admission.draining = True  # at once: connections that are open send no new work
             # uvicorn's own handler would raise the signal again at the end; a server that drained has ended well
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
-    config = uvicorn.Config(
-        create_app(state),
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(options.drain)),
-        timeout_keep_alive=_KEEP_ALIVE,
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            loop = asyncio.get_running_loop()
+            admission.drain()
+            timers = [loop.call_later(options.drain, admission.end), loop.call_later(options.drain + _MARGIN, self._cut_off)]
+            await super().shutdown(sockets)
+            for timer in timers:
+                timer.cancel()
+
+        def _cut_off(self) -> None:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+
+    return Server(
+        uvicorn.Config(
+            create_app(state),
+            http=bounded_protocol(options.header_seconds),
+            ws="none",
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            backlog=_BACKLOG,
+            lifespan="on" if lifespan else "off",
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=round(options.drain + 2 * _MARGIN) + 1,
+            timeout_keep_alive=_KEEP_ALIVE,
+        )
     )
-    host, port = listening.getsockname()[:2]
-    say(f"serving {', '.join(state.models.served)} on http://{f'[{host}]' if ':' in host else host}:{port}")
-    Server(config).run(sockets=[listening])
-    say("drained")
-    return 0
 
 
 def _listen(options: ServerOptions) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"can't listen on {options.host}:{options.port}: {reason}; choose another --host or --port") from None
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import numpy as np
 from plugins.schedule import ptg_schedule
 from runtime.bundle import Bundle
 from runtime.errors import UserError, missing_package
-from runtime.server.chat import encode
+from runtime.server.chat import check_frames, encode, stored
 from runtime.server.clips import EncodedClip
 from runtime.server.errors import ApiError
+from runtime.server.memory import Held
 from runtime.server.models import ServedModel
 from runtime.server.schema import MediaUrl, VideoRequest
 from runtime.server.state import State
@@ -25,9 +27,26 @@ from runtime.tools.spec import read_spec
 CONTENT_TYPES = {"safetensors": "application/octet-stream", "npz": "application/octet-stream"}
 
 
-async def tokens(state: State, request: VideoRequest, deadline: float) -> tuple[bytes, dict[str, str]]:
+@dataclass
+class Job:
+    """A request as the server works on it; asked: its clip, until that is a file."""
+
+    model: str
+    asked: list[MediaUrl]
+    format: str
+    dtype: str
+
+    @classmethod
+    def of(cls, request: VideoRequest) -> Job:
+        asked = [media for media in (request.video_url, request.input_video) if media is not None]
+        if len(asked) != 1:
+            raise ApiError(400, "expected one clip, as video_url or as input_video", "invalid_value", "video_url")
+        return cls(request.model, asked, request.format, request.dtype)
+
+
+async def tokens(state: State, request: Job, deadline: float, held: Held) -> tuple[bytes, dict[str, str]]:
     """(the file, headers that say what is in it)."""
-    model, clip = await _clip(state, request, deadline)
+    model, clip = await _clip(state, request, deadline, held)
     array = clip.tokens.astype(request.dtype)
     if not np.isfinite(array).all():
         raise ApiError(422, "the tokens are out of float16's range; ask for dtype float32", "not_finite", "dtype")
@@ -45,9 +64,9 @@ async def tokens(state: State, request: VideoRequest, deadline: float) -> tuple[
     return _file(array, clip, facts, request.format), headers
 
 
-async def inspect(state: State, request: VideoRequest, deadline: float) -> dict[str, Any]:
+async def inspect(state: State, request: Job, deadline: float, held: Held) -> dict[str, Any]:
     """Frames as small pictures, heat per patch in 0 … 1, and the frames that hold summaries."""
-    model, clip = await _clip(state, request, deadline)
+    model, clip = await _clip(state, request, deadline, held)
     manifest = model.bundle.manifest
     summaries = summary_levels(model.bundle)
     heat = _heat(clip.norms)
@@ -85,12 +104,13 @@ def summary_levels(bundle: Bundle) -> dict[int, list[int]]:
     return levels
 
 
-async def _clip(state: State, request: VideoRequest, deadline: float) -> tuple[ServedModel, EncodedClip]:
+async def _clip(state: State, request: Job, deadline: float, held: Held) -> tuple[ServedModel, EncodedClip]:
     model = state.models[request.model]
-    given: list[MediaUrl] = [media for media in (request.video_url, request.input_video) if media is not None]
-    if len(given) != 1:
-        raise ApiError(400, "expected one clip, as video_url or as input_video", "invalid_value", "video_url")
-    clip, _ = await encode(state, model, given[0], deadline)
+    check_frames(model, request.asked[0].asked_frames, "num_frames")
+    media = await stored(state, request.asked)
+    held.shrink(media.size)
+    clip, _ = await encode(state, model, media, deadline)
+    held.shrink(0)
     return model, clip
 
 

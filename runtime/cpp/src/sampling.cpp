@@ -99,6 +99,8 @@ std::string number(double value) {  // as Python spells a float
   return text;
 }
 
+constexpr double kGreedyBelow = 1e-5;  // the quotients of logits by lower temperatures may not be finite
+
 /// Logits of `seen` divided by `penalty` where they are positive, multiplied where they are negative (Keskar et al. 2019,
 /// as transformers' RepetitionPenaltyLogitsProcessor computes it).
 std::vector<float> penalized(std::vector<float> logits, const std::set<int64_t>& seen, float penalty) {
@@ -122,7 +124,7 @@ Chooser Sampling::chooser(std::set<int64_t> seen, double penalty) const {
   }
   if (!(temperature >= 0 && temperature <= 100)) throw PromptError("temperature is " + number(temperature) + ", expected 0 (greedy) to 100");
   if (!(top_p > 0 && top_p <= 1)) throw PromptError("top_p is " + number(top_p) + ", expected more than 0 and at most 1");
-  if (temperature == 0) {
+  if (temperature < kGreedyBelow) {
     return [](const std::vector<float>& logits) { return std::max_element(logits.begin(), logits.end()) - logits.begin(); };
   }
   return [sampling = *this, generator = Pcg64(SeedSequence(entropy_of(seed)))](const std::vector<float>& logits) mutable {

@@ -16,7 +16,7 @@ from remote_llm import remote_llm
 from export.demo import CLIPS
 from runtime.engine import EngineOptions
 from runtime.errors import EngineError, UsageError
-from runtime.llm.remote import RemoteOptions, embeds
+from runtime.llm.remote import RemoteOptions, _pause, embeds
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
@@ -85,6 +85,13 @@ def test_what_was_not_begun_is_tried_again(through, statuses):
         client, _ = through(url)
         got = client.chat.completions.create(model=NAME, messages=question("what ?"), max_tokens=2)
         assert got.choices and len(remote.requests) == len(statuses) + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [("7", 7), ("0", 0), ("3600", 10), ("", 0.4), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.4)]
+)
+def test_the_pause_is_what_the_remote_asks_for(asked, seconds):
+    assert _pause(asked, 0.4) == seconds
 
 
 @pytest.mark.parametrize(

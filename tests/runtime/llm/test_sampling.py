@@ -6,13 +6,24 @@ import numpy as np
 import pytest
 
 from runtime.errors import PromptError
-from runtime.llm.sampling import Sampling, penalize
+from runtime.llm.sampling import GREEDY_BELOW, Sampling, penalize
 
 LOGITS = np.array([1.0, 3.0, 2.0, -4.0], np.float32)
 
 
 def test_greedy_takes_the_highest():
     assert Sampling().chooser()(LOGITS) == 1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-9])
+def test_a_temperature_next_to_nothing_is_greedy(temperature):
+    choose = Sampling(temperature=temperature, top_p=0.5, seed=1).chooser()
+    assert {choose(LOGITS * scale) for scale in (1, 1e-30, 1e30)} == {1}
+
+
+def test_the_lowest_temperature_that_samples_has_finite_probabilities():
+    probabilities = Sampling(temperature=GREEDY_BELOW).probabilities(np.array([3e38, -3e38, 3e38], np.float32))
+    np.testing.assert_array_equal(probabilities, [0.5, 0, 0.5])
 
 
 def test_probabilities_are_the_softmax_at_that_temperature():

@@ -168,18 +168,104 @@ def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless):
     assert all(isinstance(one.wait().pieces[-1].error, DeadlineError) for one in asked)
 
 
-def test_a_failed_run_fails_its_requests_and_no_later_ones(bundle, endless, monkeypatch):
-    request = _request(bundle, 0, 30, max_tokens=5)
-    expected = Asked(endless, request).wait().generation.ids
-    step = endless.decoder.step
+class FailingSampling(Sampling):
+    """Chooses two tokens and then fails."""
+
+    def chooser(self):
+        choose, left = super().chooser(), [None, None]
+
+        def choose_twice(logits):
+            left.pop()
+            return choose(logits)
+
+        return choose_twice
+
+
+@pytest.mark.parametrize("where", ["sampling", "tokenizer", "stop strings", "embedding", "logits", "prefill", "asker"])
+def test_an_error_in_one_generation_ends_that_one_alone(bundle, endless, monkeypatch, where):
+    requests = [_request(bundle, n, 40 + n, max_tokens=12) for n in range(4)]
+    if where == "sampling":
+        requests[1] = replace(requests[1], sampling=FailingSampling())
+    alone = [_alone(bundle, request) for request in requests if not isinstance(request.sampling, FailingSampling)]
+    decoder, submit, spoilt = endless.decoder, endless.submit, []
 
     def fail(*_):
+        raise RuntimeError("injected")
+
+    def submit_one(request, emit):
+        generation = submit(request, emit)  # the scheduler waits for the lock that the test holds
+        if request is requests[1]:
+            spoilt.append(generation)
+            if where == "tokenizer":
+                generation._stream.push = fail
+            if where == "stop strings":
+                generation._stops.push = fail
+        return generation
+
+    def step(slots, embeddings):
+        logits = SlotDecoder.step(decoder, slots, embeddings)
+        if where == "logits" and spoilt[0]._slot in slots and len(spoilt[0].ids) == 3:
+            logits[slots.index(spoilt[0]._slot), 5] = np.nan
+        return logits
+
+    def extend(slot, embeddings):
+        return fail() if where == "prefill" and slot == spoilt[0]._slot else SlotDecoder.extend(decoder, slot, embeddings)
+
+    class Table:
+        def __getitem__(self, ids):
+            return fail() if len(spoilt[0].ids) == 3 and ids == spoilt[0].ids[-1:] else table[ids]
+
+    table = endless.prompt.embeddings
+    monkeypatch.setattr(endless, "submit", submit_one)
+    monkeypatch.setattr(decoder, "step", step)
+    monkeypatch.setattr(decoder, "extend", extend)
+    if where == "embedding":
+        monkeypatch.setattr(endless.prompt, "embeddings", Table())
+    with endless._changed:
+        asked = [Asked(endless, request) for request in requests]
+        if where == "asker":
+            asked[1].generation.emit = lambda piece: fail() if not piece.last else asked[1]._emit(piece)
+    ended = [one.wait() for one in asked]
+    assert ended[1].pieces[-1].error is not None
+    others = [one for number, one in enumerate(ended) if number != 1]
+    assert [one.pieces[-1].finish for one in others] == ["length"] * 3
+    assert [one.generation.ids for one in others] == (alone if len(alone) == 3 else [alone[0], *alone[2:]])
+    assert endless.alive and endless.running == 0
+
+
+def test_a_step_that_fails_is_tried_for_each_by_itself(bundle, endless, monkeypatch):
+    requests = [_request(bundle, n, 30, max_tokens=6) for n in range(3)]
+    alone = [_alone(bundle, request) for request in requests]
+    decoder = endless.decoder
+
+    def half_way(slots, embeddings):
+        decoder.lengths[slots[0]] += 1  # as an engine that takes one conversation at a time fails at the second
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(endless.decoder, "step", fail)
-    assert isinstance(Asked(endless, request).wait().pieces[-1].error, RuntimeError)
-    monkeypatch.setattr(endless.decoder, "step", step)
-    assert Asked(endless, request).wait().generation.ids == expected and endless.alive
+    monkeypatch.setattr(decoder, "step", half_way)
+    asked = [Asked(endless, request) for request in requests]
+    assert [one.wait().generation.ids for one in asked] == alone
+
+
+def test_a_failed_run_fails_its_requests_and_no_later_ones(bundle, endless, monkeypatch):
+    """What a failed run left in its cache is not taken for what should be there."""
+    request = _request(bundle, 0, 30, max_tokens=5)
+    expected = _alone(bundle, request)
+    decoder = endless.decoder
+
+    def spoil(slot, embeddings):
+        SlotDecoder.extend(decoder, slot, np.zeros_like(embeddings))
+        raise RuntimeError("out of memory")
+
+    for broken in ("step", "extend"):
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "extend", spoil)
+            if broken == "step":  # the prompt is computed, the first token's step is not, nor its second try
+                Asked(endless, replace(request, max_tokens=1)).wait()
+                patch.setattr(decoder, "step", lambda slots, rows: spoil(slots[0], rows))
+            assert isinstance(Asked(endless, request).wait().pieces[-1].error, RuntimeError)
+        again = Asked(endless, request).wait().generation
+        assert again.ids == expected and again.cached == 0 and endless.alive
 
 
 def test_the_cache_ends_an_answer(bundle, endless):

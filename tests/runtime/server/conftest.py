@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from export.demo import CLIPS
 from runtime.engine import EngineOptions
 from runtime.server.models import Models, ServedModel
 from runtime.server.options import ServerOptions
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +55,40 @@ def client(server: Running) -> openai.OpenAI:
 def video() -> str:
     """The shipped clip shapes.mp4 as a data: URL."""
     return data_url(CLIPS / "shapes.mp4")
+
+
+@pytest.fixture
+def serving() -> list[str]:
+    """More options of the command line for `alone`."""
+    return []
+
+
+@pytest.fixture
+def alone(bundle_path, tmp_path, serving):
+    """A server in a process of its own, as `python -m runtime serve` starts it: (the process, its URL, its log)."""
+    log = tmp_path / "log"
+    command = [
+        sys.executable,
+        "-m",
+        "runtime",
+        "serve",
+        str(bundle_path),
+        "--port",
+        "0",
+        "--backend",
+        "onnx",
+        "--threads",
+        "1",
+        *serving,
+    ]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=file, stdout=file)
+    try:
+        end = time.monotonic() + 60
+        while " on http://" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        yield process, log.read_text().rpartition(" on ")[2].strip(), log
+    finally:
+        process.kill()
+        process.wait()

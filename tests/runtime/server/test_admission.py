@@ -6,11 +6,8 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import openai
@@ -19,7 +16,6 @@ from http_server import NAME, data_url, question
 
 from export.demo import CLIPS
 
-ROOT = Path(__file__).resolve().parents[3]
 SHORT = question("what is it ?")
 
 
@@ -169,21 +165,6 @@ def test_a_draining_server_takes_no_more(start):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@pytest.fixture
-def alone(bundle_path, tmp_path):
-    """A server in a process of its own, as `python -m runtime serve` starts it: (the process, its URL, its log)."""
-    log = tmp_path / "log"
-    command = [sys.executable, "-m", "runtime", "serve", str(bundle_path), "--port", "0", "--backend", "onnx", "--threads", "1"]
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=file, stdout=file)
-    try:
-        _until(lambda: " on http://" in log.read_text(), 60)
-        yield process, log.read_text().rpartition(" on ")[2].strip(), log
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_sigterm_finishes_what_was_accepted(alone, bundle_path):
     process, url, log = alone
     body = {"model": bundle_path.name, "messages": SHORT, "max_tokens": 400, "stream": True, "temperature": 2, "seed": 3}
@@ -220,7 +201,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, bundle_p
         (["--deadline", "-1"], "deadline is -1.0"),
         (["--llm", "http://127.0.0.1:1/v1"], "needs --llm-model"),
         (["--api-key", " "], "empty"),
-        (["--allow-media-path", "/nowhere"], "is no directory"),
+        (["--allow-media-path", "/nowhere"], "is not a directory"),
         (["--queu", "3"], "no option --queu"),
     ],
 )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import socket
+import ssl
+import tempfile
 import threading
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import av
 import numpy as np
@@ -50,42 +56,85 @@ def test_equal_content_has_one_digest_however_it_came(tmp_path):
     assert len(digests) == 1
 
 
+class NoTls(ssl.SSLContext):
+    """Bytes as they are; `names` are those that certificates were asked for."""
+
+    def __new__(cls):
+        one = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        one.names = []
+        return one
+
+    def wrap_socket(self, plain, server_hostname):
+        self.names.append(server_hostname)
+        return plain
+
+
+@dataclass
+class Host:
+    """A plain HTTP server on loopback that stands in for https://clips.test, whose name resolves to a public address.
+
+    connected: where sockets were opened to; seen: (path, Host header) of each request; tls: see NoTls.
+    """
+
+    connected: list[tuple[str, int]]
+    seen: list[tuple[str, str]]
+    tls: NoTls
+
+    def fetch(self, path: str, seconds: float = 5) -> bytes:
+        return fetch.fetch(f"https://Clips.test{path}", ("clips.test",), 5000, seconds, self.tls)
+
+
 @pytest.fixture
 def host(monkeypatch):
-    """A plain HTTP server on loopback that stands in for https://clips.test, whose name resolves to a public address."""
-    seen = []
+    stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            seen.append((self.path, self.headers["Host"]))
+            one.seen.append((self.path, self.headers["Host"]))
             if self.path == "/moved":
                 self.send_response(302)
                 self.send_header("Location", "http://127.0.0.1/")
                 self.end_headers()
                 return
+            if self.path == "/slow-headers":
+                self.trickle(b"HTTP/1.0 200 OK\r\n" + b"A: b\r\n" * 50 + b"\r\nclip")
+                return
             self.send_response(404 if self.path == "/none" else 200)
+            if self.path == "/short":
+                self.send_header("Content-Length", "2000")
             self.end_headers()
-            try:
-                for _ in range(100 if self.path == "/large" else 1):
-                    self.wfile.write(b"x" * 1000)
-            except OSError:
-                pass
+            if self.path == "/slow-body":
+                self.trickle(b"x" * 150)
+            else:
+                with contextlib.suppress(OSError):
+                    for _ in range(100 if self.path == "/large" else 1):
+                        self.wfile.write(b"x" * 1000)
+
+        def trickle(self, data):
+            with contextlib.suppress(OSError):
+                for at in range(len(data)):
+                    self.wfile.write(data[at : at + 1])
+                    if stop.wait(0.02):
+                        return
 
         def log_message(self, *_):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    connected = []
+    one = Host([], [], NoTls())
 
-    def connect(self):
-        connected.append(self._address)
-        self.sock = socket.socket()  # not create_connection, which would ask getaddrinfo: nothing leaves loopback
-        self.sock.connect(server.server_address)
+    def create_connection(address, timeout):
+        one.connected.append(address)
+        connected = socket.socket()  # nothing leaves loopback
+        connected.settimeout(timeout)
+        connected.connect(server.server_address)
+        return connected
 
-    monkeypatch.setattr(fetch._Pinned, "connect", connect)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
     monkeypatch.setattr(socket, "getaddrinfo", _resolving("93.184.216.34"))
-    yield connected, seen
+    yield one
+    stop.set()
     server.shutdown()
 
 
@@ -94,9 +143,20 @@ def _resolving(*addresses):
 
 
 def test_a_clip_comes_from_a_named_host_at_the_address_that_was_checked(host):
-    connected, seen = host
-    assert fetch.fetch("https://Clips.test/a.mp4?x=1", ("clips.test",), 5000, 5) == b"x" * 1000
-    assert connected == ["93.184.216.34"] and seen == [("/a.mp4?x=1", "clips.test")]
+    """Not at what a second look at the name would give."""
+    assert host.fetch("/a.mp4?x=1") == b"x" * 1000
+    assert host.connected == [("93.184.216.34", 443)]
+    assert host.seen == [("/a.mp4?x=1", "clips.test")] and host.tls.names == ["clips.test"]
+
+
+@pytest.mark.parametrize("path", ["/slow-headers", "/slow-body"])
+def test_a_host_that_sends_slowly_has_one_time_for_all(host, path):
+    """Each byte comes well within the limit, all of them do not."""
+    assert _code(host.fetch, path, 0.4) == "media_timeout"
+
+
+def test_a_clip_that_is_cut_off_on_the_way_is_not_taken(host):
+    assert _code(host.fetch, "/short") == "media_unavailable"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +176,7 @@ def test_a_clip_comes_from_a_named_host_at_the_address_that_was_checked(host):
     ],
 )
 def test_urls_that_are_not_fetched(host, url, code):
-    assert _code(fetch.fetch, url, ("clips.test",), 5000, 5) == code
+    assert _code(fetch.fetch, url, ("clips.test",), 5000, 5, host.tls) == code
 
 
 @pytest.mark.parametrize(
@@ -126,7 +186,40 @@ def test_urls_that_are_not_fetched(host, url, code):
 def test_a_name_with_any_private_address_is_not_fetched(host, monkeypatch, addresses):
     monkeypatch.setattr(socket, "getaddrinfo", _resolving(*addresses))
     assert _code(fetch.fetch, "https://clips.test/a.mp4", ("clips.test",), 5000, 5) == "media_not_allowed"
-    assert host[0] == []
+    assert host.connected == []
+
+
+def test_a_clip_s_files_go_with_it_and_where_it_is_refused():
+    media = load(MediaUrl(frames=["data:image/png;base64,YWJj", "data:image/png;base64,YWI="]), ServerOptions())
+    paths = media.paths
+    assert [path.read_bytes() for path in paths] == [b"abc", b"ab"] and media.size == 5
+    del media
+    gc.collect()
+    assert not any(path.exists() for path in paths)
+    before = _temporary()
+    for refused in ({"data": "A*AA"}, {"frames": ["data:image/png;base64,YWJj", "data:,"]}):
+        assert _code(load, MediaUrl(**refused), ServerOptions())
+    gc.collect()
+    assert _temporary() == before
+
+
+def _temporary() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("clip-*"))
+
+
+def test_frames_in_another_order_or_of_another_rate_are_another_clip():
+    urls = ["data:image/png;base64,YWJj", "data:image/png;base64,YWI="]
+    asked = [{"frames": urls}, {"frames": urls[::-1]}, {"frames": urls, "fps": 2.0}, {"frames": urls[:1]}, {"url": urls[0]}]
+    digests = [load(MediaUrl(**one), ServerOptions()).digest for one in asked]
+    joined = load(MediaUrl(frames=["data:image/png;base64,YWJjYQ==", "data:image/png;base64,Yg=="]), ServerOptions()).digest
+    assert len({*digests, joined}) == 6
+
+
+def test_the_limit_holds_for_all_frames_of_a_clip_together():
+    frame = "data:image/png;base64," + "QUJD" * 100
+    options = ServerOptions(max_media=1000)
+    assert load(MediaUrl(frames=[frame] * 3), options).size == 900
+    assert _code(load, MediaUrl(frames=[frame] * 4), options) == "media_too_large"
 
 
 @pytest.mark.parametrize(

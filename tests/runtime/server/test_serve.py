@@ -8,7 +8,7 @@ from runtime.__main__ import _parser
 from runtime.errors import UsageError
 from runtime.server import serve
 from runtime.server.arguments import options_of
-from runtime.server.options import ServerOptions
+from runtime.server.options import ServerOptions, is_loopback
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options():
@@ -43,4 +43,4 @@ def test_listening_for_others_without_a_key_warns(monkeypatch, capsys, tmp_path,
     ("host", "loopback"), [("127.0.0.9", True), ("::1", True), ("::", False), ("10.0.0.1", False), ("example.com", False)]
 )
 def test_what_is_loopback(host, loopback):
-    assert serve._loopback(host) == loopback
+    assert is_loopback(host) == loopback

@@ -80,25 +80,6 @@ def test_a_clip_is_encoded_once_for_all_who_ask(start, video, monkeypatch, serve
     assert _post(server, video, format="npz").content == answers[0] and len(runs) == 1
 
 
-def test_the_cache_forgets_what_was_used_least_recently(start, served, tmp_path):
-    from http_server import data_url
-
-    tokens = served.bundle.manifest.tokens_per_clip * served.bundle.manifest.hidden_size * 4
-    server = start(cache=int(2.9 * tokens + 0.9 * 3 * 60_000))
-    store = server.state.clips
-    urls = []
-    for number in range(4):
-        pixels = np.full((16, 90, 90, 3), 60 * number, np.uint8)
-        from export.demo.clips import write_mp4
-
-        write_mp4(tmp_path / f"{number}.mp4", pixels)
-        urls.append(data_url(tmp_path / f"{number}.mp4"))
-    for number in (0, 1, 0, 2, 3):
-        assert _post(server, urls[number]).status_code == 200
-        assert store.bytes == sum(clip.bytes for clip in store._kept.values()) <= store.capacity
-    assert 0 < len(store) < 4
-
-
 def test_the_models_route_says_what_a_client_must_know(client, bundle):
     (model,) = client.models.list()
     assert model.max_model_len == bundle.manifest.limits["max_context"]

@@ -1,0 +1,56 @@
+"""Text that can't fit is refused by its length, without being tokenized to its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.errors import ContextError
+from runtime.llm.length import check_length
+from runtime.prompt import Prompt
+
+
+@pytest.fixture
+def prompt(bundle, monkeypatch):
+    """A prompt that counts the characters it tokenizes."""
+    one = Prompt(bundle)
+    one.tokenized = 0
+    literal_ids = one.literal_ids
+
+    def counted(text):
+        one.tokenized += len(text)
+        return literal_ids(text)
+
+    monkeypatch.setattr(one, "literal_ids", counted)
+    return one
+
+
+def _messages(*texts: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]} for text in texts]
+
+
+def test_the_longest_token_is_the_vocabulary_s(prompt):
+    assert prompt.longest_token == len("<|endoftext|>") == 13
+
+
+@pytest.mark.parametrize("texts", [("a" * 20_001,), ("a" * 10_001, "b" * 10_000)])
+def test_text_longer_than_the_longest_tokens_of_all_positions_is_refused_unread(prompt, texts):
+    with pytest.raises(ContextError, match="20001 characters, and 1538 positions hold at most 19994"):
+        check_length(prompt, _messages(*texts), 1538)
+    assert not prompt.tokenized
+
+
+def test_text_that_fits_by_its_length_is_counted_only_until_the_context_is_full(prompt):
+    with pytest.raises(ContextError, match="more than 30000 positions"):
+        check_length(prompt, _messages("a " * 190_000), 30_000)
+    assert 60_000 < prompt.tokenized < 100_000
+    check_length(prompt, _messages("a " * 20_000), 30_000)
+
+
+def test_counting_ends_when_nobody_waits(prompt):
+    check_length(prompt, _messages("a " * 190_000), 30_000, gone=lambda: True)
+    assert prompt.tokenized < 40_000
+
+
+def test_short_texts_are_left_to_the_tokenizer(prompt):
+    check_length(prompt, _messages("a " * 2000), 1536)
+    assert not prompt.tokenized

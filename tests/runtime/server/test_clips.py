@@ -1,0 +1,163 @@
+"""The clip store over a stand-in for the encoder: what is kept, what is shared, what is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.errors import VideoError
+from runtime.server.clips import ClipStore, EncodedClip
+
+
+class Encoder:
+    """Clips are numbers; each has 100 bytes of tokens. `gates[clip]` holds its decoding up, `decoded` and `encoded` list what was done."""
+
+    def __init__(self):
+        self.gates: dict[int, threading.Event] = {}
+        self.decoded: list[int] = []
+        self.encoded: list[int] = []
+
+    def key(self, media) -> str:
+        return str(media.clip)
+
+    def decode(self, media, check):
+        self.decoded.append(media.clip)
+        if media.clip in self.gates:
+            assert self.gates[media.clip].wait(10)
+        check()
+        return media.clip
+
+    def encode(self, media, clip, check):
+        check()
+        self.encoded.append(clip)
+        return EncodedClip(str(clip), np.zeros(100, np.uint8), (), (), 0, None, (), {"decode+preprocess": 0.0})
+
+
+@pytest.fixture
+def encoder():
+    return Encoder()
+
+
+def _run(work, **options) -> None:
+    """Run work(store, ask) on an event loop; ask(clip) is an answer's wait for it."""
+
+    async def main():
+        store = ClipStore(**{"capacity": 1000, "decode_seconds": 10} | options)
+        try:
+            await work(store)
+        finally:
+            store.close()
+
+    asyncio.run(main())
+
+
+def _media(clip: int) -> SimpleNamespace:
+    return SimpleNamespace(clip=clip)
+
+
+def test_what_was_used_least_recently_goes_first(encoder):
+    async def work(store):
+        hits = [(await store.get(encoder, _media(clip)))[1] for clip in (0, 1, 0, 2, 0, 1)]
+        assert hits == [False, False, True, False, True, False]  # 2 took the place of 1, not of 0, which was asked for again
+        assert encoder.encoded == [0, 1, 2, 1] and store.bytes == 200 and len(store) == 2
+
+    _run(work, capacity=250)
+
+
+def test_a_clip_larger_than_the_cache_is_not_kept(encoder):
+    async def work(store):
+        assert [(await store.get(encoder, _media(0)))[1] for _ in range(2)] == [False, False]
+        assert len(store) == store.bytes == 0
+
+    _run(work, capacity=99)
+
+
+def test_one_encoding_serves_all_who_ask_and_goes_on_while_one_of_them_waits(encoder):
+    async def work(store):
+        gate = encoder.gates[0] = threading.Event()
+        first, second = (asyncio.ensure_future(store.get(encoder, _media(0))) for _ in range(2))
+        await _until(lambda: encoder.decoded)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        gate.set()
+        assert (await second)[0].key == "0" and encoder.encoded == [0]
+
+    _run(work)
+
+
+def test_who_asks_while_an_abandoned_encoding_still_runs_gets_one_of_its_own(encoder):
+    """Not the other asker's cancellation."""
+
+    async def work(store):
+        gate = encoder.gates[0] = threading.Event()
+        gone = asyncio.ensure_future(store.get(encoder, _media(0)))
+        await _until(lambda: encoder.decoded)
+        running = store._running["0"]
+        gone.cancel()
+        waiting = asyncio.ensure_future(store.get(encoder, _media(0)))  # before the cancellation has arrived
+        store._running["0"] = running
+        await asyncio.gather(gone, return_exceptions=True)
+        running.abandoned = True
+        store._running["0"] = running
+        other = asyncio.ensure_future(store.get(encoder, _media(0)))
+        await asyncio.sleep(0)
+        gate.set()
+        for one in (waiting, other):
+            with contextlib.suppress(asyncio.CancelledError):
+                assert (await one)[0].key == "0"
+        assert (await store.get(encoder, _media(0)))[0].key == "0"
+
+    _run(work)
+
+
+def test_an_abandoned_encoding_ends_before_the_encoder_runs(encoder):
+    async def work(store):
+        gate = encoder.gates[0] = threading.Event()
+        gone = asyncio.ensure_future(store.get(encoder, _media(0)))
+        await _until(lambda: encoder.decoded)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        gate.set()
+        await store.get(encoder, _media(1))
+        assert encoder.encoded == [1] and not store._running
+
+    _run(work)
+
+
+def test_a_clip_that_is_hard_to_decode_does_not_keep_the_encoder_from_others(encoder):
+    async def work(store):
+        gates = [encoder.gates.setdefault(clip, threading.Event()) for clip in (0, 1)]
+        hard = [asyncio.ensure_future(store.get(encoder, _media(clip))) for clip in (0, 1)]
+        await _until(lambda: len(encoder.decoded) == 2)
+        assert [(await store.get(encoder, _media(clip)))[0].key for clip in (2, 3)] == ["2", "3"]
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*hard)
+
+    _run(work)
+
+
+def test_decoding_has_a_time_limit(encoder):
+    async def work(store):
+        gates = [encoder.gates.setdefault(clip, threading.Event()) for clip in range(6)]
+        got = await asyncio.gather(*(store.get(encoder, _media(clip)) for clip in range(7)), return_exceptions=True)
+        assert all(isinstance(one, VideoError) and "more than 0.1 s to decode" in str(one) for one in got[:6])
+        assert got[6][0].key == "6"  # behind all of those
+        for gate in gates:
+            gate.set()
+        assert encoder.encoded == [6] and not store._running
+
+    _run(work, decode_seconds=0.1)
+
+
+async def _until(condition) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen in time")

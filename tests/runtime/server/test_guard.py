@@ -1,0 +1,97 @@
+"""What is looked at before any route: the host, the key; and what is counted after it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+
+import httpx
+import pytest
+from http_server import NAME, question
+from raw_http import Raw, head
+
+from runtime.server.admission import Admission
+from runtime.server.errors import ApiError
+from runtime.server.options import ServerOptions
+
+BODY = {"model": NAME, "messages": question("what is it ?"), "max_tokens": 1}
+
+
+def _get(server, path: str, **headers: str) -> tuple[int, dict]:
+    with Raw(server) as one:
+        status, content = one.send(head(path, "GET", **headers)).answer()
+        return status, json.loads(content) if content.startswith(b"{") else {}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:8000", 200), ("127.8.9.1", 200), ("[::1]:8000", 200),
+     ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example:8000", 403), ("10.0.0.1", 403), ("[", 403), ("", 403)],
+)  # fmt: skip
+def test_a_keyless_server_on_loopback_answers_to_loopback_s_names_alone(server, host, status):
+    for path in ("/v1/models", "/", "/metrics"):
+        got, content = _get(server, path, Host=host)
+        assert got == status
+        assert status == 200 or content["error"]["code"] == "host_not_allowed"
+
+
+def test_where_there_is_a_key_or_another_address_any_host_will_do(start):
+    assert _get(start(api_key="k"), "/v1/models", Host="video.example", Authorization="Bearer k")[0] == 200
+    assert _get(start(host="0.0.0.0"), "/v1/models", Host="video.example")[0] == 200
+
+
+def test_an_unreadable_host_is_no_failure(start):
+    status, content = _get(start(host="0.0.0.0"), "/nowhere", Host="[")
+    assert status == 404 and content["error"]["message"] == "no such path: /nowhere"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/v1/models/", "/health/"])
+def test_nobody_is_sent_elsewhere(start, path):
+    with Raw(start(api_key="k")) as one:
+        assert one.send(head(path, "GET", Host="evil.example", Authorization="Bearer k")).answer()[0] in (404, 405)
+
+
+@pytest.mark.parametrize("header", ["Basic right", "right", "bearer wrong", "Bearer", "Token right", "Bearer rightright"])
+def test_only_a_bearer_of_the_key_comes_in(start, header):
+    server = start(api_key="right")
+    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": header}).status_code == 401
+    for good in ("Bearer right", "bearer  right"):
+        assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": good}).status_code == 200
+
+
+def test_made_up_paths_are_one_label_whatever_their_status(start):
+    server = start(api_key="right")
+    key = {"Authorization": "Bearer right"}
+    for number in range(3):
+        httpx.get(f"{server.url}/v1/made-up-{number}")  # 401
+        httpx.get(f"{server.url}/v1/made-up-{number}", headers=key)  # 404
+        httpx.get(f"{server.url}/v1/models/made-up-{number}", headers=key)  # 404
+        httpx.get(f"{server.url}/v1/models/{NAME}", headers=key)
+        httpx.delete(f"{server.url}/v1/models", headers=key)  # 405
+    server.state.admission.draining = True
+    httpx.post(f"{server.url}/v1/made-up-4", headers=key, json={})  # 503
+    counts = {line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if line.startswith("gridpool_requests_total{")}
+    assert counts == {
+        'gridpool_requests_total{path="other",status="401"} 3.0',
+        'gridpool_requests_total{path="other",status="404"} 6.0',
+        'gridpool_requests_total{path="other",status="503"} 1.0',
+        f'gridpool_requests_total{{path="/v1/models/{NAME}",status="200"}} 3.0',
+        'gridpool_requests_total{path="/v1/models",status="405"} 3.0',
+    }
+
+
+def test_head_is_get_without_its_body(server):
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+    for path in ("/health", "/v1/models", "/"):
+        connection.request("HEAD", path)
+        response = connection.getresponse()
+        assert response.status == 200 and not response.read()
+
+
+def test_who_must_wait_is_told_when_a_place_should_be_free():
+    admission = Admission(ServerOptions(batch=4, queue=0))
+    admission._seconds = 40.0  # a request's mean time; four run at once
+    admission.accepted = 4
+    with pytest.raises(ApiError) as raised, admission.request():
+        pass
+    assert raised.value.status == 429 and raised.value.headers == {"Retry-After": "10"}

@@ -1,0 +1,255 @@
+"""Requests as real clients write them: what changes nothing is accepted, what would is refused by name and with what to do."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import httpx
+import pytest
+from http_server import NAME, data_url, question
+from PIL import Image
+
+from export.demo import CLIPS
+from runtime.server import parameters
+from runtime.server.base64_text import decoded
+from runtime.server.chat import Job
+from runtime.server.errors import ApiError
+from runtime.server.media import load
+from runtime.server.options import ServerOptions
+from runtime.server.schema import ChatRequest, MediaUrl, parse
+from runtime.server.stream import _event
+
+CLIP = data_url(CLIPS / "shapes.mp4")
+BARE = CLIP.partition(",")[2]
+TEXT = {"type": "text", "text": "which shape appears last ?"}
+HISTORY = {"role": "assistant", "content": "cross"}
+
+
+def _job(**more) -> Job:
+    return Job.of(parse(ChatRequest, _event({"model": NAME, "messages": question("what ?")} | more)[6:]))
+
+
+def _refused(**more) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        _job(**more)
+    assert raised.value.status == 400
+    return raised.value
+
+
+@pytest.mark.parametrize("table", [parameters.OPENAI, parameters.EXTENSIONS], ids=["openai", "extensions"])
+def test_values_that_change_nothing_are_accepted(table):
+    for name, inert in table.items():
+        for value in (None, [], {}, *(("x", 1, {"any": [{"thing": None}]}) if inert.values is None else inert.values)):
+            assert _job(**{name: value}) == _job(), (name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [("top_k", 3, "temperature"), ("n", 2, "ask once"), ("n", True, "ask once"), ("logprobs", True, "leave it out"),
+     ("repetition_penalty", 1.1, "leave it out"), ("min_p", 0.1, "temperature"), ("tools", [{"type": "function"}], "no tools"),
+     ("response_format", {"type": "json_object"}, "plain text"), ("ignore_eos", True, "leave it out"), ("store", True, "stored"),
+     ("options", {"num_ctx": 5}, "parameters of the request"), ("reasoning_effort", "high", "reason")],
+)  # fmt: skip
+def test_values_that_would_change_the_answer_are_refused_with_what_to_do(name, value, remedy):
+    error = _refused(**{name: value})
+    assert error.param == name and remedy in str(error)
+
+
+def test_a_parameter_that_nobody_has_is_refused_unless_it_is_null():
+    assert _refused(colour=1).code == "unknown_parameter" and "leave it out" in str(_refused(colour=1))
+    assert _job(colour=None) == _job()
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [(-1, None), (None, None), (16.0, 16), ("16", 16), (10**12, 10**12)])
+def test_numbers_of_tokens_come_as_clients_write_them(asked, tokens):
+    assert (
+        _job(max_tokens=asked).max_tokens
+        == _job(max_completion_tokens=asked, max_tokens=3 if tokens else None).max_tokens
+        == tokens
+    )
+
+
+@pytest.mark.parametrize("asked", [0, -2, 1.5, "x", "", True, [1]])
+def test_other_numbers_of_tokens_are_refused(asked):
+    assert _refused(max_tokens=asked).param == "max_tokens"
+
+
+@pytest.mark.parametrize("seed", [3, 0, -1, -(2**63), 2**63 - 1])
+def test_every_seed_is_one_of_its_own(seed):
+    assert _job(seed=seed).sampling.seed == seed + (2**64 if seed < 0 else 0)
+
+
+def test_what_is_no_number_is_no_temperature():
+    for text in (b"NaN", b"Infinity", b"1e999"):
+        with pytest.raises(ApiError):
+            parse(ChatRequest, b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": ' + text + b"}")
+
+
+def test_max_tokens_past_the_context_is_cut_to_what_fits(client, models, monkeypatch):
+    monkeypatch.setattr(models[NAME].llm.scheduler.prompt, "eos", frozenset())
+    got = client.chat.completions.create(model=NAME, messages=question("what " * 1400), max_tokens=10**6)
+    assert got.choices[0].finish_reason == "length"
+    assert got.usage.total_tokens == models[NAME].llm.max_context + 1  # the last token needs no row of the cache
+
+
+def test_a_history_is_taken_as_the_client_dumps_it(client):
+    first = client.chat.completions.create(model=NAME, messages=question("which shape appears last ?", CLIP))
+    dumped = first.choices[0].message.model_dump()
+    more = [*question("which shape appears last ?", CLIP), dumped, *question("what color is the square ?")]
+    plain = [*more[:1], {"role": "assistant", "content": dumped["content"]}, more[2]]
+    answers = [client.chat.completions.create(model=NAME, messages=one) for one in (more, plain)]
+    assert answers[0].usage.prompt_tokens == answers[1].usage.prompt_tokens
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+@pytest.mark.parametrize("field", ["refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning_content"])
+def test_what_a_message_of_a_history_has_beside_its_content(field):
+    extra = {"refusal": "no", "annotations": [{"type": "url_citation"}]}.get(field, [1])
+    messages = [*question("a ?"), HISTORY | {field: extra}, *question("b ?")]
+    if field == "annotations":
+        assert _job(messages=messages).messages[1] == {"role": "assistant", "content": [{"type": "text", "text": "cross"}]}
+    else:
+        assert _refused(messages=messages).param == f"messages.1.{field}"
+
+
+def test_an_assistant_that_said_nothing_has_no_parts():
+    assert _job(messages=[*question("a ?"), HISTORY | {"content": None}, *question("b ?")]).messages[1]["content"] == []
+
+
+def _picture(number: int) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48), (number * 9 % 255, 100, 50)).save(file, "JPEG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PICTURES = [_picture(number) for number in range(20)]
+PICTURE_URLS = [f"data:image/jpeg;base64,{picture}" for picture in PICTURES]
+
+
+def _clip(part: dict) -> MediaUrl:
+    job = _job(messages=[{"role": "user", "content": [part, TEXT]}])
+    assert [one["type"] for one in job.messages[0]["content"]] == ["video", "text"]
+    return job.asked[0]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "video_url", "video_url": {"url": CLIP}},
+        {"type": "video_url", "video_url": CLIP},
+        {"type": "video_url", "video_url": {"url": CLIP}, "uuid": "u1"},
+        {"type": "video_url", "video_url": {"url": CLIP, "fps": 2, "num_frames": 16}, "max_pixels": 1000, "fps": 1},
+        {"type": "video", "video": CLIP},
+        {"type": "video", "video": {"url": CLIP}, "nframes": 16, "total_pixels": 5, "min_pixels": 4},
+        {"type": "input_video", "input_video": {"data": BARE, "format": "mp4"}},
+        {"type": "image_url", "image_url": {"url": CLIP, "detail": "high"}},
+        {"type": "image", "image": CLIP},
+        {"type": "input_image", "image_url": CLIP},
+        {"type": "file", "file": {"filename": "a.mp4", "file_data": CLIP}},
+        {"type": "file", "file": {"filename": "a.mp4", "file_data": BARE}},
+    ],
+    ids=lambda part: f"{part['type']} {len(part)}",
+)  # fmt: skip
+def test_a_clip_comes_in_many_parts(part):
+    assert load(_clip(part), ServerOptions()).data == (CLIPS / "shapes.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "video_url", "video_url": None, "uuid": "u1"}, "send the clip itself"),
+        ({"type": "file", "file": {"file_id": "f"}}, "send file_data"),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "'video_url'"),
+        ({"type": "video_url", "video_url": {"url": CLIP}, "video_start": 3}, "video_start'; leave it out"),
+    ],
+)  # fmt: skip
+def test_parts_that_can_not_be_taken_say_what_to_do(part, message):
+    assert message in str(_refused(messages=[{"role": "user", "content": [part, TEXT]}]))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"mm_processor_kwargs": {"num_frames": 8, "fps": 2}}, {"media_io_kwargs": {"video": {"num_frames": 8}}},
+     {"messages": [{"role": "user", "content": [{"type": "video", "video": CLIP, "nframes": 8}, TEXT]}]}],
+    ids=str,
+)  # fmt: skip
+def test_another_number_of_frames_than_the_bundle_s_is_refused(server, more):
+    body = {"model": NAME, "messages": question("x ?", CLIP)} | more
+    got = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
+    assert got.status_code == 400 and "takes 16 frames" in got.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["data:video/mp4;base64,", "DATA:VIDEO/MP4;BASE64,", "data:;base64,", "data:application/octet-stream;base64,",
+     "data:video/mp4;codecs=avc1.42E01E,mp4a.40.2;base64,", 'data:video/webm;codecs="vp8, opus";base64,', "data:video/mp4;a=b;c=d;base64,"],
+)  # fmt: skip
+def test_data_urls_name_their_type_as_they_like(head):
+    assert load(MediaUrl(url=head + BARE), ServerOptions()).data == base64.b64decode(BARE)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 300, 3 << 16, (3 << 16) + 1])
+def test_base64_is_read_however_it_is_written(size):
+    content = bytes(number * 131 % 251 for number in range(size))
+    standard, safe = base64.b64encode(content).decode(), base64.urlsafe_b64encode(content).decode()
+    escaped = standard.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+    written = [
+        standard,
+        safe,
+        standard.rstrip("="),
+        safe.rstrip("="),
+        base64.encodebytes(content).decode(),
+        escaped,
+        f"\r\n{standard} ",
+    ]
+    for text in written:
+        assert b"".join(decoded(text)) == content
+        assert b"".join(decoded(f"start{text}end", 5, 5 + len(text))) == content
+
+
+@pytest.mark.parametrize("text", ["A", "AA==BBBB", "AB*D", "AAAAA", "QUJD\0", "ä", "%%%%", "QUJD=QUJD"])
+def test_what_is_not_base64_is_refused(text):
+    with pytest.raises(ApiError, match="not valid base64"):
+        list(decoded(text))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join(PICTURES)}}],
+        [{"type": "video", "video": PICTURE_URLS}],
+        [{"type": "video", "video": {"frames": PICTURE_URLS}, "fps": 2}],
+        [{"type": "image_url", "image_url": {"url": url}} for url in PICTURE_URLS],
+    ],
+    ids=["vllm", "qwen", "frames", "images"],
+)  # fmt: skip
+def test_a_list_of_pictures_is_one_clip(server, parts):
+    body = {"model": NAME, "messages": [{"role": "user", "content": [*parts, TEXT]}], "image_parts": "frames", "max_tokens": 1}
+    got = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20).json()
+    assert got["metadata"]["compression"]["clips"] == 1 and got["usage"]["prompt_tokens"] == 267
+    (clip,) = [clip for key, clip in server.state.clips._kept.items() if key.endswith(load(_clip_of(body), ServerOptions()).digest)]
+    assert clip.frames == tuple(number * 20 // 16 for number in range(16))
+    assert clip.timestamps[4] == (2.5 if parts[0].get("fps") else 5.0)
+
+
+def _clip_of(body: dict) -> MediaUrl:
+    return _job(**body).asked[0]
+
+
+def test_a_frame_that_is_no_picture_is_named(server):
+    frames = [*PICTURE_URLS[:5], "data:image/jpeg;base64,QUJD"]
+    body = {"model": NAME, "messages": [{"role": "user", "content": [{"type": "video", "video": frames}, TEXT]}]}
+    got = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
+    assert got.status_code == 422 and got.json()["error"]["message"].startswith("frame 5 of the clip")
+
+
+def test_images_are_clips_of_their_own_unless_they_are_said_to_be_frames():
+    images = [{"type": "image_url", "image_url": url} for url in PICTURE_URLS[:3]]
+    between = [*images[:2], TEXT, images[2]]
+    assert len(_job(messages=[{"role": "user", "content": between}]).asked) == 3
+    grouped = _job(messages=[{"role": "user", "content": between}], image_parts="frames")
+    assert [one.frames for one in grouped.asked] == [PICTURE_URLS[:2], None]
+    assert [part["type"] for part in grouped.messages[0]["content"]] == ["video", "text", "video"]
+    many = {"role": "user", "content": [{"type": "image_url", "image_url": url} for url in PICTURE_URLS]}
+    assert '"image_parts": "frames"' in str(_refused(messages=[many]))
