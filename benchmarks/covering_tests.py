@@ -41,17 +41,18 @@ class CoveringTests:
     recorded: dict[str, dict[str, set[int]]] = field(default_factory=dict)
 
     def of(self, source: str, lines: range | None = None) -> tuple[list[str], list[str]]:
-        """(the nearest, the others): test files that mirror or import the source or stand in its folder, and those that reach it otherwise."""
-        near, far = [], []
+        """(the nearest, the others): test files that mirror or import the source, or else stand in its folder, and all others that reach it."""
+        ranked = []
         for test, distances in self._distances.items():
             if source not in distances:
                 continue
             if lines and test in self.recorded and self.recorded[test].get(source, set()).isdisjoint(lines):
                 continue
-            mirrors, beside = _mirrors(test, source), Path(test).parent == Path("tests") / Path(source).parent
-            rank = (not mirrors, distances[source], not beside, len(distances), test)
-            (near if mirrors or beside or distances[source] == 1 else far).append((rank, test))
-        return [test for _, test in sorted(near)], [test for _, test in sorted(far)]
+            beside = Path(test).parent == Path("tests") / Path(source).parent
+            ranked.append((not _mirrors(test, source), distances[source], not beside, len(distances), test))
+        nearest = [rank for rank in ranked if not rank[0] or rank[1] == 1] or [rank for rank in ranked if not rank[2]]
+        near = [rank[-1] for rank in sorted(nearest)]
+        return near, [rank[-1] for rank in sorted(ranked, key=lambda rank: (rank[2], rank)) if rank[-1] not in near]
 
     @cached_property
     def tests(self) -> list[str]:

@@ -93,6 +93,29 @@ class TestFile:
         assert (tmp_path / "there" / "file").read_text() == "new"
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What reaches the disk, in order: the inode of each file that is flushed, "renamed"."""
+    events: list[object] = []
+    flush, replace, rename = os.fsync, os.replace, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), flush(fd)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append("renamed"), replace(old, new)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (events.append("renamed"), rename(old, new)))
+    return events
+
+
+def test_contents_are_on_the_disk_before_they_get_the_name(tmp_path: Path, disk: list[object]) -> None:
+    """Else a power cut leaves an empty file under it."""
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert disk == [(tmp_path / "file").stat().st_ino, "renamed"]
+    disk.clear()
+    with atomic_directory(tmp_path / "goal") as folder:
+        write(folder / "inner", a="1")
+        write(folder, b="2")
+    assert set(disk[:-1]) == {(tmp_path / "goal" / name).stat().st_ino for name in ("inner/a", "b")} and disk[-1] == "renamed"
+
+
 class TestDirectory:
     def test_it_appears_when_it_is_whole(self, tmp_path: Path) -> None:
         goal = tmp_path / "goal"
