@@ -139,7 +139,11 @@ def record(root: Path, out: Path, tests: list[str], pytest_options: list[str]) -
         run = [*coverage, "run", f"--rcfile={config}", "-m", "pytest", *pytest_options, test]
         done = subprocess.run(run, cwd=root, capture_output=True, text=True, check=False)
         subprocess.run([*coverage, "combine", "-q", f"--rcfile={config}"], cwd=root, check=False)
-        print(f"{number} of {len(tests)}: {test} {time.monotonic() - start:.0f} s, exit {done.returncode}", file=sys.stderr, flush=True)
+        print(
+            f"{number} of {len(tests)}: {test} {time.monotonic() - start:.0f} s, exit {done.returncode}",
+            file=sys.stderr,
+            flush=True,
+        )
         if done.returncode not in (0, 5):  # 5: no test was selected
             continue  # a failed run has not shown all that it reaches
         goal.write_text(json.dumps(_lines(data, root)))

@@ -11,7 +11,7 @@ In: a seed and file patterns, which fix the changes and their order. Out: `--out
 the working tree under `--out`, never in the tree itself. The tests that run are those of `make test` (neither slow nor gpu) that could
 notice (covering_tests.py), the nearest first, up to the first failure; a test that fails without the change too is left out.
 
-noticed: a test failed · hung: the tests ran past their limit, which a user would notice too · survived: all tests that could notice
+noticed: a test failed · hung: for `--limit` seconds no test ended · survived: all tests that could notice
 passed · near: the nearest tests passed, and `--near` left out the others · equivalent: listed in mutants_equivalent.tsv with a reason.
 C++ sources are not changed: each change would rebuild the library.
 """
@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -42,10 +43,20 @@ from mutations import Mutation, is_a_change, mutations
 
 EQUIVALENT = ROOT / "benchmarks" / "mutants_equivalent.tsv"
 PYTEST = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu", "--hypothesis-seed=0"]
-WARM = ("numpy", "onnx", "onnxruntime", "torch", "hypothesis", "onnx_graphsurgeon", "transformers.models.qwen2.modeling_qwen2")
+WARM = (
+    "pytest",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "hypothesis",
+    "onnx_graphsurgeon",
+    "transformers.models.qwen2.modeling_qwen2",
+)
 NOTICED = ("noticed", "hung")
 _DEMO = "export/demo/"  # how the demo checkpoint was trained: chances and colours that any value would do for
-_LIMIT = 1200  # seconds of one stage of tests
+_LIMIT = 600  # seconds
+_FAILED, _END = "failed ", b"end\n"  # what a child says of its tests
 
 
 @dataclass
@@ -99,7 +110,9 @@ def main() -> int:
         results[mutation.key] = result
         with open(out / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
-        say(f"{number} of {len(chosen)}: {result.verdict} ({result.seconds:.0f} s) {mutation.file}:{mutation.line} {mutation.change}")
+        say(
+            f"{number} of {len(chosen)}: {result.verdict} ({result.seconds:.0f} s) {mutation.file}:{mutation.line} {mutation.change}"
+        )
     report([results[mutation.key] for mutation in chosen if mutation.key in results], args)
     return 0
 
@@ -157,16 +170,20 @@ class Runner:
         path = self.tree / mutation.file
         source = path.read_text(encoding="utf-8")
         broken: list[str] = []
-        while True:
+        while tests:
             path.write_text(mutation.apply(source), encoding="utf-8")
             try:
                 outcome = self._run([*tests, "-x", *(f"--deselect={test}" for test in broken)])
             finally:
                 path.write_text(source, encoding="utf-8")
             unexplained = [test for test in outcome.failed if not self._passes(test)]
-            if outcome.hung or not unexplained or unexplained[0] in broken:
+            if outcome.hung or not unexplained:
                 return outcome
+            for test in unexplained:  # a whole file where it can't be collected, or not be deselected
+                if test in broken or "::" not in test:
+                    tests = [file for file in tests if file != test.partition("::")[0]]
             broken += unexplained
+        return Outcome(0)
 
     def _passes(self, test: str) -> bool:
         if test not in self.healthy:
@@ -182,28 +199,33 @@ class Runner:
             os.close(reader)
             self._in_the_child(words, writer)
         os.close(writer)
-        deadline = time.monotonic() + self.limit
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done or time.monotonic() > deadline:
+        said, hung = b"", False
+        while not said.endswith(_END) and not hung:
+            hung = not select.select([reader], [], [], self.limit)[0]
+            chunk = b"" if hung else os.read(reader, 1 << 16)
+            if not chunk:  # the child hangs, or is gone
                 break
-            time.sleep(0.2)
+            said += chunk
+        os.close(reader)
+        if hung:
+            os.killpg(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)  # also what the tests left behind
-        if not done:
-            os.waitpid(child, 0)
-        with os.fdopen(reader, encoding="utf-8") as pipe:
-            failed = pipe.read().splitlines()
-        code = os.waitstatus_to_exitcode(status) if done else -signal.SIGKILL
-        if done and code and not failed:
+            os.killpg(child, signal.SIGKILL)  # what the tests left behind
+        lines = said.removesuffix(_END).decode().splitlines()
+        failed = [line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)]
+        if code and not failed and not hung:
             failed = [f"exit {code}"]  # pytest itself did not survive
-        return Outcome(code, failed, hung=not done)
+        return Outcome(code, failed, hung)
 
     def _in_the_child(self, words: list[str], writer: int) -> None:
         code = 70
         try:
             os.setsid()
-            os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}  # bytecode is told from sources by seconds and size
+            os.environ |= {
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "HF_HUB_OFFLINE": "1",
+            }  # bytecode is told from sources by seconds and size
             sys.dont_write_bytecode = True
             sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT), str(ROOT / "benchmarks"))]
             for name in ("covering_tests", "harness", "mutations"):  # tests import benchmarks of the copy by these names
@@ -213,21 +235,21 @@ class Runner:
                 os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2), os.dup2(null.fileno(), 0)
                 import pytest
 
-                code = int(pytest.main([*PYTEST, "--rootdir", str(self.tree), *words], plugins=[_Failures(writer)]))
+                code = int(pytest.main([*PYTEST, "--rootdir", str(self.tree), *words], plugins=[_Reports(writer)]))
                 sys.stdout.flush(), sys.stderr.flush()
         finally:
+            os.write(writer, _END)
             os._exit(code)
 
 
-class _Failures:
-    """A pytest plugin that writes the node ids of failures to a pipe."""
+class _Reports:
+    """A pytest plugin that writes a line to a pipe for every step of a test, with the node id where it failed."""
 
     def __init__(self, writer: int):
         self._writer = writer
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            os.write(self._writer, f"{report.nodeid}\n".encode())
+        os.write(self._writer, f"{_FAILED}{report.nodeid}\n".encode() if report.failed else b"\n")
 
     pytest_collectreport = pytest_runtest_logreport
 
@@ -305,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sample", type=int, default=150, help="how many changes; 0: all of them")
     parser.add_argument("--out", default=str(ROOT / "build" / "mutations"), help="results, and the copy that is changed")
-    parser.add_argument("--limit", type=float, default=_LIMIT, help="seconds that one stage of tests may take")
+    parser.add_argument("--limit", type=float, default=_LIMIT, help="seconds in which some test must end, else they hang")
     parser.add_argument("--near", action="store_true", help="run the nearest tests only; a quick look, which proves no survivor")
     parser.add_argument("--record", action="store_true", help="run each test file under coverage.py first, where not yet recorded")
     parser.add_argument("--again", action="store_true", help="judge again what was not noticed before")

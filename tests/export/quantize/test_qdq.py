@@ -97,7 +97,9 @@ def test_int4_weights_have_a_step_for_each_block(block, tmp_path):
     blocks, got = W.reshape(-1, block, 48), weight.reshape(-1, block, 48)
     step = np.abs(blocks).max(1, keepdims=True) / 8  # the largest magnitude of a block is 8 steps, on the other side 7 are the end
     cut = np.abs(blocks - got) > step / 2 + 1e-6
-    assert (np.abs(blocks - got) <= step + 1e-6).all() and (np.abs(blocks[cut]) > 7.5 * np.broadcast_to(step, got.shape)[cut] - 1e-6).all()
+    assert (np.abs(blocks - got) <= step + 1e-6).all() and (
+        np.abs(blocks[cut]) > 7.5 * np.broadcast_to(step, got.shape)[cut] - 1e-6
+    ).all()
     assert fused(quantized, tmp_path)["MatMulNBits"] == 1
 
 
