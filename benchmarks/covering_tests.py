@@ -161,7 +161,9 @@ def _lines(data: Path, root: Path) -> dict[str, list[int]]:
 
     found = CoverageData(str(data))
     found.read()
-    return {str(Path(file).relative_to(root)): sorted(found.lines(file) or ()) for file in sorted(found.measured_files())}
+    return {
+        str(Path(file).relative_to(root)): sorted(lines) for file in sorted(found.measured_files()) if (lines := found.lines(file))
+    }
 
 
 def _fixture_names(text: str) -> set[str]:

@@ -141,8 +141,8 @@ def sample(root: Path, patterns: Sequence[str], seed: int, count: int) -> list[M
 def judge(mutation: Mutation, runner: Runner, tests: CoveringTests, near_alone: bool) -> Result:
     """Run the tests that could notice, in two stages, up to the first that fails with the change and passes without it."""
     start, ran = time.monotonic(), 0
-    lines = range(mutation.line, mutation.line + mutation.text.count("\n") + 1)
-    near, far = tests.of(mutation.file, lines)
+    first, last = mutation.statement
+    near, far = tests.of(mutation.file, range(first, last + 1))
     result = _result(mutation, "near" if near_alone and far else "survived")
     for stage in (near, () if near_alone else far):
         ran += len(stage)

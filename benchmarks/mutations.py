@@ -34,7 +34,8 @@ _HARMFUL = {"kill", "killpg", "rmtree", "unlink", "remove", "rmdir", "send_signa
 class Mutation:
     """One change: bytes [start, end) of the file become `text`.
 
-    before, after: the line with the change, stripped; key: names it across runs, also when lines move; line: counted from 1.
+    before, after: the line with the change, stripped; key: names it across runs, also when lines move; line: counted from 1;
+    statement: first and last line of the statement around it, of a compound one without its body.
     """
 
     file: str
@@ -45,6 +46,7 @@ class Mutation:
     start: int
     end: int
     text: str
+    statement: tuple[int, int]
     key: str = ""
 
     @property
@@ -79,6 +81,7 @@ class _Finder:
     def __init__(self, file: str, source: str):
         self.file, self.content = file, source.encode()
         self.lines = self.content.split(b"\n")
+        self.statement = (1, 1)
         self.starts = [0]
         for line in self.lines:
             self.starts.append(self.starts[-1] + len(line) + 1)
@@ -87,6 +90,9 @@ class _Finder:
         if _is_left_alone(node):
             return
         kind = type(node).__name__
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            self.statement = (node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno or node.lineno)
         yield from getattr(self, f"_{kind.lower()}", lambda _: ())(node)
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _called(node) in _HARMFUL):
             return
@@ -206,7 +212,7 @@ class _Finder:
         last = len(self.content) if last < 0 else last
         before = self.content[first:last].decode()
         after = (self.content[first:start] + text.encode() + self.content[end:last]).decode()
-        return Mutation(self.file, number + 1, operator, _one_line(before), _one_line(after), start, end, text)
+        return Mutation(self.file, number + 1, operator, _one_line(before), _one_line(after), start, end, text, self.statement)
 
 
 def _is_left_alone(node: ast.AST) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from covering_tests import CoveringTests
 from mutate import Result, markdown, read_equivalent, read_results, sample, summary
 from mutations import is_a_change, mutations
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SOURCE = '''
 """A docstring with 1 number."""
 
