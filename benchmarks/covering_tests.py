@@ -1,7 +1,7 @@
 """Which test files could notice a change of a source file, nearest first.
 
 In: the root of a checkout. Out: `CoveringTests.of(source)`, test files in the order in which to run them: the one that mirrors the source,
-those that import it, those that reach it through other modules. What a test reaches is read from the text: imports (also inside functions
+those that import it, those beside it, those that reach it through other modules. What a test reaches is read from the text: imports (also inside functions
 and in code that a test hands to an interpreter), modules that are named in strings, the fixtures of conftest.py that it names, and files
 of tests/ that it imports. That is more than what runs, never less: `record` narrows it to the files whose run executed the changed lines,
 with coverage.py, which also follows the processes that tests start.
@@ -41,7 +41,7 @@ class CoveringTests:
     recorded: dict[str, dict[str, set[int]]] = field(default_factory=dict)
 
     def of(self, source: str, lines: range | None = None) -> tuple[list[str], list[str]]:
-        """(the nearest, the others): test files that mirror or import the source, or else stand in its folder, and all others that reach it."""
+        """(the nearest, the others): test files that mirror the source, else import it, else stand in its folder; all others that reach it."""
         ranked = []
         for test, distances in self._distances.items():
             if source not in distances:
@@ -50,9 +50,10 @@ class CoveringTests:
                 continue
             beside = Path(test).parent == Path("tests") / Path(source).parent
             ranked.append((not _mirrors(test, source), distances[source], not beside, len(distances), test))
-        nearest = [rank for rank in ranked if not rank[0] or rank[1] == 1] or [rank for rank in ranked if not rank[2]]
+        mirrors = [rank for rank in ranked if not rank[0]]
+        nearest = mirrors or [rank for rank in ranked if rank[1] == 1] or [rank for rank in ranked if not rank[2]]
         near = [rank[-1] for rank in sorted(nearest)]
-        return near, [rank[-1] for rank in sorted(ranked, key=lambda rank: (rank[2], rank)) if rank[-1] not in near]
+        return near, [rank[-1] for rank in sorted(ranked, key=lambda rank: (rank[1] > 1, rank[2], rank)) if rank[-1] not in near]
 
     @cached_property
     def tests(self) -> list[str]:

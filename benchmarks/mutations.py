@@ -138,7 +138,7 @@ class _Finder:
         if value is None or isinstance(value, ast.Constant):
             return
         start, end = self._span(value)
-        logical = isinstance(value, (ast.Compare, ast.BoolOp)) or (isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not))
+        logical = isinstance(value, ast.Compare) or (isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not))
         text = self.content[start:end].decode()
         yield self._change("return", start, end, f"not ({text})" if logical else "None")
 

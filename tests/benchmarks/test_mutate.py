@@ -121,11 +121,11 @@ def project(tmp_path_factory) -> Path:
     return root
 
 
-def test_tests_that_mirror_or_import_come_first_and_all_that_reach_it_after_them(project):
+def test_the_test_that_mirrors_comes_first_and_all_that_reach_it_after_it(project):
     tests = CoveringTests(project)
     assert tests.of("runtime/value.py") == (
-        ["tests/runtime/test_value.py", "tests/runtime/test_uncollected.py"],
-        ["tests/runtime/test_user.py", "tests/test_cli.py"],
+        ["tests/runtime/test_value.py"],
+        ["tests/runtime/test_uncollected.py", "tests/runtime/test_user.py", "tests/test_cli.py"],
     )
     assert tests.of("runtime/user.py") == (["tests/runtime/test_user.py"], ["tests/test_cli.py"])
 
