@@ -1,10 +1,10 @@
 """Which test files could notice a change of a source file, nearest first.
 
 In: the root of a checkout. Out: `CoveringTests.of(source)`, test files in the order in which to run them: the one that mirrors the source,
-those that import it, those beside it, those that reach it through other modules. What a test reaches is read from the text: imports (also inside functions
-and in code that a test hands to an interpreter), modules that are named in strings, the fixtures of conftest.py that it names, and files
-of tests/ that it imports. That is more than what runs, never less: `record` narrows it to the files whose run executed the changed lines,
-with coverage.py, which also follows the processes that tests start.
+those that import it, those beside it, those that reach it through other modules. What a test reaches is read from the text: imports
+(also inside functions and in code that a test hands to an interpreter), modules and scripts that are named in strings, the fixtures of
+conftest.py that it names, and files of tests/ and benchmarks/ that it imports. That is more than what runs: `record` narrows it to the
+files whose run executed the changed lines, with coverage.py, which also follows the processes that tests start.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 PACKAGES = ("export", "runtime", "plugins")
 _IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n]*)|import\s+([\w., ]+))", re.MULTILINE)
+_SCRIPT = re.compile(r"\b(\w+)\.py\b")
 _NAMED = re.compile(rf"""["']((?:{"|".join(PACKAGES)})(?:\.\w+)*)[:"']""")
 CONFIG = """[run]
 branch = false
@@ -57,18 +58,21 @@ class CoveringTests:
 
     @cached_property
     def tests(self) -> list[str]:
-        return sorted(str(path.relative_to(self.root)) for path in (self.root / "tests").rglob("test_*.py"))
+        """Not those that need a GPU, which are in files of their own."""
+        found = (str(path.relative_to(self.root)) for path in (self.root / "tests").rglob("test_*.py"))
+        return sorted(test for test in found if not test.endswith("_on_gpu.py"))
 
     @cached_property
     def _modules(self) -> dict[str, str]:
-        """{dotted name: file} of the packages, and of the helpers in tests/ that tests import by their bare name."""
+        """{dotted name: file} of the packages, and of the helpers and benchmarks that tests import or run by their bare name."""
         found = {}
         for package in PACKAGES:
             for path in (self.root / package).rglob("*.py"):
                 parts = path.relative_to(self.root).with_suffix("").parts
                 found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = str(path.relative_to(self.root))
-        for path in (self.root / "tests").glob("*.py"):
-            found[path.stem] = f"tests/{path.name}"
+        for path in [*(self.root / "benchmarks").glob("*.py"), *(self.root / "tests").rglob("*.py")]:
+            if not path.name.startswith("test_"):
+                found.setdefault(path.stem, str(path.relative_to(self.root)))
         return found
 
     @cached_property
@@ -86,7 +90,7 @@ class CoveringTests:
                 file = queue.popleft()
                 for reached in edges.get(file, ()):
                     if reached not in found:
-                        found[reached] = found[file] + (not file.startswith("tests/"))
+                        found[reached] = found[file] + file.startswith(PACKAGES)
                         queue.append(reached)
             result[test] = found
         return result
@@ -103,6 +107,8 @@ class CoveringTests:
             names.add(name)
             if file.startswith("tests/"):  # python -m NAME; in a source it is an extra of the package
                 names.add(f"{name}.__main__")
+        if file.startswith("tests/"):
+            names |= set(_SCRIPT.findall(text))
         return {self._modules[name] for name in names if name in self._modules}
 
     def _fixtures(self, test: str, text: str) -> Iterator[str]:

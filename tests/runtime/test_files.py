@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +174,39 @@ class TestDirectory:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(OutputError, match="is a file"), atomic_directory(tmp_path / "file"):
             raise AssertionError("not reached")
+
+
+class TestExchangeAtOnce:
+    """What the kernel is asked, on a stand-in for libc; the numbers are those of fcntl.h and linux/fs.h."""
+
+    AT_FDCWD, RENAME_EXCHANGE = -100, 1 << 1
+
+    @pytest.fixture
+    def kernel(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """errno: that of the next call, 0 where it works; asked: arguments of the calls."""
+        kernel = SimpleNamespace(errno=0, asked=[])
+        kernel.renameat2 = lambda *arguments: kernel.asked.append(arguments) or (-1 if kernel.errno else 0)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: kernel if use_errno else None)
+        monkeypatch.setattr(ctypes, "get_errno", lambda: kernel.errno)
+        return kernel
+
+    def test_both_names_change_places_in_one_call(self, kernel: SimpleNamespace) -> None:
+        assert files._exchange_at_once(Path("/a/new"), Path("/a/goal"))
+        assert kernel.asked == [(self.AT_FDCWD, b"/a/new", self.AT_FDCWD, b"/a/goal", self.RENAME_EXCHANGE)]
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+    def test_a_kernel_or_file_system_without_it_is_no_error(self, kernel: SimpleNamespace, number: int) -> None:
+        kernel.errno = number
+        assert not files._exchange_at_once(Path("new"), Path("goal"))
+
+    def test_any_other_failure_is(self, kernel: SimpleNamespace) -> None:
+        kernel.errno = errno.EACCES
+        with pytest.raises(PermissionError, match="goal"):
+            files._exchange_at_once(Path("new"), Path("goal"))
+
+    def test_a_system_without_the_call_is_no_error(self, kernel: SimpleNamespace) -> None:
+        del kernel.renameat2
+        assert not files._exchange_at_once(Path("new"), Path("goal"))
 
 
 class TestSweep:
