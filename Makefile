@@ -1,5 +1,5 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
-# make test   the tests that fit a quarter of an hour;  make test-slow  the rest
+# make test   the tests that fit a quarter of an hour;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
 # make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BUNDLE := bundles/llava-ov
 CLIP   := export/demo/clips/shapes.mp4
 QUESTION := which shape appears last ?
 
-.PHONY: demo test test-slow lint bench cpp cpp-packages clean
+.PHONY: demo test test-slow test-gpu lint bench cpp cpp-packages clean
 
 demo: $(VENV)/.installed
 	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
@@ -22,6 +22,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.installed
+	$(PY) -m pytest -m gpu
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

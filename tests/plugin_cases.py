@@ -1,4 +1,4 @@
-"""What the plugin's tests share: golden vectors, random specs that fit a grid, and one tolerance table by dtype.
+"""What the plugin's tests share: golden vectors, specs and shapes, CUDA arrays, and one tolerance table by dtype.
 
 T frames, H, W patch rows and columns, D hidden.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +20,19 @@ GOLDEN = sorted((Path(__file__).parent / "data" / "golden").glob("*.npz"))
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # of the largest magnitude: rounding of the output and of up to three levels of stored summaries
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+
+# one and two vectors a thread, one and several warps, idle lanes, several windows a block and an incomplete last block; the generic way
+BLOCK_CASES = [
+    (StGridPool((4, 4), (1, 2)), (8, 5, 7, 8)),
+    (StGridPool((4, 4), (1, 2)), (8, 5, 5, 64)),
+    (StGridPool((), ()), (1, 7, 6, 168)),
+    (StGridPool((), ()), (1, 7, 6, 328)),
+    (StGridPool((4,), (1,), temperature=3), (4, 4, 5, 840)),
+    (StGridPool((2,), (1,)), (2, 4, 4, 2064)),
+    (StGridPool((2,), (1,), window=3, order=1, padding=1), (2, 5, 5, 520)),
+    (StGridPool((2,), (1,), window=4, order=math.inf), (2, 9, 4, 296)),
+    (StGridPool((), (), order=3), (2, 3, 5, 24)),
+]
 
 
 def golden_case(path: Path) -> tuple[StGridPool, np.ndarray, np.ndarray, np.ndarray]:
@@ -61,3 +76,19 @@ def random_clip(shape: tuple[int, ...], dtype: str, seed: int, scale: float = 1.
 def worst(got: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference in units of the largest expected magnitude; NaN where something was not written."""
     return float(np.abs(got.astype(np.float64) - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def cuda_array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """Device memory as plugins.arrays sees it; bfloat16 looks like a torch tensor, because the interface has no name for it."""
+    if dtype != DTYPES["bfloat16"]:
+        interface = {"shape": shape, "typestr": dtype.str, "data": (address, False), "version": 3}
+        return SimpleNamespace(__cuda_array_interface__=interface)
+    tensor = type("Tensor", (SimpleNamespace,), {"__module__": "torch"})
+    return tensor(
+        is_cuda=True,
+        dtype="torch.bfloat16",
+        shape=shape,
+        device=SimpleNamespace(index=0),
+        data_ptr=lambda: address,
+        is_contiguous=lambda: True,
+    )

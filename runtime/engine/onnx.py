@@ -106,14 +106,15 @@ class OnnxEngine:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if data is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
-        providers = ["CUDAExecutionProvider"] if options.device == "cuda" else []
+        # ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, unless told not to
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if options.device == "cuda" else []
         source = str(model) if isinstance(model, Path) else model
         try:
             session = onnxruntime.InferenceSession(source, settings, providers=[*providers, "CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             name = model if isinstance(model, Path) else "the model"
             raise EngineError(f"ONNX Runtime {onnxruntime.__version__} can't load {name}: {error}") from None
-        if providers and providers[0] not in session.get_providers():
+        if providers and providers[0][0] not in session.get_providers():
             raise EngineError(
                 "ONNX Runtime fell back to the CPU: no usable CUDA device; `python -m runtime doctor` says what is missing"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +95,29 @@ class TestFile:
         assert (tmp_path / "there" / "file").read_text() == "new"
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What reaches the disk, in order: the inode of each file that is flushed, "renamed"."""
+    events: list[object] = []
+    flush, replace, rename = os.fsync, os.replace, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.fstat(fd).st_ino), flush(fd)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append("renamed"), replace(old, new)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (events.append("renamed"), rename(old, new)))
+    return events
+
+
+def test_contents_are_on_the_disk_before_they_get_the_name(tmp_path: Path, disk: list[object]) -> None:
+    """Else a power cut leaves an empty file under it."""
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert disk == [(tmp_path / "file").stat().st_ino, "renamed"]
+    disk.clear()
+    with atomic_directory(tmp_path / "goal") as folder:
+        write(folder / "inner", a="1")
+        write(folder, b="2")
+    assert set(disk[:-1]) == {(tmp_path / "goal" / name).stat().st_ino for name in ("inner/a", "b")} and disk[-1] == "renamed"
+
+
 class TestDirectory:
     def test_it_appears_when_it_is_whole(self, tmp_path: Path) -> None:
         goal = tmp_path / "goal"
@@ -149,6 +174,39 @@ class TestDirectory:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(OutputError, match="is a file"), atomic_directory(tmp_path / "file"):
             raise AssertionError("not reached")
+
+
+class TestExchangeAtOnce:
+    """What the kernel is asked, on a stand-in for libc; the numbers are those of fcntl.h and linux/fs.h."""
+
+    AT_FDCWD, RENAME_EXCHANGE = -100, 1 << 1
+
+    @pytest.fixture
+    def kernel(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """errno: that of the next call, 0 where it works; asked: arguments of the calls."""
+        kernel = SimpleNamespace(errno=0, asked=[])
+        kernel.renameat2 = lambda *arguments: kernel.asked.append(arguments) or (-1 if kernel.errno else 0)
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: kernel if use_errno else None)
+        monkeypatch.setattr(ctypes, "get_errno", lambda: kernel.errno)
+        return kernel
+
+    def test_both_names_change_places_in_one_call(self, kernel: SimpleNamespace) -> None:
+        assert files._exchange_at_once(Path("/a/new"), Path("/a/goal"))
+        assert kernel.asked == [(self.AT_FDCWD, b"/a/new", self.AT_FDCWD, b"/a/goal", self.RENAME_EXCHANGE)]
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+    def test_a_kernel_or_file_system_without_it_is_no_error(self, kernel: SimpleNamespace, number: int) -> None:
+        kernel.errno = number
+        assert not files._exchange_at_once(Path("new"), Path("goal"))
+
+    def test_any_other_failure_is(self, kernel: SimpleNamespace) -> None:
+        kernel.errno = errno.EACCES
+        with pytest.raises(PermissionError, match="goal"):
+            files._exchange_at_once(Path("new"), Path("goal"))
+
+    def test_a_system_without_the_call_is_no_error(self, kernel: SimpleNamespace) -> None:
+        del kernel.renameat2
+        assert not files._exchange_at_once(Path("new"), Path("goal"))
 
 
 class TestSweep:

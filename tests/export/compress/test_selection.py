@@ -60,5 +60,12 @@ def test_counts_beyond_what_topk_takes(count):
     assert RasterIndex(32, 27, 27, count)(mask).tolist() == best(scores, count).tolist()
 
 
+@pytest.mark.parametrize(("gap", "chosen"), [(2.0**-33, 2), (2.0**-37, 1)])
+def test_scores_count_as_equal_below_the_stated_resolution_and_not_above(gap, chosen):
+    """2^-35 of (range + 1), so 2^-34 for scores from 0 to 1; among equal ones the lower index wins."""
+    scores = torch.tensor([[1.0, 0.0, gap]])
+    assert np.flatnonzero(TopMask(1, 3)(scores.reshape(1, 1, 3), 2).numpy()).tolist() == [0, chosen]
+
+
 def test_a_mask_of_too_few_never_looks_outside_the_clip():
     assert RasterIndex(2, 3, 4, 5)(torch.zeros(2, 3, 4)).max() < 24

@@ -26,11 +26,11 @@ def budgets(uniqueness: np.ndarray, count: int, size: int, temperature: float) -
     capped = np.minimum(quota, size)
     if over > 0:
         capped += over * (size - capped) / (size - capped).sum()
-    whole = [int(q + 1e-4) for q in capped]
-    order = sorted((t for t in range(frames) if whole[t] < size), key=lambda t: (-round((capped[t] - whole[t]) * 4096), t))
-    for t in order[: count - sum(whole)]:
-        whole[t] += 1
-    return whole
+    whole = np.floor(np.round(capped, 4)).astype(int)
+    remainder = np.where(whole < size, capped - whole, -1)
+    order = np.argsort(-np.round(remainder, 3), kind="stable")  # the earlier frame first where remainders are equal
+    whole[order[: count - whole.sum()]] += 1
+    return whole.tolist()
 
 
 def reference(x: np.ndarray, keep: float, temperature: float) -> np.ndarray:
@@ -75,6 +75,25 @@ def test_budgets_are_whole_fit_the_frame_and_sum_to_k(uniqueness, size, keep, te
     result = stage.vidcom2._budgets(torch.tensor(uniqueness))
     assert result.sum() == stage.num_tokens
     assert ((result >= 0) & (result <= size) & (result == result.round())).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "size", "keep", "expected"),
+    [
+        ((1, 3), 8, 0.5, [3, 5]),  # K = 8: 4 (1 + 1/4 - 1/2), 4 (1 + 3/4 - 1/2)
+        ((1, 3), 4, 0.75, [2, 4]),  # K = 6: 2.25 and 3.75, the larger remainder is rounded up
+        ((1, 1, 1), 4, 0.75, [3, 3, 3]),
+        ((3, 3, 2), 5, 0.6, [3, 3, 3]),  # K = 9: 3.125, 3.125, 2.75
+        ((0, 0, 1), 4, 0.75, [3, 2, 4]),  # K = 9: 2, 2, 5, of which 1 exceeds the frame: 2.5, 2.5, 4, the earlier frame first
+        ((0, 1, 0, 0), 4, 0.5, [2, 4, 1, 1]),  # K = 8: 1.5, 3.5, 1.5, 1.5, the earlier frames first
+        ((0, 1), 4, 0.25, [1, 1]),  # K = 2: 0.5 and 1.5, likewise
+    ],
+)
+def test_budgets_of_the_papers_formula_worked_out_by_hand(shares, size, keep, expected):
+    """budget_t = K/T (1 + s_t - 1/T); shares: s, unnormalised, whose logarithms are the uniqueness at temperature 1."""
+    stage = make(f"vidcom2:keep={keep},temperature=1", len(shares), 1, size)
+    uniqueness = torch.log(torch.tensor(shares, dtype=torch.float32).clamp(min=1e-30))
+    assert stage.vidcom2._budgets(uniqueness).tolist() == expected
 
 
 def test_a_unique_frame_gets_the_larger_budget():

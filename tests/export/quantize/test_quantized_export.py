@@ -13,7 +13,7 @@ import pytest
 
 from export.demo import CLIPS
 from export.pipeline import ExportOptions, export_bundle
-from export.quantize.calibration import Clips
+from export.quantize import vision
 from export.tensorrt_support import check
 from runtime.bundle import Bundle
 from runtime.errors import ExportError
@@ -124,23 +124,33 @@ def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
         assert min(raised) >= max(left, default=0)
 
 
-@pytest.mark.parametrize("options", [{"split": True}, {"input": "frames:40x60"}, {"only": "llm"}, {"place": "before-projector"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"split": True, "only": "vision"},
+        {"input": "frames:40x60", "only": "vision"},
+        {"only": "llm"},
+        {"place": "before-projector", "only": "vision"},
+    ],
+)
 def test_it_goes_with_the_other_options(options, tmp_path):
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="int8", **options))
     assert result.bundle.manifest.report[-1]["pass"] == "quantize int8"
 
 
-def test_clips_of_a_directory_are_read_and_a_directory_without_any_is_refused(bundle, tmp_path):
-    clips = Clips(bundle.manifest.preprocessing, CLIPS)
-    assert clips.frames(7).shape == (7, 3, 126, 126)
-    assert "videos of" in clips.source
-    with pytest.raises(ExportError, match="holds no video"):
-        Clips(bundle.manifest.preprocessing, tmp_path)
+def test_the_users_clips_calibrate_and_the_error_is_measured_on_frames_held_out(tmp_path, monkeypatch):
+    runs: list[list[bytes]] = []
 
+    def recorded(engine, frames, real=vision._runs):
+        runs.append([frame.tobytes() for frame in frames])
+        return real(engine, frames)
 
-def test_the_users_clips_calibrate(tmp_path):
+    monkeypatch.setattr(vision, "_runs", recorded)
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), only="vision", precision="int8", calibrate=str(CLIPS)))
-    assert "videos of" in json.loads(result.bundle.file("quantization.json").read_text())["vision"]["calibration"]
+    assert "2 videos of" in json.loads(result.bundle.file("quantization.json").read_text())["vision"]["calibration"]
+    equalized, calibrated, exact, quantized = (set(frames) for frames in runs[:4])
+    assert (len(runs[1]), len(runs[2])) == (24, 8) and equalized < calibrated
+    assert exact == quantized and not exact & calibrated
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from surgeon_graphs import model_from_text, normal, run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export.decoder import Decoder
@@ -56,6 +57,26 @@ def test_ragged_rows_have_the_logits_that_transformers_computes(batched, llm):
     got = _run(engine, state, last, np.array(LENGTHS)[:, None])
     for row, logits in zip(rows, got, strict=True):
         np.testing.assert_allclose(logits[0], llm(inputs_embeds=row[None]).logits[0, -1].numpy(), atol=1e-4)
+
+
+def test_only_a_leading_1_is_the_batch():
+    """A shape that leaves its first dimension open, or counts something else there, is right for any batch as it is."""
+    model = model_from_text(
+        """
+    g (float[1, 2, 8] x) => (float[1, 2, 3] y)
+    <float[8, 3] w, int64[2] rows = {-1, 8}, int64[3] again = {-1, 2, 3}, int64[3] one = {1, 2, 3}> {
+        table = Reshape(x, rows)
+        product = MatMul(table, w)
+        clips = Reshape(product, again)
+        y = Reshape(clips, one)
+    }""",
+        w=normal(8, 3),
+    )
+    x = normal(3, 2, 8, seed=1)
+    alone = np.concatenate([run(model, {"x": row[None]})[0] for row in x])
+    after, (report,) = run_passes(model, ["batch"], graph="llm/decoder.batch")
+    assert report.rewrites == 1
+    np.testing.assert_allclose(run(after, {"x": x})[0], alone, rtol=1e-6)
 
 
 def test_a_second_run_changes_nothing(batched):

@@ -148,6 +148,26 @@ def test_an_operator_that_mixes_or_tells_frames_apart_stays_out(mixes):
     assert report.rewrites == 1
 
 
+@pytest.mark.parametrize(
+    ("gemm", "after"),
+    [
+        ("Gemm(a, w)", ["Loop"]),
+        ("Gemm(a, w, row)", ["Loop"]),
+        ("Gemm<transB = 1>(a, w)", ["Loop"]),
+        ("Gemm<transA = 1>(a, w)", ["Loop", "Gemm", "Relu"]),  # its rows are the columns of all frames
+        ("Gemm(a, w, rows)", ["Loop", "Gemm", "Relu"]),  # each frame adds a row of its own
+    ],
+)
+def test_a_gemm_goes_into_the_loop_where_its_rows_are_those_of_a_frame(gemm, after):
+    model = model_from_text(
+        f"g (float[4, 4] x) => (float[4, 4] y) <float[4, 4] w, float[4] row, float[4, 4] rows> {{ a = MatMul(x, w)\n b = {gemm}\n y = Relu(b) }}",
+        w=normal(4, 4),
+        row=normal(4, seed=1),
+        rows=normal(4, 4, seed=2),
+    )
+    assert ops(rewrite(model, ["frame_loop"], {"x": normal(4, 4, seed=3)}, tolerance=1e-5)[0]) == after
+
+
 def test_a_matrix_of_all_frames_on_the_right_stays_out():
     model = model_from_text(
         """

@@ -84,6 +84,25 @@ def test_cuda_without_a_gpu_wheel_names_the_way_out(bundle):
         open_engine(bundle, VISION, "auto", EngineOptions(device="cuda"))
 
 
+def test_cuda_is_asked_for_float32_arithmetic(bundle, monkeypatch):
+    import onnxruntime
+
+    asked = []
+
+    class Session:
+        def __init__(self, source, settings, providers):
+            asked.extend(providers)
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(EngineError, match="fell back to the CPU"):
+        open_engine(bundle, VISION, "onnx", EngineOptions(device="cuda"))
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
 def test_an_unknown_backend_names_the_nearest(bundle):
     with pytest.raises(EngineError, match='did you mean "onnx"'):
         open_engine(bundle, VISION, "onx")

@@ -6,9 +6,15 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from export.decoder import Decoder
 from export.pipeline import ExportOptions, export_bundle
+from export.surgeon import run_passes
+from export.trace import trace_decoder
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
@@ -26,6 +32,20 @@ def half_bundle(tmp_path_factory):
     out = tmp_path_factory.mktemp("openvino") / "fp16"
     options = ExportOptions(out=str(out), split=True, precision="fp16", frames=6, place="before-projector")
     return export_bundle(options).bundle
+
+
+@pytest.fixture(scope="module")
+def decoder_of_40(tmp_path_factory):
+    """A decoder whose cache has 40 rows, as of --max-context 40."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
+    model = trace_decoder(Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 40, "portable"), path, "portable").model
+    onnx.save(run_passes(model, graph="llm/decoder", directory=path.parent)[0], path)
+    return path
 
 
 class TestParity:
@@ -101,14 +121,21 @@ class TestState:
         expected.extend(first[:, :5])
         np.testing.assert_allclose(turn.extend(second), expected.extend(second), rtol=1e-4, atol=1e-4)
 
-    def test_steps_have_the_shapes_of_the_step_before(self, bundle):
-        """Up to the next 32 rows, and never past the cache; what is read too much is masked."""
-        capacity = bundle.manifest.limits["max_context"]
-        rows = np.random.default_rng(4).standard_normal((1, capacity, bundle.manifest.hidden_size)).astype(np.float32)
-        turn, expected = LocalDecoder.open(bundle, "openvino").conversation(), LocalDecoder.open(bundle, "onnx").conversation()
-        for start, stop, read in ((0, 30, 32), (30, 31, 32), (31, 32, 32), (32, 33, 64), (33, capacity - 1, capacity)):
-            np.testing.assert_allclose(turn.extend(rows[:, start:stop]), expected.extend(rows[:, start:stop]), rtol=1e-3, atol=1e-3)
-            assert turn.state.request.get_tensor("attention_mask").shape == [1, read]
+    def test_steps_read_up_to_the_next_32_rows_and_never_past_the_cache(self, decoder_of_40):
+        """Kernels are made anew for every shape, so steps share a few; what is read too much is masked."""
+        pairs = {f"past_key_values.0.{part}": f"present.0.{part}" for part in ("key", "value")}
+        engine, expected = OpenVINOEngine.load(decoder_of_40), OnnxEngine.load(decoder_of_40)
+        state, reference_state = engine.new_state(pairs), expected.new_state(pairs)
+        rows = np.random.default_rng(4).standard_normal((1, 40, 32)).astype(np.float32)
+        for start, stop, read in ((0, 30, 32), (30, 31, 32), (31, 32, 32), (32, 33, 40), (33, 40, 40)):
+            feeds = {
+                "inputs_embeds": rows[:, start:stop],
+                "position_ids": np.arange(start, stop)[None],
+                "attention_mask": np.ones((1, stop), np.int64),
+            }
+            got = engine.run(feeds, state)["logits"]
+            np.testing.assert_allclose(got, expected.run(feeds, reference_state)["logits"], rtol=1e-3, atol=1e-3)
+            assert state.request.get_tensor("attention_mask").shape == [1, read]
 
     def test_a_cache_of_float16_is_held_in_float32_on_a_cpu(self, half_bundle):
         decoder = LocalDecoder.open(half_bundle, "openvino")
@@ -138,8 +165,6 @@ class TestRefused:
             open_engine(bundle, DECODER, "openvino")
 
     def test_a_file_that_is_no_model(self, tmp_path):
-        import onnx
-
         graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Frobnicate(x) }")
         onnx.save(onnx.helper.make_model(graph), str(tmp_path / "m.onnx"))
         with pytest.raises(EngineError, match=r"OpenVINO .* can't load .*m\.onnx: .*Frobnicate"):
