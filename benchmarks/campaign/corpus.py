@@ -107,7 +107,9 @@ def _images(count: int = COUNT) -> list[Any]:
     import numpy as np
 
     y, x = np.mgrid[:SIDE, :SIDE]
-    waves = [[128 + 100 * np.sin((x + 3 * i) / 9), 128 + 100 * np.cos((y - 2 * i) / 7), np.full(x.shape, 20 * i)] for i in range(count)]
+    waves = [
+        [128 + 100 * np.sin((x + 3 * i) / 9), 128 + 100 * np.cos((y - 2 * i) / 7), np.full(x.shape, 20 * i)] for i in range(count)
+    ]
     return [np.stack(wave, -1).astype(np.uint8) for wave in waves]
 
 
@@ -130,7 +132,6 @@ def _write_still(path: Path) -> None:
     settings = dict(_STILLS[path.name])
     first, *rest = [Image.fromarray(image) for image in _images(4)]
     first.save(path, **settings, **({"append_images": rest, "duration": 60} if settings.get("save_all") else {}))
-
 
 
 def _write_checkpoint(path: Path) -> None:

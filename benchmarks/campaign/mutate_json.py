@@ -10,7 +10,22 @@ from typing import Any
 
 from benchmarks.campaign import mutate_bytes
 
-STRINGS = ("", " ", "\0", "\n", "a" * 5000, "\ud800", "é\u0301", "../../etc/passwd", "/", "NaN", "-1", "<|im_end|>", "<video>", "{{ x }}")
+STRINGS = (
+    "",
+    " ",
+    "\0",
+    "\n",
+    "a" * 5000,
+    "\ud800",
+    "é\u0301",
+    "../../etc/passwd",
+    "/",
+    "NaN",
+    "-1",
+    "<|im_end|>",
+    "<video>",
+    "{{ x }}",
+)
 _DEEP = "nested more deeply than json.dumps can write"
 SCALARS = (
     *(None, True, False, 0, 1, -1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63)),

@@ -52,7 +52,10 @@ def _attribute(rng: random.Random, model: Any) -> None:
     attributes = [attribute for node in _nodes(model) for attribute in node.attribute]
     if attributes:
         attribute = rng.choice(attributes)
-        attribute.i, attribute.f = rng.choice(_SIZES) if rng.random() < 0.7 else attribute.i, rng.choice((0.0, -1.0, 1e38, float("nan")))
+        attribute.i, attribute.f = (
+            rng.choice(_SIZES) if rng.random() < 0.7 else attribute.i,
+            rng.choice((0.0, -1.0, 1e38, float("nan"))),
+        )
         if attribute.ints:
             attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(_SIZES)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.campaign import mutate_bytes
 from benchmarks.campaign.kinds.inputs import InputKind, replace
 from benchmarks.campaign.kinds.manifest import clip_of, small_bundle
-from benchmarks.campaign.run import Run
+from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 
 PART = "part-000000.parquet"
@@ -30,9 +30,7 @@ class BatchParts(InputKind):
         if not (made / PART).exists():
             in_child(_batch, self.bundle, self.clip, made, folder=run.work("corpus"))
         self.part = (made / PART).read_bytes()
-        import pyarrow.parquet
-
-        import runtime.cluster.batch  # noqa: F401
+        warm("pyarrow.parquet", "runtime.cluster.batch")
 
     def make(self, run: Run, index: int) -> Case:
         return Case(mutate_bytes.mutated(run.rng(self.name, index), self.part), ".parquet")

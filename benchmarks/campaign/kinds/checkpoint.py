@@ -12,11 +12,22 @@ from typing import Any
 
 from benchmarks.campaign import mutate_bytes, mutate_json
 from benchmarks.campaign.kinds.inputs import InputKind, bundle_copy, replace
-from benchmarks.campaign.run import Run
+from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_WORDS = ("float16", "qwen2", "siglip_vision_model", "llava_onevision", "default", "full", "F16", "I8", "gelu_pytorch_tanh", "model_type")
+_WORDS = (
+    "float16",
+    "qwen2",
+    "siglip_vision_model",
+    "llava_onevision",
+    "default",
+    "full",
+    "F16",
+    "I8",
+    "gelu_pytorch_tanh",
+    "model_type",
+)
 
 
 class Checkpoint(InputKind):
@@ -30,15 +41,8 @@ class Checkpoint(InputKind):
         from benchmarks.campaign.child import in_child
 
         in_child(run.corpus.make_small, folder=run.work("corpus"))
-        import transformers.models.llava_onevision.modeling_llava_onevision
-        import transformers.models.qwen2.modeling_qwen2
-        import transformers.models.siglip.modeling_siglip
-
-        import export.__main__
-        import export.families.llava_ov
-        import export.halves
-        import export.quantize.report
-        import export.trace  # noqa: F401
+        warm(*(f"transformers.models.{name}.modeling_{name}" for name in ("llava_onevision", "qwen2", "siglip")))
+        warm(*(f"export.{name}" for name in ("__main__", "families.llava_ov", "halves", "quantize.report", "trace")))
 
         self.source = run.corpus.checkpoint
         self.texts = {path.name: json.loads(path.read_text()) for path in sorted(self.source.glob("*.json"))}
@@ -65,7 +69,17 @@ class Checkpoint(InputKind):
                 rest = _header(self.source / _WEIGHTS)[1]
                 data = struct.pack("<Q", len(data)) + data + rest
             replace(checkpoint / name, data)
-        command = ["--checkpoint", str(checkpoint), "--out", str(folder / "out"), "--only", case.suffix[1:], "--force", "--frames", "4"]
+        command = [
+            "--checkpoint",
+            str(checkpoint),
+            "--out",
+            str(folder / "out"),
+            "--only",
+            case.suffix[1:],
+            "--force",
+            "--frames",
+            "4",
+        ]
         try:
             with _tracing_left_out():
                 return main(command)
@@ -82,7 +96,7 @@ class _Reached(BaseException):
     """The export has read its checkpoint and begins to trace."""
 
 
-class _tracing_left_out:  # noqa: N801: used as a function
+class _tracing_left_out:
     """Within, an export ends where a graph would be traced."""
 
     def __enter__(self) -> None:

@@ -53,7 +53,9 @@ class InputKind:
             again = self.replay(run, Case(data, case.suffix))
             return again is not None and again.signature == fault.signature
 
-        run.found(self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising) if fails(case.data) else case.data)
+        run.found(
+            self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising) if fails(case.data) else case.data
+        )
 
 
 def bundle_copy(source: Path, folder: Path) -> Path:

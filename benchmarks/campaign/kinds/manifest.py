@@ -8,10 +8,21 @@ from typing import Any
 
 from benchmarks.campaign import mutate_json
 from benchmarks.campaign.kinds.inputs import InputKind, bundle_copy, replace
-from benchmarks.campaign.run import Run
+from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 
-_WORDS = ("fp16", "int8", "fp32", "vision.onnx", "llm/decoder.onnx", "../x", "vision", "schema_version", "before-projector", "bicubic")
+_WORDS = (
+    "fp16",
+    "int8",
+    "fp32",
+    "vision.onnx",
+    "llm/decoder.onnx",
+    "../x",
+    "vision",
+    "schema_version",
+    "before-projector",
+    "bicubic",
+)
 
 
 class Manifest(InputKind):
@@ -48,14 +59,13 @@ def small_bundle(run: Run) -> Path:
     from benchmarks.campaign.child import in_child
 
     in_child(run.corpus.make_small, folder=run.work("corpus"))
-    import onnx
-    import onnxruntime  # noqa: F401
-
-    import runtime.__main__
-    import runtime.pipeline
-    import runtime.tools.inspect
-    import runtime.tools.parity
-    import runtime.tools.predict  # noqa: F401
+    warm(
+        "onnx",
+        "onnxruntime",
+        "runtime.__main__",
+        "runtime.pipeline",
+        *(f"runtime.tools.{name}" for name in ("inspect", "parity", "predict")),
+    )
 
     return run.corpus.small
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.campaign import mutate_boxes, mutate_bytes
 from benchmarks.campaign.kinds.inputs import MB, InputKind
-from benchmarks.campaign.run import Run
+from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 
 FRAMES = 8
@@ -27,7 +27,8 @@ class Media(InputKind):
 
     def prepare(self, run: Run) -> None:
         import av
-        import PIL.Image  # noqa: F401
+
+        warm("PIL.Image", "runtime.preprocess", "runtime.video")
 
         import runtime.preprocess
         import runtime.video  # noqa: F401

@@ -10,12 +10,39 @@ from typing import Any
 from benchmarks.campaign import mutate_bytes, mutate_json
 from benchmarks.campaign.kinds.inputs import InputKind, bundle_copy, replace
 from benchmarks.campaign.kinds.manifest import small_bundle
-from benchmarks.campaign.run import Run
+from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 
 QUESTION = "what is the 12th 'thing' ?\n  İé\u0301 日本 🎬"
-_WORDS = ("BPE", "WordLevel", "Unigram", "WordPiece", "ByteLevel", "NFC", "Lowercase", "Whitespace", "Sequence", "Split", "Regex", "(?i)(a+)+$")
-_TEMPLATE = ("{%", "%}", "{{", "}}", "messages", "for", "endfor", "if", "loop.index", "range(10**9)", "* 10**8", "|tojson", "raise_exception('x')")
+_WORDS = (
+    "BPE",
+    "WordLevel",
+    "Unigram",
+    "WordPiece",
+    "ByteLevel",
+    "NFC",
+    "Lowercase",
+    "Whitespace",
+    "Sequence",
+    "Split",
+    "Regex",
+    "(?i)(a+)+$",
+)
+_TEMPLATE = (
+    "{%",
+    "%}",
+    "{{",
+    "}}",
+    "messages",
+    "for",
+    "endfor",
+    "if",
+    "loop.index",
+    "range(10**9)",
+    "* 10**8",
+    "|tojson",
+    "raise_exception('x')",
+)
 
 
 class Tokenizer(InputKind):
@@ -27,9 +54,7 @@ class Tokenizer(InputKind):
         self.template = ""
 
     def prepare(self, run: Run) -> None:
-        import jinja2
-        import tokenizers  # noqa: F401
-
+        warm("jinja2", "tokenizers")
         from export.demo import CHECKPOINT
 
         self.bundle = small_bundle(run)
