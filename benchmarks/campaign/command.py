@@ -1,6 +1,6 @@
 """The command line: time slices over the kinds, progress on stderr, results as JSON and a table.
 
-Each slice goes to the kind that is furthest behind its share. Preparing a kind (imports, its corpus) is not counted as its time.
+Each slice goes to the kind that is furthest behind its share. Preparing a kind (imports, its corpus) counts for nobody.
 Exit code 1 where something was found.
 """
 
@@ -44,7 +44,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def campaign(run: Run, chosen: dict[str, Kind], seconds: float, slice_seconds: float = SLICE) -> None:
     """Work for `seconds`; kinds that can't run here are named once and left out."""
-    end = time.monotonic() + seconds
     left = {}
     for name, kind in chosen.items():
         reason = kind.lacking()
@@ -54,17 +53,19 @@ def campaign(run: Run, chosen: dict[str, Kind], seconds: float, slice_seconds: f
         else:
             left[name] = kind
     prepared: set[str] = set()
-    while left and time.monotonic() < end:
+    while left and seconds > 0:
         name = min(left, key=lambda name: run.counts(name)["seconds"] / left[name].share)
         if name not in prepared:
             left[name].prepare(run)
             prepared.add(name)
         began = time.monotonic()
-        stop = min(end, began + slice_seconds)
+        stop = began + min(seconds, slice_seconds)
         left[name].slice(run, lambda _: time.monotonic() >= stop)  # noqa: B023 - called within this turn
-        run.counts(name)["seconds"] += round(time.monotonic() - began, 1)  # type: ignore[assignment]
+        spent = time.monotonic() - began
+        seconds -= spent
+        run.counts(name)["seconds"] += round(spent, 1)  # type: ignore[assignment]
         run.state.save()
-        say(f"{name}: {report.line(run.counts(name))}; {max(0.0, end - time.monotonic()) / 60:.0f} min left")
+        say(f"{name}: {report.line(run.counts(name))}; {max(0.0, seconds) / 60:.0f} min left")
 
 
 def _replay(run: Run, chosen: dict[str, Kind], what: str, only: list[str]) -> int:

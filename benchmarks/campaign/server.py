@@ -174,8 +174,9 @@ def essence(response: Response) -> Any:
         choices = [choice for event in events for choice in event.get("choices", [])]
         return [(choice["delta"].get("content") or "", choice["finish_reason"]) for choice in choices]
     values = response.json()
-    if not isinstance(values, dict):
-        return response.body
+    if not isinstance(values, dict):  # safetensors: a header, whose keys come in any order, and the data
+        length = 8 + int.from_bytes(response.body[:8], "little")
+        return json.loads(response.body[8:length]), response.body[length:]
     choices = values.get("choices")
     if choices:
         return [(one["message"]["content"], one["finish_reason"]) for one in choices], values["usage"]["total_tokens"]

@@ -101,6 +101,7 @@ class HttpKind:
                 counts["next"] += 1
                 suspects.append(index)
                 fault = await self.attempt(server.port, self.make(run, index))
+                fault = fault and (server.fault() or fault)  # its log says more than its answer
                 counts["requests"] += 1
                 if fault:
                     own.append((index, fault))
@@ -128,7 +129,7 @@ class HttpKind:
         fault, *compared = await asyncio.gather(
             self.attempt(server.port, case), *(self._compare(server, *pair) for pair in zip(self.good, self.alone, strict=True))
         )
-        return fault or next(filter(None, compared), None)
+        return fault and (server.fault() or fault) or next(filter(None, compared), None)
 
     async def _compare(self, server: Server, one: bytes, expected: Any) -> Fault | None:
         try:
@@ -178,7 +179,7 @@ def demo_bundle(run: Run) -> Path:
     """The demo's bundle, and what a server and its client need imported."""
     from benchmarks.campaign.kinds.manifest import small_bundle
 
-    in_child(run.corpus.make_media, folder=run.work("corpus"))
+    run.corpus.make_media()
     in_child(run.corpus.make_demo, folder=run.work("corpus"))
     small_bundle(run)
     warm("av", "uvicorn", "runtime.server.app", "runtime.server.models", "runtime.server.serve")

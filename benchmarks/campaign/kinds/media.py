@@ -61,10 +61,8 @@ class Media(InputKind):
 
 
 def media_files(run: Run) -> list[Path]:
-    """The corpus' clips and stills; encoders start threads, so they run in a child."""
-    from benchmarks.campaign.child import in_child
-
-    in_child(run.corpus.make_media, folder=run.work("corpus"))
+    """The corpus' clips and stills."""
+    run.corpus.make_media()
     return run.corpus.media_files()
 
 
