@@ -218,12 +218,21 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     for f in fields(Manifest):
         kind = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
         check(f.name, type(getattr(manifest, f.name)) is kind, f"of type {kind.__name__}")
+    sizes = manifest.preprocessing
     for name in ("frames", "tokens_per_clip", "hidden_size", "opset"):
-        check(name, getattr(manifest, name) > 0, "a positive number")
-    check("grid", len(manifest.grid) == 2 and all(map(_positive, manifest.grid)), "two positive numbers")
+        check(name, _positive(getattr(manifest, name)), "a positive number")
+    check("grid", _size(manifest.grid), "two positive numbers")
     check("checkpoint", _has(manifest.checkpoint, str, "id", "sha256"), "an id and a sha256")
     check("compression", _has(manifest.compression, str, "preset", "spec", "place"), "a preset, a spec and a place")
+    check("preprocessing", all(map(_size, (sizes.get("size"), sizes.get("frames", [1, 1])))), "a size, and a size of frames")
     check("stages", all(_has(stage, str, "name", "graph", "tensor") for stage in manifest.stages), "a list of named tensors")
+    check(
+        "stages",
+        all(_positive(stage.get("every", 1)) for stage in manifest.stages),
+        "a list of tensors thinned by a positive number",
+    )
+    check("report", all(_has(one, str, "graph", "pass", "note") for one in manifest.report), "a list of passes")
+    check("versions", _has(manifest.versions, str, *manifest.versions), "a version for each tool")
     for name, entry in manifest.files.items():
         check(f"files: {name}", _has(entry, int, "size") and _has(entry, str, "sha256"), "a size and a sha256")
     check("precision", manifest.precision in ("fp32", "fp16", "int8"), "fp32, fp16 or int8")
@@ -250,7 +259,12 @@ def _check_values(file: Path, manifest: Manifest) -> None:
 
 
 def _positive(value: Any) -> bool:
-    return type(value) is int and value > 0
+    """Whether it is a number that counts something: no bundle has 2^31 of anything, and products of such fit 64 bits no more."""
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def _size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_positive, value))
 
 
 def _has(value: Any, kind: type, *keys: str) -> bool:

@@ -58,7 +58,7 @@ def ids_of_messages(prompt: Prompt, messages: Sequence[dict[str, Any]]) -> Messa
     marker = prompt.facts["video_token_id"]
 
     def special(text: str) -> list[int | None]:
-        return [None if token == marker else token for token in prompt.tokenizer.encode(text, add_special_tokens=False).ids]
+        return [None if token == marker else token for token in prompt.encode(text)]
 
     first, *others = prompt.render(quoted).split(f"\x00{nonce}:")
     ids = special(first)  # None where a clip stands

@@ -5,16 +5,19 @@ D hidden, N visual tokens, S prompt positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, PromptError, missing_package
+from runtime.errors import BundleError, PromptError, UserError, missing_package
 from runtime.llm.embeddings import Embeddings
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,36 @@ class TextPrompt:
             from tokenizers import Tokenizer
         except ImportError:
             raise missing_package("tokenizers", "asking a question", "runtime") from None
-        try:
-            return Tokenizer.from_file(str(self.tokenizer_file))
-        except Exception as error:  # the library raises Exception itself
-            raise BundleError(
-                f"{self.tokenizer_file} is no tokenizer ({error}); copy the checkpoint's own and export again"
-            ) from None
+        return self._of_tokenizer(lambda: Tokenizer.from_file(str(self.tokenizer_file)))
 
     @cached_property
     def _literal_tokenizer(self):
         """The same tokenizer reading special tokens as the text they are; one of its own, because the flag is not thread-safe."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer = self._of_tokenizer(lambda: Tokenizer.from_str(self.tokenizer.to_str()))
         tokenizer.encode_special_tokens = True
         return tokenizer
 
+    def encode(self, text: str) -> list[int]:
+        """Ids of text in which special tokens are read as such."""
+        return self._of_tokenizer(lambda: self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _of_tokenizer(self, call: Callable[[], _T]) -> _T:
+        """What the tokenizers library returns; a BundleError where it raises or panics: it is the file that is wrong."""
+        try:
+            return call()
+        except (KeyboardInterrupt, SystemExit, UserError):
+            raise
+        except BaseException as error:  # the library raises Exception itself, and a Rust panic is no Exception
+            reason = " ".join(str(error).split())
+            raise BundleError(
+                f"{self.tokenizer_file} is not a tokenizer ({reason}); copy the checkpoint's own and export again"
+            ) from None
+
     def literal_ids(self, text: str) -> list[int]:
         """Ids of text in which special tokens' spellings are text."""
-        return self._literal_tokenizer.encode(text, add_special_tokens=False).ids
+        return self._of_tokenizer(lambda: self._literal_tokenizer.encode(text, add_special_tokens=False).ids)
 
     @cached_property
     def longest_token(self) -> int:
@@ -82,8 +96,7 @@ class TextPrompt:
         for token in sorted(added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special):
             if token in question:
                 raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
-        text = self.render_question(question)
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.encode(self.render_question(question))
         marker = self.facts["video_token_id"]
         if ids.count(marker) != 1:
             raise PromptError(
@@ -132,7 +145,7 @@ class TextPrompt:
         environment.globals["raise_exception"] = refuse
         try:
             return environment.from_string(self.template)
-        except TemplateError as error:
+        except (TemplateError, ValueError, RecursionError, OverflowError) as error:
             raise _broken_template(error) from None
 
     def render(self, messages: list[dict]) -> str:
@@ -140,14 +153,14 @@ class TextPrompt:
         template = self._template
         try:
             return template.render(messages=messages, add_generation_prompt=True)
-        except PromptError:
+        except UserError:
             raise
-        except Exception as error:  # whatever an expression of the template raises
+        except Exception as error:  # a template is a program: it raises whatever Python does
             raise _broken_template(error) from None
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self._of_tokenizer(lambda: self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class Prompt(TextPrompt):
@@ -158,7 +171,10 @@ class Prompt(TextPrompt):
         facts = bundle.manifest.prompt
         self.eos = frozenset(facts["eos_token_ids"])
         self.repetition_penalty: float = facts.get("repetition_penalty", 1.0)
-        template = bundle.file(f"llm/{facts['chat_template']}").read_text(encoding="utf-8")
+        try:
+            template = bundle.file(f"llm/{facts['chat_template']}").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise _broken_template(error) from None
         super().__init__(facts, bundle.file("llm/tokenizer.json"), template)
 
     @cached_property
@@ -177,7 +193,8 @@ class Prompt(TextPrompt):
 
 
 def _broken_template(error: Exception) -> PromptError:
-    return PromptError(f"the chat template does not work ({error}); copy the checkpoint's own and export again")
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return PromptError(f"the chat template does not work ({reason}); copy the checkpoint's own and export again")
 
 
 class TextStream:

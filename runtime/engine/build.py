@@ -415,6 +415,16 @@ def _read(directory: Path) -> dict[str, Any] | None:
     """build.json of an engine directory; None where there is none that can be read."""
     try:
         record = json.loads((directory / BUILD).read_text())
-        return record if record["schema_version"] == 1 and isinstance(record["graphs"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return record if record["schema_version"] == 1 and _is_record(record) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether what is read of a build.json has the types that it was written with."""
+    texts = all(isinstance(record[name], str) for name in ("backend", "version", "target"))
+    entries = record["graphs"].values()
+    sizes = all(type(entry["size"]) is int and isinstance(entry["onnx_sha256"], str) for entry in entries)
+    return (
+        texts and sizes and all(type(entry["seconds"]) in (int, float) and isinstance(entry["inputs"], dict) for entry in entries)
+    )

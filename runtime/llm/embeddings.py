@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from runtime.arrays import FLOATS, read_array
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 
@@ -22,14 +23,19 @@ class Embeddings:
     """`table[ids]` is [n, D] float32, or float16 where the table is."""
 
     def __init__(self, bundle: Bundle):
-        self._rows = np.load(bundle.file(ROWS), mmap_mode="r")
-        whole = self._rows.dtype != np.int8
-        self._scales = None if whole else np.load(bundle.file(SCALES))
+        self._path = bundle.file(ROWS)
+        self._rows = read_array(self._path, 2, (*FLOATS, "int8"))
+        quantized = self._rows.dtype == np.int8
+        self._scales = np.asarray(read_array(bundle.file(SCALES), 1, ("float32",))) if quantized else None
         self.shape: tuple[int, int] = self._rows.shape
-        self.dtype = self._rows.dtype if whole else np.dtype(np.float32)
+        self.dtype = np.dtype(np.float32) if quantized else self._rows.dtype
         if self._scales is not None and self._scales.shape != (len(self._rows),):
             raise BundleError(
                 f"{SCALES} has the shape {self._scales.shape}, {ROWS} {len(self._rows)} rows; export the bundle again"
+            )
+        if self.shape[1] != bundle.manifest.hidden_size:
+            raise BundleError(
+                f"{self._path} has rows of {self.shape[1]} values, the manifest says {bundle.manifest.hidden_size}; export the bundle again"
             )
 
     def __len__(self) -> int:
@@ -37,5 +43,10 @@ class Embeddings:
 
     def __getitem__(self, ids: Sequence[int]) -> np.ndarray:
         chosen = np.asarray(ids, np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise BundleError(
+                f"{self._path} has {len(self)} rows and none for token {chosen.max() if chosen.min() >= 0 else chosen.min()}; "
+                "export the bundle again"
+            )
         rows = self._rows[chosen]
         return rows if self._scales is None else rows * self._scales[chosen, None]

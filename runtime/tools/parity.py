@@ -220,7 +220,7 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
             answered[VISUAL_TOKENS] = engine.run({spec.name: feed})[VISUAL_TOKENS]
     finally:
         engine.close()
-    every = {stage["name"]: stage["every"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    every = {stage["name"]: stage.get("every", 1) for stage in bundle.manifest.stages if stage["graph"] == VISION}
     # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
     inner = run_stages(bundle, pixels, options) if backend == "onnx" else run_stages(bundle, pixels, EngineOptions(), [])
     got = dict(inner.tensors)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from runtime.arrays import read_array
 from runtime.bundle import Bundle
 from runtime.errors import BundleError, missing_package
 from runtime.prompt import PromptIds
@@ -46,8 +47,8 @@ def clip(bundle: Bundle) -> np.ndarray:
         (feed,) = json.loads(path.read_text())
         (value,) = feed.values()
         array = np.load(io.BytesIO(base64.b64decode(value["array"])), allow_pickle=False)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is no list of one feed with one input ({error!r}); export the bundle again") from None
+    except Exception as error:  # NumPy's own header parser raises errors of many kinds
+        raise BundleError(f"{path} is not a list of one feed with one input ({_line(error)}); export the bundle again") from None
     return array
 
 
@@ -57,22 +58,32 @@ def outputs(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
     with quiet_polygraphy():
         from polygraphy.comparator import RunResults
 
-        results = RunResults.load(str(path))
-        ((_, (iteration,)),) = results.lst
-        return {key: np.asarray(array) for key, array in iteration.items()}
+        try:
+            ((_, (iteration,)),) = RunResults.load(str(path)).lst
+            arrays = {str(key): np.asarray(array) for key, array in iteration.items()}
+        except Exception as error:  # Polygraphy's, and those of what it calls
+            raise BundleError(f"{path} does not hold Polygraphy's results ({_line(error)}); export the bundle again") from None
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise BundleError(f"{path}: {key} holds {array.dtype}, expected numbers; export the bundle again")
+    return arrays
 
 
 def llm(bundle: Bundle) -> LLMReference:
     """What transformers' own LLM answered."""
-    facts = json.loads(bundle.file("reference/llm.json").read_text())
-    return LLMReference(
-        PromptIds(facts["before"], facts["after"]),
-        _array(bundle, "reference/llm_visual_tokens.npy"),
-        _array(bundle, "reference/llm_logits.npy"),
-        facts["greedy"],
-        facts["margins"],
-        facts.get("rounding", 0.0),
-    )
+    path = bundle.file("reference/llm.json")
+    try:
+        values = json.loads(path.read_text())
+        before, after, greedy = ([operator.index(one) for one in values[key]] for key in ("before", "after", "greedy"))
+        margins = [float(one) for one in values["margins"]]
+        rounding = float(values.get("rounding", 0.0))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise BundleError(f"{path} does not hold lists of ids and margins ({_line(error)}); export the bundle again") from None
+    if len(greedy) != len(margins):
+        raise BundleError(f"{path} has {len(greedy)} greedy ids and {len(margins)} margins; export the bundle again")
+    visual_tokens = np.asarray(read_array(bundle.file("reference/llm_visual_tokens.npy"), 2))
+    logits = np.asarray(read_array(bundle.file("reference/llm_logits.npy"), 1))
+    return LLMReference(PromptIds(before, after), visual_tokens, logits, greedy, margins, rounding)
 
 
 @contextmanager
@@ -86,6 +97,5 @@ def quiet_polygraphy() -> Iterator[None]:
         yield
 
 
-def _array(bundle: Bundle, name: str) -> np.ndarray:
-    path: Path = bundle.file(name)
-    return np.load(path)
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

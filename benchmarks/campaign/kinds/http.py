@@ -1,0 +1,186 @@
+"""What all kinds share that talk to a running server: inputs some at a time, good requests beside them, a fault's one input found.
+
+A fault of the server itself (it died, its log has a traceback, it grew, a good request was answered otherwise) is put down to the
+latest inputs: each is tried alone on a new server, and the first that shows the fault again is the finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.campaign.child import in_child, memory_of
+from benchmarks.campaign.minimise import minimised
+from benchmarks.campaign.run import Run, warm
+from benchmarks.campaign.sandbox import Case
+from benchmarks.campaign.server import ANSWER, Server, essence, good_requests, send
+from benchmarks.campaign.verdicts import Fault, judge
+
+BESIDE = 0.3  # seconds between good requests
+SUSPECTS = 24
+SETTLING = 20.0  # seconds until connections that ended are closed
+LEAK = 128 << 20  # bytes of memory more at a session's end than after its first inputs
+
+
+class HttpKind:
+    """Subclasses give `make` and `attempt`."""
+
+    name = ""
+    share = 1.0
+    clients = 3
+
+    def __init__(self) -> None:
+        self.bundle = self.clip = Path()
+        self.good: list[bytes] = []
+        self.alone: list[Any] = []
+
+    def lacking(self) -> str | None:
+        missing = [name for name in ("fastapi", "uvicorn") if not importlib.util.find_spec(name)]
+        return f'no {missing[0]}: pip install ".[serve]"' if missing else None
+
+    def prepare(self, run: Run) -> None:
+        self.bundle = demo_bundle(run)
+        self.clip = self.bundle.parent / "media" / "h264.mp4"
+        self.good = good_requests(self.clip)
+        server = self._server(run)
+        self.alone = [essence(asyncio.run(send(server.port, one))) for one in self.good]
+        server.stop()
+
+    def make(self, run: Run, index: int) -> Case:
+        raise NotImplementedError
+
+    async def attempt(self, port: int, case: Case) -> Fault | None:
+        """Send one input; the fault of its own answer."""
+        raise NotImplementedError
+
+    def slice(self, run: Run, until: Callable[[int], bool]) -> None:
+        counts = run.counts(self.name)
+        while not until(counts["next"]):
+            server = self._server(run)
+            suspects: deque[int] = deque(maxlen=SUSPECTS)
+            try:
+                own, fault = asyncio.run(self._session(run, server, until, suspects))
+                fault = fault or server.fault() or self._held(server, counts)
+            finally:
+                ended = server.stop()
+            fault = (
+                fault or judge(ended) or (Fault("exit code", f"server: {ended.code}", ended.stderr[-2000:]) if ended.code else None)
+            )
+            for index, one in own:
+                self._report(run, index, one)
+            if fault:
+                self._accuse(run, list(suspects), fault)
+
+    def replay(self, run: Run, case: Case) -> Fault | None:
+        server = self._server(run, "replay")
+        try:
+            return asyncio.run(self._alone(server, case)) or server.fault()
+        finally:
+            server.stop(signal.SIGKILL)
+
+    def _server(self, run: Run, name: str = "") -> Server:
+        return Server(self.bundle, run.work(f"{self.name}{name}"))
+
+    async def _session(
+        self, run: Run, server: Server, until: Callable[[int], bool], suspects: deque[int]
+    ) -> tuple[list[tuple[int, Fault]], Fault | None]:
+        """Faults of single answers, and that of the server, at which the session ends."""
+        counts, own, broken = run.counts(self.name), [], []
+        self.began_files, self.settled = server.files(), 0
+
+        async def client() -> None:
+            while not broken and not until(counts["next"]):
+                index = counts["next"]
+                counts["next"] += 1
+                suspects.append(index)
+                fault = await self.attempt(server.port, self.make(run, index))
+                fault = fault and (server.fault() or fault)  # its log says more than its answer
+                counts["requests"] += 1
+                if fault:
+                    own.append((index, fault))
+                    broken.append(None)
+                if counts["requests"] % 8 == 0 and (fault := server.fault()):
+                    broken.append(fault)
+                if not self.settled and counts["requests"] % 200 == 0:
+                    self.settled = memory_of(server.child.pid)
+
+        async def beside() -> None:
+            while not broken and not until(counts["next"]):
+                for one, expected in zip(self.good, self.alone, strict=True):
+                    fault = await self._compare(server, one, expected)
+                    counts["requests"] += 1
+                    if fault:
+                        broken.append(fault)
+                    if broken:
+                        break
+                    await asyncio.sleep(BESIDE)
+
+        await asyncio.gather(beside(), *(client() for _ in range(self.clients)))
+        return own, next(filter(None, broken), None)
+
+    async def _alone(self, server: Server, case: Case) -> Fault | None:
+        fault, *compared = await asyncio.gather(
+            self.attempt(server.port, case), *(self._compare(server, *pair) for pair in zip(self.good, self.alone, strict=True))
+        )
+        return fault and (server.fault() or fault) or next(filter(None, compared), None)
+
+    async def _compare(self, server: Server, one: bytes, expected: Any) -> Fault | None:
+        try:
+            got = essence(await send(server.port, one))
+        except asyncio.TimeoutError:
+            return Fault("hang", "good request", f"no answer in {ANSWER:.0f} s")
+        except OSError as error:
+            return server.fault() or Fault("answer", "good request", str(error))
+        if got == expected:
+            return None
+        return Fault("answer", "good request", f"{str(got)[:1500]}\nalone: {str(expected)[:1500]}")
+
+    def _held(self, server: Server, counts: Any) -> Fault | None:
+        """Connections and memory that stay when every client has gone."""
+        end = time.monotonic() + SETTLING
+        while (files := server.files()) > self.began_files + 4:
+            if time.monotonic() > end:
+                return Fault("leak", "files", f"{files} files and connections, {self.began_files} at the beginning")
+            time.sleep(0.2)
+        if self.settled:
+            growth = memory_of(server.child.pid) - self.settled
+            counts["memory growth, MB"] = max(counts["memory growth, MB"], growth >> 20)
+            if growth > LEAK:
+                return Fault("leak", "memory", f"{growth / 1e6:.0f} MB over the server's life after its first 200 requests")
+        return None
+
+    def _accuse(self, run: Run, suspects: list[int], fault: Fault) -> None:
+        for index in reversed(suspects):
+            again = self.replay(run, self.make(run, index))
+            if again:
+                self._report(run, index, again)
+                return
+        case = Case(json.dumps([self.make(run, index).data.decode("latin-1") for index in suspects]).encode(), ".together")
+        run.found(self.name, suspects[-1] if suspects else 0, fault, case)
+
+    def _report(self, run: Run, index: int, fault: Fault) -> None:
+        case = self.make(run, index)
+
+        def fails(data: bytes) -> bool:
+            again = self.replay(run, Case(data, case.suffix))
+            return again is not None and again.signature == fault.signature
+
+        run.found(self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising))
+
+
+def demo_bundle(run: Run) -> Path:
+    """The demo's bundle, and what a server and its client need imported."""
+    from benchmarks.campaign.kinds.manifest import small_bundle
+
+    run.corpus.make_media()
+    in_child(run.corpus.make_demo, folder=run.work("corpus"))
+    small_bundle(run)
+    warm("av", "uvicorn", "runtime.server.app", "runtime.server.models", "runtime.server.serve")
+    return run.corpus.demo

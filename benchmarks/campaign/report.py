@@ -1,0 +1,50 @@
+"""The tables of a campaign: counts by kind against the goal, and what was found."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+
+from benchmarks.campaign.state import State
+
+GOALS = {"inputs": 100_000, "kills": 1_000, "interrupts": 500, "full disks": 50, "requests": 100_000}
+_UNITS = ("inputs", "requests", "kills", "interrupts", "full disks")
+
+
+def line(counts: Mapping[str, float]) -> str:
+    """What a kind has done so far."""
+    done = ", ".join(f"{int(counts[unit]):,} {unit}" for unit in _UNITS if counts.get(unit))
+    return f"{done or 'nothing yet'}, {int(counts.get('findings', 0))} with findings"
+
+
+def tables(state: State) -> str:
+    """Markdown: a row a kind, a row a goal, a row a finding."""
+    rows = ["| kind | done | minutes | findings |", "|---|--:|--:|--:|"]
+    kinds_of_findings = Counter(key.partition(":")[0] for key in state.findings)
+    for kind, counts in state.counts.items():
+        done = ", ".join(f"{int(counts[unit]):,} {unit}" for unit in _UNITS if counts.get(unit))
+        rows.append(f"| {kind} | {done} | {counts.get('seconds', 0) / 60:.0f} | {kinds_of_findings[kind]} |")
+    rows += [f"| {kind} | left out: {reason} | | |" for kind, reason in state.skipped.items()]
+    rows += ["", "| in all | done | goal | met |", "|---|--:|--:|--:|"]
+    for unit, goal in GOALS.items():
+        done = int(sum(counts.get(unit, 0) for counts in state.counts.values()))
+        rows.append(f"| {unit} | {done:,} | {goal:,} | {'yes' if done >= goal else 'no'} |")
+    if state.findings:
+        rows += ["", "| finding | times | first |", "|---|--:|---|"]
+        for key, facts in state.findings.items():
+            rows.append(f"| {key.replace('|', '/')} | {facts['times']:,} | {facts['id']} |")
+    else:
+        rows += ["", "Nothing was found."]
+    return "\n".join(rows)
+
+
+def write_results(state: State) -> None:
+    """Put the tables between their markers in RESULTS.md, under the command and the machine."""
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from harness import write_section
+
+    write_section("campaign", f"Seed {state.seed}, one process at nice {os.nice(0)}.\n\n{tables(state)}")
