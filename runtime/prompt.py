@@ -71,7 +71,7 @@ class TextPrompt:
         except BaseException as error:  # the library raises Exception itself, and a Rust panic is no Exception
             reason = " ".join(str(error).split())
             raise BundleError(
-                f"{self.tokenizer_file} is not a tokenizer ({reason}); copy the checkpoint's own and export again"
+                f"{self.tokenizer_file} is no tokenizer ({reason}); copy the checkpoint's own and export again"
             ) from None
 
     def literal_ids(self, text: str) -> list[int]:

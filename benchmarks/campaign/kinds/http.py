@@ -129,7 +129,7 @@ class HttpKind:
         fault, *compared = await asyncio.gather(
             self.attempt(server.port, case), *(self._compare(server, *pair) for pair in zip(self.good, self.alone, strict=True))
         )
-        return fault and (server.fault() or fault) or next(filter(None, compared), None)
+        return (fault and (server.fault() or fault)) or next(filter(None, compared), None)
 
     async def _compare(self, server: Server, one: bytes, expected: Any) -> Fault | None:
         try:
