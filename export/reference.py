@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LLM_VISUAL_TOKENS = 1024  # visual tokens of the LLM's reference prompt at most: parity needs no longer one
 GREEDY = 16
+_ROUNDING_PATCHES = 729  # at least as many, where the clip has them, show what float32 does to the features
 _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages are thinned to every k-th value
 
 
@@ -72,18 +73,21 @@ def stages(vision: Vision, half: VisionHalf, pixels: np.ndarray) -> Iterator[tup
 
 
 def vision_rounding(half: VisionHalf, pixels: np.ndarray) -> float:
-    """What float32 alone does to the features of the first of `pixels` [T, 3, h, w], relative to the largest: torch against float64.
+    """What float32 alone does to the features of a few of `pixels` [T, 3, h, w], relative to the largest: torch against float64.
 
-    The worse of encoder and projector.
+    The worst of the library's encoder and the one that is exported, each against itself, and of the projector behind them.
     """
-    frame = torch.from_numpy(pixels[:1])
-    with torch.inference_mode():
-        features = half.reference_encoder(frame)
-        rounded = [features, half.projector(features)]
-    with in_float64(half.reference_encoder), in_float64(half.projector):
-        features = half.reference_encoder(frame.double())
-        exact = [features, half.projector(features)]
-    return max(_error(*pair) for pair in zip(rounded, exact, strict=True))
+    frames = torch.from_numpy(pixels[: -(-_ROUNDING_PATCHES // (half.grid[0] * half.grid[1]))])
+    errors = []
+    for encoder in (half.reference_encoder, half.encoder):
+        with torch.inference_mode():
+            features = encoder(frames)
+            rounded = [features, half.projector(features)]
+        with in_float64(encoder), in_float64(half.projector):
+            features = encoder(frames.double())
+            exact = [features, half.projector(features)]
+        errors += [_error(*pair) for pair in zip(rounded, exact, strict=True)]
+    return max(errors)
 
 
 def llm(half: LLMHalf, ids: PromptIds, visual_tokens: np.ndarray) -> LLMReference:

@@ -66,7 +66,8 @@ class _Attention(nn.Module):
             return projected.view(frames, patches, self.heads, self.head_dim).transpose(1, 2)  # [T, A, P, C/A]
 
         # Spelled out: the exporter's decomposition of scaled_dot_product_attention adds six nodes a layer and gains nothing.
-        # Scores and softmax are float32 whatever the weights are, as in fused attention kernels.
-        query, key, value = heads(self.q_proj(x)).float() * self.scale, heads(self.k_proj(x)).float(), heads(self.v_proj(x))
-        weights = (query @ key.transpose(2, 3)).softmax(-1).to(value.dtype)  # [T, A, P, P]
+        # Scores and softmax are float32 where the weights are float16, as in fused attention kernels.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        query, key, value = heads(self.q_proj(x)).to(wide) * self.scale, heads(self.k_proj(x)).to(wide), heads(self.v_proj(x))
+        weights = (query @ key.transpose(2, 3)).softmax(-1).to(x.dtype)  # [T, A, P, P]
         return self.out_proj((weights @ value).transpose(1, 2).reshape(frames, patches, width))

@@ -1,0 +1,107 @@
+"""Float16 arithmetic on a CPU: every node computes in float32 and its float16 output is rounded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from runtime.engine.onnx import OnnxEngine
+from runtime.tools.float16 import frame_and_clip, rounded
+
+
+def _model(text: str, opset: int = 20, **constants: np.ndarray) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>\n{text}')
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model
+
+
+def _run(model: onnx.ModelProto, **feeds: np.ndarray) -> np.ndarray:
+    (got,) = OnnxEngine.load(rounded(model).SerializeToString(), as_written=True).run(feeds).values()
+    return got
+
+
+def test_every_sum_is_rounded():
+    model = _model("g (float16[1] x) => (float16[1] y) { a = Add(x, one) b = Add(a, one) y = Sub(b, x) }", one=np.float16([1]))
+    x = np.float16([2048])  # the next float16 is 2050
+    assert ReferenceEvaluator(model).run(None, {"x": x})[0] == 0
+    assert _run(model, x=x) == 0
+    plain = OnnxEngine.load(model.SerializeToString()).run({"x": x})["y"]
+    assert plain == 2, "ONNX Runtime's CPU provider itself does not round: rounded() would not be needed"
+
+
+def test_a_product_is_rounded_once_not_at_every_step():
+    model = _model("g (float16[1, 3000] x) => (float16[1, 1] y) { y = MatMul(x, w) }", w=np.full((3000, 1), 1.001, np.float16))
+    x = np.ones((1, 3000), np.float16)
+    exact = 3000 * float(np.float16(1.001))
+    assert _run(model, x=x) == np.float16(exact)
+
+
+def test_an_overflow_is_infinite():
+    model = _model("g (float16[1, 4] x) => (float16[1, 1] y) <float16[1, 1] s> { a = MatMul(x, w) y = Mul(a, s) }",
+                   w=np.full((4, 1), 300, np.float16), s=np.full((1, 1), 0.01, np.float16))  # fmt: skip
+    assert np.isinf(_run(model, x=np.full((1, 4), 300, np.float16)))
+
+
+def test_what_the_graph_computes_in_float32_stays_float32():
+    model = _model(
+        """g (float16[1, 4] x) => (float16[1, 1] y) <float[1, 1] s> {
+            wide = Cast<to = 1>(x)
+            a = MatMul(wide, w)
+            b = Mul(a, s)
+            y = Cast<to = 10>(b)
+        }""",
+        w=np.full((4, 1), 300, np.float32),
+        s=np.full((1, 1), 0.01, np.float32),
+    )
+    assert _run(model, x=np.full((1, 4), 300, np.float16)) == pytest.approx(3600)
+
+
+def test_the_body_of_a_loop_rounds_too():
+    model = _model(
+        """g (float16[3, 2] x) => (float16[3, 2] y) <int64 count = {3}, bool always = {1}> {
+            y = Loop(count, always) <body = body (int64 i, bool before) => (bool after, float16[2] row) {
+                after = Identity(before)
+                picked = Gather(x, i)
+                up = Add(picked, big)
+                row = Sub(up, big)
+            }>
+        }""",
+        big=np.array(2048, np.float16),
+    )
+    x = np.float16([[0.6, 1.4], [3, 4.5], [0.4, 7]])
+    np.testing.assert_array_equal(_run(model, x=x), (x + np.float16(2048)) - np.float16(2048))
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_scores_of_a_float16_attention_are_float16_as_the_operator_is_defined(scale):
+    model = _model(
+        "g (float16[1, 2, 5, 8] q, float16[1, 2, 5, 8] k, float16[1, 2, 5, 8] v) => (float16[1, 2, 5, 8] y) { y = Attention(q, k, v) }",
+        opset=24,
+    )
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(0, scale, (1, 2, 5, 8)).astype(np.float16) for _ in range(3))
+    expected = ReferenceEvaluator(model).run(None, {"q": q, "k": k, "v": v})[0]
+    np.testing.assert_allclose(_run(model, q=q, k=k, v=v), expected, rtol=2e-3, atol=2e-3 * scale)
+
+
+def test_a_loop_over_frames_comes_apart_into_a_frame_and_a_clip():
+    model = _model(
+        """g (float16[3, 2] x) => (float16[2] y) <int64 count = {3}, bool always = {1}, float16[2, 2] w, int64[1] axis = {0}> {
+            rows = Loop(count, always) <body = body (int64 i, bool before) => (bool after, float16[2] row) {
+                after = Identity(before)
+                picked = Gather(x, i)
+                row = MatMul(picked, w)
+            }>
+            y = ReduceMax<keepdims = 0>(rows, axis)
+        }""",
+        w=np.float16([[1, 2], [3, 4]]),
+    )
+    frame, clip = frame_and_clip(model)
+    x = np.float16([[1, 1], [0, 2], [5, 0]])
+    np.testing.assert_array_equal(_run(frame, x=x), [[4, 6]])
+    np.testing.assert_array_equal(_run(clip, rows=x), [5, 2])
+    assert frame_and_clip(clip) is None
