@@ -112,14 +112,14 @@ def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) 
     if options.calibrate and options.quantizes:
         from export.quantize.calibration import Clips
 
-        taken = {"frames": list(size)} if size else {}
-        Clips(vision.preprocessing | taken, Path(options.calibrate)).check(frames)
+        sized = {"frames": list(size)} if size else {}
+        Clips(vision.preprocessing | sized, Path(options.calibrate)).check(frames)
 
     if options.only != "llm":
         kind.check_vision_weights(checkpoint)
     if options.only != "vision":
         kind.check_llm_weights(checkpoint)
-    not_applied = _say_settings(checkpoint, llm) if llm else []
+    not_applied = _log_settings(checkpoint, llm) if llm else []
     return Plan(preset, compress, vision, frames, frame_input, tokens, max_context, not_applied)
 
 
@@ -164,7 +164,7 @@ def _is_placeholder(token: int, checkpoint: Checkpoint) -> bool:
     return token in [checkpoint.config().get(key) for key in keys]
 
 
-def _say_settings(checkpoint: Checkpoint, llm: LLMInfo) -> list[str]:
+def _log_settings(checkpoint: Checkpoint, llm: LLMInfo) -> list[str]:
     """Log what of generation_config.json the runtime will do and what it will not; the names of the latter."""
     from export.families.chat import settings_not_applied
 

@@ -139,13 +139,16 @@ def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
 
 def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     """A layer slides where `layer_types` says so, which follows from use_sliding_window and max_window_layers if it is absent."""
-    sliding = [layer for layer, kind in enumerate(text.layer_types) if kind != "full_attention"]
-    if not sliding or (text.sliding_window or 0) >= text.max_position_embeddings:
+    full = {"full_attention"}
+    if (text.sliding_window or 0) >= text.max_position_embeddings:  # a window that every position sees all others through
+        full.add("sliding_attention")
+    other = [kind for kind in text.layer_types if kind not in full]
+    if not other:
         return
-    first = text.layer_types[sliding[0]]
+    first = other[0]
     window = f" (sliding_window {text.sliding_window})" if first == "sliding_attention" else ""
     raise CheckpointError(
-        f"{checkpoint.path / 'config.json'}: {len(sliding)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
+        f"{checkpoint.path / 'config.json'}: {len(other)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
         "the export writes full attention only; choose a checkpoint with full attention, "
         "such as one with use_sliding_window false"
     )

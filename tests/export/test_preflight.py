@@ -222,7 +222,7 @@ class TestTokenizer:
 
 class TestGeneration:
     @pytest.mark.parametrize("penalty", [0, -1.5, "1.1", True])
-    def test_a_repetition_penalty_that_is_none(self, checkpoint: Path, refusal: Callable[..., str], penalty: object) -> None:
+    def test_a_repetition_penalty_out_of_range(self, checkpoint: Path, refusal: Callable[..., str], penalty: object) -> None:
         change(checkpoint / "generation_config.json", repetition_penalty=penalty)
         line = refusal()
         assert line.startswith(
