@@ -129,7 +129,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 
 
-@pytest.mark.parametrize("kind", ["png", "apng", "mov", "cover"])
+@pytest.mark.parametrize("kind", ["png", "apng", "mov"])
 def test_metadata_that_would_inflate_is_not_inflated(tmp_path, kind):
     path, content = tmp_path / "bomb", bomb()
     if kind == "png":
@@ -138,17 +138,9 @@ def test_metadata_that_would_inflate_is_not_inflated(tmp_path, kind):
         animated = struct.pack(">I4sIII", 8, b"acTL", 2, 0, 0)
         path.write_bytes(content[:33] + animated + content[33:])
     else:
-        with av.open(str(path), "w", format=kind.replace("cover", "mp4")) as output:
-            if kind == "cover":
-                main = output.add_stream("libx264", rate=16)
-                main.height, main.width, main.pix_fmt = 24, 32, "yuv420p"
+        with av.open(str(path), "w", format=kind) as output:
             stream = output.add_stream("png", rate=16)
             stream.height, stream.width, stream.pix_fmt = 24, 32, "rgb24"
-            if kind == "cover":
-                stream.disposition = av.stream.Disposition.attached_pic
-                for image in pattern(3, 24, 32):
-                    output.mux(main.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-                output.mux(main.encode())
             packet = av.Packet(content)
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 16)
             packet.is_keyframe = True
