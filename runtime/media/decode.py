@@ -23,9 +23,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runtime.errors import VideoError
 from runtime.media import limits
 from runtime.media.container import is_fragmented, opened, tick_of
+from runtime.media.orientation import upright_rgb
 
 _LAST = "last"  # what a file's last packet carries, and the frame of it
 
@@ -137,6 +140,10 @@ class Reader:
             allowed = limits.current()
             or_large = f", or frames of more than {allowed.pixels} pixels" if allowed else ""
             raise _damage(self.path, last, f"{error.strerror}{or_large}") from None
+
+    def rgb(self, frame: VideoFrame) -> np.ndarray:
+        """RGB uint8 [h, w, 3], upright."""
+        return upright_rgb(frame, self.stream.codec_context.name)
 
     def check_length(self) -> None:
         """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""

@@ -26,6 +26,7 @@ from runtime.media.orientation import upright_rgb
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 _TIMEOUT = 10.0  # seconds without a packet after which a network stream counts as gone
 _RECOVERY = 10.0  # seconds
@@ -60,10 +61,11 @@ class Stream:
         lost, self._lost = self._lost, 0
         return lost
 
-    def _timed(self, frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[Timed]:
+    def _timed(self, frames: Iterator[tuple[VideoFrame, VideoStream]]) -> Iterator[Timed]:
         clock = Clock()
-        for frame, interval in frames:
-            yield clock.seconds(frame.time, frame.key_frame, interval), lambda frame=frame: upright_rgb(frame)  # type: ignore[misc]
+        for frame, stream in frames:
+            codec, interval = stream.codec_context.name, _interval(stream)
+            yield clock.seconds(frame.time, frame.key_frame, interval), lambda frame=frame: upright_rgb(frame, codec)  # type: ignore[misc] # noqa: B023
         if clock.last is None:
             raise VideoError(f"{self.source} has a video stream without a frame that can be decoded; expected at least one frame")
 
@@ -73,13 +75,12 @@ class Stream:
             for index in range(len(timeline.times)):
                 yield timeline.seconds(index), lambda index=index: picture.rgb(index)  # type: ignore[misc]
 
-    def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, float]]:
+    def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, VideoStream]]:
         with reading(path, strict=False) as reader:
-            interval = _interval(reader.stream)
             for frame in reader.checked(reader.frames()):
-                yield frame, interval
+                yield frame, reader.stream
 
-    def _of_camera(self) -> Iterator[tuple[VideoFrame, float]]:
+    def _of_camera(self) -> Iterator[tuple[VideoFrame, VideoStream]]:
         import av
 
         with _opened(self.source) as container:
@@ -100,7 +101,7 @@ class Stream:
                         elif frame.key_frame or (waited or 0.0) > _RECOVERY:
                             waited = None
                         if waited is None:
-                            yield frame, interval
+                            yield frame, stream
                         else:
                             self._lost, waited = self._lost + 1, waited + interval
             except av.FFmpegError as error:
@@ -128,9 +129,9 @@ class Clock:
         return self.last
 
 
-def _interval(stream: object) -> float:
-    rate = getattr(stream, "average_rate", None)
-    return float(1 / rate) if rate else 0.04
+def _interval(stream: VideoStream) -> float:
+    """Seconds from a frame to the next, as far as is known."""
+    return float(1 / stream.average_rate) if stream.average_rate else 0.04
 
 
 def _opened(source: str) -> InputContainer:

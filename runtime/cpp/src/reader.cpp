@@ -134,9 +134,8 @@ FramePtr Reader::next() {
       }
       if (is_corrupt(*frame)) throw DamageError(path_, last_time_, "a picture can't be decoded");
       if (frame->pts != AV_NOPTS_VALUE) {
-        const double time = seconds_of(frame->pts, container_.tick());
-        if (!first_time_) first_time_ = time;
-        last_time_ = time - *first_time_;
+        if (!first_time_) first_time_ = frame->pts;
+        last_time_ = seconds_of(static_cast<Wide>(frame->pts) - *first_time_, container_.tick());
       }
       return frame;
     }

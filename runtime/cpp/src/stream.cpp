@@ -9,6 +9,7 @@
 #include "reader.hpp"
 #include "rgb.hpp"
 #include "text.hpp"
+#include "timeline.hpp"
 
 namespace gridpool {
 namespace {
@@ -189,7 +190,7 @@ bool VideoStream::next(double& seconds) {
   }
   if (!parts_->frame) return false;
   std::optional<double> time;
-  if (parts_->frame->pts != AV_NOPTS_VALUE) time = static_cast<double>(parts_->frame->pts) * av_q2d(container.stream->time_base);
+  if (parts_->frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts_->frame->pts, container.tick());
   seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), container.interval());
   return true;
 }
