@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.errors import VideoError
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
@@ -20,9 +22,15 @@ if TYPE_CHECKING:
 def upright_rgb(frame: VideoFrame, codec: str) -> np.ndarray:
     """RGB uint8 [h, w, 3] as it is to be shown; codec: the decoder's name.
 
-    Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic.
+    Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic. VideoError for a colour space that FFmpeg can't
+    convert.
     """
-    image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    import av
+
+    try:
+        image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    except av.FFmpegError as error:
+        raise VideoError(f"a frame can't be converted to RGB ({error.strerror}); convert the video to another colour space") from None
     matrix = _matrix(frame, codec)
     return image if matrix is None else oriented(image, matrix)
 

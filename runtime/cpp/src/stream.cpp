@@ -195,12 +195,6 @@ bool VideoStream::next(double& seconds) {
   return true;
 }
 
-Image VideoStream::image() {
-  try {
-    return parts_->rgb->convert(*parts_->frame);
-  } catch (const AvFailure& failure) {
-    throw VideoError(parts_->source + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
-  }
-}
+Image VideoStream::image() { return parts_->rgb->convert(*parts_->frame); }
 
 }  // namespace gridpool
