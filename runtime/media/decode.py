@@ -123,7 +123,8 @@ class Reader:
         """Pass frames on; damage becomes a VideoError that says where."""
         import av
 
-        first = last = None
+        first: int | None = None
+        last: float | None = None  # seconds after the first
         try:
             for count, frame in enumerate(frames, 1):
                 limits.check_decoded(self.path, count, frame.width, frame.height)
@@ -132,9 +133,9 @@ class Reader:
                     continue
                 if frame.is_corrupt:
                     raise _damage(self.path, last, "a picture can't be decoded")
-                if frame.time is not None:
-                    first = frame.time if first is None else first
-                    last = frame.time - first
+                if frame.pts is not None:  # its time base is wrong where the decoder was flushed
+                    first = frame.pts if first is None else first
+                    last = float((frame.pts - first) * self.tick)
                 yield frame
         except av.FFmpegError as error:
             allowed = limits.current()

@@ -12,6 +12,7 @@ taken up where the old one ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from runtime.errors import VideoError, missing_package
 from runtime.media import stills
-from runtime.media.container import best_stream, check_file
+from runtime.media.container import best_stream, check_file, tick_of
 from runtime.media.decode import reading
 from runtime.media.orientation import upright_rgb
 
@@ -64,8 +65,9 @@ class Stream:
     def _timed(self, frames: Iterator[tuple[VideoFrame, VideoStream]]) -> Iterator[Timed]:
         clock = Clock()
         for frame, stream in frames:
-            codec, interval = stream.codec_context.name, _interval(stream)
-            yield clock.seconds(frame.time, frame.key_frame, interval), lambda frame=frame: upright_rgb(frame, codec)  # type: ignore[misc] # noqa: B023
+            rgb = partial(upright_rgb, frame, stream.codec_context.name)
+            time = None if frame.pts is None else float(frame.pts * tick_of(stream))
+            yield clock.seconds(time, frame.key_frame, _interval(stream)), rgb
         if clock.last is None:
             raise VideoError(f"{self.source} has a video stream without a frame that can be decoded; expected at least one frame")
 
@@ -73,7 +75,7 @@ class Stream:
         with stills.opened(path) as picture:
             timeline = picture.timeline()
             for index in range(len(timeline.times)):
-                yield timeline.seconds(index), lambda index=index: picture.rgb(index)  # type: ignore[misc]
+                yield timeline.seconds(index), partial(picture.rgb, index)
 
     def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, VideoStream]]:
         with reading(path, strict=False) as reader:
@@ -86,17 +88,19 @@ class Stream:
         with _opened(self.source) as container:
             stream = best_stream(container, self.source)
             stream.thread_type = "AUTO"
+            stream.codec_context.copy_opaque = True  # from a packet to its frame: whether a part of it was lost
             interval = _interval(stream)
             waited: float | None = 0.0  # seconds spent waiting for a keyframe; None: not waiting
             try:
                 for packet in container.demux(stream):
+                    packet.opaque = packet.is_corrupt
                     try:
                         frames = packet.decode()
                     except av.error.InvalidDataError:
                         self._lost, waited = self._lost + 1, waited or 0.0
                         continue
                     for frame in frames:
-                        if frame.is_corrupt:
+                        if frame.is_corrupt or frame.opaque:
                             waited = waited or 0.0
                         elif frame.key_frame or (waited or 0.0) > _RECOVERY:
                             waited = None
