@@ -109,7 +109,7 @@ class CameraSource : public FrameSource {
   static constexpr double kRecovery = 10;  // seconds without a keyframe (intra refresh) after which frames are shown again
 
   bool is_shown(const AVFrame& frame) {
-    if (is_corrupt(frame)) {
+    if (is_corrupt(frame) || is_marked(frame)) {
       waited_ = waited_.value_or(0);
     } else if (is_keyframe(frame) || waited_.value_or(0) > kRecovery) {
       waited_.reset();
@@ -127,6 +127,7 @@ class CameraSource : public FrameSource {
     if (status < 0 && status != AVERROR_EOF) throw AvFailure{status};
     ended_ = status == AVERROR_EOF;
     if (!ended_ && (packet_->stream_index != container_.stream->index || packet_->size == 0)) return;
+    if (!ended_) mark(*container_.codec, *packet_, packet_->flags & AV_PKT_FLAG_CORRUPT);  // a part of it was lost
     try {
       std::deque<FramePtr> decoded = decode(*container_.codec, ended_ ? nullptr : packet_.get());
       std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
