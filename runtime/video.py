@@ -30,7 +30,6 @@ from runtime.media import limits, stills
 from runtime.media.container import check_file
 from runtime.media.decode import DamageError, Reader, reading
 from runtime.media.limits import DecodeLimits
-from runtime.media.orientation import upright_rgb
 from runtime.media.timeline import Timeline
 
 __all__ = ["MAX_FRAMES", "Clip", "DecodeLimits", "check_file", "sample_frames", "sample_frames_limited"]
@@ -196,7 +195,7 @@ def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, stric
             frame = next((frame for frame in decoded if frame.pts is not None and frame.pts >= time), None)
             if frame is None or frame.pts != time:
                 return None
-            image = upright_rgb(frame)
+            image = reader.rgb(frame)
             taken[index], size, position = each(image), image.shape[:2], index
     return taken, size
 
@@ -248,7 +247,7 @@ def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each, str
     with reading(path, strict) as reader:
         for index, frame in enumerate(reader.checked(reader.frames())):
             if index in wanted:
-                image = upright_rgb(frame)
+                image = reader.rgb(frame)
                 taken[index], size = each(image), image.shape[:2]
                 if len(taken) == len(wanted):
                     break

@@ -27,11 +27,14 @@ a=control:track
 
 
 @contextmanager
-def camera(images: list[np.ndarray], rate: int = 10) -> Iterator[str]:
-    """The URL of a stream that shows `images` at `rate` a second to each client, in real time, and then hangs up."""
-    units = _encode(images, rate)
+def camera(images: list[np.ndarray], rate: int = 10, skip: int = 0, lost: int = -1) -> Iterator[str]:
+    """The URL of a stream that shows `images` at `rate` a second to each client, in real time, and then hangs up.
+
+    skip: frames that were shown before the client came; lost: of which of the others a packet gets lost on the way.
+    """
+    units = _encode(images, rate)[skip:]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_accept, args=(server, units, rate), daemon=True).start()
+        threading.Thread(target=_accept, args=(server, units, rate, lost), daemon=True).start()
         yield f"rtsp://127.0.0.1:{server.getsockname()[1]}/stream"
 
 
@@ -45,16 +48,16 @@ def _encode(images: list[np.ndarray], rate: int) -> list[bytes]:
     return [bytes(packet) for packet in [*packets, *codec.encode(None)]]
 
 
-def _accept(server: socket.socket, units: list[bytes], rate: int) -> None:
+def _accept(server: socket.socket, units: list[bytes], rate: int, lost: int) -> None:
     while True:
         try:
             client, _ = server.accept()
         except OSError:
             return
-        threading.Thread(target=_serve, args=(client, units, rate), daemon=True).start()
+        threading.Thread(target=_serve, args=(client, units, rate, lost), daemon=True).start()
 
 
-def _serve(client: socket.socket, units: list[bytes], rate: int) -> None:
+def _serve(client: socket.socket, units: list[bytes], rate: int, lost: int) -> None:
     with client:
         try:
             for method, number in _requests(client):
@@ -66,7 +69,7 @@ def _serve(client: socket.socket, units: list[bytes], rate: int) -> None:
                 body = _SDP if method == "DESCRIBE" else ""
                 client.sendall(f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\n{headers}\r\n{body}".encode())
                 if method == "PLAY":
-                    _play(client, units, rate)
+                    _play(client, units, rate, lost)
                     return
         except OSError:
             pass  # the client is gone
@@ -82,7 +85,7 @@ def _requests(client: socket.socket) -> Iterable[tuple[str, str]]:
             yield text.split()[0], re.search(r"CSeq: *(\d+)", text, re.IGNORECASE)[1]
 
 
-def _play(client: socket.socket, units: list[bytes], rate: int) -> None:
+def _play(client: socket.socket, units: list[bytes], rate: int, lost: int) -> None:
     start, sequence = time.monotonic(), 0
     for index, unit in enumerate(units):
         time.sleep(max(0.0, start + index / rate - time.monotonic()))
@@ -90,7 +93,8 @@ def _play(client: socket.socket, units: list[bytes], rate: int) -> None:
         for at, payload in enumerate(payloads):
             last = at == len(payloads) - 1
             header = struct.pack(">BBHII", 0x80, _PAYLOAD | last << 7, sequence & 0xFFFF, index * 90000 // rate, 1)
-            client.sendall(b"$\x00" + struct.pack(">H", len(header) + len(payload)) + header + payload)
+            if index != lost or at != max(0, len(payloads) - 2):
+                client.sendall(b"$\x00" + struct.pack(">H", len(header) + len(payload)) + header + payload)
             sequence += 1
 
 

@@ -26,8 +26,7 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
     "yuv4mpegpipe,gif"
 )
-# Decoders for untrusted files. FFmpeg runs one to learn a stream's format, a cover picture's too; those of PNG, TIFF and the like
-# inflate whatever a file declares, so they are not among them.
+# Decoders for untrusted files: those of PNG, TIFF and the like inflate whatever a file declares, so they are not among them.
 _DECODERS = (
     "h264,hevc,vvc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,vp6,vp6a,vp6f,mpeg1video,mpeg2video,mpegvideo,mpeg4,h261,h263,h263i,h263p,"
     "flv,msmpeg4v1,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,rv10,rv20,rv30,rv40,svq1,svq3,cinepak,indeo3,indeo4,indeo5,theora,dirac,"
@@ -59,7 +58,7 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
     allowed = limits.current()
     if allowed:
-        options |= {"codec_whitelist": _DECODERS, "max_streams": str(allowed.streams + 1), "max_pixels": str(allowed.pixels)}
+        options |= {"max_streams": str(allowed.streams + 1), "max_pixels": str(allowed.pixels)}
     try:
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.FFmpegError as error:

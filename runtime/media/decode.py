@@ -23,9 +23,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runtime.errors import VideoError
 from runtime.media import limits
 from runtime.media.container import is_fragmented, opened, tick_of
+from runtime.media.orientation import upright_rgb
 
 _LAST = "last"  # what a file's last packet carries, and the frame of it
 
@@ -120,7 +123,8 @@ class Reader:
         """Pass frames on; damage becomes a VideoError that says where."""
         import av
 
-        first = last = None
+        first: int | None = None
+        last: float | None = None  # seconds after the first
         try:
             for count, frame in enumerate(frames, 1):
                 limits.check_decoded(self.path, count, frame.width, frame.height)
@@ -129,14 +133,18 @@ class Reader:
                     continue
                 if frame.is_corrupt:
                     raise _damage(self.path, last, "a picture can't be decoded")
-                if frame.time is not None:
-                    first = frame.time if first is None else first
-                    last = frame.time - first
+                if frame.pts is not None:  # its time base is wrong where the decoder was flushed
+                    first = frame.pts if first is None else first
+                    last = float((frame.pts - first) * self.tick)
                 yield frame
         except av.FFmpegError as error:
             allowed = limits.current()
             or_large = f", or frames of more than {allowed.pixels} pixels" if allowed else ""
             raise _damage(self.path, last, f"{error.strerror}{or_large}") from None
+
+    def rgb(self, frame: VideoFrame) -> np.ndarray:
+        """RGB uint8 [h, w, 3], upright."""
+        return upright_rgb(frame, self.stream.codec_context.name)
 
     def check_length(self) -> None:
         """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""

@@ -13,23 +13,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.errors import VideoError
+
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 
-def upright_rgb(frame: VideoFrame) -> np.ndarray:
-    """RGB uint8 [h, w, 3] as it is to be shown. Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic."""
-    image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+def upright_rgb(frame: VideoFrame, codec: str) -> np.ndarray:
+    """RGB uint8 [h, w, 3] as it is to be shown; codec: the decoder's name.
+
+    Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic. VideoError for a colour space that FFmpeg can't
+    convert.
+    """
+    import av
+
     try:
-        side = frame.side_data.get("DISPLAYMATRIX")
-    except (
-        ValueError
-    ):  # PyAV refuses to list side data when there is a kind that it doesn't know; it has the turn, not the mirroring
-        x, y = round(math.cos(math.radians(frame.rotation))), round(math.sin(math.radians(frame.rotation)))
-        return oriented(image, [x, -y, 0, y, x])
-    if side is None:
-        return image
-    return oriented(image, np.frombuffer(side, np.int32, 9).tolist())  # type: ignore[call-overload]
+        image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
+    except av.FFmpegError as error:
+        raise VideoError(f"a frame can't be converted to RGB ({error.strerror}); convert the video to another colour space") from None
+    matrix = _matrix(frame, codec)
+    return image if matrix is None else oriented(image, matrix)
+
+
+def _matrix(frame: VideoFrame, codec: str) -> list[int] | None:
+    """Where PyAV can't list a frame's side data it still has the turn, though not the mirroring."""
+    # PyAV 18 frees the name of a colour profile, which PNG has, twice: looking at such a list ends in a segmentation fault.
+    if codec not in ("png", "apng"):
+        try:
+            side = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # a kind of side data that PyAV doesn't know
+            pass
+        else:
+            return None if side is None else np.frombuffer(side, np.int32, 9).tolist()  # type: ignore[call-overload]
+    x, y = round(math.cos(math.radians(frame.rotation))), round(math.sin(math.radians(frame.rotation)))
+    return [x, -y, 0, y, x]
 
 
 def oriented(image: np.ndarray, matrix: list[int]) -> np.ndarray:

@@ -12,6 +12,7 @@ taken up where the old one ended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ import numpy as np
 
 from runtime.errors import VideoError, missing_package
 from runtime.media import stills
-from runtime.media.container import best_stream, check_file
+from runtime.media.container import best_stream, check_file, tick_of
 from runtime.media.decode import reading
 from runtime.media.orientation import upright_rgb
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 _TIMEOUT = 10.0  # seconds without a packet after which a network stream counts as gone
 _RECOVERY = 10.0  # seconds
@@ -60,10 +62,12 @@ class Stream:
         lost, self._lost = self._lost, 0
         return lost
 
-    def _timed(self, frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[Timed]:
+    def _timed(self, frames: Iterator[tuple[VideoFrame, VideoStream]]) -> Iterator[Timed]:
         clock = Clock()
-        for frame, interval in frames:
-            yield clock.seconds(frame.time, frame.key_frame, interval), lambda frame=frame: upright_rgb(frame)  # type: ignore[misc]
+        for frame, stream in frames:
+            rgb = partial(upright_rgb, frame, stream.codec_context.name)
+            time = None if frame.pts is None else float(frame.pts * tick_of(stream))
+            yield clock.seconds(time, frame.key_frame, _interval(stream)), rgb
         if clock.last is None:
             raise VideoError(f"{self.source} has a video stream without a frame that can be decoded; expected at least one frame")
 
@@ -71,36 +75,37 @@ class Stream:
         with stills.opened(path) as picture:
             timeline = picture.timeline()
             for index in range(len(timeline.times)):
-                yield timeline.seconds(index), lambda index=index: picture.rgb(index)  # type: ignore[misc]
+                yield timeline.seconds(index), partial(picture.rgb, index)
 
-    def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, float]]:
+    def _of_file(self, path: Path) -> Iterator[tuple[VideoFrame, VideoStream]]:
         with reading(path, strict=False) as reader:
-            interval = _interval(reader.stream)
             for frame in reader.checked(reader.frames()):
-                yield frame, interval
+                yield frame, reader.stream
 
-    def _of_camera(self) -> Iterator[tuple[VideoFrame, float]]:
+    def _of_camera(self) -> Iterator[tuple[VideoFrame, VideoStream]]:
         import av
 
         with _opened(self.source) as container:
             stream = best_stream(container, self.source)
             stream.thread_type = "AUTO"
+            stream.codec_context.copy_opaque = True  # from a packet to its frame: whether a part of it was lost
             interval = _interval(stream)
             waited: float | None = 0.0  # seconds spent waiting for a keyframe; None: not waiting
             try:
                 for packet in container.demux(stream):
+                    packet.opaque = packet.is_corrupt
                     try:
                         frames = packet.decode()
                     except av.error.InvalidDataError:
                         self._lost, waited = self._lost + 1, waited or 0.0
                         continue
                     for frame in frames:
-                        if frame.is_corrupt:
+                        if frame.is_corrupt or frame.opaque:
                             waited = waited or 0.0
                         elif frame.key_frame or (waited or 0.0) > _RECOVERY:
                             waited = None
                         if waited is None:
-                            yield frame, interval
+                            yield frame, stream
                         else:
                             self._lost, waited = self._lost + 1, waited + interval
             except av.FFmpegError as error:
@@ -128,9 +133,9 @@ class Clock:
         return self.last
 
 
-def _interval(stream: object) -> float:
-    rate = getattr(stream, "average_rate", None)
-    return float(1 / rate) if rate else 0.04
+def _interval(stream: VideoStream) -> float:
+    """Seconds from a frame to the next, as far as is known."""
+    return float(1 / stream.average_rate) if stream.average_rate else 0.04
 
 
 def _opened(source: str) -> InputContainer:

@@ -32,6 +32,17 @@ bool is_keyframe(const AVFrame& frame) {
 
 bool is_corrupt(const AVFrame& frame) { return frame.decode_error_flags != 0 || frame.flags & AV_FRAME_FLAG_CORRUPT; }
 
+#if LIBAVCODEC_VERSION_MAJOR >= 60
+void mark(AVCodecContext& codec, AVPacket& packet, bool is_marked) {
+  codec.flags |= AV_CODEC_FLAG_COPY_OPAQUE;
+  packet.opaque = is_marked ? &codec : nullptr;
+}
+bool is_marked(const AVFrame& frame) { return frame.opaque != nullptr; }
+#else
+void mark(AVCodecContext& codec, AVPacket&, bool is_marked) { codec.reordered_opaque = is_marked; }
+bool is_marked(const AVFrame& frame) { return frame.reordered_opaque == 1; }
+#endif
+
 std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet) {
   av_checked(avcodec_send_packet(&codec, packet));
   std::deque<FramePtr> frames;

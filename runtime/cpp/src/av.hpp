@@ -55,6 +55,10 @@ bool is_keyframe(const AVFrame& frame);
 /// Whether the decoder could not read all of a frame's data.
 bool is_corrupt(const AVFrame& frame);
 
+/// Put a mark on the frame that will come of a packet.
+void mark(AVCodecContext& codec, AVPacket& packet, bool is_marked);
+bool is_marked(const AVFrame& frame);
+
 /// The frames that a packet, or null at the end, makes a decoder give; AvFailure, and no frame, where it can't be decoded.
 std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet);
 

@@ -21,18 +21,6 @@ Container opened(const fs::path& path, bool strict) {
   }
 }
 
-// Which frame came of a file's last packet: decoders pass a mark on.
-#if LIBAVCODEC_VERSION_MAJOR >= 60
-void mark(AVCodecContext& codec, AVPacket& packet, bool is_last) {
-  codec.flags |= AV_CODEC_FLAG_COPY_OPAQUE;
-  packet.opaque = is_last ? &codec : nullptr;
-}
-bool is_last(const AVFrame& frame) { return frame.opaque != nullptr; }
-#else
-void mark(AVCodecContext& codec, AVPacket&, bool is_last) { codec.reordered_opaque = is_last; }
-bool is_last(const AVFrame& frame) { return frame.reordered_opaque == 1; }
-#endif
-
 std::string where(std::optional<double> seconds) {
   return seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame";
 }
@@ -128,15 +116,14 @@ FramePtr Reader::next() {
     for (;;) {
       FramePtr frame = decoded();
       if (!frame) return nullptr;
-      if (is_corrupt(*frame) && is_last(*frame)) {
+      if (is_corrupt(*frame) && is_marked(*frame)) {
         cut_ = true;
         continue;
       }
       if (is_corrupt(*frame)) throw DamageError(path_, last_time_, "a picture can't be decoded");
       if (frame->pts != AV_NOPTS_VALUE) {
-        const double time = seconds_of(frame->pts, container_.tick());
-        if (!first_time_) first_time_ = time;
-        last_time_ = time - *first_time_;
+        if (!first_time_) first_time_ = frame->pts;
+        last_time_ = seconds_of(static_cast<Wide>(frame->pts) - *first_time_, container_.tick());
       }
       return frame;
     }
@@ -195,7 +182,7 @@ void Reader::enter(AVPacket& key) {
 }
 
 void Reader::decode(AVPacket* packet) {
-  if (packet) mark(*container_.codec, *packet, ahead_.size() == 1);
+  if (packet) mark(*container_.codec, *packet, ahead_.size() == 1);  // the file's last
   std::deque<FramePtr> frames = gridpool::decode(*container_.codec, packet);
   std::move(frames.begin(), frames.end(), std::back_inserter(ready_));
 }

@@ -68,7 +68,8 @@ class Reader {
   std::deque<FramePtr> ready_;
   int64_t entry_ = AV_NOPTS_VALUE;
   bool entered_ = false, ended_ = false, leading_ = true;
-  std::optional<double> first_time_, last_time_;  // seconds, of frames since decoding began
+  std::optional<int64_t> first_time_;              // of the frames since decoding began
+  std::optional<double> last_time_;                // seconds after that
 };
 
 }  // namespace gridpool

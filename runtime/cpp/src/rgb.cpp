@@ -36,6 +36,22 @@ bool has_full_range(const AVFrame& frame, const AVPixFmtDescriptor& layout) {
   return frame.color_range == AVCOL_RANGE_JPEG || layout.nb_components < 3;
 }
 
+/// Whether swscale knows the matrix of a frame's colours; older releases take another one for those that they don't know.
+bool has_known_colours(const AVFrame& frame, const AVPixFmtDescriptor& layout) {
+  if (layout.flags & (AV_PIX_FMT_FLAG_RGB | AV_PIX_FMT_FLAG_PAL | AV_PIX_FMT_FLAG_BAYER) || layout.nb_components < 3) return true;
+  switch (frame.colorspace) {
+    case AVCOL_SPC_RGB:
+    case AVCOL_SPC_BT709:
+    case AVCOL_SPC_UNSPECIFIED:
+    case AVCOL_SPC_FCC:
+    case AVCOL_SPC_BT470BG:
+    case AVCOL_SPC_SMPTE170M:
+    case AVCOL_SPC_SMPTE240M:
+    case AVCOL_SPC_BT2020_NCL: return true;
+    default: return false;
+  }
+}
+
 /// Where the first chroma sample lies, in 256ths of a luma sample right of and below the first luma sample.
 /// In the middle where nothing says.
 std::pair<int, int> chroma_position(AVChromaLocation location, const AVPixFmtDescriptor& layout) {
@@ -110,9 +126,19 @@ FramePtr RgbConverter::with_chroma_of_every_pixel(const AVFrame& frame) {
 }
 
 Image RgbConverter::convert(const AVFrame& frame) {
+  try {
+    return oriented(converted(frame), orientation(frame));
+  } catch (const AvFailure& failure) {
+    throw VideoError("a frame can't be converted to RGB (" + av_reason(failure.number) + "); convert the video to another colour space");
+  }
+}
+
+/// As it is stored.
+Image RgbConverter::converted(const AVFrame& frame) {
   const AVPixFmtDescriptor* layout = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
   if (frame.width < 1 || frame.height < 1 || !layout) throw AvFailure{AVERROR_INVALIDDATA};
-  if (picture_ && layout->log2_chroma_h) return convert(*with_chroma_of_every_pixel(frame));
+  if (!has_known_colours(frame, *layout)) throw AvFailure{AVERROR(EOPNOTSUPP)};
+  if (picture_ && layout->log2_chroma_h) return converted(*with_chroma_of_every_pixel(frame));
   // swscale writes whole vectors: rows are padded, and copied out without the padding.
   const int stride = (frame.width * 3 + 63) / 64 * 64 + 64;
   std::unique_ptr<uint8_t, decltype(&av_free)> padded(
@@ -130,7 +156,7 @@ Image RgbConverter::convert(const AVFrame& frame) {
   for (int y = 0; y < frame.height; ++y) {
     std::memcpy(&image.pixels[static_cast<size_t>(y) * row], padded.get() + static_cast<size_t>(y) * static_cast<size_t>(stride), row);
   }
-  return oriented(std::move(image), orientation(frame));
+  return image;
 }
 
 }  // namespace gridpool

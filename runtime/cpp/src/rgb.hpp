@@ -17,7 +17,7 @@ class RgbConverter {
   /// picture: the orientation of a still picture's file, instead of any matrix.
   explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
 
-  /// AvFailure for a frame that swscale can't convert.
+  /// VideoError for a colour space that FFmpeg can't convert.
   Image convert(const AVFrame& frame);
 
  private:
@@ -34,6 +34,7 @@ class RgbConverter {
   static int rows_of(const AVFrame& frame, Part part);
   SwsContext& scaler(const AVFrame& frame, Part part);
   void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);
+  Image converted(const AVFrame& frame);
   FramePtr with_chroma_of_every_pixel(const AVFrame& frame);
   Orientation orientation(const AVFrame& frame) const;
 

@@ -9,6 +9,7 @@
 #include "reader.hpp"
 #include "rgb.hpp"
 #include "text.hpp"
+#include "timeline.hpp"
 
 namespace gridpool {
 namespace {
@@ -108,7 +109,7 @@ class CameraSource : public FrameSource {
   static constexpr double kRecovery = 10;  // seconds without a keyframe (intra refresh) after which frames are shown again
 
   bool is_shown(const AVFrame& frame) {
-    if (is_corrupt(frame)) {
+    if (is_corrupt(frame) || is_marked(frame)) {
       waited_ = waited_.value_or(0);
     } else if (is_keyframe(frame) || waited_.value_or(0) > kRecovery) {
       waited_.reset();
@@ -126,6 +127,7 @@ class CameraSource : public FrameSource {
     if (status < 0 && status != AVERROR_EOF) throw AvFailure{status};
     ended_ = status == AVERROR_EOF;
     if (!ended_ && (packet_->stream_index != container_.stream->index || packet_->size == 0)) return;
+    if (!ended_) mark(*container_.codec, *packet_, packet_->flags & AV_PKT_FLAG_CORRUPT);  // a part of it was lost
     try {
       std::deque<FramePtr> decoded = decode(*container_.codec, ended_ ? nullptr : packet_.get());
       std::move(decoded.begin(), decoded.end(), std::back_inserter(ready_));
@@ -189,17 +191,11 @@ bool VideoStream::next(double& seconds) {
   }
   if (!parts_->frame) return false;
   std::optional<double> time;
-  if (parts_->frame->pts != AV_NOPTS_VALUE) time = static_cast<double>(parts_->frame->pts) * av_q2d(container.stream->time_base);
+  if (parts_->frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts_->frame->pts, container.tick());
   seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), container.interval());
   return true;
 }
 
-Image VideoStream::image() {
-  try {
-    return parts_->rgb->convert(*parts_->frame);
-  } catch (const AvFailure& failure) {
-    throw VideoError(parts_->source + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
-  }
-}
+Image VideoStream::image() { return parts_->rgb->convert(*parts_->frame); }
 
 }  // namespace gridpool

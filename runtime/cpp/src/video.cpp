@@ -25,7 +25,7 @@ using Each = std::function<Image(Image)>;
 /// Frames of one file, turned to RGB and handed to `each`.
 class Taker {
  public:
-  Taker(const fs::path& path, const Each& each) : path_(path), each_(each) {}
+  explicit Taker(const Each& each) : each_(each) {}
 
   /// Frames of another reading of the file come from now on; what was taken is forgotten.
   void begin(const Container& container) {
@@ -33,9 +33,8 @@ class Taker {
     rgb_.emplace(*container.stream, container.orientation());
   }
 
-  /// VideoError for a frame that can't be converted.
   void take(int64_t index, const AVFrame& frame) {
-    Image image = converted(frame);
+    Image image = rgb_->convert(frame);
     height_ = image.height, width_ = image.width;
     taken_[index] = each_(std::move(image));
   }
@@ -57,15 +56,6 @@ class Taker {
   }
 
  private:
-  Image converted(const AVFrame& frame) {
-    try {
-      return rgb_->convert(frame);
-    } catch (const AvFailure& failure) {
-      throw VideoError(path_.string() + " has a frame that can't be converted to RGB (" + av_reason(failure.number) + "); convert it");
-    }
-  }
-
-  const fs::path& path_;
   const Each& each_;
   std::optional<RgbConverter> rgb_;
   std::map<int64_t, Image> taken_;
@@ -245,7 +235,7 @@ Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
   }
   check_video_file(path);
   av_log_set_level(AV_LOG_QUIET);  // what is wrong with a file is said in one line, and by us
-  Taker taker(path, each);
+  Taker taker(each);
   const std::optional<Picture> picture = read_picture(path);
   if (picture && !picture->is_animated) return still_clip(path, frames, taker);
   const std::optional<Timeline> timeline = packet_timeline(path);

@@ -1,6 +1,7 @@
 // Parts of the library behind stdin and stdout, for tests that compare them with Python: one JSON value a line in, one out.
 //
 //   probe frames        [path, T, with pixels?]          -> {indices, timestamps, duration, total, size, frames in base16}
+//   probe watch         file, device or address          -> {times, frames in base16, lost}
 //   probe resize        [h, w, h', w', filter, base16]   -> the resized pixels, base16
 //   probe open          path of a bundle                 -> {}
 //   probe tokenize FILE text                             -> ids
@@ -43,6 +44,13 @@ Json frames(const Json& line) {
   for (const Image& image : clip.frames) pixels.push_back(line[2].get<bool>() ? hex_of(image.pixels) : "");
   return {{"indices", clip.indices}, {"timestamps", clip.timestamps}, {"duration", clip.duration}, {"total", clip.total},
           {"size", {clip.height, clip.width}}, {"notes", clip.notes()}, {"frames", pixels}};
+}
+
+Json watch(const std::string& source) {
+  VideoStream stream(source);
+  Json times = Json::array(), pixels = Json::array();
+  for (double seconds = 0; stream.next(seconds);) times.push_back(seconds), pixels.push_back(hex_of(stream.image().pixels));
+  return {{"times", times}, {"frames", pixels}, {"lost", stream.take_lost()}};
 }
 
 Json stream(const Tokenizer& tokenizer, const Json& ids) {
@@ -104,6 +112,8 @@ int main(int count, char** words) {
       if (count > 2 && !tokenizer) tokenizer = std::make_unique<Tokenizer>(Tokenizer::from_file(words[2]));
       if (part == "frames") {
         result = frames(line);
+      } else if (part == "watch") {
+        result = watch(line.get<std::string>());
       } else if (part == "resize") {
         result = hex_of(resize({line[0], line[1], bytes_of_hex(line[5])}, line[2], line[3], static_cast<Resample>(line[4].get<int>())).pixels);
       } else if (part == "open") {

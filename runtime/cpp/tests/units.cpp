@@ -8,6 +8,9 @@
 #include <limits>
 
 #include "arguments.hpp"
+#include "bytes.hpp"
+#include "clock.hpp"
+#include "exif.hpp"
 #include "files.hpp"
 #include "half.hpp"
 #include "json.hpp"
@@ -167,5 +170,40 @@ TEST(Sampling, ValuesOutOfRangeAreRefused) {
 }
 
 TEST(CHeader, IsCAndReportsFailures) { EXPECT_EQ(c_header_works(), 1); }
+
+TEST(Clock, TakesUpANewClockAtAKeyframe) {
+  Clock clock;
+  EXPECT_EQ(clock.seconds(100.0, true, 0.5), 0.0);
+  EXPECT_EQ(clock.seconds(101.0, false, 0.5), 1.0);
+  EXPECT_EQ(clock.seconds(100.5, false, 0.5), 1.0);  // never back
+  EXPECT_EQ(clock.seconds(std::nullopt, false, 0.5), 1.5);
+  EXPECT_EQ(clock.seconds(7.0, true, 0.5), 2.0);
+  EXPECT_EQ(clock.seconds(8.0, false, 0.5), 3.0);
+}
+
+TEST(Bytes, ReadNothingOutsideTheirSource) {
+  ByteSource bytes(std::string("\x01\x02\x03\x04"));
+  EXPECT_EQ(bytes.number(0, 2), 0x0102u);
+  EXPECT_EQ(bytes.number(2, 2, Endian::little), 0x0403u);
+  EXPECT_FALSE(bytes.number(3, 2));
+  EXPECT_FALSE(bytes.number(~uint64_t{0}, 8));
+  EXPECT_EQ(bytes.read(2, ~uint64_t{0}).size(), 2u);
+  EXPECT_EQ(ByteSource(std::string(2 << 20, 'x')).read(0, 2 << 20).size(), size_t{1} << 20);
+}
+
+TEST(Exif, IsReadFromEitherByteOrderAndNoFurtherThanItGoes) {
+  const auto orientation = [](std::string tiff) {
+    ByteSource source(std::move(tiff));
+    return tiff_orientation(source);
+  };
+  const std::string big("MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0", 22);
+  const std::string little("II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x05\0\0\0", 22);
+  EXPECT_EQ(orientation(big), 6);
+  EXPECT_EQ(orientation(little), 5);
+  for (size_t length = 0; length < big.size(); ++length) EXPECT_FALSE(orientation(big.substr(0, length)));
+  EXPECT_EQ(xmp_orientation("<a tiff:Orientation=\"8\"/>"), 8);
+  EXPECT_EQ(xmp_orientation("<tiff:Orientation>3<"), 3);
+  EXPECT_FALSE(xmp_orientation("tiff:Orientation=\""));
+}
 
 }  // namespace

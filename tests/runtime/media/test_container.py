@@ -97,6 +97,29 @@ def test_an_encrypted_file_is_called_so(tmp_path):
         sample_frames(path, 4, lambda image: image)
 
 
+def write_packet(path, png: bytes):
+    """A QuickTime file of one PNG."""
+    with av.open(str(path), "w", format="mov") as output:
+        stream = output.add_stream("png", rate=16)
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "rgb24"
+        packet = av.Packet(png)
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 16)
+        packet.is_keyframe = True
+        output.mux(packet)
+    return path
+
+
+def test_a_picture_with_a_colour_profile_in_a_video_is_read(tmp_path):
+    """PyAV's list of side data ends the process there; so it runs in one of its own."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), (200, 0, 0)).save(file, "PNG", icc_profile=bytes(200))
+    path = write_packet(tmp_path / "clip.mov", file.getvalue())
+    code = (
+        f"from runtime.video import sample_frames; print(sample_frames({str(path)!r}, 1, lambda image: image).frames[0, 0, 0, 0])"
+    )
+    assert printed(code) == 200
+
+
 def bomb() -> bytes:
     """A PNG of 64 KiB whose colour profile inflates to 64 MiB."""
 
@@ -110,8 +133,8 @@ def bomb() -> bytes:
     return png[:33] + profile + png[33:]  # after IHDR
 
 
-def peak(code: str) -> int:
-    """What `code` prints, in a process of its own."""
+def printed(code: str) -> int:
+    """The number that `code` prints last, in a process of its own."""
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -129,7 +152,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 
 
-@pytest.mark.parametrize("kind", ["png", "apng", "mov", "cover"])
+@pytest.mark.parametrize("kind", ["png", "apng", "mov"])
 def test_metadata_that_would_inflate_is_not_inflated(tmp_path, kind):
     path, content = tmp_path / "bomb", bomb()
     if kind == "png":
@@ -138,23 +161,9 @@ def test_metadata_that_would_inflate_is_not_inflated(tmp_path, kind):
         animated = struct.pack(">I4sIII", 8, b"acTL", 2, 0, 0)
         path.write_bytes(content[:33] + animated + content[33:])
     else:
-        with av.open(str(path), "w", format=kind.replace("cover", "mp4")) as output:
-            if kind == "cover":
-                main = output.add_stream("libx264", rate=16)
-                main.height, main.width, main.pix_fmt = 24, 32, "yuv420p"
-            stream = output.add_stream("png", rate=16)
-            stream.height, stream.width, stream.pix_fmt = 24, 32, "rgb24"
-            if kind == "cover":
-                stream.disposition = av.stream.Disposition.attached_pic
-                for image in pattern(3, 24, 32):
-                    output.mux(main.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-                output.mux(main.encode())
-            packet = av.Packet(content)
-            packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 16)
-            packet.is_keyframe = True
-            output.mux(packet)
+        write_packet(path, content)
     small = write_video(tmp_path / "small.png", pattern(1), "png", "rgb24", format="image2", options={"update": "1"})
-    assert peak(_MEASURE.format(small=str(small), path=str(path))) < 32 << 20
+    assert printed(_MEASURE.format(small=str(small), path=str(path))) < 32 << 20
 
 
 def gif(width: int, height: int, frames: int) -> bytes:

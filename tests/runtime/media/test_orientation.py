@@ -102,4 +102,4 @@ def test_side_data_that_pyav_does_not_know_leaves_the_turn(quadrants, rotation):
         def side_data(self):
             raise ValueError("31 is not a valid Type")
 
-    np.testing.assert_array_equal(upright_rgb(Frame()), np.rot90(quadrants, rotation // 90))
+    np.testing.assert_array_equal(upright_rgb(Frame(), "mjpeg"), np.rot90(quadrants, rotation // 90))

@@ -1,0 +1,128 @@
+"""Frames of a file or a camera as they come: all of a file's, a camera's without what was lost, on a clock that never goes back."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from rtsp_camera import camera
+from video_files import frames_of, pattern, write_video
+
+from runtime.errors import VideoError
+from runtime.media import stream
+from runtime.media.stream import Clock, Stream
+from runtime.video import sample_frames
+
+
+def noisy(image: np.ndarray) -> np.ndarray:
+    """With noise, so that a frame takes several packets."""
+    return (image // 2 + np.random.default_rng(int(image.sum())).integers(0, 60, image.shape)).astype(np.uint8)
+
+
+def read(source) -> tuple[list[float], list[np.ndarray]]:
+    pairs = [(seconds, rgb()) for seconds, rgb in Stream(str(source))]
+    return [seconds for seconds, _ in pairs], [image for _, image in pairs]
+
+
+def test_a_file_is_seen_as_a_clip_is(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", pattern(24), rotation=90, options={"bf": "2"})
+    times, frames = read(path)
+    clip = sample_frames(path, 24, lambda image: image)
+    np.testing.assert_array_equal(frames, clip.frames)
+    assert times == pytest.approx(clip.timestamps)
+
+
+def test_a_picture_is_a_stream_of_one_frame(tmp_path):
+    Image.fromarray(pattern(1)[0]).save(tmp_path / "picture.png")
+    times, (frame,) = read(tmp_path / "picture.png")
+    assert times == [0.0]
+    np.testing.assert_array_equal(frame, pattern(1)[0])
+
+
+def test_the_clock_of_a_joined_file_goes_on(tmp_path):
+    path = write_video(tmp_path / "clip.ts", pattern(20), rate=25, options={"g": "10", "bf": "2"})
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(path.read_bytes() * 2)
+    times, frames = read(joined)
+    assert times == pytest.approx([i / 25 for i in range(40)])
+    np.testing.assert_array_equal(frames, frames_of(path) * 2)
+
+
+@pytest.mark.parametrize(
+    ("times", "keys", "expected"),
+    [
+        ([1.4, 1.5, 1.6], "100", [0, 0.1, 0.2]),
+        ([5.0, 5.1, 0.0, 0.1], "1010", [0, 0.1, 0.2, 0.3]),  # a camera that began anew
+        ([5.0, 5.2, 5.1, 5.3], "1000", [0, 0.2, 0.2, 0.3]),  # disorder
+        ([None, None, None], "100", [0, 0.1, 0.2]),
+    ],
+)
+def test_seconds_never_go_back(times, keys, expected):
+    clock = Clock()
+    assert [clock.seconds(time, key == "1", 0.1) for time, key in zip(times, keys, strict=True)] == pytest.approx(expected)
+
+
+def test_a_damaged_file_is_an_error_and_so_is_one_without_frames(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", pattern(60), options={"g": "10"})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 300] = bytes(300)
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="is damaged after"):
+        read(path)
+
+
+class TestCamera:
+    """60 frames of 25 a second with a keyframe every 20, through a transport stream that stands in for the network."""
+
+    @pytest.fixture(scope="class")
+    def content(self, tmp_path_factory) -> bytes:
+        path = tmp_path_factory.mktemp("camera") / "camera.ts"
+        options = {"g": "20", "tune": "zerolatency", "sc_threshold": "0"}
+        return write_video(path, [noisy(image) for image in pattern(60)], rate=25, options=options).read_bytes()
+
+    @pytest.fixture
+    def read(self, tmp_path, monkeypatch):
+        """read(bytes): (numbers of the frames after the first one that was shown, how many were lost)."""
+
+        def read(content: bytes) -> tuple[list[int], int]:
+            (tmp_path / "camera.ts").write_bytes(content)
+            monkeypatch.setattr(stream, "_opened", lambda source: av.open(str(tmp_path / "camera.ts")))
+            camera = Stream("rtsp://camera")
+            return [round(25 * seconds) for seconds, _ in camera], camera.take_lost()
+
+        return read
+
+    @staticmethod
+    def starts(content: bytes, tmp_path) -> list[int]:
+        """Where each frame begins."""
+        (tmp_path / "whole.ts").write_bytes(content)
+        with av.open(str(tmp_path / "whole.ts")) as container:
+            return [packet.pos for packet in container.demux(video=0) if packet.size]
+
+    def test_a_good_line_loses_nothing(self, read, content):
+        assert read(content) == ([*range(60)], 0)
+
+    @pytest.mark.parametrize(("frame", "shown"), [(30, [*range(29), *range(40, 60)]), (20, [*range(19), *range(40, 60)])])
+    def test_a_lost_packet_costs_the_frames_up_to_the_next_keyframe(self, read, content, tmp_path, frame, shown):
+        # FFmpeg's demuxer marks the packet before the one that has the loss, so that one goes too.
+        at = self.starts(content, tmp_path)[frame] + 3 * 188
+        numbers, lost = read(content[:at] + content[at + 188 :])
+        assert numbers == shown and lost == 60 - len(shown)
+
+    def test_a_stream_joined_inside_a_group_begins_at_its_next_keyframe(self, read, content, tmp_path):
+        numbers, _ = read(content[: 3 * 188] + content[self.starts(content, tmp_path)[25] :])  # tables, then from frame 25
+        assert numbers == [*range(20)]
+
+    def test_without_keyframes_frames_are_shown_again_after_a_while(self, read, content, tmp_path, monkeypatch):
+        monkeypatch.setattr(stream, "_RECOVERY", 0.2)
+        at = self.starts(content, tmp_path)[41] + 3 * 188
+        numbers, lost = read(content[:at] + content[at + 188 :])
+        assert numbers[:40] == [*range(40)] and lost in (5, 6) and len(numbers) == 60 - lost
+
+
+def test_a_lost_packet_of_an_rtsp_camera_does_not_end_the_stream():
+    with camera([noisy(image) for image in pattern(120)], rate=50, lost=70) as url:
+        seen = Stream(url)
+        frames = sum(1 for _ in seen)
+    assert frames >= 20 and seen.take_lost() > 0
