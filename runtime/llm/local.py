@@ -54,8 +54,7 @@ class LocalLLM:
         chat.usage.prompt_tokens = len(keys)
         pieces: asyncio.Queue[Piece] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        room = self.scheduler.decoder.max_context - len(keys) + 1  # the last token chosen needs no row of the cache
-        limit = min(chat.max_tokens or DEFAULT_MAX_TOKENS, room)
+        limit = chat.max_tokens or DEFAULT_MAX_TOKENS  # the scheduler ends an answer where its context is full
         request = Request(keys, embeddings, limit, chat.sampling, chat.stop, chat.deadline)
         generation = self.scheduler.submit(request, lambda piece: _call(loop, pieces, piece))
         try:

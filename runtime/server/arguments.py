@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = default.limits
     parser.add_argument("--max-clip-seconds", type=float, default=limits.seconds, metavar="S", help="longest clip")
     parser.add_argument("--max-clip-pixels", type=int, default=limits.pixels, metavar="N", help="largest frame, width times height")
+    parser.add_argument(
+        "--max-decode-seconds", type=float, default=default.decode_seconds, metavar="S", help="for the decoding of one clip"
+    )
     parser.add_argument("--cache-mib", type=int, default=default.cache // MIB, help="visual tokens kept for further questions")
     parser.add_argument("--allow-media-host", action="append", default=[], metavar="HOST", help="fetch https clips from here")
     parser.add_argument(
@@ -78,6 +81,7 @@ def options_of(args: argparse.Namespace) -> ServerOptions:
         drain=args.drain,
         max_body=args.max_body_mib * MIB,
         max_media=args.max_media_mib * MIB,
+        decode_seconds=args.max_decode_seconds,
         cache=args.cache_mib * MIB,
         limits=DecodeLimits(pixels=args.max_clip_pixels, seconds=args.max_clip_seconds),
         media_hosts=tuple(args.allow_media_host),

@@ -145,7 +145,7 @@ class ClipStore:
             self._kept.move_to_end(key)
             return self._kept[key], True
         running = self._running.get(key)
-        if running is None or running.abandoned:
+        if running is None:
             running = self._running[key] = _Encoding(self, encoder, media)
         try:
             clip = await running.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -90,27 +89,21 @@ def test_one_encoding_serves_all_who_ask_and_goes_on_while_one_of_them_waits(enc
     _run(work)
 
 
-def test_who_asks_while_an_abandoned_encoding_still_runs_gets_one_of_its_own(encoder):
-    """Not the other asker's cancellation."""
+@pytest.mark.parametrize("late", [False, True], ids=["before the other has gone", "after"])
+def test_who_asks_as_the_only_other_asker_goes_gets_the_clip(encoder, late):
+    """Not the other's cancellation."""
 
     async def work(store):
         gate = encoder.gates[0] = threading.Event()
         gone = asyncio.ensure_future(store.get(encoder, _media(0)))
         await _until(lambda: encoder.decoded)
-        running = store._running["0"]
-        gone.cancel()
-        waiting = asyncio.ensure_future(store.get(encoder, _media(0)))  # before the cancellation has arrived
-        store._running["0"] = running
-        await asyncio.gather(gone, return_exceptions=True)
-        running.abandoned = True
-        store._running["0"] = running
-        other = asyncio.ensure_future(store.get(encoder, _media(0)))
-        await asyncio.sleep(0)
+        gone.cancel()  # which arrives when the loop runs next
+        if late:
+            await asyncio.gather(gone, return_exceptions=True)
+        asking = asyncio.ensure_future(store.get(encoder, _media(0)))
+        await asyncio.sleep(0.05)
         gate.set()
-        for one in (waiting, other):
-            with contextlib.suppress(asyncio.CancelledError):
-                assert (await one)[0].key == "0"
-        assert (await store.get(encoder, _media(0)))[0].key == "0"
+        assert (await asking)[0].key == "0" and not store._running
 
     _run(work)
 

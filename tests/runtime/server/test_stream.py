@@ -110,7 +110,8 @@ def test_comments_bridge_a_pause_between_two_tokens_too(start, models, monkeypat
         assert list(lines)[-1] == "data: [DONE]"
 
 
-def test_a_client_that_goes_before_the_answer_begins_frees_its_place(start, held_up):
+def test_a_client_that_goes_before_the_answer_begins_frees_its_place(start, held_up, monkeypatch):
+    monkeypatch.setattr(stream, "_EVERY", 1000)
     server = start(grace_seconds=0.01)
     with _ask(server) as response:
         lines = response.iter_lines()
