@@ -64,7 +64,7 @@ class OnnxEngine:
     @classmethod
     def unavailable(cls, device: str) -> str | None:
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ImportError:
             other = "; or pass --backend openvino, which is installed" if importlib.util.find_spec("openvino") else ""
             return f"{missing_package('onnxruntime', 'the onnx backend', 'runtime')}{other}"

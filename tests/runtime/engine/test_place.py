@@ -162,7 +162,7 @@ class TestDevice:
     def test_tensorrt_has_no_other_device(self, bundle, gpu, monkeypatch):
         assert place(bundle, "tensorrt-rtx").options.device == "cuda"
         monkeypatch.setattr(cuda, "gpus", lambda: ())
-        with pytest.raises(EngineError, match="backend tensorrt-rtx can't run here: .*NVIDIA"):
+        with pytest.raises(EngineError, match=r"backend tensorrt-rtx can't run here: .*NVIDIA"):
             place(bundle, "tensorrt-rtx")
 
     @pytest.mark.parametrize(("backend", "bf16"), [("openvino", False), ("auto", True)])
