@@ -27,7 +27,7 @@ def _runtime(job: dict) -> dict:
     from runtime.engine import EngineOptions
     from runtime.pipeline import VideoChat
 
-    chat = VideoChat.open(Bundle.open(job["bundle"]), "onnx", EngineOptions(threads=job["threads"]))
+    chat = VideoChat.open(Bundle.open(job["bundle"]), "onnx", EngineOptions("cpu", job["threads"]))
     chat.prompt.tokenizer  # noqa: B018 - loaded when first used
     ready = since_start()
     conversation = chat.decoder.conversation()

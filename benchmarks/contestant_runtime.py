@@ -34,7 +34,7 @@ _WARM_POSITIONS = 64
 def main() -> None:
     job = json.loads(sys.argv[1])
     backend = job.get("backend", "onnx")
-    options = EngineOptions(threads=job["threads"], bf16=job.get("bf16", False))
+    options = EngineOptions("cpu", job["threads"], bf16=job.get("bf16", False))
     vision = VisionEncoder.open(Bundle.open(job["vision"]), backend, options) if job["vision"] else None
     decoder = prompt = None
     if job["llm"]:

@@ -68,7 +68,7 @@ def measure(path: str, backend: str, bf16: bool, threads: int, rounds: int) -> d
     from runtime.llm.slots import SlotDecoder
     from runtime.prompt import Prompt
 
-    bundle, options = Bundle.open(path), EngineOptions(threads=threads, bf16=bf16)
+    bundle, options = Bundle.open(path), EngineOptions("cpu", threads, bf16)
     prompt, positions = Prompt(bundle), bundle.manifest.tokens_per_clip + 32
     prompt.eos = frozenset()
     base = prompt_embeddings(positions, bundle.manifest.hidden_size)[0]

@@ -19,6 +19,7 @@ import torch
 
 from export.trace import Vision
 from runtime.bundle import Bundle
+from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.errors import ExportError
@@ -104,7 +105,7 @@ def verify_float16(rows: Sequence[Row], option: str) -> list[StageResult]:
 
 def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
     """Prefill logits and greedy ids of the bundle's decoder against transformers'."""
-    rows = compare_llm(LocalDecoder.open(bundle, "onnx"), Prompt(bundle), expected, bundle.manifest.llm_precision)
+    rows = compare_llm(LocalDecoder.open(bundle, "onnx", EngineOptions("cpu")), Prompt(bundle), expected, bundle.manifest.llm_precision)
     for row in rows:
         if not row:
             raise ExportError(
@@ -124,12 +125,12 @@ def verify_batch(bundle: Bundle, rounding: float) -> StageResult:
     scale = float(np.std(embeddings[range(min(512, len(embeddings)))]))
     lengths = [min(length, bundle.manifest.limits["max_context"] - 1) for length in (5, 17, 9)]
     prompts = [rng.normal(0, scale, (length + 1, bundle.manifest.hidden_size)).astype(np.float32) for length in lengths]
-    together = SlotDecoder.open(bundle, len(prompts), "onnx")
+    together = SlotDecoder.open(bundle, len(prompts), "onnx", EngineOptions("cpu"))
     for slot, prompt in enumerate(prompts):
         together.extend(slot, prompt[:-1])
     got = together.step(range(len(prompts)), np.stack([prompt[-1] for prompt in prompts]))
     together.close()
-    alone = LocalDecoder.open(bundle, "onnx")
+    alone = LocalDecoder.open(bundle, "onnx", EngineOptions("cpu"))
     expected = np.stack([alone.conversation().extend(prompt[None]) for prompt in prompts])
     return _judge("llm/batch", got, expected, precision, rounding=rounding)
 

@@ -18,7 +18,6 @@ from runtime.progress import say
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
-    from runtime.engine.place import Placement
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,9 +41,9 @@ def _run(args: argparse.Namespace) -> int:
     prompt = Prompt(bundle) if bundle.has_llm else None
     if prompt:  # what is wrong with the request is said before gigabytes of weights are loaded
         VideoChat.check(prompt, args.video, args.question)
-    placement = _placed(args, bundle, args.backend)
-    chat = VideoChat.open(bundle, args.backend, placement.options, prompt)
-    return _print_answer(args, chat, chat.ask(args.video, args.question, options), placement)
+    placed = _placed(args, bundle, args.backend)
+    chat = VideoChat.open(bundle, args.backend, placed, prompt)
+    return _print_answer(args, chat, chat.ask(args.video, args.question, options))
 
 
 def _run_remote(args: argparse.Namespace, options: Any) -> int:
@@ -54,16 +53,15 @@ def _run_remote(args: argparse.Namespace, options: Any) -> int:
     remote = remote_of(args)
     RemoteChat.check(args.video, args.question)
     bundle = _bundle(args)
-    placement = _placed(args, bundle, args.backend)
-    chat = RemoteChat.open(bundle, remote, args.backend, placement.options)
-    code = _print_answer(args, chat, chat.ask(args.video, args.question, options), placement)
+    placed = _placed(args, bundle, args.backend)
+    chat = RemoteChat.open(bundle, remote, args.backend, placed)
+    code = _print_answer(args, chat, chat.ask(args.video, args.question, options))
     for warning in chat.warnings:
         say(f"warning: {warning}")
     return code
 
 
-def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any, placement: Placement) -> int:
-    _say_note(placement)
+def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
     for note in chat.answer.notes:
         say(note)
     for piece in pieces:
@@ -81,11 +79,10 @@ def _tokens(args: argparse.Namespace) -> int:
 
     with atomic_file(args.output) as temporary:  # an output that can't be written is refused before the work
         bundle = _bundle(args)
-        placement = _placed(args, bundle, args.backend)
-        visual = VisionEncoder.open(bundle, args.backend, placement.options).encode(args.video)
+        placed = _placed(args, bundle, args.backend)
+        visual = VisionEncoder.open(bundle, args.backend, placed).encode(args.video)
         with open(temporary, "wb") as file:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
-    _say_note(placement)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
     for note in visual.clip.notes:
         say(note)
@@ -132,13 +129,11 @@ def _watch(args: argparse.Namespace) -> int:
 
     options, ask = WatchOptions(args.every, args.window, args.count, args.realtime), AskOptions(args.max_new_tokens)
     bundle = _bundle(args)
-    placement = _placed(args, bundle, args.backend)
-    watch = Watch(bundle, args.backend, placement.options)
+    placed = _placed(args, bundle, args.backend)
+    watch = Watch(bundle, args.backend, placed)
     if not watch.encodes_once:
         say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
-    for number, seen in enumerate(watch.answers(args.source, args.question, options, ask)):
-        if number == 0:
-            _say_note(placement)
+    for seen in watch.answers(args.source, args.question, options, ask):
         if seen.dropped:
             say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
         if seen.lost:
@@ -165,9 +160,7 @@ def _build(args: argparse.Namespace) -> int:
 def _parity(args: argparse.Namespace) -> int:
     from runtime.tools import parity
 
-    bundle = _bundle(args)
-    report = parity.parity(bundle, args.backend, _engine_options(args))
-    _say_note(_placed(args, bundle, args.backend[0] if args.backend else "onnx"))
+    report = parity.parity(_bundle(args), args.backend, _engine_options(args))
     _print(args, report.as_dict(), parity.text(report))
     return 0 if report.ok else 1
 
@@ -176,18 +169,17 @@ def _bench(args: argparse.Namespace) -> int:
     from runtime.tools import bench
 
     bundle = _bundle(args)
-    placement = _placed(args, bundle, args.backend)
+    placed = _placed(args, bundle, args.backend)
     options = bench.BenchOptions(
         video=args.video,
         rounds=args.rounds,
         new_tokens=args.max_new_tokens,
         backend=args.backend,
-        device=placement.options.device,
+        device=placed.device,
         threads=args.threads,
         bf16=args.bf16,
     )
     report = bench.bench(bundle, options)
-    _say_note(placement)
     _print(args, report.as_dict(), bench.text(report))
     return 0
 
@@ -204,9 +196,7 @@ def _plot(args: argparse.Namespace) -> int:
     from runtime.tools.plot import plot
 
     bundle = _bundle(args)
-    placement = _placed(args, bundle, "onnx")
-    plot(bundle, args.video, args.output, placement.options)
-    _say_note(placement)
+    plot(bundle, args.video, args.output, _placed(args, bundle, "onnx"))
     _print(args, {"file": str(args.output)}, str(args.output))
     return 0
 
@@ -243,23 +233,14 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
     return EngineOptions(device=args.device, threads=args.threads, bf16=args.bf16)
 
 
-def _placed(args: argparse.Namespace, bundle: Bundle, backend: str) -> Placement:
-    """The engine's options with a device. What becomes of a GPU is said at once; elsewhere the note is left for `_say_note`."""
-    from dataclasses import replace
-
+def _placed(args: argparse.Namespace, bundle: Bundle, backend: str) -> EngineOptions:
+    """The engine's options with a device; where `auto` had a choice it is said."""
     from runtime.engine.place import place
 
     placement = place(bundle, backend, _engine_options(args))
-    if not placement.has_gpu:
-        return placement
-    _say_note(placement)
-    return replace(placement, note="")
-
-
-def _say_note(placement: Placement) -> None:
-    """Say what is left to say about the device, once there is a result: an error stays the only line."""
     if placement.note:
         say(placement.note)
+    return placement.options
 
 
 def _threads(text: str) -> int:

@@ -22,7 +22,8 @@ struct Base* OrtGetApiBase(void) { return &base; }
 """
 
 
-def _library(file: Path, source: str) -> Path:
+def compile_library(file: Path, source: str) -> Path:
+    """A shared library made of C; skip where there is no compiler."""
     compiler = shutil.which("cc") or pytest.skip("no C compiler")
     command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", file]
     subprocess.run(command, input=source, text=True, check=True, timeout=60)
@@ -56,17 +57,17 @@ def unusable_libraries(folder: Path) -> dict[str, tuple[Path, str]]:
         "a directory": (folder, "is a directory"),
         "a pipe": (pipe, "is not a regular file"),
         "for another machine": (_for_arm(folder / "arm.so"), "is for "),
-        "another library": (_library(folder / "other.so", "int nothing;"), "has no OrtGetApiBase"),
+        "another library": (compile_library(folder / "other.so", "int nothing;"), "has no OrtGetApiBase"),
         "too old": (
-            _library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')),
+            compile_library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')),
             "is ONNX Runtime 1.16.3, expected 1.17 or newer",
         ),
-        "of a later kind": (_library(folder / "two.so", _FAKE.replace("VERSION", '"2.0.0"')), "is ONNX Runtime 2.0.0"),
+        "of a later kind": (compile_library(folder / "two.so", _FAKE.replace("VERSION", '"2.0.0"')), "is ONNX Runtime 2.0.0"),
         "without an interface": (
-            _library(folder / "none18.so", _FAKE.replace("VERSION", '"1.18.0"')),
+            compile_library(folder / "none18.so", _FAKE.replace("VERSION", '"1.18.0"')),
             "is ONNX Runtime 1.18.0 without the interface",
         ),
-        "without a version": (_library(folder / "mute.so", _FAKE.replace("VERSION", "0")), "does not say which"),
+        "without a version": (compile_library(folder / "mute.so", _FAKE.replace("VERSION", "0")), "does not say which"),
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
-from runtime.engine import open_engine
+from runtime.engine import EngineOptions, open_engine
 from runtime.errors import ExportError
 from runtime.preprocess import Preprocessor
 from runtime.prompt import Prompt
@@ -106,7 +106,7 @@ def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None 
     if visual is not None:
         yield from (prompt.embed(prompt.ids(question), visual) for question in _QUESTIONS)
         return
-    engine = open_engine(bundle, VISION, "onnx")
+    engine = open_engine(bundle, VISION, "onnx", EngineOptions("cpu"))
     (spec,) = engine.inputs
     for pixels, questions in clips.clips(_PROMPT_CLIPS, bundle.manifest.frames):
         tokens = engine.run({spec.name: pixels.astype(spec.dtype, copy=False)})["visual_tokens"]

@@ -67,6 +67,9 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
     bundle.file("vision.onnx")  # says how to get one where the bundle has none
     parts, videos, start = Parts(out, bundle), videos_of(arguments), time.perf_counter()
     runner = _runner(options)
+    note = place(bundle, options.backend, EngineOptions(options.device)).note if runner == "local" else ""
+    if note:
+        say(note)
     with parts.locked():
         done = parts.done(options.retry_errors)
         left = [path for path in videos if path not in done]
@@ -81,20 +84,12 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
             if row["error"]:
                 errors += 1
                 say(f"{row['path']}: {row['error']}")
-            if finished == 1 and runner == "local":
-                _say_device(bundle, options)
             if len(waiting) == options.part or finished == len(left):
                 parts.write(waiting)
                 written, waiting = written + 1, []
                 rate = finished / (time.perf_counter() - start)
                 say(f"{finished} of {len(left)} files, {rate:.2f} a second, {errors} with errors")
     return BatchResult(len(videos), len(videos) - len(left), errors, written, time.perf_counter() - start, runner)
-
-
-def _say_device(bundle: Bundle, options: BatchOptions) -> None:
-    note = place(bundle, options.backend, EngineOptions(options.device)).note
-    if note:
-        say(note)
 
 
 def _runner(options: BatchOptions) -> str:

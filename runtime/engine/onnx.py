@@ -64,13 +64,13 @@ class OnnxEngine:
     @classmethod
     def unavailable(cls, device: str) -> str | None:
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ImportError:
             other = "; or pass --backend openvino, which is installed" if importlib.util.find_spec("openvino") else ""
             return f"{missing_package('onnxruntime', 'the onnx backend', 'runtime')}{other}"
         if device not in ("cpu", "cuda"):
             return f"ONNX Runtime runs on cpu and cuda here, not on {device}; --backend openvino has that device"
-        if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if device == "cuda" and not has_cuda_provider():
             return (
                 "this onnxruntime has no CUDA provider; the CPU and GPU wheels exclude each other: "
                 'pip uninstall onnxruntime, then pip install "st-gridpool[gpu]"'
@@ -161,6 +161,15 @@ class OnnxEngine:
         self.session.run_with_iobinding(binding)
         outputs = binding.get_outputs()[len(state.pairs) :]  # in the order of binding: state first
         return {name: value.numpy() for name, value in zip(wanted, outputs, strict=True)}
+
+
+def has_cuda_provider() -> bool:
+    """Whether the installed ONNX Runtime is one for NVIDIA GPUs, be there one or not."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 # y = x + x of one float, as onnx.helper.make_model serialises it: what must run before a device is believed to work

@@ -6,7 +6,7 @@
     auto                        the GPU where TensorRT has engines of all graphs, or where onnx would take it, else the CPU
 
 One choice for all graphs of a bundle, made before weights are read. Which backend then runs on a CPU is another question: what
-`python -m runtime tune` measured.
+`python -m runtime tune` measured. Where there is neither a GPU nor a CUDA provider, nothing was chosen and there is nothing to say.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ from dataclasses import dataclass, replace
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.engine import EngineOptions, backend_class, cuda
-from runtime.errors import UserError
+from runtime.engine.onnx import has_cuda_provider
+from runtime.errors import EngineError, UserError
 
 
 @dataclass(frozen=True)
 class Placement:
-    """options: with a device; note: why it is that one, as a line for the log, "" where the caller chose it.
-
-    has_gpu: whether there is an NVIDIA GPU, which the note says is used or passed over.
-    """
+    """options: with a device; note: why it is that one, as a line for the log, "" where there was no choice."""
 
     options: EngineOptions
     note: str = ""
-    has_gpu: bool = False
 
 
 def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Placement:
-    """The device of every graph of `bundle`; options that name one come back as they are. EngineError for an unknown backend."""
+    """The device of every graph of `bundle`; options that name one come back as they are.
+
+    EngineError for an unknown backend, and for TensorRT without a GPU.
+    """
     if options.device != "auto":
         return Placement(options)
     on_gpu, on_cpu, gpus = replace(options, device="cuda"), replace(options, device="cpu"), cuda.gpus()
     if backend.startswith("tensorrt"):
-        return Placement(on_gpu, f"device cuda: {backend} runs on nothing else", bool(gpus))
+        if not gpus:
+            raise EngineError(f"backend {backend} can't run here: {cuda.no_gpu()}")
+        return Placement(on_gpu)
     if backend == "openvino" or options.bf16:
-        return Placement(on_cpu, "device cpu: OpenVINO's gpu and npu are used where they are named")
+        return Placement(on_cpu)
     if not gpus:
-        return Placement(on_cpu, f"device cpu: {(cuda.no_gpu() or '').partition(';')[0]}")
+        why_not = (cuda.no_gpu() or "").partition(";")[0]
+        return Placement(on_cpu, f"device cpu: {why_not}" if has_cuda_provider() else "")
     reasons = []
     for name in ("tensorrt", "tensorrt-rtx", "onnx") if backend == "auto" else (backend,):
         reason = _missing(bundle, name)
         if reason is None:
-            return Placement(on_gpu, f"device cuda: {gpus[0].name}, backend {name}", True)
+            return Placement(on_gpu, f"device cuda: {gpus[0].name}, backend {name}")
         reasons.append(f"{name}: {reason}")
-    return Placement(on_cpu, f"device cpu, not {gpus[0].name}: {'; '.join(reasons)}", True)
+    return Placement(on_cpu, f"device cpu, not {gpus[0].name}: {'; '.join(reasons)}")
 
 
 def _missing(bundle: Bundle, backend: str) -> str | None:

@@ -43,8 +43,8 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
         say(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
         state = State(Models.open(paths, options, backend, engine), options)
-    placed = [place(model.bundle, backend, engine) for model in state.models.served.values()]
-    for note in dict.fromkeys(placement.note for placement in placed if placement.note):
+    notes = [place(model.bundle, backend, engine).note for model in state.models.served.values()]
+    for note in filter(None, dict.fromkeys(notes)):
         say(note)
 
     host, port = listening.getsockname()[:2]

@@ -28,7 +28,7 @@ from runtime.engine.place import place
 from runtime.engine.split import SplitVision
 from runtime.errors import BundleError, NonFiniteError, UserError
 from runtime.llm.decoder import LocalDecoder
-from runtime.progress import step
+from runtime.progress import say, step
 from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.compare import ABSENT_ROWS, Difference, compare, tolerance
@@ -101,7 +101,13 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
     for backend in dict.fromkeys(backends or BACKENDS):
         kind = backend_class(backend)
         # Who checks all backends on one device means those that have it; TensorRT has only the GPU.
-        placed = replace(options, device="cuda") if backend.startswith("tensorrt") else place(bundle, backend, options).options
+        if backend.startswith("tensorrt"):
+            placed = replace(options, device="cuda")
+        else:
+            placement = place(bundle, backend, options)
+            if placement.note:
+                say(placement.note)
+            placed = placement.options
         reason = None if backends else kind.unavailable(placed.device)
         if reason is None:
             try:

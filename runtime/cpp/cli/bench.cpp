@@ -245,8 +245,8 @@ int bench(const Arguments& arguments) {
   if (rounds < 1) throw EngineError(format("rounds is %lld, expected at least 1", static_cast<long long>(rounds)));
   if (new_tokens < 1) throw EngineError(format("new tokens is %lld, expected at least 1", static_cast<long long>(new_tokens)));
   const Bundle bundle = Bundle::open(arguments["bundle"]);
-  const Placement placement = placed(arguments, bundle);
-  Rounds round(arguments, bundle, placement.options, new_tokens);
+  const EngineOptions engine = placed(arguments, bundle);
+  Rounds round(arguments, bundle, engine, new_tokens);
   std::vector<std::pair<std::string, std::vector<double>>> stages;
   for (int64_t number = -1; number < rounds; ++number) {
     const auto start = Clock::now();
@@ -259,7 +259,7 @@ int bench(const Arguments& arguments) {
     }
   }
   const std::string input = arguments.text("--video", "the bundle's reference input");
-  const OrderedJson facts = hardware(placement.options), backends = round.backends();
+  const OrderedJson facts = hardware(engine), backends = round.backends();
   OrderedJson rows = OrderedJson::array(), counts = OrderedJson::object();
   std::vector<std::vector<std::string>> lines = {{"median of " + std::to_string(rounds), "median", "p90", ""}};
   for (const auto& [stage, values] : stages) {
@@ -278,7 +278,6 @@ int bench(const Arguments& arguments) {
   for (const auto& [half, backend] : backends.items()) where.push_back(half + " " + backend.get<std::string>());
   const int64_t peak = peak_rss();
   const std::string threads = facts["threads"].is_string() ? facts["threads"].get<std::string>() : facts["threads"].dump();
-  say_note(placement);
   print(arguments,
         {{"bundle", bundle.path().string()}, {"input", input}, {"rows", rows}, {"load_seconds", round.load_seconds}, {"peak_rss", peak}, {"tokens", counts}, {"rounds", rounds}, {"backends", backends}, {"hardware", facts}},
         bundle.path().string() + ": " + input + ", " + join(counted, ", ") + "\n" + facts["cpu"].get<std::string>() + ", " + facts["cores"].dump() +

@@ -21,11 +21,8 @@ std::string backend(const Arguments& arguments);
 /// The engine's options as they were typed.
 EngineOptions engine_options(const Arguments& arguments);
 
-/// The same with a device. What became of a GPU is said at once; on a machine without one `note` is left for `say_note`.
-Placement placed(const Arguments& arguments, const Bundle& bundle);
-
-/// Say what is left to say about the device, once there is a result: an error stays the only line.
-void say_note(const Placement& placement);
+/// The same with a device; where `auto` had a choice it is said.
+EngineOptions placed(const Arguments& arguments, const Bundle& bundle);
 
 /// One line of log on stderr.
 void say(const std::string& message);

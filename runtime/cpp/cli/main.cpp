@@ -105,16 +105,10 @@ EngineOptions engine_options(const Arguments& arguments) {
 
 std::string backend(const Arguments& arguments) { return arguments.text("--backend", "auto"); }
 
-Placement placed(const Arguments& arguments, const Bundle& bundle) {
-  Placement placement = place(bundle, backend(arguments), engine_options(arguments));
-  if (!placement.has_gpu) return placement;
-  say_note(placement);
-  placement.note.clear();
-  return placement;
-}
-
-void say_note(const Placement& placement) {
+EngineOptions placed(const Arguments& arguments, const Bundle& bundle) {
+  const Placement placement = place(bundle, backend(arguments), engine_options(arguments));
   if (!placement.note.empty()) say(placement.note);
+  return placement.options;
 }
 
 void say(const std::string& message) { std::fprintf(stderr, "%s\n", message.c_str()); }

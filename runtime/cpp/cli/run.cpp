@@ -55,10 +55,9 @@ int run(const Arguments& arguments) {
     prompt.emplace(bundle);
     VideoChat::check(bundle, *prompt, arguments["video"], arguments["question"]);
   }
-  const Placement placement = placed(arguments, bundle);
-  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), placement.options, std::move(prompt));
+  const EngineOptions engine = placed(arguments, bundle);
+  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), engine, std::move(prompt));
   const VisualTokens visual = chat.vision().encode(arguments["video"]);
-  say_note(placement);
   say_notes(visual.clip);
   const bool json = arguments.has("--json");
   const auto stream = [](std::string_view piece) {
@@ -74,14 +73,13 @@ int tokens(const Arguments& arguments) {
   const std::string output = arguments.text("--output", "");
   AtomicFile file(output);  // an output that can't be written is refused before the work
   const Bundle bundle = Bundle::open(arguments["bundle"]);
-  const Placement placement = placed(arguments, bundle);
-  const VisualTokens visual = VisionEncoder::open(bundle, backend(arguments), placement.options).encode(arguments["video"]);
+  const EngineOptions engine = placed(arguments, bundle);
+  const VisualTokens visual = VisionEncoder::open(bundle, backend(arguments), engine).encode(arguments["video"]);
   const auto count = static_cast<int64_t>(visual.clip.indices.size());
   file.write(npz_of({{"visual_tokens", visual.tokens.view()},
                      {"frames", {DType::int64, {count}, visual.clip.indices.data()}},
                      {"timestamps", {DType::float64, {count}, visual.clip.timestamps.data()}}}));
   file.commit();
-  say_note(placement);
   say_notes(visual.clip);
   const std::string dtype = name_of(visual.tokens.dtype);
   print(arguments,

@@ -160,8 +160,8 @@ int watch(const Arguments& arguments) {
   AskOptions options;
   options.max_new_tokens = arguments.whole("--max-new-tokens", options.max_new_tokens);
   Bundle bundle = Bundle::open(arguments["bundle"]);
-  Placement placement = placed(arguments, bundle);
-  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), placement.options);
+  const EngineOptions engine = placed(arguments, bundle);
+  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), engine);
   chat.prompt().ids(arguments["question"]);  // refused before the camera is opened
   LiveEncoder live(chat.vision());
   if (!live.encodes_once()) say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once");
@@ -175,8 +175,6 @@ int watch(const Arguments& arguments) {
   bool is_new = false;  // frames have come since the last answer
   const auto ask = [&](double seconds) {
     const Answer answer = chat.ask_about(live.visual(), arguments["question"], {}, options);
-    say_note(placement);
-    placement.note.clear();
     report(arguments, seconds, answer, camera ? camera->dropped() : 0, sampler.take_lost());
     is_new = false;
     return ++answers == count;

@@ -11,6 +11,8 @@ namespace gridpool {
 
 /// Why this backend can't run on `options.device` here, as one line with what to do; none where it can.
 std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOptions& options);
+/// Whether the ONNX Runtime here is one for NVIDIA GPUs, be there one or not.
+bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options);
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options);
 
 /// What libgridpool_tensorrt.so exports, as `gridpool_tensorrt_backend`; both sides are built from this header.

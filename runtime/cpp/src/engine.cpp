@@ -72,18 +72,17 @@ std::optional<std::string> tensorrt_fault(const Bundle& bundle, const EngineOpti
 }  // namespace
 
 Placement place(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
-  Placement placement{options, "", false};
+  Placement placement{options, ""};
   if (options.device != "auto") return placement;
-  const CudaDriver& driver = cuda_driver();
-  placement.has_gpu = driver.fault.empty();
   placement.options.device = "cuda";
+  const CudaDriver& driver = cuda_driver();
   if (backend == "tensorrt") {  // it has no other device
-    placement.note = "device cuda: tensorrt runs on nothing else";
+    if (!driver.fault.empty()) throw EngineError("backend tensorrt can't run here: " + driver.fault);
     return placement;
   }
   std::vector<std::string> reasons;
   for (const char* name : {"tensorrt", "onnx"}) {
-    if (!placement.has_gpu || (backend != "auto" && backend != name)) continue;
+    if (!driver.fault.empty() || (backend != "auto" && backend != name)) continue;
     const auto fault = std::string(name) == "onnx" ? onnx_unavailable(bundle, placement.options) : tensorrt_fault(bundle, placement.options);
     if (!fault) {
       placement.note = "device cuda: " + driver.name + ", backend " + name;
@@ -92,8 +91,11 @@ Placement place(const Bundle& bundle, const std::string& backend, const EngineOp
     reasons.push_back(std::string(name) + ": " + *fault);
   }
   placement.options.device = "cpu";
-  placement.note = placement.has_gpu ? "device cpu, not " + driver.name + ": " + join(reasons, "; ")
-                                     : "device cpu: " + driver.fault.substr(0, driver.fault.find(';'));
+  if (driver.fault.empty()) {
+    placement.note = "device cpu, not " + driver.name + ": " + join(reasons, "; ");
+  } else if (onnx_has_cuda(bundle, options)) {
+    placement.note = "device cpu: " + driver.fault.substr(0, driver.fault.find(';'));
+  }
   return placement;
 }
 

@@ -179,6 +179,14 @@ std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOp
   }
 }
 
+bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options) {
+  try {
+    return has_cuda_provider(onnx_runtime(options.onnxruntime, bundle.path()));
+  } catch (const EngineError&) {
+    return false;  // no ONNX Runtime at all, which whoever opens an engine is told
+  }
+}
+
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
   // On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
   const bool one_by_one = options.device == "cpu" && graph == kVision && bundle.manifest().has_file("vision.loop.onnx");

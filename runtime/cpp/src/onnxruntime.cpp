@@ -80,8 +80,7 @@ constexpr unsigned char kAddition[] = {
 
 std::string try_cuda(OnnxRuntime& ort) {
   try {
-    const auto providers = Ort::GetAvailableProviders();
-    if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") == providers.end()) {
+    if (!has_cuda_provider(ort)) {
       return "this onnxruntime has no CUDA provider; name the library of the GPU wheel with --onnxruntime FILE";
     }
     const CudaDriver& driver = cuda_driver();
@@ -111,6 +110,15 @@ OnnxRuntime& onnx_runtime(const std::string& chosen, const fs::path& bundle) {
     opened.emplace(chosen.empty() ? open_first(bundle) : open_chosen(chosen));
   }
   return *opened;
+}
+
+bool has_cuda_provider(OnnxRuntime&) {
+  try {
+    const auto providers = Ort::GetAvailableProviders();
+    return std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") != providers.end();
+  } catch (const Ort::Exception&) {
+    return false;
+  }
 }
 
 const std::string& cuda_fault(OnnxRuntime& ort) {

@@ -20,6 +20,9 @@ struct OnnxRuntime {
 /// EngineError where there is none, with what is wrong with each that was found.
 OnnxRuntime& onnx_runtime(const std::string& chosen, const std::filesystem::path& bundle);
 
+/// Whether this library was built for NVIDIA GPUs, be there one or not.
+bool has_cuda_provider(OnnxRuntime& ort);
+
 /// Why nothing runs on CUDA in this ONNX Runtime, "" where a small graph did. Asked once a process.
 const std::string& cuda_fault(OnnxRuntime& ort);
 

@@ -108,6 +108,13 @@ def test_the_tokens_command_prints_what_python_prints(cpp: Path, bundle_path: Pa
     assert said["seconds"].keys() == expected["seconds"].keys()
 
 
+def test_a_name_without_a_directory_is_written_in_the_current_one(cpp: Path, bundle_path: Path, clips, tmp_path: Path):
+    for name in ("tokens.npz", "new/tokens.npz"):
+        done = gridpool(cpp, "tokens", bundle_path, clips[0][0], "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert np.load(tmp_path / name)["visual_tokens"].shape == (257, 128)
+
+
 def test_bench_reports_the_stages_of_python(cpp: Path, bundle_path: Path, clips):
     words = ("bench", bundle_path, "--video", clips[0][0], "--rounds", "1", "--max-new-tokens", "2", "--json")
     said, expected = json.loads(gridpool(cpp, *words).stdout), json.loads(python(*words).stdout)

@@ -85,9 +85,13 @@ class TestDevice:
     def test_without_a_gpu_it_is_the_cpu(self, bundle, no_gpu, onnxruntime):
         for backend in ("auto", "onnx"):
             placed = place(bundle, backend, EngineOptions(threads=2))
-            assert placed.options == EngineOptions("cpu", 2) and not placed.has_gpu
+            assert placed.options == EngineOptions("cpu", 2)
             assert placed.note.startswith("device cpu: ") and "NVIDIA" in placed.note and "\n" not in placed.note
         assert not onnxruntime.asked  # what needs a driver is not started without one
+
+    def test_where_there_is_no_choice_nothing_is_said(self, bundle, no_gpu, onnxruntime):
+        onnxruntime.get_available_providers = lambda: [CPU]
+        assert [place(bundle, backend).note for backend in ("auto", "onnx", "openvino")] == [""] * 3
 
     def test_a_device_that_is_named_stays(self, bundle, gpu):
         for device in ("cpu", "cuda", "gpu.1"):
@@ -114,7 +118,7 @@ class TestDevice:
     def test_a_provider_that_does_not_start_is_passed_over(self, bundle, gpu, onnxruntime):
         onnxruntime.starts = [CPU]
         placed = place(bundle, "onnx")
-        assert placed.options.device == "cpu" and placed.has_gpu
+        assert placed.options.device == "cpu"
         assert placed.note.startswith("device cpu, not Orin: onnx: ONNX Runtime 1.30.0 falls back to the CPU")
 
     def test_a_provider_that_fails_on_its_first_run_is_passed_over(self, bundle, gpu, onnxruntime):
@@ -155,8 +159,11 @@ class TestDevice:
         usable(tensorrt=(VISION_ENCODER, VISION_COMPRESSOR))
         assert place(split_bundle).note == "device cuda: Orin, backend tensorrt"
 
-    def test_tensorrt_has_no_other_device(self, bundle, no_gpu):
+    def test_tensorrt_has_no_other_device(self, bundle, gpu, monkeypatch):
         assert place(bundle, "tensorrt-rtx").options.device == "cuda"
+        monkeypatch.setattr(cuda, "gpus", lambda: ())
+        with pytest.raises(EngineError, match=r"backend tensorrt-rtx can't run here: .*NVIDIA"):
+            place(bundle, "tensorrt-rtx")
 
     @pytest.mark.parametrize(("backend", "bf16"), [("openvino", False), ("auto", True)])
     def test_openvino_computes_on_the_cpu(self, bundle, gpu, backend, bf16):
@@ -183,12 +190,18 @@ class TestCommands:
         onnx_engine._cuda_fault.cache_clear()
         assert capsys.readouterr().err.count("device cpu, not Orin: ") == 1
 
-    def test_a_device_that_is_named_is_not_said(self, bundle_path, clip, capsys):
+    def test_a_device_that_is_named_is_not_said(self, bundle_path, clip, monkeypatch, capsys):
+        import onnxruntime
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         assert main(["run", str(bundle_path), str(clip), "how many objects are there ?", "--device", "cpu"]) == 0
         assert "device" not in capsys.readouterr().err
 
     @pytest.mark.parametrize("words", [["bench", "--rounds", "1", "--max-new-tokens", "1"], ["parity", "--backend", "onnx"]])
-    def test_tools_say_it_too(self, words, bundle_path, no_gpu, capsys):
+    def test_tools_say_it_too(self, words, bundle_path, no_gpu, monkeypatch, capsys):
+        import onnxruntime
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         assert main([words[0], str(bundle_path), *words[1:]]) == 0
         assert capsys.readouterr().err.count("device cpu: ") == 1
 

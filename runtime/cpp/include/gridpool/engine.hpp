@@ -65,11 +65,10 @@ struct EngineOptions {
   std::string onnxruntime;     ///< path of libonnxruntime.so; empty: the system's, else that of a Python wheel
 };
 
-/// Options with a device, and why it is that one, as a line for a log; note is empty where the caller chose the device.
+/// Options with a device, and why it is that one, as a line for a log; the note is empty where there was no choice.
 struct Placement {
   EngineOptions options;
   std::string note;
-  bool has_gpu = false;  ///< whether there is an NVIDIA GPU that could be used, or was passed over
 };
 
 /// Opaque buffers that a graph updates in place; one per conversation. Not longer alive than its engine.
@@ -98,6 +97,7 @@ class GRIDPOOL_API Engine {
 
 /// Where all graphs of `bundle` run when options.device is "auto": on the GPU where there is one and `backend` can use it (TensorRT with
 /// engines of every graph, or an ONNX Runtime whose CUDA provider computes), else on the CPU. Other options are returned as they are.
+/// EngineError for TensorRT without a GPU.
 GRIDPOOL_API Placement place(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
 
 /// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run on
