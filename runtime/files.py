@@ -33,7 +33,7 @@ def atomic_file(goal: Path) -> Iterator[Path]:
     OutputError, before anything is done, where `goal` can't be written.
     """
     goal = Path(goal).resolve()
-    if goal.exists() and not goal.is_file():
+    if os.path.exists(goal) and not goal.is_file():  # Path.exists raises for a name that is too long
         raise OutputError(f"{goal} is {'a directory' if goal.is_dir() else 'no regular file'}; choose another name for the output")
     temporary = _beside(goal, "tmp")
     with _refusing(goal):
@@ -56,7 +56,7 @@ def atomic_directory(goal: Path) -> Iterator[Path]:
     OutputError, before anything is done, where `goal` can't be written.
     """
     goal = Path(goal).resolve()
-    if goal.exists() and not goal.is_dir():
+    if os.path.exists(goal) and not goal.is_dir():
         raise OutputError(f"{goal} is a file; choose another directory for the output")
     temporary = _beside(goal, "tmp")
     with _refusing(goal):

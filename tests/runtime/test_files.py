@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,13 @@ class TestFile:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError, match=r"x/y can't be written: .*file is not a directory"):
             require_writable(tmp_path / "file" / "x" / "y")
+
+    @pytest.mark.parametrize("length", [250, 300])  # the temporary name, and the name itself
+    @pytest.mark.parametrize("write_to", [atomic_file, atomic_directory])
+    def test_a_name_that_is_too_long_is_named_with_the_reason(self, tmp_path: Path, length: int, write_to: Callable) -> None:
+        refused = pytest.raises(OutputError, match=r"xxx can't be written: File name too long; choose another path")
+        with refused, write_to(tmp_path / ("x" * length)):
+            raise AssertionError("not reached")
 
     def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()

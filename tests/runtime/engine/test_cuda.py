@@ -217,3 +217,13 @@ class TestCapture:
         with pytest.raises(EngineError, match=f"{name}: CUDA says operation not supported"):
             gpu.capture(lambda: None)
         assert ("cudaGraphDestroy" in library.calls) == (name == "cudaGraphInstantiateWithFlags")
+
+
+def test_without_libcudart_the_error_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    cuda._runtime.cache_clear()
+    with pytest.raises(EngineError, match="pip install nvidia-cuda-runtime"):
+        cuda.Cuda()

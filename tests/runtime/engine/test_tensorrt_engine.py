@@ -8,11 +8,14 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from runtime.engine import cuda, trt
+from runtime.engine import EngineOptions, cuda, tensorrt, trt
+from runtime.engine.plugin import PluginChoice
 from runtime.engine.tensorrt import TensorRTEngine, TensorRTRTXEngine
 from runtime.errors import EngineError
 
@@ -290,6 +293,42 @@ def test_a_failed_launch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
     with pytest.raises(EngineError, match="could not run the engine: broken"):
         engine.run({"x": array(3, 4)})
+
+
+class TestOpen:
+    """Which library an engine needs is registered before the engine is read, and a GPU that was taken is given back."""
+
+    @pytest.fixture
+    def order(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """What happened, on stand-ins for all that needs a GPU."""
+        order: list[object] = []
+        monkeypatch.setattr(TensorRTEngine, "unavailable", classmethod(lambda cls, device: None))
+        monkeypatch.setattr(tensorrt, "find_engine", lambda bundle, backend, graph: Path(f"/bundle/{backend}/{graph}.engine"))
+        monkeypatch.setattr(tensorrt, "plugin_library", lambda path, graph: path.parent / "plugin.so")
+        monkeypatch.setattr(tensorrt, "dimension_names", lambda path, graph: {"x": ["S", 4]})
+        monkeypatch.setattr(PluginChoice, "register", lambda choice, backend: order.append((choice.kind, choice.library, backend)))
+        monkeypatch.setattr(cuda, "Cuda", lambda: Gpu())
+        monkeypatch.setattr(Gpu, "close", lambda gpu: order.append("closed"))
+        return order
+
+    def test_the_plugin_comes_before_the_engine(self, order: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+        raw = Engine({"x": ("INPUT", FLOAT, (-1, 4)), "y": ("OUTPUT", FLOAT, None)}, double, maximum={"x": (6, 4)})
+        monkeypatch.setattr(tensorrt, "_deserialize", lambda backend, path, bundle: order.append((backend, path, bundle)) or raw)
+        bundle = SimpleNamespace(path=Path("/bundle"))
+        engine = TensorRTEngine.open(bundle, "vision", EngineOptions(device="cuda"))
+        library = Path("/bundle/tensorrt/plugin.so")
+        read = ("tensorrt", Path("/bundle/tensorrt/vision.engine"), Path("/bundle"))
+        assert order == [("library", library, "tensorrt"), read]
+        assert [(spec.name, spec.shape) for spec in engine.inputs] == [("x", ("S", 4))]
+
+    def test_an_engine_that_cannot_be_read_gives_the_gpu_back(self, order: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> None:
+            raise EngineError("no engine")
+
+        monkeypatch.setattr(tensorrt, "_deserialize", fails)
+        with pytest.raises(EngineError, match="no engine"):
+            TensorRTEngine.open(SimpleNamespace(path=Path("/bundle")), "vision", EngineOptions(device="cuda"))
+        assert order[-1] == "closed"
 
 
 class TestUnavailable:

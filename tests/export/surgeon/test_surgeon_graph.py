@@ -1,0 +1,156 @@
+"""The edits that passes share: order and scopes of nodes, readers of tensors, and which constants are read."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from surgeon_graphs import model_from_text, normal
+
+from export.surgeon.graph import (
+    SMALL,
+    free_name,
+    graph_from_model,
+    insert_after,
+    insert_before,
+    is_exporters,
+    model_from_graph,
+    replace_node,
+    reroute,
+    scope_of,
+    small_value,
+    static_shape,
+)
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    """x -> a -> b -> c -> y in scopes net.one, net.one, net.two and the root; w is the checkpoint's, the rest the exporter's."""
+    model = model_from_text(
+        "g (float[2, 3] x) => (float[2, 3] y) <float[2, 3] w, float[2, 3] k> { a = Add(x, w)\n b = Mul(a, k)\n c = Neg(b)\n y = Relu(c) }",
+        w=normal(2, 3),
+        k=normal(2, 3),
+    )
+    for node, scope in zip(model.graph.node, ("net.one", "net.one", "net.two", ""), strict=True):
+        node.metadata_props.add(key=SCOPES, value=str(["", scope, "op"] if scope else ["op"]))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("w", 1, [2, 3]))
+    model.graph.value_info[-1].metadata_props.add(key=KIND, value="PARAMETER")
+    return model
+
+
+@pytest.fixture
+def graph(model: onnx.ModelProto) -> gs.Graph:
+    return graph_from_model(model)
+
+
+def ops(graph: gs.Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def fresh(op: str, source: gs.Tensor, name: str = "fresh") -> gs.Node:
+    return gs.Node(op, name, inputs=[source], outputs=[gs.Variable(name, np.float32)])
+
+
+def test_each_node_has_the_scope_of_its_module(graph: gs.Graph):
+    assert [scope_of(node) for node in graph.nodes] == ["net.one", "net.one", "net.two", ""]
+
+
+def test_a_node_without_a_scope_gets_what_its_readers_have_in_common(model: onnx.ModelProto):
+    del model.graph.node[0].metadata_props[:]
+    assert scope_of(graph_from_model(model).nodes[0]) == "net.one"
+    model.graph.node.insert(1, onnx.helper.make_node("Exp", ["x"], ["shared"], "shared"))
+    model.graph.node[2].input[1] = model.graph.node[3].input[0] = "shared"
+    assert scope_of(graph_from_model(model).nodes[1]) == "net"
+
+
+def test_a_model_that_was_not_traced_has_no_scopes(model: onnx.ModelProto):
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    graph = graph_from_model(model)
+    assert [node.scope for node in graph.nodes] == [None] * 4
+    assert not is_exporters(graph.tensors()["k"], graph.nodes[1])
+
+
+def test_constants_of_the_checkpoint_are_told_from_the_exporters(graph: gs.Graph):
+    tensors, reader = graph.tensors(), graph.nodes[1]
+    assert is_exporters(tensors["k"], reader)
+    assert not is_exporters(tensors["w"], reader) and not is_exporters(tensors["a"], reader)
+
+
+def test_new_nodes_stand_where_the_old_one_was_with_its_scope_and_outputs(graph: gs.Graph):
+    old, source = graph.nodes[1], graph.tensors()["a"]
+    first = fresh("Exp", source)
+    last = gs.Node("Log", "last", inputs=[first.outputs[0]])
+    replace_node(graph, old, [first, last])
+    assert ops(graph) == ["Add", "Exp", "Log", "Neg", "Relu"]
+    assert [scope_of(node) for node in graph.nodes[1:3]] == ["net.one", "net.one"]
+    assert last.outputs[0].name == "b" and graph.nodes[3].inputs[0] is last.outputs[0]
+    assert not old.inputs and not old.outputs
+
+
+def test_outputs_of_its_own_are_kept(graph: gs.Graph):
+    new = fresh("Exp", graph.tensors()["a"])
+    replace_node(graph, graph.nodes[1], [new])
+    assert [tensor.name for tensor in new.outputs] == ["fresh"]
+
+
+@pytest.mark.parametrize(("tensor", "place", "scope"), [("b", 2, "net.one"), ("c", 3, "net.two"), ("x", 0, ""), ("w", 0, "")])
+def test_behind_a_tensor_is_right_behind_what_computes_it(graph: gs.Graph, tensor: str, place: int, scope: str):
+    new = fresh("Exp", graph.tensors()[tensor])
+    insert_after(graph, graph.tensors()[tensor], new)
+    assert graph.nodes[place] is new and new.scope == scope
+
+
+def test_before_a_node_is_right_before_it_in_its_scope(graph: gs.Graph):
+    new = fresh("Exp", graph.tensors()["b"])
+    insert_before(graph, graph.nodes[2], new)
+    assert ops(graph) == ["Add", "Mul", "Exp", "Neg", "Relu"] and new.scope == "net.two"
+
+
+def test_every_reader_reads_the_new_tensor_at_each_place(graph: gs.Graph):
+    tensors = graph.tensors()
+    graph.nodes[1].inputs[1] = tensors["a"]  # a twice
+    reroute(tensors["a"], tensors["x"])
+    assert [tensor.name for tensor in graph.nodes[1].inputs] == ["x", "x"] and not tensors["a"].outputs
+
+
+def test_small_constants_are_read_and_weights_are_not(graph: gs.Graph):
+    np.testing.assert_array_equal(small_value(graph.tensors()["w"]), normal(2, 3))
+    assert small_value(graph.tensors()["x"]) is None
+    assert small_value(gs.Constant("edge", np.zeros(SMALL // 4, np.float32))) is not None
+    assert small_value(gs.Constant("large", np.zeros(SMALL // 4 + 1, np.float32))) is None
+    size = SMALL // 4 + 1
+    model = model_from_text(f"g (float[{size}] x) => (float[{size}] y) <float[{size}] w> {{ y = Add(x, w) }}", w=normal(size))
+    assert small_value(graph_from_model(model).tensors()["w"]) is None
+
+
+def test_small_constants_in_a_file_beside_the_model_are_read_where_it_is_named(model: onnx.ModelProto, tmp_path):
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    stored = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert small_value(graph_from_model(stored).tensors()["k"]) is None
+    np.testing.assert_array_equal(small_value(graph_from_model(stored, tmp_path).tensors()["k"]), normal(2, 3))
+
+
+def test_a_shape_is_static_where_every_dimension_is_a_number():
+    assert static_shape(gs.Variable("a", np.float32, [2, 3])) == (2, 3)
+    assert static_shape(gs.Variable("a", np.float32, ["B", 3])) is None
+    assert static_shape(gs.Variable("a", np.float32)) is None
+
+
+def test_a_free_name_is_that_of_no_node_and_no_tensor(graph: gs.Graph):
+    assert free_name(graph, "d") == "d"
+    assert free_name(graph, "a") == "a_2"
+    graph.nodes[0].name = "a_2"
+    assert free_name(graph, "a") == "a_3"
+
+
+def test_what_graph_surgeon_forgets_of_a_model_is_put_back(model: onnx.ModelProto):
+    model.domain, model.model_version, model.doc_string = "here", 7, "words"
+    model.metadata_props.add(key="k", value="v")
+    back = model_from_graph(graph_from_model(model), model)
+    assert (back.domain, back.model_version, back.doc_string) == ("here", 7, "words")
+    assert [(prop.key, prop.value) for prop in back.metadata_props] == [("k", "v")]
