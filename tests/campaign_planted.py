@@ -22,6 +22,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 os.environ["PYTHONPATH"] = str(ROOT)
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 from benchmarks.campaign import server, stopped  # noqa: E402
 from benchmarks.campaign.corpus import Corpus  # noqa: E402
@@ -173,7 +174,7 @@ def requests(run: Run) -> Iterator[tuple[str, list[str]]]:
     from runtime.server import chat
 
     kind, whole, kept = Asked(), chat.whole, []
-    run.minimising = 1.0
+    run.minimising = 0.0
     kind.prepare(run)
     server.MEMORY = 100 * MB
 
