@@ -19,6 +19,7 @@ sys.path[0] = str(ROOT)  # this checkout's packages, whatever is installed
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ.pop("PYTHONUNBUFFERED", None)  # users have buffers, which may be flushed too late
     from benchmarks.campaign.command import main
 
     sys.exit(main())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # imports take a second, and Ctrl-C ends them like anything else
+    from runtime.interrupts import leave_on_ctrl_c
+
+    leave_on_ctrl_c()
+
 import argparse
 import json
 import sys

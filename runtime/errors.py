@@ -6,13 +6,15 @@ anything that is not a `UserError` is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
 
-from runtime.interrupts import noting_ctrl_c
+from runtime.interrupts import INTERRUPTED, noting_ctrl_c
 
 
 class UserError(Exception):
@@ -92,19 +94,23 @@ def exit_code(command: Callable[[], int | None]) -> int:
     """Run a CLI command: a `UserError` becomes one line on stderr and exit code 2, Ctrl-C 130, a full disk 2."""
     try:
         with noting_ctrl_c():
-            return command() or 0
+            code = command() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what is buffered is a result too: the interpreter would find the disk full when it is too late
+            return code
     except UserError as error:
         _say(error)
         return 2
     except KeyboardInterrupt:
-        _say("interrupted; nothing that was there before has been changed")
+        _say(INTERRUPTED)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away (`| head`); the interpreter must not complain too
+        _discard_stdout()  # the reader of our output went away (`| head`)
         return 0
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise
+        _discard_stdout()
         _say(
             f"{error.filename or 'output'}: {error.strerror}; {_MENDABLE[error.errno]}, nothing that was there before has been changed"
         )
@@ -118,6 +124,14 @@ _MENDABLE = {
     **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "choose another path"),
     errno.EIO: "check the disk",
 }
+
+
+def _discard_stdout() -> None:
+    """What stdout still holds goes nowhere, so that the interpreter does not try again, and complain, as it ends."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
 
 
 def _say(message: object) -> None:

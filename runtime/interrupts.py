@@ -7,12 +7,15 @@ command line notes the signal as well, and whoever is about to make something fi
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+INTERRUPTED = "interrupted; nothing that was there before has been changed"
 
 _pressed = threading.Event()
 
@@ -23,8 +26,8 @@ def noting_ctrl_c() -> Iterator[None]:
 
     Nothing changes where somebody else handles or ignores the signal, and in other threads than the first.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    if not main or before not in (signal.default_int_handler, _leave):
         yield
         return
     unraisable = sys.unraisablehook
@@ -44,10 +47,24 @@ def noting_ctrl_c() -> Iterator[None]:
         _pressed.clear()
 
 
+def leave_on_ctrl_c() -> None:
+    """Until `noting_ctrl_c`, SIGINT ends this process at once, with its one line: a command that still imports has done nothing.
+
+    For `__main__`, before it imports anything that takes time. Nothing changes where somebody else handles the signal.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
 def raise_if_interrupted() -> None:
     """KeyboardInterrupt, anew, where Ctrl-C was pressed since the command began."""
     if _pressed.is_set():
         raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    os._exit(130)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -30,6 +30,7 @@ class Child:
         self.out.write_bytes(b""), self.err.write_bytes(b"")
         self.started, self.base = time.monotonic(), memory_of(os.getpid())
         sys.stdout.flush(), sys.stderr.flush()
+        self.ended: Ended | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(self._be(function))
@@ -57,6 +58,8 @@ class Child:
 
     def poll(self) -> Ended | None:
         """How it ended, None while it runs."""
+        if self.ended:
+            return self.ended
         pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         return self._ended(status, usage.ru_maxrss * 1024) if pid else None
 
@@ -74,6 +77,8 @@ class Child:
         return self.kill(hung=True)
 
     def kill(self, hung: bool = False) -> Ended:
+        if self.ended:
+            return self.ended
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -82,13 +87,16 @@ class Child:
         return self._ended(status, usage.ru_maxrss * 1024, hung)
 
     def signal(self, number: int) -> None:
+        if self.ended:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def _ended(self, status: int, peak: int, hung: bool = False) -> Ended:
         out, err = (path.read_text(errors="replace") for path in (self.out, self.err))
         code = os.waitstatus_to_exitcode(status)
-        return Ended(code, out, err, time.monotonic() - self.started, max(0, peak - self.base), hung)
+        self.ended = Ended(code, out, err, time.monotonic() - self.started, max(0, peak - self.base), hung)
+        return self.ended
 
 
 def in_child(function: Callable[..., Any], *args: Any, folder: Path, limit: float = 300) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class Tokens(Job):
         try:
             with np.load(folder / OUT) as values:
                 return None if np.isfinite(values["visual_tokens"]).all() else Fault("lost", "tokens that are not finite")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             return Fault("lost", "a file of tokens that can't be read", str(error))
 
 

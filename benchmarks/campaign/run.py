@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import random
 import sys
@@ -25,6 +26,11 @@ class Run:
     def __init__(self, folder: Path, seed: int, corpus: Corpus | None = None, minimising: float = MINIMISING):
         self.folder, self.seed, self.minimising = folder, seed, minimising
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(f"another campaign works in {folder}; wait for it or pass another --out") from None
         self.state, self.corpus = State(folder, seed), corpus or Corpus(folder / "corpus")
 
     def rng(self, kind: str, index: int) -> random.Random:

@@ -58,7 +58,6 @@ class Server:
         """What is wrong with the server itself: it died, its log shows a traceback, it is too large."""
         ended = self.child.poll()
         if ended:
-            self.ended = ended
             return judge(ended) or Fault("crash", f"exit code {ended.code}", ended.stderr[-3000:])
         fault = judge_log(self.log()[self.seen :])
         growth = memory_of(self.child.pid, "VmHWM") - self.base
@@ -69,12 +68,8 @@ class Server:
         return len(list(Path(f"/proc/{self.child.pid}/fd").iterdir()))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
-        if self.child.poll():
-            return self.ended
         self.child.signal(number)
         return self.child.wait(60)
-
-    ended = Ended(0, "", "", 0.0)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def _send(
             return ended, False
         time.sleep(min(POLL, max(0.0, end - time.monotonic())))
     send(number)
-    return wait(AFTER_SIGNAL), True
+    ended = wait(AFTER_SIGNAL)
+    return ended, ended.code != 0  # 0: it had come to its end as the signal was sent
 
 
 def _on_change(folder: Path, each: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from runtime import errors
 from runtime.arguments import ArgumentParser
 from runtime.errors import OutputError, UserError, exit_code, missing_package, nearest
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
@@ -124,3 +127,16 @@ class TestArguments:
         assert out == ""
         assert err.startswith(f"error: {said}")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["short", "x" * 100_000])
+def test_a_result_that_can_t_be_printed_is_an_error_however_short_it_is(text: str) -> None:
+    """What is short stays in a buffer that the interpreter flushes after the command, where it is too late for an exit code of ours."""
+    body = f"import sys; from runtime.errors import exit_code; sys.exit(exit_code(lambda: print({text!r})))"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", body], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: output: No space left on device; free some space") and done.stderr.count("\n") == 1

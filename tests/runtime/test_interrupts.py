@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import exit_code
-from runtime.interrupts import noting_ctrl_c, raise_if_interrupted
+from runtime.interrupts import leave_on_ctrl_c, noting_ctrl_c, raise_if_interrupted
 
 # A destructor is such a place; the signal is there before `del` has returned.
 PROLOGUE = """
@@ -107,5 +107,37 @@ def test_the_next_command_begins_anew() -> None:
         assert sys.unraisablehook is hook
         raise_if_interrupted()
         assert exit_code(raise_if_interrupted) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("module", "late"), [("runtime", "runtime.engine"), ("export", "export.pipeline")])
+def test_ctrl_c_while_a_command_is_still_importing(module: str, late: str):
+    code = f"""
+import runpy, signal, sys
+class Pressing:
+    def find_spec(self, name, path=None, target=None):
+        if name == {late!r}:
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Pressing())
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "error: interrupted; nothing that was there before has been changed\n"
+
+
+def test_a_command_takes_over_from_the_handler_of_the_imports():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        leave_on_ctrl_c()
+        leaving = signal.getsignal(signal.SIGINT)
+        assert leaving is not signal.default_int_handler
+        assert exit_code(lambda: signal.raise_signal(signal.SIGINT)) == 130  # raised, not left
+        leave_on_ctrl_c()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        leave_on_ctrl_c()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -93,6 +93,8 @@ class HttpKind:
     ) -> tuple[list[tuple[int, Fault]], Fault | None]:
         """Faults of single answers, and that of the server, at which the session ends."""
         counts, own, broken = run.counts(self.name), [], []
+        for one in self.good:  # what a server opens once it works
+            await send(server.port, one)
         self.began_files, self.settled = server.files(), 0
 
         async def client() -> None:
@@ -100,8 +102,7 @@ class HttpKind:
                 index = counts["next"]
                 counts["next"] += 1
                 suspects.append(index)
-                fault = await self.attempt(server.port, self.make(run, index))
-                fault = fault and (server.fault() or fault)  # its log says more than its answer
+                fault = await self._attempt(server, self.make(run, index))
                 counts["requests"] += 1
                 if fault:
                     own.append((index, fault))
@@ -127,9 +128,17 @@ class HttpKind:
 
     async def _alone(self, server: Server, case: Case) -> Fault | None:
         fault, *compared = await asyncio.gather(
-            self.attempt(server.port, case), *(self._compare(server, *pair) for pair in zip(self.good, self.alone, strict=True))
+            self._attempt(server, case), *(self._compare(server, *pair) for pair in zip(self.good, self.alone, strict=True))
         )
-        return (fault and (server.fault() or fault)) or next(filter(None, compared), None)
+        return fault or next(filter(None, compared), None)
+
+    async def _attempt(self, server: Server, case: Case) -> Fault | None:
+        """The fault of one input's answer; the server's own where it has one, because that says more."""
+        try:
+            fault = await self.attempt(server.port, case)
+        except OSError:
+            return server.fault()
+        return (server.fault() or fault) if fault else None
 
     async def _compare(self, server: Server, one: bytes, expected: Any) -> Fault | None:
         try:

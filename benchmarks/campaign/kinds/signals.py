@@ -129,6 +129,8 @@ class Interrupts(Signals):
         if not hit:
             return super()._judge(ended, hit, folder)
         fault = judge(ended)
+        if fault and "KeyboardInterrupt" in ended.stderr and fault.place.endswith("unknown"):
+            return None  # no line of this project had run: the interpreter itself was still starting
         if fault:
             return fault
         if ended.code not in (0, 130):
