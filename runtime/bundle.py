@@ -64,7 +64,8 @@ class Manifest:
     precision         "fp32" | "fp16" | "int8" of the vision half's weights and activations
     opset             ONNX opset, the higher one where the graphs have two (int4 needs 21)
     limits            {"max_context": KV positions}; {} without an LLM
-    stages            [{"name", "graph", "tensor", "every"}]: tensors of the graphs that parity compares, in order
+    stages            [{"name", "graph", "tensor", "every", "rounding"}]: tensors of the graphs that parity compares, in order;
+                      rounding: what float32 alone does to torch's features (0 where an earlier export did not measure it)
     report            what the surgeon passes did: [{"graph", "pass", "rewrites", "note"}]
     files             {relative path: {"size": bytes, "sha256": hex}}
     versions          {tool: version} of everything that wrote the bundle

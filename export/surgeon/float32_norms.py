@@ -7,7 +7,7 @@ square that feeds a sum, the epsilon and root that follow), because a sum that i
 all the same. An island ends where its value meets an activation from outside; only there it is float16 again.
 
 LayerNormalization and RMSNormalization take their statistics in float32 by their own `stash_type`, which is set if it is
-not; the attention softmax of encoder and LLM stays as it was traced.
+not; the attention softmax of encoder and LLM stays as it was traced, in float32 (export/decoder.py, export/families/siglip.py).
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.engine import Engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import NonFiniteError
 from runtime.llm.decoder import LocalDecoder
@@ -102,9 +104,10 @@ def _parts(directory: Path) -> list[onnx.ModelProto]:
     return [_structure(models[VISION])]
 
 
-def _engine(directory: Path, graph: str) -> OnnxEngine:
+def _engine(directory: Path, graph: str) -> Engine:
     path = directory / f"{graph}.onnx"
-    return OnnxEngine.load(rounded(_structure(path)).SerializeToString(), data=path.parent, as_written=True)
+    engine: Any = OnnxEngine.load(rounded(_structure(path)).SerializeToString(), data=path.parent, as_written=True)
+    return engine
 
 
 def _structure(path: Path) -> onnx.ModelProto:

@@ -109,6 +109,34 @@ def test_masked_positions_do_not_count(graph, llm):
     )
 
 
+@pytest.mark.parametrize("spread", [200, 1e6])
+def test_masked_positions_do_not_count_however_high_their_scores_are(spread):
+    loud = _llm()
+    for layer in loud.model.layers:  # scores of q·k up to about `spread`
+        layer.self_attn.q_proj.weight.mul_((spread / 0.02) ** 0.5)
+        layer.self_attn.k_proj.weight.mul_((spread / 0.02) ** 0.5)
+    embeddings = torch.randn(1, 12, 48, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(1, 12, dtype=torch.long)
+    mask[0, 3:6] = 0
+    positions = torch.arange(12)[None]
+    expected = loud(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions).logits[0, -1].numpy()
+    decoder = Decoder(loud, CAPACITY)
+    with torch.inference_mode():
+        got = decoder(embeddings, positions, decoder.empty_cache(), mask)[0][0, 0].numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_only_a_float16_graph_has_casts_for_the_scores(graph):
+    attention, precision, _, model = graph
+    casts = sum(node.op_type == "Cast" for node in model.graph.node)
+    norms = 2 * LAYERS + 1
+    if precision == "fp32":
+        assert casts <= 4 + norms * (attention == "portable")  # of the mask and the shapes, and the exporter's own in norms
+    scores = next(node for node in model.graph.node if node.op_type in ("Softmax", "Attention"))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    assert kinds[scores.input[0]] == onnx.TensorProto.FLOAT
+
+
 def test_opset_and_shapes_are_the_contract(graph):
     attention, precision, _, model = graph
     assert {opset.version for opset in model.opset_import if not opset.domain} == {OPSET[attention]}

@@ -88,20 +88,24 @@ def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("part", "stage"),
-    [("encoder.layers.1.mlp.fc1.weight", "vision/encoder"), ("projector.linear_2.weight", "vision/projector")],
+    ("part", "factor", "stage"),
+    [
+        ("encoder.layers.1.mlp.fc1.weight", 1.02, "vision/encoder"),
+        ("projector.linear_2.weight", 1.02, "vision/projector"),
+        ("newline", 1.5, "visual_tokens"),
+    ],
 )
-def test_a_vision_graph_that_differs_is_refused_with_the_first_stage_that_does(tmp_path, monkeypatch, part, stage):
+def test_a_vision_graph_that_differs_is_refused_with_the_first_stage_that_does(tmp_path, monkeypatch, part, factor, stage):
     trace = halves.trace_vision
 
     def traced_wrong(vision, *args):
         wrong = copy.deepcopy(vision)
-        wrong.get_parameter(part).data.mul_(1.02)
+        wrong.get_parameter(part).data.mul_(factor)
         return trace(wrong, *args)
 
     monkeypatch.setattr(halves, "trace_vision", traced_wrong)
     with pytest.raises(ExportError, match=f"^{stage} differs between torch and ONNX Runtime"):
-        _export(tmp_path, only="vision")
+        _export(tmp_path, only="vision", frames=2)
     assert not list(tmp_path.iterdir())
 
 
@@ -115,6 +119,24 @@ def test_a_decoder_that_differs_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(halves, "trace_decoder", traced_wrong)
     with pytest.raises(ExportError, match=r"^llm/prefill differs between transformers and ONNX Runtime"):
+        _export(tmp_path, only="llm")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_for_a_batch_that_differs_is_refused(tmp_path, monkeypatch):
+    write = halves._write_batch
+
+    def write_wrong(half, decoder, directory):
+        write(half, decoder, directory)
+        path = directory / f"{DECODER_BATCH}.onnx"
+        model = onnx.load(str(path))
+        head = next(node for node in model.graph.node if "logits" in node.output)
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name in head.input)
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        onnx.save(model, str(path))
+
+    monkeypatch.setattr(halves, "_write_batch", write_wrong)
+    with pytest.raises(ExportError, match=r"^llm/batch differs between torch and ONNX Runtime"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 

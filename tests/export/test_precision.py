@@ -35,7 +35,7 @@ def loud(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def louder(tmp_path_factory) -> str:
-    return loud_checkpoint(tmp_path_factory.mktemp("louder") / "checkpoint", vision=60, llm=400, layers=4)
+    return loud_checkpoint(tmp_path_factory.mktemp("louder") / "checkpoint", vision=60, llm=250, layers=4)
 
 
 def _export(checkpoint: str, directory, **options) -> ExportResult:
@@ -97,22 +97,22 @@ def _float16_scores_of_the_encoder(self, x):
 @pytest.mark.parametrize(
     ("owner", "method", "wrong", "options", "stage"),
     [
-        (LLMAttention, "_mix_portable", _float16_scores_portable, {"only": "llm"}, r"llm/prefill"),
+        (LLMAttention, "_mix_portable", _float16_scores_portable, {"only": "llm"}, r"llm/prefill \(float16\): with"),
         pytest.param(
             LLMAttention,
             "_mix_standard",
             _float16_scores_standard,
             {"only": "llm", "attention": "standard"},
-            r"llm/prefill",
+            r"llm/prefill differs",  # ONNX Runtime itself rounds the scores of a float16 Attention
             marks=pytest.mark.slow,
         ),
-        (VisionAttention, "forward", _float16_scores_of_the_encoder, {"only": "vision"}, r"vision/frame"),
+        (VisionAttention, "forward", _float16_scores_of_the_encoder, {"only": "vision"}, r"vision/frame \(float16\): with"),
         pytest.param(
             VisionAttention,
             "forward",
             _float16_scores_of_the_encoder,
             {"only": "vision", "split": True},
-            r"vision/frame",
+            r"vision/frame \(float16\): with",
             marks=pytest.mark.slow,
         ),
     ],
@@ -120,7 +120,7 @@ def _float16_scores_of_the_encoder(self, x):
 )
 def test_a_graph_with_float16_scores_is_refused(loud, tmp_path, monkeypatch, owner, method, wrong, options, stage):
     monkeypatch.setattr(owner, method, wrong)
-    with pytest.raises(ExportError, match=rf"^{stage} \(float16\): with arithmetic in float16 the relative error is"):
+    with pytest.raises(ExportError, match=f"^{stage}"):
         _export(loud, tmp_path, precision="fp16", **options)
     assert not (tmp_path / "b").exists()
 
@@ -141,6 +141,7 @@ def test_a_float32_llm_is_judged_by_float64_and_what_float32_does_to_the_referen
     np.testing.assert_allclose(expected.logits, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
+@pytest.mark.slow
 def test_a_float32_encoder_is_judged_by_what_float32_does_to_the_reference(louder, tmp_path):
     result = _export(louder, tmp_path, only="vision")
     rounding = result.bundle.manifest.stages[0]["rounding"]

@@ -104,6 +104,23 @@ def test_two_tensors_of_a_frame_are_refused():
         split(_looped(model), GRID)
 
 
+def test_a_compressor_that_reads_what_only_the_encoder_has_is_refused():
+    model = model_from_text(
+        """g (float[3,8,6] pixel_values) => (float[16,6] visual_tokens) {
+            patches = MatMul(pixel_values, weight)
+            pooled = ReduceMax<keepdims = 0>(patches, frames)
+            picture = ReduceMax<keepdims = 0>(pixel_values, frames)
+            visual_tokens = Concat<axis = 0>(pooled, picture)
+        }""",
+        weight=normal(6, 6),
+        frames=np.array([0]),
+    )
+    for node in model.graph.node[1:]:
+        node.name = f"compress/{node.name}"
+    with pytest.raises(ExportError, match=r"vision\.compressor would read pixel_values of the other part; export without --split"):
+        split(_looped(model), GRID)
+
+
 def test_features_that_are_no_grid_are_refused():
     with pytest.raises(ExportError, match="leaves the encoder as 8 patches by Squeeze, expected 3x3"):
         split(_looped(_model()), (3, 3))

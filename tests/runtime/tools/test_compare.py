@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.tools.compare import TOLERANCE, compare
+from runtime.tools.compare import compare
 
 
 def test_error_is_the_largest_difference_over_the_largest_value():
@@ -16,10 +16,47 @@ def test_error_is_the_largest_difference_over_the_largest_value():
 
 
 @pytest.mark.parametrize("factor, ok", [(0.9, True), (1.1, False)])
-@pytest.mark.parametrize("precision", TOLERANCE)
-def test_the_tolerance_is_a_limit(precision, factor, ok):
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("fp16", 0.03), ("int8", 0.1), ("int4", 0.3)])
+def test_the_tolerance_is_a_limit(precision, limit, factor, ok):
     expected = np.ones(8, np.float32)
-    assert compare(expected + factor * TOLERANCE[precision], expected, precision).ok is ok
+    difference = compare(expected + factor * limit, expected, precision)
+    assert difference.ok is ok and difference.allowed == limit
+
+
+@pytest.mark.parametrize(
+    ("precision", "rounding", "limit"),
+    [("fp32", 2e-5, 1e-4), ("fp32", 1e-4, 4e-4), ("fp32", 0.1, 0.01), ("fp16", 1e-4, 0.03), ("int8", 0.1, 0.1)],
+)
+def test_four_times_the_references_own_rounding_is_allowed_up_to_a_hundredth(precision, rounding, limit):
+    expected = np.ones(8, np.float32)
+    for factor, ok in ((0.9, True), (1.1, False)):
+        assert compare(expected + factor * limit, expected, precision, rounding=rounding).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("precision", "absent", "ok"), [("fp32", 1, True), ("fp32", 3, False), ("fp16", 39, True), ("fp16", 41, False)]
+)
+def test_the_share_of_other_rows_is_a_limit(precision, absent, ok):
+    expected = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    got = expected.copy()
+    got[:absent] += 10
+    assert compare(got, expected, precision, selected=True).ok is ok
+
+
+def test_a_choice_with_a_row_that_is_not_finite_differs():
+    expected = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    for value in (np.nan, np.inf):
+        got = expected.copy()
+        got[7] = value
+        assert not compare(got, expected, "fp16", selected=True).ok
+
+
+@pytest.mark.parametrize(("places", "ok"), [(40, True), (60, False)])
+def test_a_row_is_looked_for_within_48_places(places, ok):
+    expected = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    got = np.concatenate([np.full((places, 6), 9, np.float32), expected[:-places]])
+    difference = compare(got, expected, "fp16", selected=True)
+    assert difference.absent == pytest.approx(places / 400 if ok else 1.0)
 
 
 def test_another_shape_or_a_value_that_is_not_finite_differs():
