@@ -9,9 +9,9 @@ frame out before it has set the flags. These are not damage:
   and nothing shown later refers to them, so they are left out;
 - the last packet of a file that ends inside it, as a recording that was stopped: its picture is left out, and `Reader.cut` says so
   (an mp4 that has an index up front is the exception: it was copied in part);
-- the joint of transport streams that were put one behind the other: the demuxer marks the packet before it, though nothing of it
-  is lost. A mark on one of the two packets before a keyframe (the parser is a packet behind the demuxer) is left to the decoder
-  to judge, any other is a loss.
+- the joint of transport streams that were put one behind the other: the demuxer marks a packet, though nothing of it is lost. Its
+  mark comes a packet early, because the parser is one behind; so a mark on the last packet but one before a keyframe is left to the
+  decoder to judge, and any other is a loss.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ class Reader:
                 limits.check_animation(self.path, count, codec.width, codec.height)
             if packet.has_sidedata("encryption_info"):
                 raise VideoError(f"{self.path} is encrypted; expected a video without copy protection")
-            excused = any(later.is_keyframe for later in following) or (following and first is None)
-            if packet.is_corrupt and not excused:
+            if packet.is_corrupt and not (first is None and following) and not self._at_joint(following):
                 broken = broken or packet
             elif broken and len(following) == 2:  # the file goes on
                 raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
@@ -84,6 +83,16 @@ class Reader:
                 packet.opaque = None if following else _LAST
                 yield packet
         self.cut = self.cut or broken is not None
+
+    def _at_joint(self, following: list[av.Packet]) -> bool:
+        """Whether a marked packet stands before a keyframe, and no picture before that is missing, unless a new clock begins there."""
+        if len(following) < 2 or not following[1].is_keyframe:
+            return False
+        before, key = following
+        if before.dts is None or key.dts is None or not before.duration:
+            return True
+        gap = key.dts - before.dts
+        return not 1.5 * before.duration < gap < 1 / self.tick
 
     def _seconds(self, packet: av.Packet, first: av.Packet | None) -> float | None:
         if first is None or first.pts is None or packet.pts is None:

@@ -30,7 +30,9 @@ def upright_rgb(frame: VideoFrame, codec: str) -> np.ndarray:
     try:
         image = frame.to_ndarray(format="rgb24", interpolation="BICUBIC")
     except av.FFmpegError as error:
-        raise VideoError(f"a frame can't be converted to RGB ({error.strerror}); convert the video to another colour space") from None
+        raise VideoError(
+            f"a frame can't be converted to RGB ({error.strerror}); convert the video to another colour space"
+        ) from None
     matrix = _matrix(frame, codec)
     return image if matrix is None else oriented(image, matrix)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import VideoError, missing_package
+from runtime.errors import UserError, VideoError, missing_package
 from runtime.media import limits
 from runtime.media.timeline import Timeline
 
@@ -147,7 +147,7 @@ def _errors(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about oddities in metadata, and sizes, which have limits of their own
             yield
-    except (VideoError, MemoryError, KeyboardInterrupt):
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split()).replace(str(path), "it")

@@ -79,6 +79,16 @@ std::optional<double> Reader::seconds_since_key(const AVPacket& packet) const {
   return seconds_of(static_cast<Wide>(packet.pts) - *first_key_, container_.tick());
 }
 
+/// Whether the packet in hand stands two before a keyframe, and no picture in between is missing, unless a new clock begins there.
+bool Reader::is_at_joint() const {
+  if (ahead_.size() < kWindow || !is_key(*ahead_[2])) return false;
+  const AVPacket &before = *ahead_[1], &key = *ahead_[2];
+  if (before.dts == AV_NOPTS_VALUE || key.dts == AV_NOPTS_VALUE || before.duration == 0) return true;
+  const Wide gap = static_cast<Wide>(key.dts) - before.dts;
+  const AVRational tick = container_.tick();
+  return !(2 * gap > 3 * static_cast<Wide>(before.duration) && gap * tick.num < tick.den);  // 1.5 durations to a second
+}
+
 AVPacket* Reader::read() {
   for (;;) {
     if (has_packet_) ahead_.pop_front();
@@ -97,10 +107,8 @@ AVPacket* Reader::read() {
     if (av_packet_get_side_data(packet, AV_PKT_DATA_ENCRYPTION_INFO, nullptr)) {
       throw VideoError(path_.string() + " is encrypted; expected a video without copy protection");
     }
-    // The joint of transport streams: the demuxer marks the packet before it, though nothing of it is lost.
-    const bool is_excused = std::any_of(ahead_.begin() + 1, ahead_.end(), [](const PacketPtr& later) { return is_key(*later); }) ||
-                            (ahead_.size() > 1 && !first_key_);
-    if (packet->flags & AV_PKT_FLAG_CORRUPT && !is_excused) {
+    const bool is_before_all = !first_key_ && ahead_.size() > 1;
+    if (packet->flags & AV_PKT_FLAG_CORRUPT && !is_before_all && !is_at_joint()) {
       if (!is_broken_) is_broken_ = true, broken_at_ = seconds_since_key(*packet);
     } else if (is_broken_ && ahead_.size() == kWindow) {  // the file goes on
       throw DamageError(path_, broken_at_, "packets are missing or incomplete");

@@ -54,6 +54,7 @@ class Reader {
  private:
   PacketPtr demuxed();
   FramePtr decoded();
+  bool is_at_joint() const;
   void enter(AVPacket& key);
   void decode(AVPacket* packet);
   std::optional<double> seconds_since_key(const AVPacket& packet) const;

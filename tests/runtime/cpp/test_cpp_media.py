@@ -173,10 +173,31 @@ def test_damaged_pictures_are_refused_in_one_line(cpp: Path, tmp_path: Path):
         assert "is damaged or not a picture (" in answer["error"] and answer["error"].endswith("; copy it again")
 
 
-RAW = (
-    "yuv420p yuv422p yuv444p yuv411p yuv410p yuv440p nv12 nv21 yuyv422 uyvy422 yuv420p10le yuv422p10le yuv444p10le yuv420p12le "
-    "gray gray10le rgb24 bgr0 gbrp rgba yuva420p rgb555le rgb48le"
-).split()
+RAW = [
+    "yuv420p",
+    "yuv422p",
+    "yuv444p",
+    "yuv411p",
+    "yuv410p",
+    "yuv440p",
+    "nv12",
+    "nv21",
+    "yuyv422",
+    "uyvy422",
+    "yuv420p10le",
+    "yuv422p10le",
+    "yuv444p10le",
+    "yuv420p12le",
+    "gray",
+    "gray10le",
+    "rgb24",
+    "bgr0",
+    "gbrp",
+    "rgba",
+    "yuva420p",
+    "rgb555le",
+    "rgb48le",
+]
 
 
 def write_raw(folder: Path) -> list[Path]:
@@ -219,7 +240,10 @@ def test_every_pixel_format_has_pythons_bits(cpp: Path, tmp_path: Path):
 def test_pixels_are_those_of_the_ffmpeg_command_line(cpp: Path, tmp_path: Path):
     if not shutil.which("ffmpeg"):
         pytest.skip("no ffmpeg command line")
-    raw, interlaced = write_raw(tmp_path), write_interlaced(tmp_path)[::3]  # with fields of even height, where FFmpeg takes the nearest chroma
+    raw, interlaced = (
+        write_raw(tmp_path),
+        write_interlaced(tmp_path)[::3],
+    )  # with fields of even height, where FFmpeg takes the nearest chroma
     for answer, path in zip(read(cpp, [*raw, *interlaced], 2), [*raw, *interlaced], strict=True):
         fields = ["-vf", "scale=interl=1"] if path in interlaced else []
         command = ["ffmpeg", "-v", "error", "-i", path, *fields, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]

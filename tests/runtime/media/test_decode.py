@@ -1,0 +1,165 @@
+"""What is damage and what is not: open groups entered inside, recordings that end inside a frame, joints, and real losses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from video_files import frames_of, pattern, write_video
+
+from runtime import video
+from runtime.errors import VideoError
+from runtime.media.decode import Reader
+from runtime.video import sample_frames
+
+# x264's own settings for an open group: its first pictures tell the decoder to drop references that a cut took away.
+OPEN = {"g": "24", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
+
+
+def seen(path, count: int | None = None) -> tuple[video.Clip, list[np.ndarray]]:
+    """All frames, or `count`."""
+    clip = sample_frames(path, count or sample_frames(path, 1, lambda image: image).total, lambda image: image)
+    return clip, list(clip.frames)
+
+
+@pytest.fixture(scope="module")
+def open_group(tmp_path_factory) -> Path:
+    return write_video(tmp_path_factory.mktemp("open") / "open.ts", pattern(96), rate=25, options=OPEN)
+
+
+@pytest.mark.parametrize("part", [0.2, 1 / 3, 0.45, 0.6])
+def test_an_open_group_that_is_cut_anywhere_begins_at_its_first_keyframe(open_group, tmp_path, part):
+    content = open_group.read_bytes()
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(content[int(len(content) / 188 * part) * 188 :])
+    whole = frames_of(open_group)
+    clip, frames = seen(cut)
+    assert clip.total % 24 == 0 and 24 <= clip.total < 96  # whole groups: nothing that is shown before the keyframe
+    np.testing.assert_array_equal(frames, whole[96 - clip.total :])
+
+
+def test_open_groups_are_entered_by_seeking(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "open.mp4", pattern(96), options=OPEN)
+    monkeypatch.setattr(video, "_decoded_timeline", lambda *_: pytest.fail("decoded from the start"))
+    decoded = []
+    after = Reader.frames_after
+
+    def counted(*arguments):
+        for frame in after(*arguments):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(Reader, "frames_after", counted)
+    clip, frames = seen(path, 4)
+    np.testing.assert_array_equal(frames, [frames_of(path)[index] for index in clip.indices])
+    assert len(decoded) < 48
+
+
+def test_pictures_that_are_shown_before_the_entry_are_not_decoded(tmp_path, monkeypatch):
+    """Whatever a decoder would make of them: FFmpeg's drop most by themselves."""
+    path = write_video(tmp_path / "open.ts", pattern(48), rate=25, options=OPEN)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        second = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
+        entry, *others = packets[second:]
+        leading = [packet for packet in others if packet.pts < entry.pts]
+        assert leading
+        sent = []
+
+        class Packet:
+            """What frames_after looks at of a packet; decoding notes it."""
+
+            def __init__(self, packet):
+                self.pts, self.is_keyframe = packet.pts, packet.is_keyframe
+
+            def decode(self):
+                sent.append(self.pts)
+                return []
+
+        reader = Reader(path, container, container.streams.video[0])
+        list(reader.frames_after(Packet(entry), map(Packet, others)))
+    assert sent == [entry.pts, *(packet.pts for packet in others if packet.pts >= entry.pts)]
+
+
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "container"),
+    [
+        ("clip.mp4", "libx264", {"g": "12", "bf": "2"}, FRAGMENTED),
+        ("clip.ts", "libx264", {"g": "12", "bf": "2"}, {}),
+        ("clip.mkv", "libx264", {"g": "12", "bf": "2"}, {}),
+        ("clip.flv", "flv", {"g": "12"}, {}),
+        ("clip.avi", "mpeg4", {"g": "12"}, {}),
+        ("clip.nut", "mpeg4", {"g": "12"}, {}),
+        ("clip.h264", "libx264", {"g": "12", "bf": "2"}, {}),
+    ],
+)
+def test_a_recording_that_ends_inside_a_frame_is_its_frames_before(tmp_path, name, codec, options, container):
+    path = write_video(tmp_path / name, pattern(36), codec, options=options, container_options=container)
+    whole = {frame.tobytes() for frame in frames_of(path)}
+    content = path.read_bytes()
+    said = False
+    for part in (0.75, 0.84, 0.92):
+        path.write_bytes(content[: int(len(content) * part)])
+        clip, frames = seen(path)
+        assert 5 <= clip.total < 36 and all(frame.tobytes() in whole for frame in frames)
+        assert clip.cut == any("the file ends inside a frame" in note for note in clip.notes)
+        said |= clip.cut
+    assert said or name in ("clip.ts", "clip.mkv", "clip.h264")  # where FFmpeg leaves the rest out without a word
+
+
+def test_an_mp4_whose_index_stands_at_its_end_is_not_all_there(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", pattern(36))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(VideoError, match="is not a video, or not all of one"):
+        sample_frames(path, 4, lambda image: image)
+
+
+def test_a_transport_stream_that_lost_packets_is_damaged_or_whole(open_group, tmp_path):
+    """Wherever two packets are lost; around keyframes, where a mark may be that of a joint, too."""
+    content, whole = open_group.read_bytes(), {frame.tobytes() for frame in frames_of(open_group)}
+    packets = len(content) // 188
+    refused, lossy = 0, tmp_path / "lossy.ts"
+    for part in range(10, 90, 4):
+        at = packets * part // 100 * 188
+        lossy.write_bytes(content[:at] + content[at + 2 * 188 :])
+        try:
+            clip, frames = seen(lossy)
+        except VideoError as error:
+            assert "is damaged after" in str(error)
+            refused += 1
+        else:
+            assert clip.total == 96 and all(frame.tobytes() in whole for frame in frames)
+    assert refused >= 15
+
+
+_ONE_CPU = """
+import os, sys
+os.sched_setaffinity(0, {0})
+sys.path[:0] = ["tests"]
+from pathlib import Path
+from video_files import pattern, write_video
+from runtime.errors import VideoError
+from runtime.video import sample_frames
+path = write_video(Path(sys.argv[1]), pattern(90), "mpeg4", options={"bf": "2", "g": "10"})
+content = bytearray(path.read_bytes())
+content[len(content) // 2 : len(content) // 2 + len(content) // 20] = bytes(len(content) // 20)
+path.write_bytes(content)
+try:
+    print(sample_frames(path, 16, lambda image: image).total)
+except VideoError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "sched_setaffinity"), reason="the system sets no affinity")
+def test_damage_is_told_on_one_cpu_too(tmp_path):
+    """One thread writes an MPEG-4 frame as one slice, so that the damage takes frames away and the rest decodes well."""
+    done = subprocess.run([sys.executable, "-c", _ONE_CPU, str(tmp_path / "clip.avi")], capture_output=True, text=True, check=True)
+    assert "is damaged after" in done.stdout and "packets are missing" in done.stdout

@@ -1,0 +1,113 @@
+"""Pictures and picture animations: what Pillow reads, how long each frame is shown, and what is said of those it can't read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from video_files import pattern, write_video
+
+from runtime.errors import VideoError
+from runtime.media import stills
+from runtime.media.limits import DecodeLimits
+from runtime.video import sample_frames, sample_frames_limited
+
+DURATIONS = [100, 100, 400, 100, 100, 1000]
+
+
+@pytest.mark.parametrize("kind", ["webp", "png"])
+def test_an_animation_is_a_clip_whose_last_frame_counts(tmp_path, kind):
+    images = [Image.fromarray(image) for image in pattern(6)]
+    path = tmp_path / f"animation.{kind}"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=DURATIONS, lossless=True)
+    clip = sample_frames(path, 9, lambda image: image)
+    assert clip.indices == (0, 2, 2, 3, 5, 5, 5, 5, 5)  # at 0, 200, 400 … 1600 ms
+    assert clip.total == 6 and clip.duration == pytest.approx(1.8)
+    np.testing.assert_array_equal(clip.frames, [pattern(6)[index] for index in clip.indices])
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "bmp", "webp", "ppm"])
+def test_a_picture_has_its_pixels(tmp_path, kind):
+    image = pattern(1)[0]
+    Image.fromarray(image).save(tmp_path / f"picture.{kind}", lossless=True)
+    np.testing.assert_array_equal(sample_frames(tmp_path / f"picture.{kind}", 1, lambda image: image).frames[0], image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_every_mode_becomes_rgb(tmp_path, mode, kind):
+    levels = np.tile(np.array([0, 255], np.uint8), (16, 8))
+    image = Image.fromarray(levels.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(levels).convert(mode)
+    try:
+        image.save(tmp_path / f"picture.{kind}")
+    except OSError:
+        pytest.skip(f"{kind} has no {mode}")
+    np.testing.assert_array_equal(
+        sample_frames(tmp_path / f"picture.{kind}", 1, lambda image: image).frames[0], np.repeat(levels[:, :, None], 3, 2)
+    )
+
+
+def test_a_stream_of_jpegs_is_a_video_and_a_jpeg_with_a_preview_is_not(tmp_path):
+    path = write_video(tmp_path / "clip.mjpeg", pattern(4), "mjpeg", "yuvj420p", format="mjpeg")
+    assert not stills.is_still(path) and sample_frames(path, 4, lambda image: image).total == 4
+    images = [Image.fromarray(image) for image in pattern(2)]
+    images[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=images[1:])
+    assert sample_frames(tmp_path / "phone.jpg", 1, lambda image: image).total == 1
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "avif", "bmp"])
+def test_half_a_picture_is_refused_with_one_line(tmp_path, kind):
+    path = tmp_path / f"picture.{kind}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (96, 128, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VideoError) as caught:
+        sample_frames(path, 1, lambda image: image)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_mutated_pictures_are_read_or_refused_and_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(pattern(1, 32, 48)[0])
+    for kind in ("jpg", "png", "webp", "tiff", "avif", "bmp", "ppm"):
+        picture.save(tmp_path / f"picture.{kind}")
+        content = (tmp_path / f"picture.{kind}").read_bytes()
+        for _ in range(40):
+            changed = bytearray(content)
+            for _ in range(rng.integers(1, 6)):
+                changed[rng.integers(4, len(changed))] = rng.integers(0, 256)
+            (tmp_path / "mutated").write_bytes(changed)
+            try:
+                clip = sample_frames_limited(tmp_path / "mutated", 2, lambda image: image[:4, :4], DecodeLimits(pixels=100_000))
+                assert clip.total >= 1
+            except VideoError as error:
+                assert "\n" not in str(error)
+
+
+def test_a_picture_over_the_limits_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("L", (3000, 3000)).save(tmp_path / "large.png")
+    with pytest.raises(VideoError, match="has frames of 3000x3000; expected at most 1000000 pixels"):
+        sample_frames_limited(tmp_path / "large.png", 1, lambda image: image, DecodeLimits(pixels=1_000_000))
+
+
+def test_an_animation_over_the_limits_is_refused_before_it_is_decoded(tmp_path):
+    images = [Image.fromarray(image) for image in pattern(6)]
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], duration=5000)
+    for limits, message in (
+        (DecodeLimits(animation_pixels=5 * 96 * 128), "is an animation of 6 frames of 128x96"),
+        (DecodeLimits(frames=5), "more than 5 frames"),
+        (DecodeLimits(seconds=20), "is 25 s long; expected at most 20 s"),
+    ):
+        with pytest.raises(VideoError, match=message):
+            sample_frames_limited(tmp_path / "a.png", 2, lambda image: pytest.fail("a frame was given"), limits)
+
+
+def test_without_pillow_heif_the_message_says_how_to_get_it(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.fromarray(pattern(1)[0])).save(tmp_path / "picture.heic")
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(Exception, match="pillow-heif") as caught:
+        sample_frames(tmp_path / "picture.heic", 1, lambda image: image)
+    assert "pip install" in str(caught.value) and "copy it again" not in str(caught.value)
