@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from video_files import write_video
 
 from export.demo import CLIPS
 from export.pipeline import ExportOptions, export_bundle
@@ -137,27 +136,6 @@ def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
 def test_it_goes_with_the_other_options(options, tmp_path):
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="int8", **options))
     assert result.bundle.manifest.report[-1]["pass"] == "quantize int8"
-
-
-def test_clips_of_a_directory_are_read_and_a_directory_without_any_is_refused(bundle, tmp_path):
-    levels = {"a.mp4": 40, "b.mkv": 120, "c.AVI": 200}
-    for name, level in levels.items():
-        codec = {"c.AVI": "mpeg4"}.get(name, "libx264")
-        write_video(
-            tmp_path / name,
-            [np.full((32, 32, 3), level + 10 * i, np.uint8) for i in range(3)],
-            codec,
-            format=name[2:].lower().replace("mkv", "matroska"),
-        )
-    clips = Clips(bundle.manifest.preprocessing, tmp_path)
-    frames = clips.frames(7)  # three of each clip, the last two left out
-    assert frames.shape == (7, 3, 126, 126) and clips.source == f"3 videos of {tmp_path}"
-    mean, std = (np.mean(bundle.manifest.preprocessing[name]) for name in ("image_mean", "image_std"))
-    got = (frames.mean(axis=(1, 2, 3)) * std + mean) * 255
-    np.testing.assert_allclose(got, [40, 120, 200, 50, 130, 210, 60], atol=3)  # neighbours are of different clips
-    (tmp_path / "none").mkdir()
-    with pytest.raises(ExportError, match="holds no video"):
-        Clips(bundle.manifest.preprocessing, tmp_path / "none")
 
 
 def test_the_users_clips_calibrate_and_the_error_is_measured_on_frames_held_out(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_files import frames_of, pattern, write_video
+from video_files import decoded_by, frames_of, pattern, write_video
 
 from runtime import video
 from runtime.errors import VideoError
@@ -45,15 +45,7 @@ def test_an_open_group_that_is_cut_anywhere_begins_at_its_first_keyframe(open_gr
 def test_open_groups_are_entered_by_seeking(tmp_path, monkeypatch):
     path = write_video(tmp_path / "open.mp4", pattern(96), options=OPEN)
     monkeypatch.setattr(video, "_decoded_timeline", lambda *_: pytest.fail("decoded from the start"))
-    decoded = []
-    after = Reader.frames_after
-
-    def counted(*arguments):
-        for frame in after(*arguments):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(Reader, "frames_after", counted)
+    decoded = decoded_by(monkeypatch)
     clip, frames = seen(path, 4)
     np.testing.assert_array_equal(frames, [frames_of(path)[index] for index in clip.indices])
     assert len(decoded) < 48
