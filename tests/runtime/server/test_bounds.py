@@ -190,11 +190,12 @@ def test_a_large_clip_is_not_in_memory_while_it_waits(start, models, monkeypatch
     server.until_idle()
 
 
-def test_a_body_that_nobody_reads_does_not_keep_the_connection(start, monkeypatch):
+@pytest.mark.parametrize("request_line", ["POST /nowhere", "GET /health"], ids=["refused", "answered without it"])
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(start, monkeypatch, request_line):
     monkeypatch.setattr(body, "_PATIENCE", 0.3)
     server = start(header_seconds=0.3)
     with Raw(server) as one:
-        one.send("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        one.send(f"{request_line} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         stop = threading.Event()
 
         def trickle():
