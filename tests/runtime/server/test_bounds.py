@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,8 +13,10 @@ import time
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from http_server import NAME, question
 from raw_http import Raw, head, post
+from uvicorn.server import ServerState
 
 from runtime.server import body, protocol
 from runtime.server.errors import ApiError
@@ -88,6 +91,38 @@ def test_connections_that_all_work_leave_no_room(start, monkeypatch):
         _until(lambda: len(server.server.server_state.connections) == 2)
         status, content = third.answer()
         assert status in (503, 0) and (not content or json.loads(content)["error"]["code"] == "too_many_connections")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut"), [([300_000] * 20, True), ([300_000, 200_000, 100_000, 30_000], False), ([300_000, 299_000] * 9, True)]
+)
+def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch, sizes, cut):
+    """sizes: what is buffered for it each time that somebody looks; then it has read all."""
+    monkeypatch.setattr(protocol, "_STALL", 0.01)
+
+    class Transport(asyncio.Transport):
+        aborted, left = False, list(sizes)
+
+        def get_write_buffer_size(self):
+            if len(self.left) == 1:
+                asyncio.get_running_loop().call_soon(connection.resume_writing)
+            return self.left.pop(0)
+
+        def abort(self):
+            self.aborted = True
+            connection._stop_watching()
+
+    async def main():
+        nonlocal connection
+        connection = protocol.bounded_protocol(10)(uvicorn.Config(lambda: None, log_level="error"), ServerState(), {})
+        connection.connection_made(transport := Transport())
+        connection.pause_writing()
+        await asyncio.sleep(0.3)
+        connection.connection_lost(ConnectionError())
+        return transport.aborted
+
+    connection = None
+    assert asyncio.run(main()) == cut
 
 
 def test_the_limit_of_connections_leaves_files_to_open():
@@ -190,11 +225,12 @@ def test_a_large_clip_is_not_in_memory_while_it_waits(start, models, monkeypatch
     server.until_idle()
 
 
-def test_a_body_that_nobody_reads_does_not_keep_the_connection(start, monkeypatch):
+@pytest.mark.parametrize("request_line", ["POST /nowhere", "GET /health"], ids=["refused", "answered without it"])
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(start, monkeypatch, request_line):
     monkeypatch.setattr(body, "_PATIENCE", 0.3)
     server = start(header_seconds=0.3)
     with Raw(server) as one:
-        one.send("POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        one.send(f"{request_line} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         stop = threading.Event()
 
         def trickle():
