@@ -11,7 +11,7 @@ In: a seed and file patterns, which fix the changes and their order. Out: `--out
 the working tree under `--out`, never in the tree itself. The tests that run are those of `make test` (neither slow nor gpu) that could
 notice (covering_tests.py), the nearest first, up to the first failure; a test that fails without the change too is left out.
 
-noticed: a test failed · hung: for `--limit` seconds no test ended · survived: all tests that could notice
+noticed: a test failed, or the tests crashed · hung: for `--limit` seconds no test ended · survived: all tests that could notice
 passed · near: the nearest tests passed, and `--near` left out the others · equivalent: listed in mutants_equivalent.tsv with a reason.
 C++ sources are not changed: each change would rebuild the library.
 """
@@ -76,11 +76,12 @@ class Result:
 
 @dataclass
 class Outcome:
-    """What a run of tests gave. failed: node ids, in order."""
+    """What a run of tests gave. failed: node ids, in order; crashed: pytest itself ended without a word."""
 
     status: int
     failed: list[str] = field(default_factory=list)
     hung: bool = False
+    crashed: bool = False
 
 
 def main() -> int:
@@ -100,14 +101,13 @@ def main() -> int:
         return 0
     runner = Runner(tree, out, args.limit)
     for number, mutation in enumerate(chosen, 1):
-        known = results.get(mutation.key)
-        if known and not (args.again and known.verdict not in (*NOTICED, "equivalent")):
-            continue
         if (mutation.file, mutation.change) in equivalent:
-            result = _result(mutation, "equivalent")
-        else:
-            result = judge(mutation, runner, tests, args.near)
-        results[mutation.key] = result
+            results[mutation.key] = _result(mutation, "equivalent")
+            continue
+        known = results.get(mutation.key)
+        if known and not (args.again and known.verdict not in NOTICED):
+            continue
+        result = results[mutation.key] = judge(mutation, runner, tests, args.near)
         with open(out / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         say(
@@ -147,7 +147,7 @@ def judge(mutation: Mutation, runner: Runner, tests: CoveringTests, near_alone: 
     for stage in (near, () if near_alone else far):
         ran += len(stage)
         outcome = runner.with_change(mutation, list(stage)) if stage else Outcome(0)
-        if outcome.hung or outcome.failed:
+        if outcome.hung or outcome.crashed or outcome.failed:
             result.verdict = "hung" if outcome.hung else "noticed"
             result.by = outcome.failed[0] if outcome.failed else ""
             break
@@ -177,7 +177,7 @@ class Runner:
             finally:
                 path.write_text(source, encoding="utf-8")
             unexplained = [test for test in outcome.failed if not self._passes(test)]
-            if outcome.hung or not unexplained:
+            if outcome.hung or outcome.crashed or not unexplained:
                 return outcome
             for test in unexplained:  # a whole file where it can't be collected, or not be deselected
                 if test in broken or "::" not in test:
@@ -200,23 +200,25 @@ class Runner:
             self._in_the_child(words, writer)
         os.close(writer)
         said, hung = b"", False
-        while not said.endswith(_END) and not hung:
-            hung = not select.select([reader], [], [], self.limit)[0]
-            chunk = b"" if hung else os.read(reader, 1 << 16)
-            if not chunk:  # the child hangs, or is gone
-                break
-            said += chunk
-        os.close(reader)
+        try:
+            while not said.endswith(_END) and not hung:
+                hung = not select.select([reader], [], [], self.limit)[0]
+                chunk = b"" if hung else os.read(reader, 1 << 16)
+                if not chunk:  # the child hangs, or is gone
+                    break
+                said += chunk
+            if not hung:
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        finally:  # also what the tests left behind, and at Ctrl-C
+            os.close(reader)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child, signal.SIGKILL)
         if hung:
-            os.killpg(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)  # what the tests left behind
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         lines = said.removesuffix(_END).decode().splitlines()
         failed = [line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)]
-        if code and not failed and not hung:
-            failed = [f"exit {code}"]  # pytest itself did not survive
-        return Outcome(code, failed, hung)
+        silent = not said.endswith(_END) or (code not in (0, 5) and not failed)  # 5: nothing was selected
+        return Outcome(code, failed, hung, crashed=silent and not hung)
 
     def _in_the_child(self, words: list[str], writer: int) -> None:
         code = 70

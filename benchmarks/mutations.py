@@ -2,7 +2,7 @@
 
 In: a file's name and text. Out: every `Mutation` of it, in the order of the text; `is_a_change` says which compile and differ from the
 source as a program. Left alone is what no test should pin: docstrings, messages (f-strings, the arguments of `raise`, of exceptions and
-of what prints), annotations, help texts, `assert`, and what runs only for a type checker; and the arguments of what kills processes or
+of what prints), annotations, help texts, assertions, and what runs only for a type checker; and the arguments of what kills processes or
 removes files, since a wrong one would do it to somebody else's.
 """
 
@@ -27,6 +27,7 @@ _OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
 _PRINTING = {"print", "say", "log", "emit", "warn", "warning", "info", "debug", "step"}
 _SYMMETRIC = {"isinstance", "issubclass", "min", "max", "zip", "range"}
 _TEXTS = {"help", "metadata", "description", "doing"}
+_ASSERTING = {"strict"}  # zip(…, strict=True) is an assertion that lengths are equal
 _HARMFUL = {"kill", "killpg", "rmtree", "unlink", "remove", "rmdir", "send_signal"}
 
 
@@ -185,7 +186,7 @@ class _Finder:
             yield self._change("swapped arguments", first, end, (two + between + one).decode())
         before = node.args[-1] if node.args else None
         for keyword in node.keywords:
-            if before is not None and keyword.arg and keyword.arg not in _TEXTS:
+            if before is not None and keyword.arg and keyword.arg not in _TEXTS | _ASSERTING:
                 yield self._change("dropped argument", self._span(before)[1], self._span(keyword.value)[1], "")
             before = keyword.value
         if name == "range":
@@ -223,7 +224,7 @@ def _is_left_alone(node: ast.AST) -> bool:
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant) or (isinstance(node.value, ast.Call) and _called(node.value) in _PRINTING)
     if isinstance(node, ast.keyword):
-        return node.arg in _TEXTS
+        return node.arg in _TEXTS or (node.arg in _ASSERTING and getattr(node.value, "value", None) is True)
     return isinstance(node, ast.Call) and _called(node).endswith(("Error", "missing_package"))
 
 

@@ -168,10 +168,14 @@ def test_a_line_that_a_kill_cut_off_is_tried_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_tells_noticed_hung_and_survived_apart_and_leaves_the_sources_alone(project, tmp_path):
+def test_a_run_tells_noticed_crashed_hung_and_survived_apart_and_leaves_the_sources_alone(project, tmp_path):
     (project / "runtime" / "loop.py").write_text("def count(n):\n    while n > 0:\n        n -= 1\n    return n\n")
     (project / "tests" / "runtime" / "test_loop.py").write_text(
         "from runtime.loop import count\n\ndef test_it():\n    assert count(3) == 0\n\ndef test_broken():\n    assert False\n"
+    )
+    (project / "runtime" / "leave.py").write_text("import os\n\ndef leave(now):\n    if now:\n        os._exit(0)\n")
+    (project / "tests" / "runtime" / "test_leave.py").write_text(
+        "from runtime.leave import leave\n\ndef test_it():\n    leave(False)\n"
     )
     code = textwrap.dedent(f"""
         import json, sys
@@ -183,7 +187,7 @@ def test_a_run_tells_noticed_hung_and_survived_apart_and_leaves_the_sources_alon
         root = Path({str(project)!r})
         runner = mutate.Runner(root, Path({str(tmp_path)!r}), 100)
         tests = mutate.CoveringTests(root)
-        wanted = ("return 2 * x -> return 3 * x", "return x + 1 -> return x - 1", "n -= 1 -> pass")
+        wanted = ("return 2 * x -> return 3 * x", "return x + 1 -> return x - 1", "n -= 1 -> pass", "if now: -> if True:")
         found = [m for m in mutate.sample(root, ["runtime/*"], 1, 0) if m.change in wanted]
         results = {{}}
         for mutation in found:
@@ -199,5 +203,6 @@ def test_a_run_tells_noticed_hung_and_survived_apart_and_leaves_the_sources_alon
         "return 2 * x -> return 3 * x": ("noticed", "tests/runtime/test_value.py::test_it"),
         "return x + 1 -> return x - 1": ("survived", ""),
         "n -= 1 -> pass": ("hung", ""),
+        "if now: -> if True:": ("noticed", ""),
     }, done.stderr
     assert {path: path.read_text() for path in before} == before

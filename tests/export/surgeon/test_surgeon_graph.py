@@ -65,6 +65,8 @@ def test_a_node_without_a_scope_gets_what_its_readers_have_in_common(model: onnx
     model.graph.node.insert(1, onnx.helper.make_node("Exp", ["x"], ["shared"], "shared"))
     model.graph.node[2].input[1] = model.graph.node[3].input[0] = "shared"
     assert scope_of(graph_from_model(model).nodes[1]) == "net"
+    model.graph.node[3].metadata_props[0].value = str(["", "net.one.deeper", "op"])
+    assert scope_of(graph_from_model(model).nodes[1]) == "net.one"
 
 
 def test_a_model_that_was_not_traced_has_no_scopes(model: onnx.ModelProto):
