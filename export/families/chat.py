@@ -84,7 +84,10 @@ def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | No
 def _chat_template(checkpoint: Checkpoint) -> str:
     file = checkpoint.path / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} can't be read as text ({error}); copy the checkpoint's own") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         template = (checkpoint.json(name) or {}).get("chat_template")
         if isinstance(template, str):
