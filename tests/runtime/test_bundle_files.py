@@ -90,3 +90,29 @@ def test_an_engine_record_that_is_not_one_counts_as_no_engine(copy: Path, record
 
     (copy / "build.json").write_text(json.dumps(record))
     assert _read(copy) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff\xff", b"no model at all"])
+def test_a_graph_that_is_no_model(copy: Path, capsys: pytest.CaptureFixture, content: bytes):
+    replace(copy, "vision.onnx", content)
+    for command in (["inspect"], ["inspect", "--predict", "orin"], ["parity", "--backend", "onnx"]):
+        line = refused(capsys, main, command[0], copy, *command[1:])
+        assert "vision.onnx" in line
+
+
+def test_a_batch_part_with_text_that_is_none(copy: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    import pyarrow
+    import pyarrow.parquet
+
+    words = ["batch", copy, clip, "--out", tmp_path / "out", "--runner", "local", "--workers", "1"]
+    assert main([str(word) for word in words]) == 0
+    part = tmp_path / "out" / "part-000000.parquet"
+    table = pyarrow.parquet.read_table(part)
+    offsets = np.array([0, 1], np.int32).tobytes()
+    for path in (
+        pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"\xff")]),
+        pyarrow.array([None], pyarrow.string()),
+        pyarrow.array([3]),
+    ):
+        pyarrow.parquet.write_table(table.set_column(0, "path", path), part)
+        assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
