@@ -105,7 +105,9 @@ def verify_float16(rows: Sequence[Row], option: str) -> list[StageResult]:
 
 def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
     """Prefill logits and greedy ids of the bundle's decoder against transformers'."""
-    rows = compare_llm(LocalDecoder.open(bundle, "onnx", EngineOptions("cpu")), Prompt(bundle), expected, bundle.manifest.llm_precision)
+    rows = compare_llm(
+        LocalDecoder.open(bundle, "onnx", EngineOptions("cpu")), Prompt(bundle), expected, bundle.manifest.llm_precision
+    )
     for row in rows:
         if not row:
             raise ExportError(

@@ -135,9 +135,13 @@ class Parts:
 
     def _read(self, part: Path, columns: list[str]) -> list[dict[str, Any]]:
         try:
-            return self.parquet.read_table(part, columns=columns).to_pylist()
-        except (OSError, KeyError, self.arrow.ArrowInvalid) as error:
-            raise OutputError(f"{part} is no part of a batch job ({error}); move it away or choose another directory") from None
+            rows = self.parquet.read_table(part, columns=columns).to_pylist()
+            if any(type(row["path"]) is not str or type(row["bundle"]) is not str for row in rows):
+                raise ValueError("a row without a path or a bundle")
+            return rows
+        except (OSError, KeyError, ValueError, MemoryError, self.arrow.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise OutputError(f"{part} is no part of a batch job ({reason}); move it away or choose another directory") from None
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.out.glob("part-*.parquet") if _PART.fullmatch(path.name))

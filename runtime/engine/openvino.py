@@ -27,6 +27,7 @@ from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.engine.memory import large_blocks_apart, released_after
 from runtime.errors import EngineError, missing_package
+from runtime.graph_file import read_graph
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
 _ROWS = "position_ids"  # input: the rows of a state that a run writes
@@ -188,7 +189,7 @@ def _readable(path: Path) -> Path | bytes:
         import onnx.inliner
     except ImportError:
         raise missing_package("onnx", "reading a graph with local functions in OpenVINO", "runtime") from None
-    model = onnx.load(str(path), load_external_data=False)
+    model = read_graph(path)
     if not model.functions:
         return path
     model = onnx.inliner.inline_local_functions(model)

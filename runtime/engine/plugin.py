@@ -17,6 +17,7 @@ from typing import Any
 from runtime.engine import trt as facade
 from runtime.errors import EngineError
 from runtime.files import sha256_of
+from runtime.graph_file import read_graph
 
 NONE, AOT, LIBRARY = "none", "aot", "library"
 
@@ -67,11 +68,10 @@ def model_bytes_for_plugin(path: Path) -> bytes | None:
 
     None where the graph has no such function. External data stay in their file.
     """
-    import onnx
 
     from plugins.spec import DOMAIN
 
-    model = onnx.load(str(path), load_external_data=False)
+    model = read_graph(path)
     kept = [function for function in model.functions if function.domain != DOMAIN]
     if len(kept) == len(model.functions):
         return None

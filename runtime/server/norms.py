@@ -15,7 +15,11 @@ from typing import Any
 from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
+<<<<<<< HEAD
 from runtime.engine.place import place
+=======
+from runtime.graph_file import read_graph
+>>>>>>> campaign
 from runtime.tools.stages import is_compression
 
 TOKEN_NORMS = "token_norms"
@@ -35,7 +39,6 @@ def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Any
 def _with_norms(bundle: Bundle) -> bytes | None:
     """The frame-by-frame graph with the output added; None where the manifest or the graph has no such tensor."""
     try:
-        import onnx
         from onnx import TensorProto, helper
     except ImportError:
         return None
@@ -44,7 +47,7 @@ def _with_norms(bundle: Bundle) -> bytes | None:
     if not first:
         return None
     tensor = stages[first - 1]["tensor"]
-    model = onnx.load(str(bundle.model(VISION_LOOP)), load_external_data=False)
+    model = read_graph(bundle.model(VISION_LOOP))
     if not any(tensor in node.output for node in model.graph.node):
         return None
     kind = TensorProto.FLOAT

@@ -15,6 +15,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.graph_file import onnx_errors, read_graph
+
 if TYPE_CHECKING:
     import onnx
 
@@ -37,9 +39,8 @@ class Peak:
 def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
     """The structure of an ONNX file with every shape inferred. sizes: {input: {axis: size}} for dynamic axes."""
     import onnx
-    from onnx import inliner
 
-    model = inliner.inline_local_functions(onnx.load(str(path), load_external_data=False))
+    model = read_graph(path, inline=True)
     named: dict[str, int] = {}
     for value in model.graph.input:
         for axis, length in sizes.get(value.name, {}).items():
@@ -54,9 +55,11 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
             if dim.dim_param in named:
                 dim.dim_value = named[dim.dim_param]
     _bring_sizes_inside(model.graph, {})
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    while _count_passes(model) + _fold_sizes(model):  # what is computed from shapes at run time is a constant now
+    with onnx_errors(path):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    while _count_passes(model) + _fold_sizes(model):  # what is computed from shapes at run time is a constant now
+        with onnx_errors(path):
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return model
 
 
@@ -73,9 +76,8 @@ def weights(model: onnx.ModelProto) -> int:
 
 def operators(path: Path) -> dict[str, int]:
     """{operator: nodes} of the graph as it is in the file; a local function counts as one operator, with its domain."""
-    import onnx
 
-    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    nodes = read_graph(path).graph.node
     return dict(Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes))
 
 

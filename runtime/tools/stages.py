@@ -17,6 +17,7 @@ from runtime.bundle import VISION, Bundle
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import BundleError, missing_package
+from runtime.graph_file import read_graph
 
 VISUAL_TOKENS = "visual_tokens"  # the vision graph's own output, the last stage
 
@@ -62,12 +63,11 @@ def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) 
         import onnx
     except ImportError:
         raise missing_package("onnx", "looking inside the vision graph", "runtime") from None
-    import onnx.inliner
 
     path = bundle.model(VISION)
-    model = onnx.load(str(path), load_external_data=False)
-    if model.functions:  # compression may be a function, for a plugin to replace; its tensors are none of the graph's
-        model = onnx.inliner.inline_local_functions(model)
+    model = read_graph(
+        path, inline=True
+    )  # compression may be a function, for a plugin to replace; its tensors are none of the graph's
     # a tensor of an inlined function has the number of the call behind its name
     written = {name.partition("__")[0]: name for node in model.graph.node for name in node.output}
     already = {output.name for output in model.graph.output}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.errors import missing_package
+from runtime.graph_file import onnx_errors, read_graph
 from runtime.llm.decoder import PREFILL_CHUNK
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def _graph(bundle: Bundle, name: str) -> onnx.GraphProto:
         import onnx.shape_inference
     except ImportError:
         raise missing_package("onnx", "counting a graph's work", "runtime") from None
-    model = onnx.load(str(bundle.model(name)), load_external_data=False)
-    return onnx.shape_inference.infer_shapes(model).graph
+    model = read_graph(bundle.model(name))
+    with onnx_errors(bundle.model(name)):
+        return onnx.shape_inference.infer_shapes(model).graph
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:

@@ -25,6 +25,7 @@ from benchmarks.campaign.verdicts import Fault, judge
 
 BESIDE = 0.3  # seconds between good requests
 SUSPECTS = 24
+DYING = 0.5  # seconds
 SETTLING = 20.0  # seconds until connections that ended are closed
 LEAK = 128 << 20  # bytes of memory more at a session's end than after its first inputs
 
@@ -137,19 +138,21 @@ class HttpKind:
         try:
             fault = await self.attempt(server.port, case)
         except OSError:
-            return server.fault()
-        return (server.fault() or fault) if fault else None
+            return await _fault_of(server)
+        return (await _fault_of(server) or fault) if fault else None
 
     async def _compare(self, server: Server, one: bytes, expected: Any) -> Fault | None:
         try:
-            got = essence(await send(server.port, one))
+            response = await send(server.port, one)
         except asyncio.TimeoutError:
             return Fault("hang", "good request", f"no answer in {ANSWER:.0f} s")
         except OSError as error:
-            return server.fault() or Fault("answer", "good request", str(error))
+            return await _fault_of(server) or Fault("answer", "good request", str(error))
+        got = essence(response)
         if got == expected:
             return None
-        return Fault("answer", "good request", f"{str(got)[:1500]}\nalone: {str(expected)[:1500]}")
+        fault = Fault("answer", "good request", f"{str(got)[:1500]}\nalone: {str(expected)[:1500]}")
+        return fault if response.status else await _fault_of(server) or fault
 
     def _held(self, server: Server, counts: Any) -> Fault | None:
         """Connections and memory that stay when every client has gone."""
@@ -182,6 +185,12 @@ class HttpKind:
             return again is not None and again.signature == fault.signature
 
         run.found(self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising))
+
+
+async def _fault_of(server: Server) -> Fault | None:
+    """The server's own fault; its connections break a moment before it can be seen to be dead."""
+    await asyncio.sleep(DYING)
+    return server.fault()
 
 
 def demo_bundle(run: Run) -> Path:

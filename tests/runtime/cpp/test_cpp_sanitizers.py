@@ -95,7 +95,7 @@ def test_resizing_odd_shapes_reads_nothing_outside(sanitized: Path, monkeypatch,
     assert len(probe(sanitized, "resize", lines)) == len(lines)
 
 
-@pytest.mark.parametrize("target", ["fuzz-manifest", "fuzz-tokenizer"])
+@pytest.mark.parametrize("target", ["fuzz-manifest", "fuzz-media", "fuzz-npy", "fuzz-question", "fuzz-tokenizer"])
 def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
     if not shutil.which("clang++"):
         pytest.skip("no clang++ for libFuzzer; run runtime/cpp/install-packages.sh")
@@ -110,10 +110,15 @@ def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
     corpus.mkdir()
     if target == "fuzz-manifest":
         shutil.copyfile(bundle_path / "manifest.json", corpus / "good")
-    else:
+    elif target == "fuzz-media":
+        write_files(corpus, ("constant.mp4", "variable.mkv", "transport.ts", "mpeg4.avi"))
+    elif target == "fuzz-npy":
+        np.save(corpus / "good.npy", np.zeros((3, 4), np.float32))
+    elif target == "fuzz-tokenizer":
         shutil.copyfile(bundle_path / "llm" / "tokenizer.json", corpus / "words")
         (corpus / "bytes").write_text(_byte_level())
-    command = [directory / "fuzz" / target, "-max_total_time=45", "-timeout=10", "-rss_limit_mb=2048", "-max_len=20000", corpus]
+    (tmp_path / "tokenizer.json").write_text(_byte_level())  # what fuzz-question reads
+    command = [directory / "fuzz" / target, "-max_total_time=20", "-timeout=10", "-rss_limit_mb=2048", "-max_len=20000", corpus]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
 
