@@ -182,15 +182,9 @@ def _chat_template(checkpoint: Checkpoint) -> tuple[str, str]:
     file = checkpoint.path / "chat_template.jinja"
     if file.exists():
         try:
-<<<<<<< HEAD
             return file.read_text(encoding="utf-8"), file.name
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} can't be read ({error}); copy the checkpoint's own") from None
-=======
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} can't be read as text ({error}); copy the checkpoint's own") from None
->>>>>>> campaign
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         for template in _templates((checkpoint.json(name) or {}).get("chat_template")):
             return template, name

@@ -15,11 +15,8 @@ from typing import Any
 from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
-<<<<<<< HEAD
 from runtime.engine.place import place
-=======
 from runtime.graph_file import read_graph
->>>>>>> campaign
 from runtime.tools.stages import is_compression
 
 TOKEN_NORMS = "token_norms"
