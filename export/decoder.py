@@ -17,7 +17,8 @@ Runtime does not skip masked rows, and the mask is an explicit bool, because Ten
 
 In float16 the rotation of query and key, the attention scores and their softmax are computed in float32, as fused attention
 kernels do: with the biases of published Qwen2 checkpoints q·k reaches 7e4, where float16 has steps of 32. Projections, cache,
-and the weighted sum of the values stay float16. Of a float32 decoder the graph has no Cast at all for this.
+and the weighted sum of the values stay float16; `standard` then writes the attention out like `portable`. A float32 graph has
+no Cast for this.
 
 S prompt positions, P positions read, M cache capacity, D hidden, V vocabulary, A heads, K KV heads, d head width.
 """
@@ -125,7 +126,8 @@ class _Attention(nn.Module):
         value = self._write(past_value, split(self.v_proj(x), self.kv_heads), position_ids)
         if kept is not None:
             query, mask = query[:, :, -kept:], mask[:, :, -kept:]
-        mix = self._mix_standard if self.standard else self._mix_portable
+        # Attention in float16 rounds its scores by definition, and TensorRT-RTX 1.7.1 can't build one in float32 between Casts.
+        mix = self._mix_standard if self.standard and x.dtype == torch.float32 else self._mix_portable
         mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)  # [1, A, S or kept, d]
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
@@ -140,11 +142,7 @@ class _Attention(nn.Module):
         return past.scatter(2, rows, new)
 
     def _mix_standard(self, query, key, value, mask):
-        """query is float32, and the operator wants one dtype: what it computes inside is then float32 by definition."""
-        mixed = functional.scaled_dot_product_attention(
-            query, key.float(), value.float(), attn_mask=mask, scale=self.scale, enable_gqa=True
-        )
-        return mixed.to(value.dtype)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=True)
 
     def _mix_portable(self, query, key, value, mask):
         length, read, group = query.shape[2], key.shape[2], self.heads // self.kv_heads
