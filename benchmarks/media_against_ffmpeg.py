@@ -160,10 +160,12 @@ def main() -> int:
     header = ["file", "frames", "time", "orientation", "colour", "verdict"]
     verdicts = Counter(row.verdict.partition(":")[0] for row in rows)
     summary = table(["verdict", "files"], [[name, count] for name, count in verdicts.most_common()])
-    notable = table(header, [row.cells() for row in rows if row.verdict not in _GOOD])
-    print(f"{summary}\n\n{notable}")
+    notable = [row.cells() for row in rows if row.verdict not in _GOOD]
+    text = f"{len(rows)} files.\n\n{summary}" + (f"\n\n{table(header, notable)}" if notable else "")
     if args.record:
-        write_section("media", f"{len(rows)} files.\n\n{summary}\n\n{notable}")
+        write_section("media", text)
+    else:
+        print(text)
     return 0 if all(row.verdict in _GOOD for row in rows) else 1
 
 

@@ -17,11 +17,10 @@ T frames asked for, h, w rows and columns of a frame.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -38,7 +37,6 @@ MAX_FRAMES = 4096
 
 _SEEK_GAIN = 4  # frames that a seek must save; a flushed decoder takes about as many to give its first (benchmarks/seek.py)
 
-Taken = TypeVar("Taken")
 Each = Callable[[np.ndarray], np.ndarray]
 Frames = tuple[Mapping[int, np.ndarray], tuple[int, int]]  # {frame number: what `each` made of it}, (h, w)
 
@@ -126,23 +124,39 @@ def _take(path: Path, frames: int, each: Each) -> tuple[Timeline, Frames]:
             return timeline, _take_pictures(picture, timeline, frames, each)
     from_packets = _packet_timeline(path)
     if from_packets:
-        try:
-            taken = _leniently(lambda strict: _take_by_time(path, from_packets, frames, each, strict, seek=True))
-        except DamageError:
-            taken = None  # or it can't be entered at its keyframes: decoding from the start will tell
-        taken = taken or _leniently(lambda strict: _take_by_time(path, from_packets, frames, each, strict, seek=False))
-        if taken:
-            return from_packets, taken
-    timeline = _leniently(lambda strict: _decoded_timeline(path, strict))
-    return timeline, _leniently(lambda strict: _take_by_number(path, timeline, frames, each, strict))
-
-
-def _leniently(take: Callable[[bool], Taken]) -> Taken:
-    """`take(strict)`, and where that meets damage again without being strict."""
+        for seek in (True, False):
+            taken = _take_by_packets(path, from_packets, frames, each, seek)
+            if taken:
+                return from_packets, taken
+    strict = True
     try:
-        return take(True)
+        timeline = _decoded_timeline(path, strict)
     except DamageError:
-        return take(False)
+        strict = False
+        timeline = _decoded_timeline(path, strict)
+        if not timeline.cut and list(_strictness(path)) == [True]:
+            raise
+    return timeline, _take_by_number(path, timeline, frames, each, strict)
+
+
+def _take_by_packets(path: Path, timeline: Timeline, frames: int, each: Each, seek: bool) -> Frames | None:
+    """`_take_by_time`, as strictly as the file allows; None where that meets damage, or a file that can't be entered at its keyframes:
+    decoding from the start will tell."""
+    for strict in _strictness(path):
+        try:
+            return _take_by_time(path, timeline, frames, each, strict, seek)
+        except DamageError:
+            continue
+    return None
+
+
+def _strictness(path: Path) -> Iterator[bool]:
+    """Whether to be strict, first and, where that meets damage, next: the file is looked at only then."""
+    yield True
+    with reading(path) as reader:
+        warns = reader.warns
+    if warns:
+        yield False
 
 
 def _take_pictures(picture: stills.Still, timeline: Timeline, frames: int, each: Each) -> Frames:

@@ -79,3 +79,19 @@ def write_audio(path: Path) -> Path:
 def frames_of(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def decoded_by(monkeypatch) -> list[int | None]:
+    """A list to which the times of all frames are added that are decoded from now on."""
+    from runtime.media.decode import Reader
+
+    decoded: list[int | None] = []
+    frames_after = Reader.frames_after
+
+    def noted(*arguments):
+        for frame in frames_after(*arguments):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(Reader, "frames_after", noted)
+    return decoded

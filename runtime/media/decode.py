@@ -1,9 +1,9 @@
 """Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage.
 
 Damage is an error in a picture that is shown. It is never concealed: the decoder flags a frame whose data it could not read, or
-refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds no more of it, but turns
-warnings into errors too, so what fails that way is decoded again without: in one thread, because a decoder with threads may hand a
-frame out before it has set the flags. These are not damage:
+refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds a little more of it, but turns H.264's
+warnings into errors too. So decoding is strict first, and where that fails it may be repeated without: in one thread, because a
+decoder with threads may hand a frame out before it has set the flags. These are not damage:
 
 - pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
   and nothing shown later refers to them, so they are left out;
@@ -54,12 +54,14 @@ class Reader:
     """The video stream of an open file.
 
     cut     whether the packets so far ended inside one, which was left out
+    warns   whether strict decoding may fail at what is not shown: references and metadata that a picture doesn't need
     """
 
     def __init__(self, path: Path, container: InputContainer, stream: VideoStream):
         self.path, self.container, self.stream = path, container, stream
         self.tick = tick_of(stream)
         self.cut = False
+        self.warns = stream.codec_context.name in ("h264", "tiff")
         stream.codec_context.copy_opaque = True  # from a packet to its frame
 
     def packets(self) -> Iterator[av.Packet]:
@@ -120,13 +122,19 @@ class Reader:
         """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it."""
         if entry is None:
             return
-        yield from entry.decode()
+        for packet in self._shown(entry, packets):
+            yield from packet.decode()
+        yield from self.stream.codec_context.decode(None)
+
+    @staticmethod
+    def _shown(entry: av.Packet, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+        """`entry` and the packets after it, without those of its group that are shown before it."""
+        yield entry
         leading = True
         for packet in packets:
             leading = leading and not packet.is_keyframe
             if not (leading and packet.pts is not None and entry.pts is not None and packet.pts < entry.pts):
-                yield from packet.decode()
-        yield from self.stream.codec_context.decode(None)
+                yield packet
 
     def checked(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         """Pass frames on; damage becomes a VideoError that says where."""

@@ -10,11 +10,10 @@ import av
 import numpy as np
 import pytest
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
-from video_files import frames_of, pattern, write_audio, write_video
+from video_files import decoded_by, frames_of, pattern, write_audio, write_video
 
 from runtime import video
 from runtime.errors import VideoError
-from runtime.media.decode import Reader
 from runtime.video import sample_frames
 
 FILES = {
@@ -61,15 +60,7 @@ def test_seeking_and_decoding_from_the_start_give_the_same_clip(folder, name, mo
 
 
 def test_sparse_frames_are_reached_by_seeking_without_decoding_what_lies_between(folder, monkeypatch):
-    decoded = []
-    frames_after = Reader.frames_after
-
-    def counted(*arguments):
-        for frame in frames_after(*arguments):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(Reader, "frames_after", counted)
+    decoded = decoded_by(monkeypatch)
     sample_frames(folder / "short-gop.mp4", 3, lambda frame: frame)
     assert len(decoded) <= 3 * 12
     decoded.clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_files import frames_of, pattern, write_video
+from video_files import decoded_by, frames_of, pattern, write_video
 
 from runtime import video
 from runtime.errors import VideoError
@@ -45,21 +45,13 @@ def test_an_open_group_that_is_cut_anywhere_begins_at_its_first_keyframe(open_gr
 def test_open_groups_are_entered_by_seeking(tmp_path, monkeypatch):
     path = write_video(tmp_path / "open.mp4", pattern(96), options=OPEN)
     monkeypatch.setattr(video, "_decoded_timeline", lambda *_: pytest.fail("decoded from the start"))
-    decoded = []
-    after = Reader.frames_after
-
-    def counted(*arguments):
-        for frame in after(*arguments):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(Reader, "frames_after", counted)
+    decoded = decoded_by(monkeypatch)
     clip, frames = seen(path, 4)
     np.testing.assert_array_equal(frames, [frames_of(path)[index] for index in clip.indices])
     assert len(decoded) < 48
 
 
-def test_pictures_that_are_shown_before_the_entry_are_not_decoded(tmp_path, monkeypatch):
+def test_pictures_that_are_shown_before_the_entry_are_not_decoded(tmp_path):
     """Whatever a decoder would make of them: FFmpeg's drop most by themselves."""
     path = write_video(tmp_path / "open.ts", pattern(48), rate=25, options=OPEN)
     with av.open(str(path)) as container:
@@ -68,20 +60,7 @@ def test_pictures_that_are_shown_before_the_entry_are_not_decoded(tmp_path, monk
         entry, *others = packets[second:]
         leading = [packet for packet in others if packet.pts < entry.pts]
         assert leading
-        sent = []
-
-        class Packet:
-            """What frames_after looks at of a packet; decoding notes it."""
-
-            def __init__(self, packet):
-                self.pts, self.is_keyframe = packet.pts, packet.is_keyframe
-
-            def decode(self):
-                sent.append(self.pts)
-                return []
-
-        reader = Reader(path, container, container.streams.video[0])
-        list(reader.frames_after(Packet(entry), map(Packet, others)))
+        sent = [packet.pts for packet in Reader._shown(entry, others)]
     assert sent == [entry.pts, *(packet.pts for packet in others if packet.pts >= entry.pts)]
 
 
