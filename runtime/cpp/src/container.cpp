@@ -52,8 +52,11 @@ AVStream* best_stream(AVFormatContext& format) {
   throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
 }
 
-/// Whether warnings of this decoder may be about pictures before the first one.
-bool is_lenient(AVCodecID codec) { return codec == AV_CODEC_ID_H264 || codec == AV_CODEC_ID_HEVC; }
+/// Whether every error is in the picture that has it: in codecs without prediction.
+bool is_intra_only(AVCodecID codec) {
+  const AVCodecDescriptor* descriptor = avcodec_descriptor_get(codec);
+  return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
+}
 
 }  // namespace
 
@@ -74,7 +77,7 @@ void open_decoder(Container& container, const std::string& name, bool strict) {
   AVCodecContext& codec = *container.codec;
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
-  strict = strict || !is_lenient(parameters.codec_id);
+  strict = strict || is_intra_only(parameters.codec_id);
   codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
   // FFmpeg 5.1's MPEG-4 decoder aborts the process on some damage where it is strict and decodes frames side by side.
   codec.thread_type = FF_THREAD_SLICE | (parameters.codec_id == AV_CODEC_ID_MPEG4 ? 0 : FF_THREAD_FRAME);

@@ -21,6 +21,9 @@ struct Container {
   AVRational rate() const { return stream->avg_frame_rate; }
   bool is_mov() const;
 
+  /// Whether strict decoding may fail at what is not shown: references that a picture doesn't need.
+  bool warns() const { return stream->codecpar->codec_id == AV_CODEC_ID_H264; }
+
   /// Seconds from a frame to the next at the stream's average rate, 0.04 where it names none.
   double interval() const;
 

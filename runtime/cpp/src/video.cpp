@@ -176,23 +176,32 @@ void take_by_number(const fs::path& path, const Timeline& timeline, int64_t fram
   }
 }
 
-/// `take(strict)`, and where that meets damage again without being strict.
-template <typename Take>
-auto leniently(const Take& take) {
-  try {
-    return take(true);
-  } catch (const DamageError&) {
-    return take(false);
+/// `take_by_time`, as strictly as the file allows; false where that meets damage, or a file that can't be entered at its keyframes:
+/// decoding from the start will tell.
+bool take_by_packets(const fs::path& path, const Timeline& timeline, int64_t frames, bool seek, Taker& taker) {
+  for (const bool strict : {true, false}) {
+    try {
+      if (strict || Reader(path).container().warns()) return take_by_time(path, timeline, frames, strict, seek, taker);
+    } catch (const DamageError&) {
+      continue;
+    }
   }
+  return false;
 }
 
-bool take_by_packets(const fs::path& path, const Timeline& timeline, int64_t frames, Taker& taker) {
+/// Both ways of decoding from the start agree on `strict`.
+Clip clip_by_number(const fs::path& path, int64_t frames, Taker& taker) {
+  std::optional<Timeline> timeline;
+  bool strict = true;
   try {
-    if (leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, true, taker); })) return true;
+    timeline = decoded_timeline(path, strict);
   } catch (const DamageError&) {
-    // or it can't be entered at its keyframes: decoding from the start will tell
+    strict = false;
+    timeline = decoded_timeline(path, strict);
+    if (!timeline->cut && !Reader(path).container().warns()) throw;
   }
-  return leniently([&](bool strict) { return take_by_time(path, timeline, frames, strict, false, taker); });
+  take_by_number(path, *timeline, frames, strict, taker);
+  return taker.clip(*timeline, frames);
 }
 
 /// The one frame of a still picture, or the first of those in its file.
@@ -239,10 +248,10 @@ Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
   const std::optional<Picture> picture = read_picture(path);
   if (picture && !picture->is_animated) return still_clip(path, frames, taker);
   const std::optional<Timeline> timeline = packet_timeline(path);
-  if (timeline && take_by_packets(path, *timeline, frames, taker)) return taker.clip(*timeline, frames);
-  const Timeline decoded = leniently([&](bool strict) { return decoded_timeline(path, strict); });
-  leniently([&](bool strict) { take_by_number(path, decoded, frames, strict, taker); });
-  return taker.clip(decoded, frames);
+  for (const bool seek : {true, false}) {
+    if (timeline && take_by_packets(path, *timeline, frames, seek, taker)) return taker.clip(*timeline, frames);
+  }
+  return clip_by_number(path, frames, taker);
 }
 
 }  // namespace gridpool

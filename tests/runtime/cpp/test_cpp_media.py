@@ -272,7 +272,7 @@ def write_two(path: Path, first: tuple[str, int], second: tuple[str, int]) -> Pa
 def test_the_stream_that_is_shown_is_pythons(cpp: Path, tmp_path: Path):
     kinds = av.stream.Disposition
     preview = write_two(tmp_path / "preview.mp4", ("mjpeg", 0), ("libx264", kinds.default))
-    cover = write_two(tmp_path / "cover.mkv", ("mjpeg", kinds.attached_pic), ("libx264", 0))
+    cover = write_two(tmp_path / "cover.mp4", ("mjpeg", kinds.attached_pic), ("libx264", 0))
     paths = [preview, cover]
     for answer, path in zip(read(cpp, paths), paths, strict=True):
         assert answer["size"] == [96, 128] and answer["total"] == 12
@@ -304,9 +304,11 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     begun.write_bytes(whole.read_bytes()[packets // 3 * 188 :])
     joined = tmp_path / "joined.ts"
     joined.write_bytes(whole.read_bytes() * 2)
+    slower = write_video(tmp_path / "slower.ts", pattern(20), rate=10)
+    slower.write_bytes(whole.read_bytes() + slower.read_bytes())
     pieces = write_video(ended, pattern(40), options={"g": "10"}, container_options={"movflags": "frag_keyframe+empty_moov"})
     pieces.write_bytes(pieces.read_bytes()[: -pieces.stat().st_size // 6])
-    paths = [begun, joined, ended]
+    paths = [begun, joined, ended, slower]
     answers = read(cpp, paths, 8)
     for answer, path in zip(answers, paths, strict=True):
         assert_same(answer, path, 8)
@@ -314,6 +316,7 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     assert answers[1]["total"] == 120 and answers[1]["duration"] == pytest.approx(120 / 25)
     assert answers[1]["indices"] == [0, 15, 30, 45, 60, 75, 90, 105]
     assert "the file ends inside a frame" in answers[2]["notes"][0]
+    assert answers[3]["duration"] == pytest.approx(60 / 25 + 20 / 10)
 
 
 def test_open_groups_are_entered_by_seeking(cpp: Path, tmp_path: Path):
@@ -370,7 +373,7 @@ def test_watching_a_file_shows_what_a_clip_shows(cpp: Path, quadrants: np.ndarra
     Image.fromarray(quadrants).save(tmp_path / "one.png")
     assert assert_watched(cpp, tmp_path / "one.png") == [0.0]
     cover = ("mjpeg", av.stream.Disposition.attached_pic)
-    assert len(assert_watched(cpp, write_two(tmp_path / "cover.mkv", cover, ("libx264", 0)))) == 12
+    assert len(assert_watched(cpp, write_two(tmp_path / "cover.mp4", cover, ("libx264", 0)))) == 12
     assert len(assert_watched(cpp, write_video(tmp_path / "mirrored.mp4", [quadrants] * 3, matrix=(-1, 0, 0, 1)))) == 3
     (answer,) = probe(cpp, "watch", [str(tmp_path / "none.ts")])
     assert answer == {"error": f"no video at {tmp_path / 'none.ts'}: no such file"}
