@@ -108,6 +108,19 @@ def test_a_fault_is_one_line_that_says_what_is_wrong(spec, said):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "avgpool:window=0", "bilinear:stride=0", "nsp:window=0", "nsp:temperature=-1", "nsp:temperature=1e7", "nsp:order=0.5", "nsp:padding=-1",
+        "ptg:sizes=0,strides=2", "ptg:sizes=4,strides=0", "segmean:levels=0", "segmean:levels=17", "evs:keep=0", "evs:keep=1.1",
+        "topk:keep=0", "topk:keep=1.1", "topk:cell=0", "topk:sigma=-1", "vidcom2:keep=0", "vidcom2:keep=1.1", "vidcom2:temperature=0",
+    ],
+)  # fmt: skip
+def test_every_option_has_its_range(spec):
+    with pytest.raises(SpecError, match="is out of range; expected a"):
+        make(spec, 8, 8, 8)
+
+
 def test_an_empty_clip_is_refused():
     with pytest.raises(SpecError, match="0 frames"):
         make("nsp", 0, 8, 8)
