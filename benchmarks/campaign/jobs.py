@@ -1,6 +1,6 @@
 """Commands that write, each in a directory of its own, and what must be true of that directory whenever they end.
 
-`begin` lays out what was there before, `words` is the command line, `fault` looks for what is lost, and `whole` for what is
+`begin` lays out what was there before, `words` is the command line, `fault` looks for what is lost, and `complete` for what is
 missing once the command has come to its end. Everything that reads results runs in a child of its own.
 """
 
@@ -35,7 +35,7 @@ class Job:
     def fault(self, corpus: Corpus, folder: Path) -> Fault | None:
         raise NotImplementedError
 
-    def whole(self, corpus: Corpus, folder: Path) -> Fault | None:
+    def complete(self, corpus: Corpus, folder: Path) -> Fault | None:
         return None
 
 
@@ -60,7 +60,7 @@ class Export(Job):
             return Fault("lost", "the older bundle is gone") if self.over else None
         return opens(folder / OUT)
 
-    def whole(self, corpus: Corpus, folder: Path) -> Fault | None:
+    def complete(self, corpus: Corpus, folder: Path) -> Fault | None:
         manifest = json.loads((folder / OUT / "manifest.json").read_text())
         expected = "vision.onnx" if self.only == "vision" else "llm/decoder.onnx"
         new = expected in manifest["files"] and bool(manifest["llm"]) == (self.only == "llm")
@@ -109,7 +109,7 @@ class Batch(Job):
         paths = [row["path"] for row in rows(folder / OUT)]
         return Fault("lost", "a row is there twice", str(sorted(paths))) if len(set(paths)) < len(paths) else None
 
-    def whole(self, corpus: Corpus, folder: Path) -> Fault | None:
+    def complete(self, corpus: Corpus, folder: Path) -> Fault | None:
         found = {Path(row["path"]).name: row["digest"] for row in rows(folder / OUT)}
         missing = {path.name for path in _clips(corpus)} - found.keys()
         if missing:
@@ -136,9 +136,9 @@ class Tokens(Job):
     def fault(self, corpus: Corpus, folder: Path) -> Fault | None:
         if (folder / OUT).exists() and (folder / OUT).read_bytes() == b"older":
             return None
-        return self.whole(corpus, folder)
+        return self.complete(corpus, folder)
 
-    def whole(self, corpus: Corpus, folder: Path) -> Fault | None:
+    def complete(self, corpus: Corpus, folder: Path) -> Fault | None:
         import numpy as np
 
         try:

@@ -34,7 +34,7 @@ class Command:
         (folder / "tmp").mkdir(exist_ok=True)
 
     def run(self) -> Ended:
-        return Child(lambda: self._main(None), self.folder).wait(LIMIT)
+        return Child(lambda: self.main(None), self.folder).wait(LIMIT)
 
     def measure(self) -> tuple[Ended, int, list[str]]:
         """How it ends undisturbed, how often it changes a file below its folder, and the modules that it imports."""
@@ -43,7 +43,7 @@ class Command:
         def work() -> int:
             changes = [0]
             _on_change(self.folder, lambda: changes.__setitem__(0, changes[0] + 1))
-            code = self._main(None)
+            code = self.main(None)
             facts.write_text(json.dumps([changes[0], sorted(sys.modules)]))
             return code
 
@@ -54,7 +54,7 @@ class Command:
     def stopped_after(self, number: int, seconds: float) -> tuple[Ended, bool]:
         """Send a signal after `seconds`; (how it ended, whether the signal came in time)."""
         reading, writing = os.pipe()
-        child = Child(lambda: self._main(writing), self.folder)
+        child = Child(lambda: self.main(writing), self.folder)
         os.close(writing)
         os.read(reading, 1)  # it has begun
         os.close(reading)
@@ -72,7 +72,7 @@ class Command:
                     os.kill(os.getpid(), number)
 
             _on_change(self.folder, count)
-            return self._main(None)
+            return self.main(None)
 
         ended = Child(work, self.folder).wait(LIMIT)
         return ended, ended.code in (-number, 130)
@@ -119,7 +119,7 @@ class Command:
 
         return _send(poll, process.send_signal, wait, number, seconds)
 
-    def _main(self, begun: int | None) -> int:
+    def main(self, begun: int | None) -> int:
         import tempfile
 
         os.environ["TMPDIR"] = str(self.folder / "tmp")

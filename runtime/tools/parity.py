@@ -234,10 +234,11 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
     if batched is not None and (bundle.is_split or f"{VISION_LOOP}.onnx" in bundle.manifest.files):
         got[BATCHED] = batched
     got |= answered
-    expected = reference.outputs(bundle, "stages") if len(got) > 1 else {}
-    truth = reference.outputs(bundle, "torch")[VISUAL_TOKENS]  # of the tokens, every value is kept
-    if FEATURES in got:
-        before = list(every)[next(at for at, name in enumerate(every) if is_compression(name)) - 1]
+    first = next((at for at, name in enumerate(every) if is_compression(name)), 0)
+    before = list(every)[first - 1] if FEATURES in got else None
+    expected = reference.outputs(bundle, "stages", before) if len(got) > 1 else {}
+    truth = reference.outputs(bundle, "torch", VISUAL_TOKENS)[VISUAL_TOKENS]  # of the tokens, every value is kept
+    if before is not None:
         expected[FEATURES], every[FEATURES] = expected[before], every[before]
     expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
     every |= {VISUAL_TOKENS: 1, BATCHED: 1}

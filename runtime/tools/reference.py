@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +51,11 @@ def clip(bundle: Bundle) -> np.ndarray:
     return array
 
 
-def outputs(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
-    """The arrays of reference/<name>.json: "torch" (the graph's outputs) or "stages" (each flattened and thinned)."""
+def outputs(bundle: Bundle, name: str, needed: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of reference/<name>.json: "torch" (the graph's outputs) or "stages" (each flattened and thinned).
+
+    needed: one that must be among them.
+    """
     path = bundle.file(f"reference/{name}.json")
     with quiet_polygraphy():
         from polygraphy.comparator import RunResults
@@ -63,6 +65,8 @@ def outputs(bundle: Bundle, name: str) -> dict[str, np.ndarray]:
             arrays = {str(key): np.asarray(array) for key, array in iteration.items()}
         except Exception as error:  # Polygraphy's, and those of what it calls
             raise BundleError(f"{path} does not hold Polygraphy's results ({_line(error)}); export the bundle again") from None
+    if needed is not None and needed not in arrays:
+        raise BundleError(f"{path} has no {needed}; export the bundle again")
     for key, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise BundleError(f"{path}: {key} holds {array.dtype}, expected numbers; export the bundle again")
@@ -74,7 +78,7 @@ def llm(bundle: Bundle) -> LLMReference:
     path = bundle.file("reference/llm.json")
     try:
         values = json.loads(path.read_text())
-        before, after, greedy = ([operator.index(one) for one in values[key]] for key in ("before", "after", "greedy"))
+        before, after, greedy = ([_id(one) for one in values[key]] for key in ("before", "after", "greedy"))
         margins = [float(one) for one in values["margins"]]
         rounding = float(values.get("rounding", 0.0))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -95,6 +99,12 @@ def quiet_polygraphy() -> Iterator[None]:
         raise missing_package("polygraphy", "reading the reference outputs", "runtime") from None
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):  # what is critical it raises as well
         yield
+
+
+def _id(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError(f"{value!r} is no token id")
+    return value
 
 
 def _line(error: Exception) -> str:

@@ -61,6 +61,8 @@ def test_embeddings(copy: Path, clip: Path, capsys: pytest.CaptureFixture, conte
         ("llm.json", lambda values: values | {"greedy": ["one"]}, "does not hold lists of ids and margins"),
         ("llm.json", lambda values: values | {"before": [[1]]}, "does not hold lists of ids and margins"),
         ("llm.json", lambda values: values | {"margins": values["margins"][1:]}, "has 16 greedy ids and 15 margins"),
+        ("llm.json", lambda values: values | {"after": [10**30]}, "does not hold lists of ids and margins"),
+        ("torch.json", lambda values: json.loads(json.dumps(values).replace("visual_tokens", "other")), "has no visual_tokens"),
         ("llm.json", lambda values: [], "does not hold lists of ids and margins"),
         ("torch.json", lambda values: {"lst": "<video>"}, "does not hold Polygraphy's results"),
         ("inputs.json", lambda values: [{"pixel_values": {"array": "AAAA"}}], "is not a list of one feed"),

@@ -16,7 +16,6 @@ from pathlib import Path
 from benchmarks.campaign.child import memory_of
 from benchmarks.campaign.kinds.inputs import MB
 from benchmarks.campaign.kinds.media import FRAMES, Media
-from benchmarks.campaign.minimise import minimised
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.verdicts import ROOT, Fault
@@ -50,15 +49,6 @@ class CppMedia(Media):
     def replay(self, run: Run, case: Case) -> Fault | None:
         with _Probe(run.work(f"{self.name}-replay")) as probe:
             return probe.fault(case)
-
-    def _report(self, run: Run, index: int, fault: Fault) -> None:
-        case = self.make(run, index)
-
-        def fails(data: bytes) -> bool:
-            again = self.replay(run, Case(data, case.suffix))
-            return again is not None and again.signature == fault.signature
-
-        run.found(self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising))
 
 
 class _Probe:

@@ -95,7 +95,7 @@ class DiskFull:
 
             def work() -> int:
                 limit()
-                return command._main(None)
+                return command.main(None)
 
             ended = Child(work, log).wait(LIMIT)
             fault = judge(ended) or _code(ended) or in_child(job.fault, run.corpus, place, folder=log)

@@ -154,7 +154,7 @@ def prepare_jobs(run: Run, kind: Any) -> None:
         job.begin(run.corpus, folder)
         ended, changes, modules = Command(job.module, job.words(run.corpus, folder), folder).measure()
         fault = None if ended.code == 0 else Fault("exit code", str(ended.code), ended.stderr[-3000:])
-        fault = fault or in_child(job.whole, run.corpus, folder, folder=folder)
+        fault = fault or in_child(job.complete, run.corpus, folder, folder=folder)
         if fault:
             raise RuntimeError(f"{job.name} fails undisturbed: {fault}")
         imported(modules)
@@ -173,7 +173,7 @@ def finished(run: Run, job: Job, folder: Path) -> Fault | None:
         Fault("exit code", f"{ended.code} of the same command again", ended.stderr[-2000:]) if ended.code else None
     )
     fault = (
-        fault or in_child(job.whole, run.corpus, folder, folder=folder) or in_child(job.fault, run.corpus, folder, folder=folder)
+        fault or in_child(job.complete, run.corpus, folder, folder=folder) or in_child(job.fault, run.corpus, folder, folder=folder)
     )
     left = leftovers(folder)
     return fault or (Fault("lost", "temporary files stay after the same command again", str(left)) if left else None)
