@@ -37,7 +37,7 @@ KILLED = {
 }
 SERVED = {
     "fine": [],
-    "status 500": ["asked: traceback: ZeroDivisionError in runtime/server/app.py"],
+    "status 500": ["asked: traceback: ZeroDivisionError in runtime/server/chat.py"],
     "otherwise": ["asked: answer: good request"],
     "grows": ["asked: memory: server"],
     "files": ["asked: leak: files"],
