@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -171,32 +172,28 @@ class Asked(HttpKind):
 
 def requests(run: Run) -> Iterator[tuple[str, list[str]]]:
     """A server that fails, answers otherwise beside other requests, grows, keeps files open, or dies."""
-    from runtime.server import chat
+    from runtime.llm.local import LocalLLM
 
-    kind, whole, kept = Asked(), chat.whole, []
+    kind, answer, kept, wrong = Asked(), LocalLLM.answer, [], []
     run.minimising = 0.0
     kind.prepare(run)
     server.MEMORY = 100 * MB
 
+    async def exclaimed(pieces: Any) -> Any:
+        async for piece in pieces:
+            yield replace(piece, text=piece.text + "!") if wrong else piece
+
     def with_fault(act: Callable[[], object]) -> Callable[..., Any]:
-        async def answer(state: Any, answering: Any) -> Any:
-            if "planted" in str(answering.chat.messages):
+        def answered(llm: Any, chat: Any) -> Any:
+            if "planted" in str(chat.messages):
                 act()
-            return await whole(state, answering)
+            return exclaimed(answer(llm, chat))
 
-        return answer
-
-    def otherwise() -> None:
-        async def answer(state: Any, answering: Any) -> Any:
-            values = await whole(state, answering)
-            values["choices"][0]["message"]["content"] += "!"
-            return values
-
-        chat.whole = answer
+        return answered
 
     acts: dict[str, Callable[[], object]] = {
         "status 500": broken,
-        "otherwise": otherwise,
+        "otherwise": lambda: wrong.append(True),
         "grows": lambda: kept.append(bytes(os.urandom(1)) * (200 * MB)),
         "files": lambda: kept.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(20)),
         "dies": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -205,7 +202,7 @@ def requests(run: Run) -> Iterator[tuple[str, list[str]]]:
     for name, act in {"fine": lambda: None, **acts}.items():
         before, start = set(run.state.findings), run.counts("asked")["next"]
         kind.texts = ("planted ?",)
-        with patch("runtime.server.chat.whole", with_fault(act)):
+        with patch.object(LocalLLM, "answer", with_fault(act)):
             kind.slice(run, lambda index, start=start: index >= start + 8)  # type: ignore[misc]
         yield name, sorted(set(run.state.findings) - before)
 
