@@ -41,6 +41,17 @@ ONNXTensorElementDataType type_of(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
+/// The CUDA provider, with float32 products in float32: by default it rounds their factors to TF32, ten bits of fraction.
+void append_cuda(Ort::SessionOptions& settings) {
+  const OrtApi& api = Ort::GetApi();
+  OrtCUDAProviderOptionsV2* created = nullptr;
+  Ort::ThrowOnError(api.CreateCUDAProviderOptions(&created));
+  const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> options(created, api.ReleaseCUDAProviderOptions);
+  const char *name = "use_tf32", *value = "0";
+  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(options.get(), &name, &value, 1));
+  settings.AppendExecutionProvider_CUDA_V2(*options);
+}
+
 class OnnxState : public State {
  public:
   struct Held {
@@ -56,8 +67,8 @@ class OnnxEngine : public Engine {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(3);
     settings.SetIntraOpNumThreads(options.threads);
-    if (device_ == "cuda") settings.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
     try {
+      if (device_ == "cuda") append_cuda(settings);
       session_ = Ort::Session(ort.environment, model.c_str(), settings);
     } catch (const Ort::Exception& error) {
       throw EngineError("ONNX Runtime " + ort.version + " can't load " + model.string() + ": " + error.what());

@@ -17,7 +17,7 @@ namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr unsigned kOldestApi = 17;  // of ONNX Runtime 1.17: everything that is used here is in it
+constexpr unsigned kOldestApi = 18;  // of ONNX Runtime 1.18: everything that is used here is in it
 
 /// Open one library. EngineError that begins with its name where it is not an ONNX Runtime that can be used here.
 OnnxRuntime open_library(const std::string& name) {
