@@ -4,6 +4,7 @@
 // Runtime's ScatterElements/TensorScatter then update it where it is, copying nothing.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "backend.hpp"
 #include "onnxruntime.hpp"
