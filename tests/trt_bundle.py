@@ -90,7 +90,7 @@ def _manifest() -> Manifest:
         grid=[2, 2],
         tokens_per_clip=4,
         hidden_size=16,
-        preprocessing={},
+        preprocessing={"size": [8, 8]},
         prompt={"chat_template": "chat_template.jinja", "video_token": "<video>", "video_token_id": 1, "eos_token_ids": [0]},
         llm={"layers": 1, "kv_heads": 2, "head_dim": 8, "vocab_size": 32, "attention": "portable"},
         precision="fp32",

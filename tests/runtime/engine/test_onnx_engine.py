@@ -98,6 +98,7 @@ def test_cuda_is_asked_for_float32_arithmetic(bundle, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(OnnxEngine, "unavailable", staticmethod(lambda device: None))
     with pytest.raises(EngineError, match="fell back to the CPU"):
         open_engine(bundle, VISION, "onnx", EngineOptions(device="cuda"))
     assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]

@@ -134,7 +134,8 @@ def test_the_same_text_behind_another_clip_is_not_the_same_beginning(bundle, end
 
 def test_clips_that_take_turns_keep_their_caches(bundle, endless):
     """All of them begin with the template's tokens; that must not make one take another's slot."""
-    table = np.asarray(Prompt(bundle).embeddings)
+    embeddings = Prompt(bundle).embeddings
+    table = embeddings[range(len(embeddings))]
     template = [1, 7, 9]
 
     def ask(clip: int) -> int:
@@ -171,8 +172,8 @@ def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless):
 class FailingSampling(Sampling):
     """Chooses two tokens and then fails."""
 
-    def chooser(self):
-        choose, left = super().chooser(), [None, None]
+    def chooser(self, seen=(), penalty=1.0):
+        choose, left = super().chooser(seen, penalty), [None, None]
 
         def choose_twice(logits):
             left.pop()

@@ -95,7 +95,7 @@ def test_side_data_that_pyav_does_not_know_leaves_the_turn(quadrants, rotation):
         def __init__(self):
             self.rotation = rotation
 
-        def to_ndarray(self, format):
+        def to_ndarray(self, **_):
             return quadrants
 
         @property
