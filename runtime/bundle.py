@@ -219,13 +219,11 @@ def _check_values(file: Path, manifest: Manifest) -> None:
     for f in fields(Manifest):
         kind = {"int": int, "str": str}.get(str(f.type), list if str(f.type).startswith("list") else dict)
         check(f.name, type(getattr(manifest, f.name)) is kind, f"of type {kind.__name__}")
-    sizes = manifest.preprocessing
     for name in ("frames", "tokens_per_clip", "hidden_size", "opset"):
         check(name, _positive(getattr(manifest, name)), "a positive number")
     check("grid", _size(manifest.grid), "two positive numbers")
     check("checkpoint", _has(manifest.checkpoint, str, "id", "sha256"), "an id and a sha256")
     check("compression", _has(manifest.compression, str, "preset", "spec", "place"), "a preset, a spec and a place")
-    check("preprocessing", all(map(_size, (sizes.get("size"), sizes.get("frames", [1, 1])))), "a size, and a size of frames")
     check("stages", all(_has(stage, str, "name", "graph", "tensor") for stage in manifest.stages), "a list of named tensors")
     check(
         "stages",

@@ -16,6 +16,7 @@ from typing import Any
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.llm.decoder import PREFILL_CHUNK
+from runtime.preprocess import Preprocessor
 from runtime.server.options import ServerOptions
 from runtime.tools.table import size, table
 
@@ -119,8 +120,9 @@ def inspect(bundle: Bundle) -> BundleFacts:
 
 
 def _input(preprocessing: dict[str, Any]) -> str:
-    height, width = preprocessing.get("frames", preprocessing["size"])
-    return f"{'uint8 frames' if 'frames' in preprocessing else 'pixel values'} of {height}×{width}"
+    processor = Preprocessor(preprocessing)
+    height, width = processor.frames or processor.size
+    return f"{'uint8 frames' if processor.frames else 'pixel values'} of {height}×{width}"
 
 
 def kv_cache_bytes(bundle: Bundle) -> int:

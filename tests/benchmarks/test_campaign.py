@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,9 @@ SERVED = {
 @pytest.fixture(scope="module")
 def found(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """{plant: signatures of what was found}, from tests/campaign_planted.py."""
-    command = [
-        sys.executable,
-        str(ROOT / "tests" / "campaign_planted.py"),
-        str(bundle_path),
-        str(tmp_path_factory.mktemp("campaign")),
-    ]
+    folder = tmp_path_factory.mktemp("campaign")
+    bundle = shutil.copytree(bundle_path, folder / "bundle")  # other tests' bundle has no engines
+    command = [sys.executable, str(ROOT / "tests" / "campaign_planted.py"), str(bundle), str(folder / "work")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -169,7 +169,10 @@ class TestChatTemplate:
             ("{% for m in messages %}", "the chat template does not work (TemplateSyntaxError: Unexpected end of template"),
             ("{{ raise_exception('no video') }}", "the chat template refuses the messages: no video"),
             ("{{ messages[0].content + 1 }}", "the chat template does not work (TypeError: can only concatenate list"),
-            ("{{ messages[0].content | strftime }}", "the chat template does not work (TemplateAssertionError: No filter named 'strftime'"),
+            (
+                "{{ messages[0].content | strftime }}",
+                "the chat template does not work (TemplateAssertionError: No filter named 'strftime'",
+            ),
             ("{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}", 'puts "<video>" 0 times'),
             ("{% for m in messages %}<video> <video> {{ m.content[1].text }}{% endfor %}", 'puts "<video>" 2 times'),
         ],
