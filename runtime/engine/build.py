@@ -27,8 +27,9 @@ from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.engine import cuda
 from runtime.engine import trt as facade
+from runtime.engine.build_backend import backend_that_builds
 from runtime.engine.plugin import LIBRARY, NONE, PluginChoice, taken
-from runtime.errors import EngineError, UserError, nearest
+from runtime.errors import EngineError, nearest
 from runtime.files import atomic_directory, atomic_file
 from runtime.progress import say
 
@@ -88,7 +89,7 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
     graphs = _chosen_graphs(bundle, options.graphs)
     note = ""
     if options.backend == "auto":
-        backend, note = _auto_backend(options.plugin)
+        backend, note = backend_that_builds(options.plugin)
         options = replace(options, backend=backend)
     version = _available(options)
     precision = bundle.manifest.precision  # the manifest's field, not ILayer's (tensorrt<11)
@@ -167,33 +168,6 @@ def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
     return list(dict.fromkeys(graphs)) or [graph for graph in has if graph != VISION or not bundle.is_split]
-
-
-def _auto_backend(plugin: str) -> tuple[str, str]:
-    """The backend that can build here, tensorrt before tensorrt-rtx, and the line that says why. EngineError where none can."""
-    if plugin != NONE:
-        return "tensorrt", "backend tensorrt: only it takes a plugin"
-    why_not = _tensorrt_fault()
-    if why_not is None:
-        return "tensorrt", f"backend tensorrt: {facade.load('tensorrt').__version__}, for {cuda.gpus()[0].name}"
-    try:
-        facade.load("tensorrt-rtx")
-    except UserError as error:
-        raise EngineError(f"nothing here builds TensorRT engines: {why_not}; {error}") from None
-    return "tensorrt-rtx", f"backend tensorrt-rtx, not tensorrt: {why_not}"
-
-
-def _tensorrt_fault() -> str | None:
-    """Why the `tensorrt` backend can't build here; None where it can."""
-    if facade.installed("tensorrt"):
-        reason = cuda.no_gpu()
-        if reason:
-            return f"tensorrt builds on the GPU that it builds for, and {reason.partition(';')[0]}"
-    try:
-        facade.load("tensorrt")
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def _available(options: BuildOptions) -> str:
