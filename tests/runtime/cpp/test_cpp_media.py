@@ -173,6 +173,33 @@ def test_damaged_pictures_are_refused_in_one_line(cpp: Path, tmp_path: Path):
         assert "is damaged or not a picture (" in answer["error"] and answer["error"].endswith("; copy it again")
 
 
+def test_damage_in_whatever_codec_does_not_end_the_process(cpp: Path, tmp_path: Path):
+    """FFmpeg 5.1 aborts where a decoder that works in threads fails after it promised a frame: here, at what follows the picture."""
+    Image.fromarray(pattern(1)[0]).save(tmp_path / "0.webp")
+    with (tmp_path / "0.webp").open("ab") as file:
+        file.write(b"\xff" * 12)
+    content = write_video(tmp_path / "clip.avi", pattern(12, 64, 64), "mpeg4").read_bytes()
+    start = content.index(b"movi")
+    for part in range(1, 8):
+        at = start + part * (len(content) - start) // 10
+        (tmp_path / f"{part}.avi").write_bytes(
+            content[:at] + bytes(byte ^ 0x55 for byte in content[at : at + 8]) + content[at + 8 :]
+        )
+    webp, *clips = read(cpp, [tmp_path / "0.webp", *(tmp_path / f"{part}.avi" for part in range(1, 8))])
+    assert webp["total"] == 1 if "error" not in webp else "is damaged or not a picture" in webp["error"]
+    assert all("is damaged" in clip["error"] if "error" in clip else clip["total"] for clip in clips)
+
+
+def test_what_a_demuxer_cant_read_is_called_damage_in_pythons_words(cpp: Path, tmp_path: Path):
+    content = write_video(tmp_path / "clip.ts", pattern(6, 64, 64), "mpeg2video").read_bytes()
+    paths = [tmp_path / name for name in ("first.ts", "later.ts")]
+    for path, end in zip(paths, (3 * 188, 16 * 188 + 60), strict=True):
+        path.write_bytes(content[:end] + bytes(188 if end % 188 == 0 else 500))
+    for answer, path in zip(read(cpp, paths), paths, strict=True):
+        assert "is damaged" in answer["error"]
+        assert_same(answer, path)
+
+
 RAW = [
     "yuv420p",
     "yuv422p",
