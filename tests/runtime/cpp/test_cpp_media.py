@@ -117,6 +117,25 @@ def test_orientation_is_found_wherever_pillow_finds_it(cpp: Path, quadrants: np.
         assert_same(answer, path, levels=3)
 
 
+def test_interlaced_pngs_have_pillows_pixels(cpp: Path, tmp_path: Path):
+    for pixel_format in ("rgb24", "rgba", "gray", "pal8", "rgb48be", "gray16be"):
+        with av.open(str(tmp_path / f"{pixel_format}.png"), "w", format="image2") as output:
+            stream = output.add_stream("png", rate=1, options={"flags": "+ildct"})
+            stream.height, stream.width, stream.pix_fmt = 61, 83, pixel_format
+            if pixel_format == "pal8":
+                frame = av.VideoFrame(83, 61, "pal8")
+                frame.planes[0].update(np.arange(frame.planes[0].buffer_size).astype(np.uint8).tobytes())
+                frame.planes[1].update((np.arange(256, dtype="<u4") * 0x010305 | 0xFF000000).astype("<u4").tobytes())
+            else:
+                frame = av.VideoFrame.from_ndarray(pattern(1, 61, 83)[0], format="rgb24").reformat(format=pixel_format)
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+    paths = sorted(tmp_path.iterdir())
+    for answer, path in zip(read(cpp, paths), paths, strict=True):
+        assert Image.open(path).info["interlace"] == 1
+        assert_same(answer, path, levels=1 if "16" in path.name or "48" in path.name else 0)
+
+
 def test_pictures_have_pillows_pixels(cpp: Path, tmp_path: Path):
     picture = Image.fromarray(pattern(1, 97, 131)[0])
     for kind in ("png", "bmp", "ppm", "tiff", "gif"):
