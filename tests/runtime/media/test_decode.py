@@ -140,6 +140,21 @@ def test_a_seek_that_fails_is_damage(tmp_path):
         next(reader.checked(reader.frames_from(-1000, [])))
 
 
+def test_what_is_damage_does_not_depend_on_how_threads_run(tmp_path):
+    """MPEG-4, whose decoder flags a frame while another thread decodes the next."""
+    path = write_video(tmp_path / "clip.nut", pattern(40, 64, 64), "mpeg4", options={"g": "10", "bf": "2"})
+    content = path.read_bytes()
+    at = len(content) // 4
+    path.write_bytes(content[:at] + bytes(byte ^ 0x55 for byte in content[at : at + 8]) + content[at + 8 :])
+    said = set()
+    for _ in range(20):
+        try:
+            said.add(sample_frames(path, 8, lambda image: image).frames.tobytes())
+        except VideoError as error:
+            said.add(str(error))
+    assert len(said) == 1
+
+
 _ONE_CPU = """
 import os, sys
 os.sched_setaffinity(0, {0})
