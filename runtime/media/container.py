@@ -33,6 +33,9 @@ _DECODERS = (
     "mjpeg,mjpegb,prores,dnxhd,cfhd,dvvideo,rawvideo,v210,v410,yuv4,wrapped_avframe,ffv1,huffyuv,ffvhuff,utvideo,magicyuv,gif"
 )
 
+# Codecs whose frames are decoded side by side. Others' decoders may hand a damaged frame out before they flag it, or not, as threads run.
+_FRAME_THREADS = ("h264", "hevc", "vp8", "vp9")
+
 
 def check_file(path: Path) -> None:
     """Raise VideoError for what is not a readable file with something in it."""
@@ -77,7 +80,7 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
         strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
-        stream.thread_type = "AUTO" if strict else "NONE"
+        stream.thread_type = ("AUTO" if codec.name in _FRAME_THREADS else "SLICE") if strict else "NONE"
         yield container, stream
 
 

@@ -65,25 +65,32 @@ class Reader:
         stream.codec_context.copy_opaque = True  # from a packet to its frame
 
     def packets(self) -> Iterator[av.Packet]:
-        """Packets from where the container stands; VideoError where some are missing or incomplete, but for the last."""
+        """Packets from where the container stands; VideoError where some are missing or incomplete, but for the last, and where the
+        demuxer finds what it can't read."""
+        import av
+
         codec = self.stream.codec_context
         first: av.Packet | None = None  # the first keyframe
         broken: av.Packet | None = None  # the first marked packet
+        packet: av.Packet | None = None
         packets = (packet for packet in self.container.demux(self.stream) if packet.size)
-        for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
-            limits.check_frames(self.path, count)
-            if self.container.format.name == "gif":
-                limits.check_animation(self.path, count, codec.width, codec.height)
-            if packet.has_sidedata("encryption_info"):
-                raise VideoError(f"{self.path} is encrypted; expected a video without copy protection")
-            if packet.is_corrupt and not (first is None and following) and not self._at_joint(following):
-                broken = broken or packet
-            elif broken and len(following) == 2:  # the file goes on
-                raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
-            elif not broken:
-                first = first or (packet if packet.is_keyframe else None)
-                packet.opaque = None if following else _LAST
-                yield packet
+        try:
+            for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
+                limits.check_frames(self.path, count)
+                if self.container.format.name == "gif":
+                    limits.check_animation(self.path, count, codec.width, codec.height)
+                if packet.has_sidedata("encryption_info"):
+                    raise VideoError(f"{self.path} is encrypted; expected a video without copy protection")
+                if packet.is_corrupt and not (first is None and following) and not self._at_joint(following):
+                    broken = broken or packet
+                elif broken and len(following) == 2:  # the file goes on
+                    raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
+                elif not broken:
+                    first = first or (packet if packet.is_keyframe else None)
+                    packet.opaque = None if following else _LAST
+                    yield packet
+        except av.FFmpegError as error:
+            raise _damage(self.path, self._seconds(packet, first), error.strerror) from None
         self.cut = self.cut or broken is not None
 
     def _at_joint(self, following: list[av.Packet]) -> bool:
@@ -96,8 +103,8 @@ class Reader:
         gap = key.dts - before.dts
         return not 1.5 * before.duration < gap < 1 / self.tick
 
-    def _seconds(self, packet: av.Packet, first: av.Packet | None) -> float | None:
-        if first is None or first.pts is None or packet.pts is None:
+    def _seconds(self, packet: av.Packet | None, first: av.Packet | None) -> float | None:
+        if packet is None or first is None or first.pts is None or packet.pts is None:
             return None
         return float((packet.pts - first.pts) * self.tick)
 
@@ -115,8 +122,8 @@ class Reader:
             packets = self.packets()
             entry = next((packet for packet in packets if packet.is_keyframe), None)
             if entry is not None and entry.pts is not None and entry.pts <= key:
-                return self.frames_after(entry, packets)
-        return iter(())
+                yield from self.frames_after(entry, packets)
+                return
 
     def frames_after(self, entry: av.Packet | None, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
         """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it."""

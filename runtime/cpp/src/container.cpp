@@ -58,6 +58,12 @@ bool is_intra_only(AVCodecID codec) {
   return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
 }
 
+/// Whether frames may be decoded side by side. FFmpeg 5.1 aborts the process where a decoder in such a thread fails after it promised a
+/// frame, as those of MPEG-4 and WebP do on some damage; these make that promise last.
+bool may_thread_frames(AVCodecID codec) {
+  return codec == AV_CODEC_ID_H264 || codec == AV_CODEC_ID_HEVC || codec == AV_CODEC_ID_VP8 || codec == AV_CODEC_ID_VP9;
+}
+
 }  // namespace
 
 AVRational Container::tick() const {
@@ -79,8 +85,7 @@ void open_decoder(Container& container, const std::string& name, bool strict) {
   codec.pkt_timebase = container.stream->time_base;
   strict = strict || is_intra_only(parameters.codec_id);
   codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
-  // FFmpeg 5.1's MPEG-4 decoder aborts the process on some damage where it is strict and decodes frames side by side.
-  codec.thread_type = FF_THREAD_SLICE | (parameters.codec_id == AV_CODEC_ID_MPEG4 ? 0 : FF_THREAD_FRAME);
+  codec.thread_type = FF_THREAD_SLICE | (may_thread_frames(parameters.codec_id) ? FF_THREAD_FRAME : 0);
   // TIFF's decoder takes a tag that it does not know for an error.
   if (strict && parameters.codec_id != AV_CODEC_ID_TIFF) codec.err_recognition |= AV_EF_EXPLODE;
   av_checked(avcodec_open2(&codec, decoder, nullptr));

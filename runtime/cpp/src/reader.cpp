@@ -1,6 +1,7 @@
 #include "reader.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "text.hpp"
 #include "timeline.hpp"
@@ -68,7 +69,7 @@ PacketPtr Reader::demuxed() {
   for (;;) {
     const int status = av_read_frame(container_.format.get(), packet.get());
     if (status == AVERROR_EOF) return nullptr;
-    av_checked(status);
+    if (status < 0) throw DamageError(path_, read_to_, av_reason(status));
     if (packet->stream_index == container_.stream->index && packet->size > 0) return packet;
     av_packet_unref(packet.get());
   }
@@ -91,8 +92,10 @@ bool Reader::is_at_joint() const {
 
 AVPacket* Reader::read() {
   for (;;) {
-    if (has_packet_) ahead_.pop_front();
-    has_packet_ = false;
+    if (std::exchange(has_packet_, false)) {
+      read_to_ = seconds_since_key(*ahead_.front());
+      ahead_.pop_front();
+    }
     while (ahead_.size() < kWindow && !demuxed_all_) {
       PacketPtr packet = demuxed();
       demuxed_all_ = !packet;
@@ -172,7 +175,7 @@ void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
     avcodec_flush_buffers(container_.codec.get());
     ready_.clear();
     ahead_.clear();
-    first_key_.reset(), first_time_.reset(), last_time_.reset();
+    first_key_.reset(), read_to_.reset(), first_time_.reset(), last_time_.reset();
     demuxed_all_ = has_packet_ = is_broken_ = ended_ = entered_ = false;
     AVPacket* packet = read();
     while (packet && !is_key(*packet)) packet = read();

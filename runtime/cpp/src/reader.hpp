@@ -38,7 +38,7 @@ class Reader {
   void check_index(const std::vector<int>& sizes);
 
   /// The next packet of the video stream that is not empty; null at the end. DamageError where packets are missing or
-  /// incomplete, but for the last one of the file, which is left out; AvFailure where reading fails.
+  /// incomplete, but for the last one of the file, which is left out, and where the demuxer finds what it can't read.
   AVPacket* read();
 
   /// Whether what was read so far ended inside a packet, whose picture was left out.
@@ -64,6 +64,7 @@ class Reader {
   std::deque<PacketPtr> ahead_;  // the packet in hand and the two after it
   bool demuxed_all_ = false, has_packet_ = false, cut_ = false;
   std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE where it has none
+  std::optional<double> read_to_;                  // the packet before the one in hand: seconds after the first keyframe
   bool is_broken_ = false;                         // a packet was incomplete: the file may end here, and nothing else
   std::optional<double> broken_at_;                // seconds after the first keyframe
   std::deque<FramePtr> ready_;

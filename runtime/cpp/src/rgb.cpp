@@ -144,7 +144,8 @@ Image RgbConverter::converted(const AVFrame& frame) {
   std::unique_ptr<uint8_t, decltype(&av_free)> padded(
       static_cast<uint8_t*>(av_malloc(static_cast<size_t>(stride) * static_cast<size_t>(frame.height) + 64)), av_free);
   if (!padded) throw std::bad_alloc();
-  if (is_interlaced(frame) && frame.height > 1) {
+  // A row of RGB has nothing of the other field's, and swscale may copy it whole, with what lies behind it up to the next one.
+  if (is_interlaced(frame) && frame.height > 1 && !(layout->flags & AV_PIX_FMT_FLAG_RGB)) {
     scale(frame, top_field, padded.get(), stride);
     scale(frame, bottom_field, padded.get(), stride);
   } else {

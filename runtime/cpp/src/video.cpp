@@ -82,24 +82,20 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
   Reader reader(path);
   const Container& container = reader.container();
   reader.check_length();
-  try {
-    while (const AVPacket* packet = reader.read()) {
-      sizes.push_back(packet->size);
-      if (packet->dts != AV_NOPTS_VALUE) close_step(packet->dts);
-      if (packet->pts == AV_NOPTS_VALUE || durations.count(packet->pts)) return std::nullopt;
-      if (packet->flags & AV_PKT_FLAG_KEY) {
-        if (!keys.empty() && packet->pts < keys.back()) return std::nullopt;  // a new clock: files were joined
-        keys.push_back(packet->pts);
-      }
-      // What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
-      if (!keys.empty() && packet->pts >= keys.front() && !(packet->flags & AV_PKT_FLAG_DISCARD)) durations[packet->pts] = packet->duration;
-      if (container.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
+  while (const AVPacket* packet = reader.read()) {
+    sizes.push_back(packet->size);
+    if (packet->dts != AV_NOPTS_VALUE) close_step(packet->dts);
+    if (packet->pts == AV_NOPTS_VALUE || durations.count(packet->pts)) return std::nullopt;
+    if (packet->flags & AV_PKT_FLAG_KEY) {
+      if (!keys.empty() && packet->pts < keys.back()) return std::nullopt;  // a new clock: files were joined
+      keys.push_back(packet->pts);
     }
-    if (container.stream->duration != AV_NOPTS_VALUE) close_step(container.stream->duration);
-    reader.check_index(sizes);
-  } catch (const AvFailure&) {
-    return std::nullopt;  // decoding from the start will tell where
+    // What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
+    if (!keys.empty() && packet->pts >= keys.front() && !(packet->flags & AV_PKT_FLAG_DISCARD)) durations[packet->pts] = packet->duration;
+    if (container.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
   }
+  if (container.stream->duration != AV_NOPTS_VALUE) close_step(container.stream->duration);
+  reader.check_index(sizes);
   if (durations.empty()) return std::nullopt;
   std::vector<int64_t> times;
   for (const auto& [time, duration] : durations) times.push_back(time);

@@ -117,6 +117,25 @@ def test_orientation_is_found_wherever_pillow_finds_it(cpp: Path, quadrants: np.
         assert_same(answer, path, levels=3)
 
 
+def test_interlaced_pngs_have_pillows_pixels(cpp: Path, tmp_path: Path):
+    for pixel_format in ("rgb24", "rgba", "gray", "pal8", "rgb48be", "gray16be"):
+        with av.open(str(tmp_path / f"{pixel_format}.png"), "w", format="image2") as output:
+            stream = output.add_stream("png", rate=1, options={"flags": "+ildct"})
+            stream.height, stream.width, stream.pix_fmt = 61, 83, pixel_format
+            if pixel_format == "pal8":
+                frame = av.VideoFrame(83, 61, "pal8")
+                frame.planes[0].update(np.arange(frame.planes[0].buffer_size).astype(np.uint8).tobytes())
+                frame.planes[1].update((np.arange(256, dtype="<u4") * 0x010305 | 0xFF000000).astype("<u4").tobytes())
+            else:
+                frame = av.VideoFrame.from_ndarray(pattern(1, 61, 83)[0], format="rgb24").reformat(format=pixel_format)
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+    paths = sorted(tmp_path.iterdir())
+    for answer, path in zip(read(cpp, paths), paths, strict=True):
+        assert Image.open(path).info["interlace"] == 1
+        assert_same(answer, path, levels=1 if "16" in path.name or "48" in path.name else 0)
+
+
 def test_pictures_have_pillows_pixels(cpp: Path, tmp_path: Path):
     picture = Image.fromarray(pattern(1, 97, 131)[0])
     for kind in ("png", "bmp", "ppm", "tiff", "gif"):
@@ -171,6 +190,33 @@ def test_damaged_pictures_are_refused_in_one_line(cpp: Path, tmp_path: Path):
         (tmp_path / f"cut.{kind}").write_bytes(content[: len(content) // 2])
     for answer in read(cpp, sorted(tmp_path.iterdir())):
         assert "is damaged or not a picture (" in answer["error"] and answer["error"].endswith("; copy it again")
+
+
+def test_damage_in_whatever_codec_does_not_end_the_process(cpp: Path, tmp_path: Path):
+    """FFmpeg 5.1 aborts where a decoder that works in threads fails after it promised a frame: here, at what follows the picture."""
+    Image.fromarray(pattern(1)[0]).save(tmp_path / "0.webp")
+    with (tmp_path / "0.webp").open("ab") as file:
+        file.write(b"\xff" * 12)
+    content = write_video(tmp_path / "clip.avi", pattern(12, 64, 64), "mpeg4").read_bytes()
+    start = content.index(b"movi")
+    for part in range(1, 8):
+        at = start + part * (len(content) - start) // 10
+        (tmp_path / f"{part}.avi").write_bytes(
+            content[:at] + bytes(byte ^ 0x55 for byte in content[at : at + 8]) + content[at + 8 :]
+        )
+    webp, *clips = read(cpp, [tmp_path / "0.webp", *(tmp_path / f"{part}.avi" for part in range(1, 8))])
+    assert webp["total"] == 1 if "error" not in webp else "is damaged or not a picture" in webp["error"]
+    assert all("is damaged" in clip["error"] if "error" in clip else clip["total"] for clip in clips)
+
+
+def test_what_a_demuxer_cant_read_is_called_damage_in_pythons_words(cpp: Path, tmp_path: Path):
+    content = write_video(tmp_path / "clip.ts", pattern(6, 64, 64), "mpeg2video").read_bytes()
+    paths = [tmp_path / name for name in ("first.ts", "later.ts")]
+    for path, end in zip(paths, (3 * 188, 16 * 188 + 60), strict=True):
+        path.write_bytes(content[:end] + bytes(188 if end % 188 == 0 else 500))
+    for answer, path in zip(read(cpp, paths), paths, strict=True):
+        assert "is damaged" in answer["error"]
+        assert_same(answer, path)
 
 
 RAW = [

@@ -13,7 +13,8 @@ from video_files import decoded_by, frames_of, pattern, write_video
 
 from runtime import video
 from runtime.errors import VideoError
-from runtime.media.decode import Reader
+from runtime.media.decode import DamageError, Reader, reading
+from runtime.media.stream import Stream
 from runtime.video import sample_frames
 
 # x264's own settings for an open group: its first pictures tell the decoder to drop references that a cut took away.
@@ -116,6 +117,42 @@ def test_a_transport_stream_that_lost_packets_is_damaged_or_whole(open_group, tm
         else:
             assert clip.total == 96 and all(frame.tobytes() in whole for frame in frames)
     assert refused >= 15
+
+
+def test_what_a_demuxer_cant_read_is_damage_wherever_the_file_is_read(tmp_path):
+    """An H.264 tag too short for its own header, and a transport stream with zeros where its next packet should begin."""
+    flash = write_video(tmp_path / "clip.flv", pattern(6, 64, 64))
+    transport = write_video(tmp_path / "clip.ts", pattern(6, 64, 64), "mpeg2video")
+    tags, short = flash.read_bytes(), b"\t\0\0\2" + bytes(7) + b"\x27\1" + b"\0\0\0\r"
+    flash.write_bytes(tags[:13] + short + tags[13:])
+    transport.write_bytes(transport.read_bytes()[: 3 * 188] + bytes(188))
+    for path in (flash, transport):
+        for read in (lambda path: sample_frames(path, 4, lambda image: image), lambda path: list(Stream(str(path)))):
+            with pytest.raises(
+                DamageError, match=r"^\S+ is damaged at its first frame \([^\n]+\); expected a file that plays to its end"
+            ):
+                read(path)
+
+
+def test_a_seek_that_fails_is_damage(tmp_path):
+    path = write_video(tmp_path / "clip.flv", pattern(4))
+    with reading(path) as reader, pytest.raises(DamageError, match="is damaged at its first frame"):
+        next(reader.checked(reader.frames_from(-1000, [])))
+
+
+def test_what_is_damage_does_not_depend_on_how_threads_run(tmp_path):
+    """MPEG-4, whose decoder flags a frame while another thread decodes the next."""
+    path = write_video(tmp_path / "clip.nut", pattern(40, 64, 64), "mpeg4", options={"g": "10", "bf": "2"})
+    content = path.read_bytes()
+    at = len(content) // 4
+    path.write_bytes(content[:at] + bytes(byte ^ 0x55 for byte in content[at : at + 8]) + content[at + 8 :])
+    said = set()
+    for _ in range(20):
+        try:
+            said.add(sample_frames(path, 8, lambda image: image).frames.tobytes())
+        except VideoError as error:
+            said.add(str(error))
+    assert len(said) == 1
 
 
 _ONE_CPU = """
