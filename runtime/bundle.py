@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
@@ -230,6 +231,7 @@ def _check_values(file: Path, manifest: Manifest) -> None:
         all(_positive(stage.get("every", 1)) for stage in manifest.stages),
         "a list of tensors thinned by a positive number",
     )
+    check("stages", all(_number(stage.get("rounding", 0)) for stage in manifest.stages), "a list of tensors with a rounding from 0")
     check("report", all(_has(one, str, "graph", "pass", "note") for one in manifest.report), "a list of passes")
     check("versions", _has(manifest.versions, str, *manifest.versions), "a version for each tool")
     for name, entry in manifest.files.items():
@@ -253,13 +255,17 @@ def _check_values(file: Path, manifest: Manifest) -> None:
         two = isinstance(around, list) and len(around) == 2 and all(isinstance(text, str) for text in around)
         check("prompt", two, "the two texts of around_question")
         penalty = manifest.prompt.get("repetition_penalty", 1)
-        number = type(penalty) in (int, float) and 0 < penalty < float("inf")
-        check("prompt", number, "a repetition_penalty above 0")
+        check("prompt", _number(penalty) and penalty > 0, "a repetition_penalty above 0")
 
 
 def _positive(value: Any) -> bool:
     """Whether it is a number that counts something: no bundle has 2^31 of anything, and products of such fit 64 bits no more."""
     return type(value) is int and 0 < value < 1 << 31
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number from 0 that float64 holds."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def _size(value: Any) -> bool:

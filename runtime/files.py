@@ -10,6 +10,7 @@ A goal that is a symbolic link stays one: what it points to is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -30,9 +31,11 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)", re.DOT
 def atomic_file(goal: Path) -> Iterator[Path]:
     """Yield a temporary path beside `goal`; on success it is flushed to disk and renamed to `goal`, else removed.
 
+    Leftovers of killed runs are swept first.
     OutputError, before anything is done, where `goal` can't be written.
     """
     goal = Path(goal).resolve()
+    sweep(goal)
     if os.path.exists(goal) and not goal.is_file():  # Path.exists raises for a name that is too long
         raise OutputError(f"{goal} is {'a directory' if goal.is_dir() else 'no regular file'}; choose another name for the output")
     temporary = _beside(goal, "tmp")
@@ -91,24 +94,31 @@ def sweep(goal: Path) -> None:
     """Remove the temporary names that killed runs (processes that are gone) left beside `goal`.
 
     Where `goal` itself is missing because its replacement was cut off half-way, the old content gets its name back.
+    What can't be listed or removed, such as another user's file in /tmp, stays.
     """
-    goal = Path(goal)
-    for path in list(goal.parent.iterdir()):
-        match = _LEFTOVER.fullmatch(path.name)
-        if not match or match["name"] != goal.name or _alive(int(match["pid"])):
-            continue
-        if match["kind"] == "old" and not os.path.lexists(goal):
-            os.rename(path, goal)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    goal, names = Path(goal), []
+    with contextlib.suppress(OSError):
+        names = os.listdir(goal.parent)
+    for name in names:
+        match = _LEFTOVER.fullmatch(name)
+        if match and match["name"] == goal.name and not _alive(int(match["pid"])):
+            with contextlib.suppress(OSError):
+                _remove_or_restore(goal.parent / name, goal, match["kind"])
 
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _remove_or_restore(leftover: Path, goal: Path, kind: str) -> None:
+    if kind == "old" and not os.path.lexists(goal):
+        os.rename(leftover, goal)
+    elif leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def _digest(file) -> str:  # Python 3.10

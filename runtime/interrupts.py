@@ -24,12 +24,15 @@ _pressed = threading.Event()
 def noting_ctrl_c() -> Iterator[None]:
     """Within, SIGINT is noted before it is raised, and Python does not print one that it dropped.
 
+    After `leave_on_ctrl_c`, when the process has nothing else to do, SIGINT is ignored from then on: the exit code stands.
     Nothing changes where somebody else handles or ignores the signal, and in other threads than the first.
     """
     main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
     if not main or before not in (signal.default_int_handler, _leave):
         yield
         return
+    # a handler of Python's own is taken down while the interpreter shuts down, and the signal would kill the process
+    after = signal.SIG_IGN if before is _leave else signal.default_int_handler
     unraisable = sys.unraisablehook
 
     def dropped(error: sys.UnraisableHookArgs) -> None:
@@ -42,7 +45,7 @@ def noting_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, after)
         sys.unraisablehook = unraisable
         _pressed.clear()
 

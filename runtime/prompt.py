@@ -43,20 +43,22 @@ class TextPrompt:
     @cached_property
     def tokenizer(self):
         """The checkpoint's own tokenizer (Hugging Face tokenizers)."""
+        return self._read_tokenizer()
+
+    @cached_property
+    def _literal_tokenizer(self):
+        """The same tokenizer reading special tokens as the text they are; one of its own, because the flag is not thread-safe."""
+        tokenizer = self._read_tokenizer()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def _read_tokenizer(self):
+        """From the file: `to_str` lists every id that a vocabulary leaves out, 16 GB where a damaged one has an id near 2^32."""
         try:
             from tokenizers import Tokenizer
         except ImportError:
             raise missing_package("tokenizers", "asking a question", "runtime") from None
         return self._of_tokenizer(lambda: Tokenizer.from_file(str(self.tokenizer_file)))
-
-    @cached_property
-    def _literal_tokenizer(self):
-        """The same tokenizer reading special tokens as the text they are; one of its own, because the flag is not thread-safe."""
-        from tokenizers import Tokenizer
-
-        tokenizer = self._of_tokenizer(lambda: Tokenizer.from_str(self.tokenizer.to_str()))
-        tokenizer.encode_special_tokens = True
-        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Ids of text in which special tokens are read as such."""

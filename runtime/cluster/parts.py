@@ -127,18 +127,26 @@ class Parts:
         if not any(stands):
             part.unlink()
             return
-        self._store(part, self.parquet.read_table(part).filter(self.arrow.array(stands)))
+        with self._understanding(part):
+            kept = self.parquet.read_table(part).filter(self.arrow.array(stands))
+        self._store(part, kept)
 
     def _store(self, goal: Path, table: Any) -> None:
         with atomic_file(goal) as temporary:
             self.parquet.write_table(table, temporary, compression="zstd")
 
     def _read(self, part: Path, columns: list[str]) -> list[dict[str, Any]]:
-        try:
+        with self._understanding(part):
             rows = self.parquet.read_table(part, columns=columns).to_pylist()
-            if any(type(row["path"]) is not str or type(row["bundle"]) is not str for row in rows):
+            if any(type(row["path"]) is not str or "\0" in row["path"] or type(row["bundle"]) is not str for row in rows):
                 raise ValueError("a row without a path or a bundle")
             return rows
+
+    @contextmanager
+    def _understanding(self, part: Path) -> Iterator[None]:
+        """OutputError where what is read within is no part of a batch job."""
+        try:
+            yield
         except (OSError, KeyError, ValueError, MemoryError, self.arrow.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise OutputError(f"{part} is no part of a batch job ({reason}); move it away or choose another directory") from None

@@ -77,6 +77,8 @@ def server(state: State, lifespan: bool = True) -> uvicorn.Server:
             await super().shutdown(sockets)
             for timer in timers:
                 timer.cancel()
+            if self.force_exit:  # uvicorn leaves the app open then, and the end of the loop would log a traceback for it
+                await self.lifespan.shutdown()
 
         def _cut_off(self) -> None:
             for connection in list(self.server_state.connections):

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.campaign import findings, minimise, mutate_boxes, mutate_bytes, mutate_json
 from benchmarks.campaign.command import campaign
+from benchmarks.campaign.kinds.http import LEAK, late_growth
 from benchmarks.campaign.report import tables
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
@@ -89,6 +90,14 @@ def test_a_good_end_is_no_finding_and_every_other_end_is_one():
     assert all(judge(Ended(code, "", text, 1.0)) for code, text in bad)
     assert judge(Ended(0, "", "thread 'main' panicked at src/lib.rs:3:5:\n", 1.0)).place == "panic in lib.rs:3"
     assert judge(Ended(0, "", "", 1.0, growth=11), memory=10).what == "memory"
+
+
+def test_a_leak_goes_on_and_a_high_water_mark_does_not():
+    mb = 1 << 20
+    leak = [(160 + step) * mb for step in range(140)]
+    measured = [144, 189, 201, 207, 213, 225, 233, 239, 253, 255, 263, 271, 273, 276, 277, 278, 279, 283]  # 15000 requests
+    assert late_growth(leak) > LEAK > late_growth([value * mb for value in measured])
+    assert late_growth([7]) == 0
 
 
 def test_equal_faults_are_minimised_to_the_parts_that_matter():

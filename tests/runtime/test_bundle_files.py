@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,27 @@ def test_a_batch_part_with_text_that_is_none(copy: Path, clip: Path, tmp_path: P
         pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"\xff")]),
         pyarrow.array([None], pyarrow.string()),
         pyarrow.array([3]),
+        pyarrow.array(["a\0b"]),
     ):
         pyarrow.parquet.write_table(table.set_column(0, "path", path), part)
         assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
+
+
+def test_a_batch_part_whose_tokens_are_damaged_where_another_row_must_go(
+    copy: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    import pyarrow.parquet
+
+    clips = [Path(shutil.copy(clip, tmp_path / name)) for name in ("one.mp4", "two.mp4")]
+    words = ["batch", copy, *clips, "--out", tmp_path / "out", "--runner", "local", "--workers", "1"]
+    assert main([str(word) for word in words]) == 0
+    part = tmp_path / "out" / "part-000000.parquet"
+    column = pyarrow.parquet.ParquetFile(part).metadata.row_group(0).column(4)
+    assert column.path_in_schema.startswith("tokens")
+    content = bytearray(part.read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    content[at : at + 16] = b"\xff" * 16
+    part.write_bytes(content)
+    os.utime(clips[0], ns=(0, 0))
+    capsys.readouterr()
+    assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)

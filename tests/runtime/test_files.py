@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,28 @@ class TestFile:
             raise error
         assert names_under(tmp_path) == ["file"]
         assert goal.read_text() == "old"
+
+    def test_what_killed_runs_left_is_swept(self, tmp_path: Path) -> None:
+        for name in ("file", "other"):
+            (tmp_path / f".{name}.tmp-{dead_pid()}").write_text("half")
+        write(tmp_path / ".file.tmp-1")
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("whole")
+        assert [re.sub(r"\d+", "N", name) for name in names_under(tmp_path)] == [".file.tmp-N", ".other.tmp-N", "file"]
+
+    def test_leftovers_that_cannot_be_removed_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / f".file.tmp-{dead_pid()}").write_text("another user's, in /tmp")
+        unlink = Path.unlink
+
+        def refusing(path: Path, missing_ok: bool = False) -> None:
+            if not path.name.endswith(f"-{os.getpid()}"):
+                raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+            unlink(path, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", refusing)
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("whole")
+        assert (tmp_path / "file").read_text() == "whole"
 
     def test_a_full_disk_names_the_output(self, tmp_path: Path) -> None:
         with pytest.raises(OSError) as caught, atomic_file(tmp_path / "file"):

@@ -141,3 +141,28 @@ def test_a_command_takes_over_from_the_handler_of_the_imports():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_ctrl_c_after_the_command_leaves_its_exit_code(code: int):
+    """At exit, and in the destructor of a module's variable, where Python has taken its own handlers down."""
+    program = f"""
+import atexit, signal, sys
+from runtime.errors import exit_code
+from runtime.interrupts import leave_on_ctrl_c
+
+class Pressing:
+    def __del__(self, press=signal.raise_signal, number=signal.SIGINT, write=sys.stdout.write):
+        write("pressed\\n")
+        press(number)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+leave_on_ctrl_c()
+atexit.register(signal.raise_signal, signal.SIGINT)
+late = Pressing()
+sys.exit(exit_code(lambda: {code}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "pressed\n", "")

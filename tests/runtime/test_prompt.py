@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -67,3 +73,27 @@ def test_stream_that_ends_inside_a_character_says_so_at_the_end():
     pieces = [stream.push(token) for token in prompt.tokenizer.encode("ok 🎬").ids[:-1]]
     assert "".join(pieces) == "ok "
     assert stream.finish() == "\ufffd"
+
+
+def test_an_id_far_beyond_the_others_takes_no_memory(tmp_path):
+    """Where memory runs out the tokenizers library aborts the process, which can't be caught."""
+    vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    values = json.loads(tokenizer.to_str())
+    values["model"]["vocab"]["far"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    code = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        import tokenizers
+        from runtime.prompt import TextPrompt
+        prompt = TextPrompt({}, Path(sys.argv[1]), "")
+        assert prompt.encode("ab")
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (1 << 29)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        assert prompt.literal_ids("ab") == prompt.encode("ab")
+    """)
+    command = [sys.executable, "-c", code, str(tmp_path / "tokenizer.json")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

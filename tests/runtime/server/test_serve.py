@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+
 import pytest
 
 from runtime.__main__ import _parser
@@ -9,6 +13,7 @@ from runtime.errors import UsageError
 from runtime.server import serve
 from runtime.server.arguments import options_of
 from runtime.server.options import ServerOptions, is_loopback
+from runtime.server.state import State
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options():
@@ -37,6 +42,23 @@ def test_listening_for_others_without_a_key_warns(monkeypatch, capsys, tmp_path,
     with pytest.raises(UsageError, match="nothing is loaded"):
         serve.run([tmp_path], ServerOptions(host=host, port=0, api_key=key))
     assert ("anybody there may ask" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_closes_the_models_and_logs_nothing_however_often_it_is_pressed(models, monkeypatch, caplog, times):
+    state, closed = State(models, ServerOptions()), []
+    monkeypatch.setattr(state, "close", lambda: closed.append(state.clips.close()))
+    one = serve.server(state)
+    one.config.host, one.config.port = "127.0.0.1", 0
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    while not one.started:
+        time.sleep(0.01)
+    for _ in range(times):
+        one.handle_exit(signal.SIGINT, None)
+    thread.join()
+    assert len(closed) == 1
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 @pytest.mark.parametrize(
