@@ -60,7 +60,7 @@ def unusable_libraries(folder: Path) -> dict[str, tuple[Path, str]]:
         "another library": (compile_library(folder / "other.so", "int nothing;"), "has no OrtGetApiBase"),
         "too old": (
             compile_library(folder / "old.so", _FAKE.replace("VERSION", '"1.16.3"')),
-            "is ONNX Runtime 1.16.3, expected 1.17 or newer",
+            "is ONNX Runtime 1.16.3, expected 1.18 or newer",
         ),
         "of a later kind": (compile_library(folder / "two.so", _FAKE.replace("VERSION", '"2.0.0"')), "is ONNX Runtime 2.0.0"),
         "without an interface": (
