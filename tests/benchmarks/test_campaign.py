@@ -58,26 +58,31 @@ def found(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_each_kind_of_finding_is_found_and_the_inputs_after_it_still_run(found: dict[str, list[str]]):
     expected = ["crash: SIGSEGV", "hang", "traceback: ValueError", "exit code: 7", "message: 0 error lines", "memory: peak"]
     assert [key.removeprefix("planted: ").partition(" in ")[0].removesuffix(": unknown") for key in found["planted"]] == expected
     assert found["planted inputs"] == ["8"]
 
 
+@pytest.mark.slow
 def test_a_finding_is_minimised(found: dict[str, list[str]]):
     assert found["minimised"] == ["crash"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_each_kind_of_file_reaches_the_code_that_reads_it(found: dict[str, list[str]], kind: str):
     assert [key.rpartition(" in ")[0] for key in found[kind]] == [f"{kind}: traceback: ZeroDivisionError"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", KILLED)
 def test_what_a_stopped_command_loses_is_found(found: dict[str, list[str]], plant: str):
     assert found[plant] == KILLED[plant]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", SERVED)
 def test_what_a_server_does_wrong_is_found(found: dict[str, list[str]], plant: str):
     assert [re.sub(r"(\.py):\d+ .*", r"\1", key) for key in found[plant]] == SERVED[plant]

@@ -43,7 +43,7 @@ def own_compression(tmp_path_factory) -> Bundle:
     return export_bundle(ExportOptions(out=str(out), compress="llava-ov")).bundle
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("penalty", [1.0, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_ids_equal_transformers_generate_with_the_familys_own_compression(own_compression, penalty):
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
