@@ -73,7 +73,7 @@ class Reader:
         first: av.Packet | None = None  # the first keyframe
         broken: av.Packet | None = None  # the first marked packet
         packet: av.Packet | None = None
-        packets = (packet for packet in self.container.demux(self.stream) if packet.size)
+        packets = (packet for packet in self._demuxed() if packet.size)
         try:
             for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
                 limits.check_frames(self.path, count)
@@ -92,6 +92,14 @@ class Reader:
         except av.FFmpegError as error:
             raise _damage(self.path, self._seconds(packet, first), error.strerror) from None
         self.cut = self.cut or broken is not None
+
+    def _demuxed(self) -> Iterator[av.Packet]:
+        try:
+            yield from self.container.demux(self.stream)
+        except (
+            IndexError
+        ):  # behind the last packet PyAV flushes streams that begin in the middle of the file, and knows none of them
+            return
 
     def _at_joint(self, following: list[av.Packet]) -> bool:
         """Whether a marked packet stands before a keyframe, and no picture before that is missing, unless a new clock begins there."""

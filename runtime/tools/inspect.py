@@ -205,7 +205,8 @@ def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
     found = {graph.graph: graph for graph in graphs}
     looped = found.pop(VISION_LOOP, None)
     if bundle.is_split:  # `vision.onnx` is not run
-        del found[VISION]
+        found.pop(VISION, None)
+        looped = None
     memory = {f"{name} weights": graph.weights for name, graph in found.items()}
     memory |= {f"{name} activations": graph.activations for name, graph in found.items()}
     if bundle.has_llm:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 import runtime.engine.build
 from runtime.__main__ import main
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.engine import EngineOptions, backend_class, cuda, open_engine
 from runtime.engine import onnx as onnx_engine
 from runtime.engine import trt as facade
@@ -208,6 +210,11 @@ class TestCommands:
 
 class TestBuild:
     """The backend that `build` takes, as far as its first check."""
+
+    @pytest.fixture
+    def bundle(self, bundle: Bundle, tmp_path: Path) -> Bundle:
+        """One of this test's own: a build leaves a directory."""
+        return Bundle.open(shutil.copytree(bundle.path, tmp_path / "bundle"))
 
     @pytest.fixture
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:

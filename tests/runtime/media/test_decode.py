@@ -179,3 +179,20 @@ def test_damage_is_told_on_one_cpu_too(tmp_path):
     """One thread writes an MPEG-4 frame as one slice, so that the damage takes frames away and the rest decodes well."""
     done = subprocess.run([sys.executable, "-c", _ONE_CPU, str(tmp_path / "clip.avi")], capture_output=True, text=True, check=True)
     assert "is damaged after" in done.stdout and "packets are missing" in done.stdout
+
+
+def test_a_stream_that_begins_in_the_middle_ends_with_the_last_packet(tmp_path, monkeypatch):
+    """PyAV flushes it behind the last packet and raises IndexError, now and then: its list of wanted streams ends before."""
+    path = write_video(tmp_path / "v.mkv", [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)], "libx264", format="matroska")
+    with reading(path) as reader:
+
+        class Demuxer:
+            def __getattr__(self, name):
+                return getattr(container, name)
+
+            def demux(self, stream):
+                yield from container.demux(stream)
+                raise IndexError("list index out of range")
+
+        container, reader.container = reader.container, Demuxer()
+        assert len(list(reader.packets())) == 5 and not reader.cut

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from cpp_libraries import list_file
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import Bundle
@@ -194,3 +196,11 @@ def _save(directory, nodes, inputs, outputs, weights, functions=()):
     path = directory / "graph.onnx"
     onnx.save(model, str(path))
     return path
+
+
+def test_of_a_split_bundle_that_lists_a_loop_too_the_split_graphs_count(split_bundle, tmp_path):
+    folder = shutil.copytree(split_bundle.path, tmp_path / "b")
+    before = inspect.inspect(split_bundle).memory
+    shutil.copyfile(folder / "vision.onnx", folder / "vision.loop.onnx")
+    list_file(folder, "vision.loop.onnx")
+    assert inspect.inspect(Bundle.open(folder)).memory == before
