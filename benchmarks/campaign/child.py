@@ -41,7 +41,10 @@ class Child:
             for number, path, flags in ((0, "/dev/null", os.O_RDONLY), (1, self.out, os.O_WRONLY), (2, self.err, os.O_WRONLY)):
                 os.dup2(os.open(path, flags | os.O_APPEND), number)
             sys.stdin = os.fdopen(0, closefd=False)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
+            sys.stdout, sys.stderr = (
+                os.fdopen(1, "w", closefd=False),
+                os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False),
+            )
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             faulthandler.enable(2)

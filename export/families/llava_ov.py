@@ -27,6 +27,7 @@ MODEL_TYPE = "llava_onevision"
 HUB_ID = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
 FRAMES = 32
 COMPRESS = "st-gridpool"
+_MOST_LAYERS = 1000
 
 _RENAMES = [
     (re.compile(r"^model\.(?=language_model|vision_tower|multi_modal_projector|image_newline)"), ""),
@@ -177,6 +178,12 @@ def _config(checkpoint: Checkpoint) -> Any:
             if got != expected:
                 raise CheckpointError(
                     f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
+                )
+            layers = values.get("num_hidden_layers")
+            if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is looked for
+                raise CheckpointError(
+                    f"{checkpoint.path / 'config.json'}: {part} has num_hidden_layers {layers}; expected at most {_MOST_LAYERS}, "
+                    "copy the checkpoint's own"
                 )
         config = LlavaOnevisionConfig(**raw)
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"

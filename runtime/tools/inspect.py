@@ -204,7 +204,7 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
 def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
     found = {graph.graph: graph for graph in graphs}
     looped = found.pop(VISION_LOOP, None)
-    if bundle.is_split:  # `vision.onnx` is not run
+    if bundle.is_split or VISION not in found:  # `vision.onnx` is not run
         found.pop(VISION, None)
         looped = None
     memory = {f"{name} weights": graph.weights for name, graph in found.items()}

@@ -103,6 +103,11 @@ class TestLLM:
         change_config(checkpoint, "text_config", rope_parameters=longrope | {"original_max_position_embeddings": 1024})
         assert f"{checkpoint / 'config.json'}: the rope_type of the LLM is longrope" in refusal()
 
+    @pytest.mark.parametrize("part", ["vision_config", "text_config"])
+    def test_more_layers_than_any_model_has(self, checkpoint: Path, refusal: Callable[..., str], part: str) -> None:
+        change_config(checkpoint, part, num_hidden_layers=2**31)
+        assert f"{checkpoint / 'config.json'}: {part} has num_hidden_layers 2147483648; expected at most 1000" in refusal()
+
     def test_heads_that_kv_heads_do_not_divide(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         change_config(checkpoint, "text_config", num_key_value_heads=3)
         assert f"{checkpoint / 'config.json'}: the LLM's 4 attention heads can't share 3 KV heads evenly" in refusal()

@@ -204,3 +204,9 @@ def test_of_a_split_bundle_that_lists_a_loop_too_the_split_graphs_count(split_bu
     shutil.copyfile(folder / "vision.onnx", folder / "vision.loop.onnx")
     list_file(folder, "vision.loop.onnx")
     assert inspect.inspect(Bundle.open(folder)).memory == before
+
+
+def test_a_loop_without_its_batch_is_not_counted(bundle):
+    graphs = [graph for graph in inspect.inspect(bundle).graphs if graph.graph != "vision"]
+    memory = inspect._memory(bundle, graphs)
+    assert set(memory) == {"llm/decoder weights", "llm/decoder activations", "KV cache", "total"}
