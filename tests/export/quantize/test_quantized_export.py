@@ -124,7 +124,15 @@ def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
         assert min(raised) >= max(left, default=0)
 
 
-@pytest.mark.parametrize("options", [{"split": True}, {"input": "frames:40x60"}, {"only": "llm"}, {"place": "before-projector"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"split": True},
+        pytest.param({"input": "frames:40x60"}, marks=pytest.mark.slow),
+        pytest.param({"only": "llm"}, marks=pytest.mark.slow),
+        pytest.param({"place": "before-projector"}, marks=pytest.mark.slow),
+    ],
+)
 def test_it_goes_with_the_other_options(options, tmp_path):
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="int8", **options))
     quantized = {row["graph"] for row in result.bundle.manifest.report if row["pass"] == "quantize int8"}

@@ -33,7 +33,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
     return made
 
 
-@pytest.fixture(scope="module", params=list(BUNDLES))
+@pytest.fixture(scope="module", params=[*list(BUNDLES)[:3], pytest.param("frames", marks=pytest.mark.slow)])
 def chat(request: pytest.FixtureRequest) -> VideoChat:
     path = request.getfixturevalue(BUNDLES[request.param])
     return VideoChat.open(Bundle.open(path))
