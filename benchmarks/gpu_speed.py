@@ -1,12 +1,13 @@
-"""From frames to the first token on a GPU, at 0.5B and 7B shapes: encode, compress, prefill, decode.
+"""From frames to the first token on a GPU, at the shapes of real models in bf16: encode, compress, prefill, first token, decode.
 
-    python benchmarks/gpu_speed.py [--size 0.5b 7b] [--frames 32] [--rounds 5] [--compress st-gridpool] [--bundle DIR]
-    python benchmarks/gpu_speed.py --device cpu --size tiny --frames 4 --rounds 1      # shows that it runs, no more
+    python benchmarks/gpu_speed.py [--size 0.5b 7b qwen3-vl-2b] [--frames 8 32 64] [--rounds 5] [--json PATH]
+    python benchmarks/gpu_speed.py --plan [--tflops 750] [--bandwidth 3.0]        # the arithmetic alone; needs no GPU
+    python benchmarks/gpu_speed.py --device cpu --size tiny --frames 4 --rounds 1  # shows that it runs, no more
 
-Needs torch with CUDA and transformers. Contestants: transformers with sdpa in bf16 and its own pooling; the same towers with this
-project's compression between them, as torch modules, compiled, and with the fused kernel (`pip install "st-gridpool[plugin]"`); and a
-bundle that was exported elsewhere, on ONNX Runtime's CUDA provider and in TensorRT. What can't run is left out and says why. Weights
-are random; every time is the median of rounds in turns, the GPU waited for.
+Needs torch with CUDA and transformers. Ways: transformers with sdpa and its own pooling; the same pooling behind a compiled encoder;
+this project's compression as a compiled torch module; with the fused kernel (`pip install "st-gridpool[plugin]"`); with the kernel
+and an encoder that reuses what did not change between frames. What can't run is left out and says why. Rows are printed, and the
+JSON is rewritten, as soon as a size at a number of frames is done, the 32-frame ones first: a time limit costs what was not reached.
 
 T frames, N visual tokens, D hidden.
 """
@@ -14,217 +15,234 @@ T frames, N visual tokens, D hidden.
 from __future__ import annotations
 
 import argparse
+import gc
+import json
+import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from harness import TEXT_POSITIONS, hardware, say, table
-from random_checkpoint import SIZES, config
-from workload import pixel_values, prompt_embeddings
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import gpu_plan
+from gpu_plan import KERNEL, OURS, SHAPES, Shape
+from harness import hardware, say, table
 
 NEW_TOKENS = 32
-COLUMNS = ("size", "", "visual tokens", "encode ms", "compress ms", "prefill ms", "first token ms", "decode tok/s")
-_SHAPES = {"7b": "7b-vision"}  # of SIZES, where it has another name
-
-
-@dataclass
-class Way:
-    """One way from frames to the first token: seconds of each round by stage. A step takes what the one before gave."""
-
-    name: str
-    tokens: int
-    encode: Callable[[], Any]
-    compress: Callable[[Any], Any] | None
-    prefill: Callable[[], Callable[[], None]]  # returns what decodes NEW_TOKENS after it
-    spent: dict[str, list[float]] = field(default_factory=dict)
+FIRST_FRAMES = 32  # measured before the other numbers of frames
+STAGES = ("encode", "compress", "prefill")  # whose sum is the first token
+COLUMNS = (
+    *("size", "frames", "", "visual tokens", "encode ms", "compress ms", "prefill ms", "first token ms"),
+    *("decode tok/s", "peak GB"),
+)
+NOTES = """\
+- Random weights; every time is the median of rounds in turns, every second one reversed, the GPU waited for before and after; a round
+  before them compiles and warms up. First token is encode + compress + prefill of a round.
+- What is read was written just before, as in use, so what is smaller than the L2 (50 MB on an H100) may still be there.
+  {inputs}.
+- Own pooling of LLaVA-OneVision: bilinear by two and a newline; within encode in the first way, as transformers runs it. Own pooling
+  of Qwen3-VL: its merger, within encode. Its deepstack features are computed in every way, and added to the LLM's layers in none.
+- transformers encodes Qwen3-VL frame by frame and reads their lengths back in each layer; the compiled tower attends over all at once.
+- Compiled: encoders layer by layer with the frames' number symbolic, compression as a whole for each shape; the LLM is eager.
+- Decode is transformers' eager loop, bound by launches, once for each number of visual tokens.
+- Peak is the most that torch had allocated during a way, weights of the whole model and its input included; the kernel
+  takes its scratch memory (31 MB at 7b, 32 frames) from the driver, and that is not counted."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", nargs="+", choices=["tiny", "0.5b", "7b"], default=["0.5b", "7b"])
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compress", default="st-gridpool")
-    parser.add_argument("--bundle", type=Path, help="a bundle with both halves to run through this project's runtime")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    args = parser.parse_args()
+    args = _arguments()
+    if args.plan:
+        blocks = _blocks(args.size, args.frames)
+        print(
+            f"At {args.tflops:g} TFLOP/s and {args.bandwidth:g} TB/s; floors, not predictions: eager decode is bound by launches\n"
+        )
+        rows = [row for size, frames in blocks for row in gpu_plan.lines(SHAPES[size], frames, args.tflops, args.bandwidth)]
+        print(table(gpu_plan.COLUMNS, rows))
+        return 0
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no NVIDIA GPU here; --device cpu --size tiny shows that the script runs", file=sys.stderr)
         return 2
-    rows = []
     with torch.inference_mode():
-        for size in args.size:
-            ways = _torch_ways(torch, size, args)
-            _race(torch, ways, args)
-            rows += [_row(size, way) for way in ways]
-            del ways
-            if args.device == "cuda":
-                torch.cuda.empty_cache()
-    if args.bundle:
-        ways = _bundle_ways(args)
-        _race(torch, ways, args)
-        rows += [_row(args.bundle.name, way) for way in ways]
+        return _run(torch, args)
+
+
+def _run(torch: Any, args: argparse.Namespace) -> int:
+    import transformers
+    from gpu_models import compiles, make_model, reason
+
+    # One cache of compiled code serves all shapes of a module; beyond its limit torch would go on eagerly, without a word.
+    torch._dynamo.config.recompile_limit = 64
+    why_not = "left out by --no-compile" if args.no_compile else compiles(args.device)
     where = torch.cuda.get_device_name() if args.device == "cuda" else hardware()
-    print(f"{where}, torch {torch.__version__}; {args.frames} frames, `{args.compress}`, medians of {args.rounds} rounds\n")
-    print(table(COLUMNS, rows))
-    return 0
-
-
-def _torch_ways(torch: Any, size: str, args: argparse.Namespace) -> list[Way]:
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-
-    from export.compress import make
-
-    say(f"making a random {size} model")
-    shape = SIZES[_SHAPES.get(size, size)]
-    dtype = torch.bfloat16
-    torch.set_default_dtype(dtype)
-    with torch.device(args.device):
-        settings = LlavaOnevisionConfig(**config(shape))
-        model = LlavaOnevisionForConditionalGeneration._from_config(settings, attn_implementation="sdpa").eval()
-    torch.set_default_dtype(torch.float32)
-    side, hidden = shape.image // 14, shape.llm.width
-    pixels = torch.from_numpy(pixel_values(args.frames, shape.image)).to(args.device, dtype)
-    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
-    module = make(args.compress, frames=args.frames, height=side, width=side).to(args.device).eval()
-    compiled_tower, compiled_module = torch.compile(tower), torch.compile(module)
-
-    def encoder(run: Any) -> Callable[[], Any]:
-        return lambda: projector(run(pixels).last_hidden_state).view(args.frames, side, side, hidden)
-
-    def prefill(tokens: int) -> Callable[[], Callable[[], None]]:
-        embeddings = torch.from_numpy(prompt_embeddings(tokens + TEXT_POSITIONS, hidden)).to(args.device, dtype)
-        return lambda: _decoder(model, embeddings)
-
-    features = encoder(tower)()
-    ours, own = len(module(features)), args.frames * (-(-side // 2)) ** 2 + 1
-    ways = [
-        Way("transformers, own pooling", own, lambda: model.get_video_features(pixels[None]), None, prefill(own)),
-        Way("ours in torch", ours, encoder(tower), module, prefill(ours)),
-        Way("ours, torch.compile", ours, encoder(compiled_tower), compiled_module, prefill(ours)),
-    ]
-    kernel = _kernel(args)
-    return [*ways, Way("ours, fused kernel", ours, encoder(compiled_tower), kernel, prefill(ours))] if kernel else ways
-
-
-def _kernel(args: argparse.Namespace) -> Callable[[Any], Any] | None:
-    """The fused kernel for this compression; None, said aloud, where it has none or can't run."""
-    from export.compress import expand
-    from plugins import spec_from_text, st_gridpool
-    from runtime.errors import UserError
-
-    try:
-        if args.device != "cuda":
-            raise UserError("it needs a GPU")
-        spec = spec_from_text(expand(args.compress))
-        st_gridpool(_probe(), spec)
-        return lambda features: st_gridpool(features, spec)
-    except (UserError, ValueError) as error:
-        say(f"the fused kernel is left out: {error}")
-        return None
-
-
-def _probe() -> Any:
-    import torch
-
-    return torch.zeros(16, 8, 8, 64, device="cuda", dtype=torch.bfloat16)
-
-
-def _decoder(model: Any, embeddings: Any) -> Callable[[], None]:
-    """Prefill; what is returned decodes greedily."""
-    output = model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
-
-    def decode() -> None:
-        step = output
-        for _ in range(NEW_TOKENS):
-            token = step.logits[:, -1].argmax(-1, keepdim=True)
-            step = model(input_ids=token, past_key_values=step.past_key_values, use_cache=True)
-
-    return decode
-
-
-def _bundle_ways(args: argparse.Namespace) -> list[Way]:
-    from runtime.bundle import Bundle
-    from runtime.engine import EngineOptions
-    from runtime.errors import UserError
-    from runtime.llm.decoder import LocalDecoder
-    from runtime.prompt import Prompt
-    from runtime.tools import reference
-    from runtime.vision import VisionEncoder
-
-    bundle = Bundle.open(args.bundle)
-    clip = reference.clip(bundle)
-    tokens = bundle.manifest.tokens_per_clip
-    embeddings = prompt_embeddings(tokens + TEXT_POSITIONS, bundle.manifest.hidden_size)
-    ways = []
-    for backend in ("onnx", "tensorrt", "tensorrt-rtx"):
+    report: dict[str, Any] = {"device": where, "torch": torch.__version__, "transformers": transformers.__version__}
+    report |= {"rounds": args.rounds, "new_tokens": NEW_TOKENS, "not_compiled": why_not, "blocks": []}
+    print(f"{where}, torch {torch.__version__}, transformers {transformers.__version__}, bf16, medians of {args.rounds} rounds")
+    print(f"\n{NOTES.format(inputs=_inputs(args))}" + (f"\n- Nothing is compiled: {why_not}" if why_not else ""))
+    print(f"\n{table(COLUMNS, [])}", flush=True)
+    model, made = None, ""
+    for size, frames in _blocks(args.size, args.frames):
+        shape, began = SHAPES[size], time.perf_counter()
         try:
-            options = EngineOptions(device=args.device)
-            vision, decoder = VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options)
-        except UserError as error:
-            say(f"{backend} is left out: {error}")
-            continue
-        rows = Prompt(bundle).embeddings
-
-        def prefill(decoder: Any = decoder, rows: np.ndarray = rows) -> Callable[[], None]:
-            conversation = decoder.conversation()
-            logits = conversation.extend(embeddings)
-
-            def decode() -> None:
-                made = logits
-                for _ in range(NEW_TOKENS):
-                    made = conversation.extend(rows[[int(made.argmax())]][None])
-
-            return decode
-
-        ways.append(
-            Way(f"bundle, {backend} (encode with compress)", tokens, lambda vision=vision: vision.tokens(clip), None, prefill)
-        )
-    return ways
+            if made != size:
+                model, made = None, ""
+                _free(torch, args.device)
+                say(f"making a random {size} model")
+                model, made = make_model(shape, args.device), size
+            block = _block(torch, model, shape, frames, args, not why_not)
+        except Exception as error:  # a model that can't be made stops no other
+            block = {"size": size, "frames": frames, "ways": [], "left_out": {"all": reason(error)}}
+        block["wall_seconds"] = time.perf_counter() - began
+        report["blocks"].append(block)
+        rows = [_row(block, way) for way in block["ways"]]
+        rows += [[size, str(frames), name, f"left out: {why}"] for name, why in block["left_out"].items()]
+        print("\n".join(table(COLUMNS, rows).splitlines()[2:]), flush=True)
+        if args.json:
+            _write(args.json, report)
+        _free(torch, args.device)
+    return 0 if any(block["ways"] for block in report["blocks"]) else 1
 
 
-def _race(torch: Any, ways: list[Way], args: argparse.Namespace) -> None:
-    """Every way once a round, in turn; a round before does not count, it compiles and warms up."""
+def _block(torch: Any, model: Any, shape: Shape, frames: int, args: argparse.Namespace, compiled: bool) -> dict[str, Any]:
+    """One size at one number of frames: its ways, each with the seconds of every round."""
+    from gpu_models import contestants, decode, prefill, reason
 
-    def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    field = contestants(model, shape, frames, args.device, compiled)
+    racing, tokens, decoded = list(field.ways), {}, {}
+
+    def once(way: Any, warm: bool, first: bool) -> None:
         if args.device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = run()
+            torch.cuda.reset_peak_memory_stats()
+        seconds = {}
+        seconds["encode"], made = _timed(torch, args.device, way.encode)
+        if way.compress is not None:
+            seconds["compress"], made = _timed(torch, args.device, lambda: way.compress(made))
+        seconds["prefill"], output = _timed(torch, args.device, lambda: prefill(model, made))
+        if warm:
+            if not bool(output.logits.isfinite().all()):
+                raise ValueError("its logits are not all finite")
+            tokens[way.name] = made.float().cpu() if way.name in (field.names.get(OURS), field.names.get(KERNEL)) else None
+        if first and way.tokens not in decoded:
+            decoded[way.tokens], _ = _timed(torch, args.device, lambda: decode(model, output, NEW_TOKENS))
+        elif warm or first:
+            decode(model, output, 1)
+        if warm:
+            return
+        for stage, one in seconds.items():
+            way.spent.setdefault(stage, []).append(one)
         if args.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, result
+            way.peak_bytes = max(way.peak_bytes or 0, torch.cuda.max_memory_allocated())
 
     for number in range(args.rounds + 1):
-        for way in ways:
-            say(f"round {number} of {args.rounds}: {way.name}")
-            seconds: dict[str, float] = {}
-            seconds["encode"], features = timed(way.encode)
-            if way.compress is not None:
-                compress = way.compress
-                seconds["compress"], _ = timed(lambda compress=compress, features=features: compress(features))
-            del features
-            seconds["prefill"], decode = timed(way.prefill)
-            seconds["decode"], _ = timed(decode)
-            if number:
-                for stage, one in seconds.items():
-                    way.spent.setdefault(stage, []).append(one)
+        for way in list(racing) if number % 2 else list(reversed(racing)):
+            say(f"{shape.name}, {frames} frames, round {number} of {args.rounds}: {way.name}")
+            try:
+                once(way, warm=number == 0, first=number == 1)
+            except Exception as error:  # out of memory, a compiler's error: the others go on
+                field.left_out[way.name] = reason(error)
+                racing.remove(way)
+                _free(torch, args.device)
+    counters = torch._dynamo.utils.counters
+    block: dict[str, Any] = {"size": shape.name, "frames": frames, "grid": shape.grid(frames), "left_out": field.left_out}
+    block["compiled_graphs"] = counters["stats"]["unique_graphs"]  # so far, in this process
+    block["graph_breaks"] = sum(counters["graph_break"].values())
+    block["kernel_difference"] = _difference(tokens.get(field.names.get(OURS)), tokens.get(field.names.get(KERNEL)))
+    expected = {field.names.get(way.way): way for way in gpu_plan.expectations(shape, frames)}
+    block["ways"] = [_way(way, decoded.get(way.tokens), expected[way.name]) for way in racing]
+    return block
 
 
-def _row(size: str, way: Way) -> list[Any]:
-    seconds = {stage: median(spent) for stage, spent in way.spent.items()}
-    first = [sum(stages) for stages in zip(*(spent for stage, spent in way.spent.items() if stage != "decode"), strict=True)]
-    milliseconds = [1000 * seconds[stage] if stage in seconds else "" for stage in ("encode", "compress", "prefill")]
-    return [size, way.name, str(way.tokens), *milliseconds, 1000 * median(first), NEW_TOKENS / seconds["decode"]]
+def _way(way: Any, decoded: float | None, expected: gpu_plan.Expected) -> dict[str, Any]:
+    rounds = zip(*(way.spent[stage] for stage in STAGES if stage in way.spent), strict=True)
+    return {
+        "name": way.name,
+        "tokens": way.tokens,
+        "seconds": way.spent,
+        "first": [sum(stages) for stages in rounds],
+        "decode_seconds": decoded,
+        "peak_bytes": way.peak_bytes,
+        "encoder_rows": expected.rows,
+        "encode_flop": expected.encode_flop,
+        "prefill_flop": expected.prefill_flop,
+        "compress_bytes": expected.compress_bytes,
+        "weight_bytes": expected.weight_bytes,
+    }
+
+
+def _row(block: dict[str, Any], way: dict[str, Any]) -> list[Any]:
+    stages = [1000 * median(way["seconds"][stage]) if stage in way["seconds"] else "" for stage in STAGES]
+    decode = NEW_TOKENS / way["decode_seconds"] if way["decode_seconds"] else ""
+    peak = way["peak_bytes"] / 1e9 if way["peak_bytes"] else ""
+    name, frames, tokens = way["name"], str(block["frames"]), str(way["tokens"])
+    return [block["size"], frames, name, tokens, *stages, 1000 * median(way["first"]), decode, peak]
+
+
+def _difference(one: Any, other: Any) -> float | None:
+    """Largest difference of two ways' tokens, as a share of the largest magnitude."""
+    return None if one is None or other is None else float((one - other).abs().max() / one.abs().max())
+
+
+def _timed(torch: Any, device: str, run: Callable[[], Any]) -> tuple[float, Any]:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def _blocks(sizes: Sequence[str], frames: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """The most wanted number of frames at every size, then the others."""
+    first = FIRST_FRAMES if FIRST_FRAMES in frames else frames[0]
+    yield from ((size, first) for size in sizes)
+    yield from ((size, count) for size in sizes for count in frames if count != first)
+
+
+def _inputs(args: argparse.Namespace) -> str:
+    """What the encoder and what compression reads, in MB."""
+    count, parts = max(args.frames), []
+    for shape in (SHAPES[size] for size in args.size):
+        steps, rows, columns = shape.grid(count)
+        pixels, features = 2 * count * 3 * shape.pixels**2 / 1e6, 2 * steps * rows * columns * shape.llm.width / 1e6
+        parts.append(f"{shape.name} {pixels:.3g} and {features:.3g} MB")
+    return f"Pixels and features at {count} frames: {', '.join(parts)}"
+
+
+def _free(torch: Any, device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    """Renamed into place: a run that is cut off leaves the last complete one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", nargs="+", choices=list(SHAPES), default=["0.5b", "7b", "qwen3-vl-2b"])
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write every number of every round")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--plan", action="store_true", help="print FLOPs, bytes and the times they take at least; runs nothing")
+    parser.add_argument("--tflops", type=float, default=750, help="for --plan: TFLOP/s in bf16")
+    parser.add_argument("--bandwidth", type=float, default=3.0, help="for --plan: TB/s of a device copy")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}, expected at least 1")
+    for size in args.size:
+        for frames in args.frames:
+            if frames < 1 or frames % SHAPES[size].frames_a_step:
+                parser.error(f"--frames {frames}: {size} takes a multiple of {SHAPES[size].frames_a_step}, at least one")
+    return args
 
 
 if __name__ == "__main__":
