@@ -128,8 +128,13 @@ def _llava(model: Any, shape: Shape, pixels: torch.Tensor, grid: tuple[int, int,
         rows, newest = encoder.reuse(pixels, WHOLE, KEEP)
         return projector(rows)[newest].view(*grid, -1)
 
+    def own_encode() -> torch.Tensor:
+        tokens = model.get_video_features(pixels[None]).pooler_output[0]
+        # older transformers (5.17) adds the newline in `forward`, newer ones (5.23) here
+        return tokens if len(tokens) == shape.own_tokens(len(pixels)) else torch.cat([tokens, inner.image_newline[None]])
+
     return (
-        lambda: model.get_video_features(pixels[None]).pooler_output[0],
+        own_encode,
         lambda: projector(encoder(pixels)).view(*grid, -1),
         own_pool,
         reuse,
