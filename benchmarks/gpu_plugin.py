@@ -1,14 +1,16 @@
 """The CUDA kernel on a GPU: right for every dtype, and how near a device copy it comes.
 
-    python benchmarks/gpu_plugin.py                   correctness, then bandwidth, as Markdown
-    python benchmarks/gpu_plugin.py --bytes           what must move, and what the kernel reads through the caches; no GPU needed
+    python benchmarks/gpu_plugin.py                   correctness, then speed, as Markdown
+    python benchmarks/gpu_plugin.py --plan            what must move, and how long that takes at least; needs no GPU
+    python benchmarks/gpu_plugin.py --device cpu      the plain algorithms in the kernel's place, to show that the script runs
     compute-sanitizer --tool memcheck  python benchmarks/gpu_plugin.py --small
     compute-sanitizer --tool racecheck python benchmarks/gpu_plugin.py --small
 
-Needs torch with CUDA and `pip install "st-gridpool[plugin]"`. Correctness: fresh random clips, outputs full of NaN before the call,
-against the NumPy reference in float64. Speed: CUDA events around replays of a captured graph (ours, torch.compile) or around calls
-(eager torch, which can't be captured), median of rounds in turns; inputs rotate through more memory than any L2 holds, the copy's
-too. Counted are the bytes that must move whatever is done: tokens that anything depends on, read once, and the output, written once.
+Needs torch with CUDA and `pip install "st-gridpool[plugin]"`. Correctness: the authors' vectors and fresh random clips, outputs full
+of NaN before the call, against the NumPy reference in float64. Speed: CUDA events around replays of a captured graph (ours,
+torch.compile) or around calls (eager torch, which can't be captured), median of rounds in turns; inputs rotate through more memory
+than any L2 holds, the copy's too. Counted are the bytes that must move whatever is done: tokens that anything depends on, read once,
+and the output, written once.
 
 T frames, H, W patch rows and columns, D hidden.
 """
@@ -16,56 +18,69 @@ T frames, H, W patch rows and columns, D hidden.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.gpu_timing import captured, medians, rounds_in_turns
 from plugins import StGridPool, st_gridpool
 from plugins.plan import Plan, make_plan
 from plugins.reference import st_gridpool as reference
 from runtime.errors import UserError
 
-FRAMES, GRID = 32, 27
-ROTATED = 1 << 30  # bytes of inputs that one contestant cycles through
+GRID = 27
+CLIPS = [(32, 896), (32, 3584), (128, 896), (128, 3584)]  # T, D
+ROTATED = 1 << 30  # bytes of inputs that one contestant goes through
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}  # of the largest magnitude
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "data" / "golden"
 SMALL = [
     (StGridPool(), (16, 9, 9, 64)),
     (StGridPool((4, 2), (1, 2), window=3, order=1, padding=1), (8, 8, 10, 896)),
     (StGridPool((6,), (1,), window=5, order=float("inf"), temperature=4), (12, 11, 10, 40)),
     (StGridPool((), (), window=2, order=3), (3, 7, 5, 2056)),
 ]
-LARGE = [(StGridPool(), (FRAMES, GRID, GRID, 896)), (StGridPool(), (FRAMES, GRID, GRID, 3584))]
+LARGE = [(StGridPool(), (32, GRID, GRID, 896)), (StGridPool(), (17, GRID, 20, 3584))]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bytes", action="store_true", help="only count bytes; needs no GPU")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--plan", action="store_true", help="only count bytes; needs no GPU")
+    parser.add_argument("--json", type=Path, help="all numbers, those of each round too")
     parser.add_argument("--small", action="store_true", help="only small correctness cases, for compute-sanitizer")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[896, 3584])
     parser.add_argument("--dtype", default="bfloat16", choices=list(TOLERANCE))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--bandwidth", type=float, default=3000, help="GB/s of --plan")
     args = parser.parse_args()
-    if args.bytes:
-        return _print_bytes(args.hidden, args.dtype)
+    if args.plan:
+        return _print_plan(args.dtype, args.bandwidth)
     try:
         import torch
     except ImportError:
         print("error: this benchmark needs torch with CUDA: pip install torch", file=sys.stderr)
         return 2
-    if not torch.cuda.is_available():
-        print("error: torch sees no NVIDIA GPU here; --bytes works without one", file=sys.stderr)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: torch sees no NVIDIA GPU here; --plan and --device cpu work without one", file=sys.stderr)
         return 2
+    data: dict[str, Any] = {"torch": torch.__version__, "card": torch.cuda.get_device_name() if args.device == "cuda" else "none"}
+    print(f"{data['card']}, torch {data['torch']}\n")
     try:
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
-        wrong = _check(torch, SMALL if args.small else SMALL + LARGE[:1])
+        kernel = _kernel if args.device == "cuda" else _in_place_of_the_kernel
+        cases = SMALL if args.small or args.device == "cpu" else SMALL + LARGE
+        data["checks"] = _golden(torch, args.device, kernel) + _check(torch, args.device, kernel, cases)
+        wrong = not all(check["good"] for check in data["checks"])
+        _save(data, args.json)
         if not (args.small or wrong):
-            _race(torch, args.hidden, args.dtype, args.rounds)
+            data["speed"] = []
+            for frames, hidden in CLIPS if args.device == "cuda" else [(4, 16)]:
+                data["speed"].append(_race(torch, args, frames, hidden, kernel))
+                _save(data, args.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -84,102 +99,157 @@ def must_move(plan: Plan, hidden: int, itemsize: int) -> tuple[int, int]:
     return tokens * hidden * itemsize, frames * rows * columns * hidden * itemsize
 
 
-def _check(torch: Any, cases: list[tuple[StGridPool, tuple[int, ...]]]) -> bool:
+def _kernel(x: Any, spec: StGridPool, out: Any = None) -> Any:
+    return st_gridpool(x, spec, out=out)
+
+
+def _in_place_of_the_kernel(x: Any, spec: StGridPool, out: Any = None) -> Any:
+    """On a CPU: the plain graph's module."""
+    import torch
+
+    from export.compress import make
+
+    levels = f"ptg:sizes={'/'.join(map(str, spec.sizes))},strides={'/'.join(map(str, spec.strides))}+" if spec.sizes else ""
+    pooling = f"nsp:window={spec.window},temperature={spec.temperature:g},order={spec.order:g},padding={spec.padding}"
+    module = make(levels + pooling, frames=x.shape[0], height=x.shape[1], width=x.shape[2])
+    with torch.inference_mode():
+        tokens = module(x)
+    return tokens if out is None else out.copy_(tokens.view(out.shape))
+
+
+def _golden(torch: Any, device: str, kernel: Callable[..., Any]) -> list[dict[str, Any]]:
+    """The authors' vectors in float32, as one row; D is repeated to a multiple of 8, which changes no norm, a mean over D."""
+    worst = 0.0
+    files = sorted(GOLDEN.glob("*.npz"))
+    for path in files:
+        with np.load(path) as file:
+            x, tokens = file["x"], file["tokens"]
+            spec = StGridPool(
+                tuple(map(int, file["grid_size_list"])),
+                tuple(map(int, file["grid_freq_list"])),
+                int(file["kernel_size"]),
+                float(file["temp"]),
+                float(file["p"]),
+                int(file["padding"]),
+            )
+        repeated = np.concatenate([x] * (-(-x.shape[-1] // 8) * 8 // x.shape[-1]), axis=-1)
+        got = _poisoned_run(torch, kernel, torch.from_numpy(repeated).to(device), spec, reference(repeated, spec).shape)
+        error = np.abs(got[..., : x.shape[-1]].reshape(tokens.shape) - tokens).max() / np.abs(tokens).max()
+        worst = max(worst, error) if error == error else float("nan")
+        if worst != worst:
+            break
+    good = bool(files) and bool(worst < TOLERANCE["float32"])
     print("| dtype | shape | spec | largest error / largest value | within |\n|---|---|---|---:|---|")
-    wrong = False
+    print(
+        f"| float32 | {len(files)} vectors of the authors' code | various | {worst:.1e} | {'yes' if good else 'NO'} |", flush=True
+    )
+    return [{"dtype": "float32", "shape": "golden", "spec": "", "error": float(worst), "good": good}]
+
+
+def _check(
+    torch: Any, device: str, kernel: Callable[..., Any], cases: list[tuple[StGridPool, tuple[int, ...]]]
+) -> list[dict[str, Any]]:
+    checks = []
     for name, tolerance in TOLERANCE.items():
         dtype = getattr(torch, name)
         for spec, shape in cases:
-            x = (torch.randn(shape, device="cuda") * torch.rand(*shape[:3], 1, device="cuda") * 3).to(dtype)
+            x = (torch.randn(shape, device=device) * torch.rand(*shape[:3], 1, device=device) * 3).to(dtype)
             expected = reference(x.double().cpu().numpy(), spec)
-            out = torch.full(expected.shape, float("nan"), dtype=dtype, device="cuda")
-            st_gridpool(x, spec, out=out)
-            error = float(np.abs(out.double().cpu().numpy() - expected).max() / np.abs(expected).max())
-            good = error < tolerance  # False for NaN
-            wrong |= not good
-            print(f"| {name} | {'x'.join(map(str, shape))} | `{spec}` | {error:.1e} | {'yes' if good else 'NO'} |")
-    return wrong
+            got = _poisoned_run(torch, kernel, x, spec, expected.shape)
+            error = float(np.abs(got - expected).max() / np.abs(expected).max())
+            good = bool(error < tolerance)  # False for NaN
+            checks.append({"dtype": name, "shape": list(shape), "spec": str(spec), "error": error, "good": good})
+            print(f"| {name} | {'x'.join(map(str, shape))} | `{spec}` | {error:.1e} | {'yes' if good else 'NO'} |", flush=True)
+    return checks
 
 
-def _race(torch: Any, sizes: list[int], name: str, rounds: int) -> None:
-    dtype, plan = getattr(torch, name), make_plan(StGridPool(), FRAMES, GRID, GRID)
-    print(
-        f"\n{name}, T={FRAMES}, {GRID}x{GRID}, `{StGridPool()}`; bytes that must move over the time, as a share of a device copy's\n"
-    )
-    print("| D | contestant | ms | GB/s | of copy | times ours |\n|---:|---|---:|---:|---:|---:|")
-    for hidden in sizes:
-        read, written = must_move(plan, hidden, dtype.itemsize)
-        clip_bytes = FRAMES * GRID * GRID * hidden * dtype.itemsize
-        copied = min(
-            (read + written) // 2, clip_bytes
-        )  # a copy reads and writes as much as we do, as far as there is a clip to read
-        count = max(2, ROTATED // clip_bytes)
-        clips = [torch.randn(FRAMES, GRID, GRID, hidden, device="cuda").to(dtype) for _ in range(count)]
-        with torch.inference_mode():
-            times = _timed(torch, _contestants(torch, clips, copied), rounds)
-        speed = {contestant: count * (read + written) / time for contestant, time in times.items()}
-        speed["device copy"] = count * 2 * copied / times["device copy"]
-        for contestant, time in times.items():
-            share = 100 * speed[contestant] / speed["device copy"]
-            cells = [f"{time / count:.4f}", f"{speed[contestant] / 1e6:.0f}", f"{share:.0f} %", f"{time / times['plugin']:.1f}"]
-            print(f"| {hidden} | {contestant} | {' | '.join(cells)} |")
+def _poisoned_run(torch: Any, kernel: Callable[..., Any], x: Any, spec: StGridPool, shape: tuple[int, ...]) -> np.ndarray:
+    """float64 result; what the kernel does not write stays NaN."""
+    out = torch.full(shape, float("nan"), dtype=x.dtype, device=x.device)
+    kernel(x, spec, out=out)
+    return out.double().cpu().numpy()
 
 
-def _contestants(torch: Any, clips: list[Any], copied: int) -> dict[str, Callable[[], Any]]:
-    """Each goes once through all clips."""
+def _race(torch: Any, args: argparse.Namespace, frames: int, hidden: int, kernel: Callable[..., Any]) -> dict[str, Any]:
+    """Speeds of one clip size, as a table, and as numbers."""
+    dtype, grid = getattr(torch, args.dtype), GRID if args.device == "cuda" else 8
+    plan = make_plan(StGridPool(), frames, grid, grid)
+    read, written = must_move(plan, hidden, dtype.itemsize)
+    clip_bytes = frames * grid * grid * hidden * dtype.itemsize
+    copied = min((read + written) // 2, clip_bytes)  # a copy reads and writes as much as we do, as far as there is a clip to read
+    count = max(2, ROTATED // clip_bytes) if args.device == "cuda" else 2
+    clips = [torch.randn(frames, grid, grid, hidden, device=args.device).to(dtype) for _ in range(count)]
+    with torch.inference_mode():
+        contestants, failed = _contestants(torch, args.device, clips, copied, kernel)
+        spent = rounds_in_turns(torch, args.device, contestants, args.rounds)
+    times = {name: taken / count for name, taken in medians(spent).items()}
+    gigabytes = {name: (2 * copied if name == "device copy" else read + written) / taken / 1e6 for name, taken in times.items()}
+    print(f"\n{args.dtype}, T={frames}, {grid}x{grid}, D={hidden}, `{StGridPool()}`; {(read + written) / 1e6:.1f} MB must move\n")
+    print("| contestant | ms | GB/s | of copy | times ours |\n|---|---:|---:|---:|---:|")
+    for name, taken in times.items():
+        share = 100 * gigabytes[name] / gigabytes["device copy"]
+        print(f"| {name} | {taken:.4f} | {gigabytes[name]:.0f} | {share:.0f} % | {taken / times['plugin']:.1f} |")
+    for name, why in failed.items():
+        print(f"| {name} | left out: {why} | | | |")
+    sys.stdout.flush()
+    return {
+        "frames": frames,
+        "hidden": hidden,
+        "grid": grid,
+        "dtype": args.dtype,
+        "bytes": [read, written],
+        "copied": copied,
+        "clips": count,
+        "milliseconds": {name: [taken / count for taken in values] for name, values in spent.items()},
+        "left out": failed,
+    }
+
+
+def _contestants(
+    torch: Any, device: str, clips: list[Any], copied: int, kernel: Callable[..., Any]
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Each goes once through all clips; and those that can't run, with the reason."""
     from benchmarks.unfold_reference import st_gridpool as authors
     from export.compress import make
 
     sources = [clip.view(torch.uint8).flatten()[:copied] for clip in clips]
     targets = [torch.empty_like(source) for source in sources]
-    module = make("st-gridpool", frames=FRAMES, height=GRID, width=GRID).cuda().eval()
-    compiled = torch.compile(module)
-    return {
-        "device copy": _captured(torch, lambda: [target.copy_(source) for target, source in zip(targets, sources, strict=True)]),
-        "plugin": _captured(torch, lambda: [st_gridpool(clip, StGridPool()) for clip in clips]),
-        "torch.compile": _captured(torch, lambda: [compiled(clip) for clip in clips]),
-        "torch eager": lambda: [module(clip) for clip in clips],
-        "authors' algorithm, eager torch": lambda: [authors(clip) for clip in clips],
+    frames, height, width, _ = clips[0].shape
+    module = make("st-gridpool", frames=frames, height=height, width=width).to(device).eval()
+    compiled = torch.compile(module, dynamic=False)
+    makers: dict[str, Callable[[], Callable[[], Any]]] = {
+        "device copy": lambda: captured(
+            torch, device, lambda: [target.copy_(source) for target, source in zip(targets, sources, strict=True)]
+        ),
+        "plugin": lambda: captured(torch, device, lambda: [kernel(clip, StGridPool()) for clip in clips]),
+        "torch.compile": lambda: captured(torch, device, lambda: [compiled(clip) for clip in clips]),
+        "torch eager": lambda: lambda: [module(clip) for clip in clips],
+        "authors' algorithm, eager torch": lambda: lambda: [authors(clip) for clip in clips],
     }
+    contestants, failed = {}, {}
+    for name, maker in makers.items():
+        try:
+            contestants[name] = maker()
+        except Exception as error:  # a compiler's errors have no common base class
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+    return contestants, failed
 
 
-def _captured(torch: Any, run: Callable[[], Any]) -> Callable[[], None]:
-    """`run` as a CUDA graph, so that the time is the GPU's and not Python's."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):  # compiles, uploads plans
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        graph.results = run()
-    return graph.replay
+def _save(data: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def _timed(torch: Any, contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, in turns; two rounds before do not count."""
-    spent: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 2):
-        for name, run in contestants.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            if number >= 2:
-                spent[name].append(start.elapsed_time(end))
-    return {name: median(values) for name, values in spent.items()}
-
-
-def _print_bytes(sizes: list[int], name: str) -> int:
+def _print_plan(name: str, bandwidth: float) -> int:
     itemsize = 4 if name == "float32" else 2
-    plan = make_plan(StGridPool(), FRAMES, GRID, GRID)
-    print(f"{name}, T={FRAMES}, {GRID}x{GRID}, `{StGridPool()}`: {len(plan.launches)} launches\n")
-    print("| D | must be read, MB | must be written, MB | scratch, MB |\n|---:|---:|---:|---:|")
-    for hidden in sizes:
+    print(f"{name}, {GRID}x{GRID}, `{StGridPool()}`; times at {bandwidth:g} GB/s\n")
+    print("| T | D | must be read, MB | must be written, MB | scratch, MB | at least, ms |\n|---:|---:|---:|---:|---:|---:|")
+    for frames, hidden in CLIPS:
+        plan = make_plan(StGridPool(), frames, GRID, GRID)
         read, written = must_move(plan, hidden, itemsize)
         scratch = plan.scratch_tokens * hidden * itemsize
-        print(f"| {hidden} | {read / 1e6:.1f} | {written / 1e6:.1f} | {scratch / 1e6:.1f} |")
+        least = (read + written) / bandwidth / 1e6
+        print(f"| {frames} | {hidden} | {read / 1e6:.1f} | {written / 1e6:.1f} | {scratch / 1e6:.1f} | {least:.4f} |")
     return 0
 
 

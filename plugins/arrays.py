@@ -90,6 +90,8 @@ def empty_like(array: Any, shape: tuple[int, ...], stream: int) -> Any:
     package = _package(array)
     module: Any = sys.modules.get(package)
     if package == "torch":
+        if stream == module.cuda.current_stream(array.device).cuda_stream:  # 0 too, which ExternalStream takes for "any stream"
+            return array.new_empty(shape)
         with module.cuda.stream(module.cuda.ExternalStream(stream, array.device)):
             return array.new_empty(shape)
     if package == "cupy":
