@@ -22,6 +22,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -245,7 +246,9 @@ def _write_weights(size: Size, out: Path, layout: str, shard_bytes: int) -> None
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {_key(name, layout): _tensor(name, shape, mean, deviation) for name, shape, mean, deviation in shard}
+        with ThreadPoolExecutor() as pool:  # NumPy lets go of the interpreter, and no tensor depends on another
+            made = pool.map(lambda entry: (_key(entry[0], layout), _tensor(*entry)), shard)
+            tensors = dict(made)
         save_file(tensors, out / file, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, file)
     if len(shards) > 1:

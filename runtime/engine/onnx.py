@@ -6,8 +6,10 @@ ScatterElements/TensorScatter then update it where it is, copying nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,11 +181,25 @@ _ADDITION = (
 )
 
 
+def _preload_cuda() -> None:
+    """Load CUDA and cuDNN from NVIDIA's wheels, where they are installed: in site-packages the loader does not look for libraries.
+
+    ONNX Runtime prints to stdout what it did not find. A library may still come from elsewhere, and where it does not, the first
+    session says so.
+    """
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and newer
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
 @functools.cache
 def _cuda_fault() -> str | None:
     """Why the CUDA provider computes nothing on the GPU of this machine, asked once a process; None where it does."""
     import onnxruntime
 
+    _preload_cuda()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     doctor = "`python -m runtime doctor` says what is missing"

@@ -117,6 +117,18 @@ class TestDevice:
         (total,) = real.InferenceSession(model, providers=[CPU]).run(None, {"x": np.array([21], np.float32)})
         assert total == [42]
 
+    def test_cuda_of_nvidias_wheels_is_loaded_before_the_first_session_and_without_a_word(self, bundle, gpu, onnxruntime, capsys):
+        sessions_before = []
+
+        def preload_dlls():
+            sessions_before.append(len(onnxruntime.asked))
+            print("Failed to load libcublas.so.13: cannot open shared object file")
+
+        onnxruntime.preload_dlls = preload_dlls
+        place(bundle, "onnx")
+        assert sessions_before == [0] and len(onnxruntime.asked) == 1
+        assert capsys.readouterr().out == ""
+
     def test_a_provider_that_does_not_start_is_passed_over(self, bundle, gpu, onnxruntime):
         onnxruntime.starts = [CPU]
         placed = place(bundle, "onnx")

@@ -1,0 +1,123 @@
+"""ONNX Runtime's CUDA provider on a real GPU: does it compute what torch computed, what does it leave to the CPU, how fast is it?
+
+    python benchmarks/gpu_onnxruntime.py --demo DIR [--bundle DIR] [--json FILE]      # all parts
+    python benchmarks/gpu_onnxruntime.py --plan                                       # what the 0.5B bundle must cost, no GPU
+    python benchmarks/gpu_onnxruntime.py --make demo|0.5b DIR [--threads 8]           # the bundles, before or beside it
+    python benchmarks/gpu_onnxruntime.py --device cpu --demo DIR --bundle TINY --size tiny --rounds 1    # shows that it runs
+
+Parts, each a process of its own with a time limit: parity, placement, state (KV cache and binding), options (CUDA graph and the
+provider's switches), on demo bundles; bench, placement-large, options-large and race on `--bundle`. `--demo` makes what it lacks. Where
+`--bundle` is not finished yet, `--wait` seconds are waited for it. Markdown goes to stdout as it comes, progress to stderr, all numbers
+to `--json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gpu_onnxruntime_bundles as bundles
+import gpu_onnxruntime_plan as plan
+from gpu_onnxruntime_options import options_of
+from gpu_onnxruntime_parity import parity_of, placement_of
+from gpu_onnxruntime_report import Report, run_apart
+from gpu_onnxruntime_speed import bench_of, race_of
+from gpu_onnxruntime_state import state_of
+from harness import ROOT, say
+from random_checkpoint import SIZES
+
+sys.path.insert(0, str(ROOT))
+
+DEMO, LARGE = "demo", "large"
+PARTS: dict[str, tuple[str, Callable[[argparse.Namespace, Report], None], float]] = {  # bundles, what runs, seconds at most
+    "parity": (DEMO, parity_of, 90),
+    "placement": (DEMO, placement_of, 60),
+    "state": (DEMO, state_of, 90),
+    "options": (DEMO, options_of, 60),
+    "bench": (LARGE, bench_of, 60),
+    "placement-large": (LARGE, placement_of, 45),
+    "race": (LARGE, race_of, 120),
+    "options-large": (LARGE, options_of, 90),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plan", action="store_true", help="print the arithmetic and stop")
+    parser.add_argument("--make", nargs=2, metavar=("KIND", "DIR"), help="make bundles and stop: demo, 0.5b, tiny")
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="demo bundles, made there where they are missing")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle of --size, fp16")
+    parser.add_argument("--size", choices=sorted(SIZES), default="0.5b", help="of --bundle and of the plan")
+    parser.add_argument("--wait", type=float, default=0, help="seconds to wait for --bundle")
+    parser.add_argument("--frames", type=int, default=32, help="of the plan and of what --make makes")
+    parser.add_argument("--threads", type=int, default=8, help="of what --make makes")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cache-gb", type=float, default=2.0, help="size of the large KV cache of part state")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--bundles", nargs="+", type=Path, default=[], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.plan:
+        print(plan.text(SIZES[args.size], args.frames, args.size))
+        if args.json:
+            Report(args.json).add("plan", plan.numbers(SIZES[args.size], args.frames))
+        return 0
+    if args.make:
+        kind, directory = args.make
+        if kind not in ("demo", *SIZES):
+            parser.error(f'--make {kind}: expected "demo" or one of {", ".join(SIZES)}')
+        return bundles.make(kind, Path(directory).resolve(), args.frames, args.threads)
+    if args.part:
+        report = Report(args.json)
+        report.attempt(args.part, lambda: PARTS[args.part][1](args, report))
+        return 0
+    return _run_parts(args)
+
+
+def _run_parts(args: argparse.Namespace) -> int:
+    report = Report(args.json)
+    chosen = {DEMO: _demo_bundles(args), LARGE: [args.bundle.resolve()] if args.bundle else []}
+    options = ["--device", args.device, "--rounds", str(args.rounds), "--size", args.size, "--cache-gb", str(args.cache_gb)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.parts:
+            which, _, seconds = PARTS[name]
+            if which == LARGE and chosen[LARGE] and not _finished(args):
+                report.failed(name, f"{args.bundle} is not there; --make {args.size} makes it")
+                continue
+            if not chosen[which]:
+                say(f"part {name} is left out: no {'--demo' if which == DEMO else '--bundle'}")
+                continue
+            part_json = Path(folder) / f"{name}.json"
+            command = [str(Path(__file__).resolve()), "--part", name, "--json", str(part_json), *options]
+            run_apart(name, [*command, "--bundles", *map(str, chosen[which])], report, part_json, seconds)
+    return 0
+
+
+def _demo_bundles(args: argparse.Namespace) -> list[Path]:
+    if args.demo is None:
+        return []
+    directory = args.demo.resolve()
+    if any(PARTS[name][0] == DEMO for name in args.parts):
+        bundles.make("demo", directory, args.frames, args.threads)
+    return [directory / name for name in bundles.DEMO if (directory / name / bundles.MANIFEST).exists()]
+
+
+def _finished(args: argparse.Namespace) -> bool:
+    """Whether the large bundle is there, or comes within the wait."""
+    until = time.monotonic() + args.wait
+    while not (args.bundle / bundles.MANIFEST).exists():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(1)
+    args.wait = max(0.0, until - time.monotonic())
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What the CUDA provider's switches do to the vision graph: CUDA graph, convolution search, TF32, NHWC, the arena.
+
+Each row is a session of its own with the clip and the tokens bound to device memory. A CUDA graph replays what the third run
+launched: it needs every node on the GPU and the same addresses, and its tokens must be those of the plain session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_onnxruntime_report import Report
+from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, session
+from harness import say, table
+
+SWITCHES: dict[str, dict[str, str]] = {
+    "as the runtime opens it": {},
+    "CUDA graph": {"enable_cuda_graph": "1"},
+    "convolutions by heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "TF32": {"use_tf32": "1"},
+    "NHWC": {"prefer_nhwc": "1"},
+    "arena grows by what is asked": {"arena_extend_strategy": "kSameAsRequested"},
+}
+COLUMNS = ("", "load s", "first run s", "run ms", "largest difference", "GPU MB held")
+
+
+def options_of(args: argparse.Namespace, report: Report) -> None:
+    for directory in args.bundles:
+        if directory.name.endswith("-standard"):  # the decoder's variant: its vision graph is the other bundle's
+            continue
+        rows, numbers, plain = [], {}, None
+        for name, options in SWITCHES.items():
+            say(f"{name}, {directory.name}")
+            title = f"{name}, vision of {directory.name}"
+            got = report.attempt(title, lambda d=directory, o=options: _measure(d, args, o))
+            if got is None:
+                continue
+            facts, tokens = got
+            plain = tokens if plain is None else plain
+            facts["largest difference"] = float(np.abs(tokens.astype(np.float32) - plain.astype(np.float32)).max())
+            numbers[name] = facts
+            rows.append([name, *(facts[column] for column in COLUMNS[1:])])
+        report.section(f"provider options, vision of {directory.name}", table(COLUMNS, rows), numbers)
+
+
+def _measure(directory: Path, args: argparse.Namespace, options: dict[str, str]) -> tuple[dict[str, Any], np.ndarray]:
+    from runtime.bundle import VISION, Bundle
+
+    bundle = Bundle.open(directory)
+    before = _gpu_bytes(args.device)
+    start = time.perf_counter()
+    made = session(bundle.model(VISION), args.device, **options)
+    loaded = time.perf_counter() - start
+    ((name, clip),) = clip_for(made, bundle).items()
+    binding, source, target = made.io_binding(), on_device(clip, args.device), empty_output(made, 0, args.device)
+    binding.bind_ortvalue_input(name, source)
+    binding.bind_ortvalue_output(made.get_outputs()[0].name, target)
+    start = time.perf_counter()
+    made.run_with_iobinding(binding)
+    first = time.perf_counter() - start
+    spent = milliseconds(lambda: made.run_with_iobinding(binding), args.rounds)
+    held = (_gpu_bytes(args.device) - before) / 1e6
+    tokens = target.numpy().copy()
+    if not np.isfinite(tokens).all():
+        raise RuntimeError("its tokens are not finite")
+    return {"load s": loaded, "first run s": first, "run ms": spent, "GPU MB held": held}, tokens
+
+
+def _gpu_bytes(device: str) -> int:
+    """Bytes of the GPU in use, by everything on it; 0 on a CPU."""
+    if device != "cuda":
+        return 0
+    import ctypes
+
+    from runtime.engine import cuda
+
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    cuda._runtime().cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    return total.value - free.value
