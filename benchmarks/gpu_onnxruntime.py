@@ -6,7 +6,8 @@
     python benchmarks/gpu_onnxruntime.py --device cpu --demo DIR --bundle TINY --size tiny --rounds 1    # shows that it runs
 
 Parts, each a process of its own with a time limit: parity, placement, state (KV cache and binding), options (CUDA graph and the
-provider's switches), on demo bundles; bench, placement-large, options-large and race on `--bundle`. `--demo` makes what it lacks. Where
+provider's switches), on demo bundles; bench, placement-large, race, prefill and options-large on
+`--bundle`. `--demo` makes what it lacks. Where
 `--bundle` is not finished yet, `--wait` seconds are waited for it. Markdown goes to stdout as it comes, progress to stderr, all numbers
 to `--json`.
 """
@@ -24,6 +25,7 @@ import gpu_onnxruntime_bundles as bundles
 import gpu_onnxruntime_plan as plan
 from gpu_onnxruntime_options import options_of
 from gpu_onnxruntime_parity import parity_of, placement_of
+from gpu_onnxruntime_prefill import prefill_of
 from gpu_onnxruntime_report import Report, run_apart
 from gpu_onnxruntime_speed import bench_of, race_of
 from gpu_onnxruntime_state import state_of
@@ -41,6 +43,7 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace, Report], None], float]
     "bench": (LARGE, bench_of, 60),
     "placement-large": (LARGE, placement_of, 45),
     "race": (LARGE, race_of, 120),
+    "prefill": (LARGE, prefill_of, 60),
     "options-large": (LARGE, options_of, 90),
 }
 

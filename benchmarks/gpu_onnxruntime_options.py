@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from gpu_onnxruntime_report import Report
-from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, session
+from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, run_bound, session
 from harness import say, table
 
 SWITCHES: dict[str, dict[str, str]] = {
@@ -59,9 +59,9 @@ def _measure(directory: Path, args: argparse.Namespace, options: dict[str, str])
     binding.bind_ortvalue_input(name, source)
     binding.bind_ortvalue_output(made.get_outputs()[0].name, target)
     start = time.perf_counter()
-    made.run_with_iobinding(binding)
+    run_bound(made, binding)
     first = time.perf_counter() - start
-    spent = milliseconds(lambda: made.run_with_iobinding(binding), args.rounds)
+    spent = milliseconds(lambda: run_bound(made, binding), args.rounds)
     held = (_gpu_bytes(args.device) - before) / 1e6
     tokens = target.numpy().copy()
     if not np.isfinite(tokens).all():

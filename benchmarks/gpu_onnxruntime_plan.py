@@ -35,7 +35,7 @@ class Stage:
 
 
 def visual_tokens(size: Size, frames: int) -> int:
-    """Of the default compression: 2 x 2 patches become a token, the last row and column of an odd grid one of their own is dropped."""
+    """Of the default compression: 2 x 2 patches become a token, an odd row or column at the end is left out, and a newline ends them."""
     return frames * (size.image // PATCH // 2) ** 2 + 1
 
 

@@ -59,7 +59,7 @@ def run_apart(title: str, command: Sequence[str], report: Report, part_json: Pat
         if done.returncode:
             reason = f"its process ended with {done.returncode}"
     except subprocess.TimeoutExpired:
-        reason = f"it did not end within {seconds:.0f} s"
+        reason = f"it did not end within {seconds:g} s"
     numbers = json.loads(part_json.read_text(encoding="utf-8")) if part_json.exists() else {}
     report.add(title, numbers | {"seconds": round(time.perf_counter() - start, 2)})
     if reason:

@@ -67,6 +67,12 @@ def clip_for(made: Any, bundle: Any) -> dict[str, np.ndarray]:
     return {node.name: reference.clip(bundle).astype(_DTYPES[node.type], copy=False)}
 
 
+def run_bound(made: Any, binding: Any) -> None:
+    """Run, and wait for what stays on the device."""
+    made.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+
+
 def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
     """Median over rounds; each run must end with its result on the host or a synchronised device."""
     for _ in range(warm):

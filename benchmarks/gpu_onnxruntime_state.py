@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from gpu_onnxruntime_report import Report
-from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, session
+from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, run_bound, session
 from harness import say, table
 
 LENGTH = 64  # positions in the cache before the step that is timed
@@ -111,7 +111,7 @@ class _Step:
         binding.bind_ortvalue_output("logits", held)
 
         def run() -> None:
-            self.engine.session.run_with_iobinding(binding)
+            run_bound(self.engine.session, binding)
 
         return run
 
@@ -167,7 +167,7 @@ def _vision_feeds(directory: Path, args: argparse.Namespace, report: Report) -> 
     numbers = {
         "clip MB": clip.nbytes / 1e6,
         "from NumPy ms": milliseconds(lambda: engine.run(feeds), args.rounds),
-        "on the device ms": milliseconds(lambda: made.run_with_iobinding(binding), args.rounds),
+        "on the device ms": milliseconds(lambda: run_bound(made, binding), args.rounds),
         "upload ms": milliseconds(lambda: source.update_inplace(clip), args.rounds),
     }
     report.section(f"feeding the clip, {directory.name}", table(tuple(numbers), [list(numbers.values())]), numbers)
