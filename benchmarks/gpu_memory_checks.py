@@ -12,10 +12,11 @@ Checks run side by side, because none of them measures time, and none stops anot
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,41 +27,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import gpu_programs
-from sanitizer_report import MISSING, PASSED, TOOLS, WRONG, Verdict, judged
+from gpu_check_list import Check, planned
+from sanitizer_report import MISSING, PASSED, WRONG, Verdict, judged
 
 ROOT = Path(__file__).resolve().parent.parent
-CUDA_TESTS = "tests/runtime/engine/test_cuda_on_gpu.py"
-KERNEL_TESTS = "tests/plugins/test_kernel_on_gpu.py"
-# the programs ask for what CUDA must refuse, and torch does too: a refused call is no fault, what they make of it they check themselves
-SANITIZER = ("--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only", "--report-api-errors", "no")
-# leaks are looked for when the context ends, which a test run leaves to the driver
-PYTEST_THEN_RESET = (
-    "import sys, pytest; status = pytest.main(sys.argv[1:]); from runtime.engine import cuda; "
-    "cuda._runtime().cudaDeviceReset(); sys.exit(int(status))"
-)
-PASSED_TESTS, FACTS, CASES = r"^=*\s*(\d+) passed.*", r"^(\d+) facts, 0 wrong", r"^(\d+) cases, \d+ replays each, 0 of them differ"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One command. tool: of compute-sanitizer, "" without; seconds: expected on an H100; proof, planted: see sanitizer_report.judged.
-
-    program: the build whose program stands first in the command, "" for Python; faults: what else is wrong after a good run.
-    """
-
-    name: str
-    tool: str
-    command: tuple[str, ...]
-    seconds: int
-    proof: str = ""
-    planted: bool = False
-    program: str = ""
-    options: tuple[str, ...] = ()
-    faults: Callable[[], tuple[list[str], float]] | None = None
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} ({self.tool})" if self.tool else self.name
+SANITIZER = ("--error-exitcode", "9", "--print-limit", "20", "--target-processes", "application-only", "--launch-timeout", "60")
+PORTS = 49152, 10  # the first that compute-sanitizer tries, and how many: each check has its own
+# the programs ask for what CUDA must refuse, and torch does too: what they make of a refused call they check themselves
+MEMCHECK = ("--report-api-errors", "no")
+_RUNNING: set[int] = set()  # sessions under way
 
 
 @dataclass
@@ -89,41 +64,12 @@ def main() -> int:
     checks = [check for check in planned(args.device, work) if args.only in check.title]
     if args.plan:
         return _print_plan(checks, args.jobs)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     outcomes = run_all(checks, args.device, work, args.jobs, args.json)
     passed = sum(outcome.verdict == PASSED for outcome in outcomes)
     print(f"\n{passed} of {len(outcomes)} checks passed", flush=True)
     return int(not outcomes or passed < len(outcomes))
-
-
-def planned(device: str, work: Path) -> list[Check]:
-    """The checks, those that tell most first. Nothing is built or written yet."""
-    if device == "cpu":
-        return [
-            Check("C++ CUDA calls on a stand-in", "", (), 1, FACTS, program="cuda"),
-            _kernel_check("C++ kernel library on a stand-in", "", work, 10, golden=False),
-        ]
-    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
-    split = ("-n", "6") if importlib.util.find_spec("xdist") else ()
-    checks = [
-        Check("GPU tests of pytest", "", (*pytest, *split, KERNEL_TESTS, CUDA_TESTS), 60, PASSED_TESTS),
-        Check("C++ CUDA calls", "", (), 2, FACTS, program="cuda"),
-        _kernel_check("C++ kernel library", "", work, 4, replays=20),
-        Check("C++ CUDA calls", "memcheck", (), 5, FACTS, program="cuda", options=("--leak-check", "full")),
-        Check("C++ CUDA calls", "initcheck", (), 5, FACTS, program="cuda"),
-        *(_kernel_check("C++ kernel library", tool, work, 20) for tool in TOOLS),
-        Check("planted leak", "memcheck", ("--leak",), 5, planted=True, program="cuda", options=("--leak-check", "full")),
-        *(Check("planted fault", tool, (tool,), 4, planted=True, program="planted") for tool in TOOLS),
-    ]
-    leaky = (sys.executable, "-c", PYTEST_THEN_RESET, "-q", "-p", "no:cacheprovider", "-m", "gpu", CUDA_TESTS)
-    some = (*pytest, KERNEL_TESTS, "-k", "authors or captured or overflow")
-    small = (sys.executable, "benchmarks/gpu_plugin.py", "--small")
-    checks += [
-        Check("Python CUDA calls", "memcheck", leaky, 10, PASSED_TESTS, options=("--leak-check", "full")),
-        Check("Python kernel", "memcheck", some, 40, PASSED_TESTS),
-        Check("gpu_plugin.py --small", "memcheck", small, 60),
-        Check("gpu_plugin.py --small", "racecheck", small, 60),
-    ]
-    return checks
 
 
 def run_all(checks: list[Check], device: str, work: Path, jobs: int, report: Path | None) -> list[Outcome]:
@@ -132,7 +78,8 @@ def run_all(checks: list[Check], device: str, work: Path, jobs: int, report: Pat
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(2) as builders, ThreadPoolExecutor(jobs) as runners:
         builds = _builds(builders, checks, device, work)
-        for future in as_completed([runners.submit(_run, check, device, work, builds) for check in checks]):
+        futures = [runners.submit(_run, number, check, device, work, builds) for number, check in enumerate(checks)]
+        for future in as_completed(futures):
             outcome = future.result()
             outcomes.append(outcome)
             words = outcome.words.replace("|", "\\|")
@@ -146,17 +93,6 @@ def run_all(checks: list[Check], device: str, work: Path, jobs: int, report: Pat
 def sanitizer() -> str:
     """The path of compute-sanitizer, "" where it is not installed."""
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin") or ""
-
-
-def _kernel_check(name: str, tool: str, work: Path, seconds: int, golden: bool = True, replays: int = 2) -> Check:
-    """The library's cases in a file, the program's tokens in another, and both compared afterwards."""
-    from kernel_cases import kernel_cases, wrong_cases
-
-    tokens = work / f"tokens-{tool or 'plain'}"
-    # initcheck looks for reads of what nobody wrote, which poison would hide from it
-    command = (str(work / "cases"), str(tokens), "--replays", str(replays), *(["--no-poison"] if tool == "initcheck" else []))
-    cases = kernel_cases(golden)
-    return Check(name, tool, command, seconds, CASES, program="kernel", faults=lambda: wrong_cases(cases, tokens))
 
 
 def _builds(pool: ThreadPoolExecutor, checks: list[Check], device: str, work: Path) -> dict[str, Future[Path]]:
@@ -182,17 +118,22 @@ def _built(name: str, build: Callable[[str, Path], Path], device: str, folder: P
     return program
 
 
-def _run(check: Check, device: str, work: Path, builds: dict[str, Future[Path]]) -> Outcome:
+def _run(number: int, check: Check, device: str, work: Path, builds: dict[str, Future[Path]]) -> Outcome:
     started = time.perf_counter()
     try:
-        verdict, text, command = _executed(check, device, work, builds)
+        if check.program and not gpu_programs.missing(device):
+            builds["kernel" if check.program == "planted" else check.program].result()
+            started = time.perf_counter()
+        verdict, text, command = _executed(number, check, device, work, builds)
     except Exception as error:  # whatever it is, the other checks go on
         verdict, text, command = Verdict(WRONG, f"{type(error).__name__}: {error}".replace("\n", " ")[:500]), str(error), []
     log = "" if verdict.verdict == PASSED else text[-6000:]
     return Outcome(check.name, check.tool, verdict.verdict, verdict.words, time.perf_counter() - started, " ".join(command), log)
 
 
-def _executed(check: Check, device: str, work: Path, builds: dict[str, Future[Path]]) -> tuple[Verdict, str, list[str]]:
+def _executed(
+    number: int, check: Check, device: str, work: Path, builds: dict[str, Future[Path]]
+) -> tuple[Verdict, str, list[str]]:
     lacking = gpu_programs.missing(device) if check.program else ""
     if lacking:
         return Verdict(MISSING, f"the program can't be built here: no {lacking}"), "", []
@@ -204,18 +145,15 @@ def _executed(check: Check, device: str, work: Path, builds: dict[str, Future[Pa
         folder = program.parent
         command.insert(0, str(program.with_name("planted-faults") if check.program == "planted" else program))
     if check.tool:
-        command = [sanitizer(), "--tool", check.tool, *SANITIZER, *check.options, *command]
+        port = ("--port", str(PORTS[0] + number * PORTS[1]))
+        memcheck = MEMCHECK if check.tool == "memcheck" else ()
+        command = [sanitizer(), "--tool", check.tool, *SANITIZER, *port, *memcheck, *check.options, *command]
     print(f"running: {check.title}", file=sys.stderr, flush=True)
     environment = gpu_programs.environment(device, folder) if check.program else dict(os.environ)
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_limit(check)
-        )
-    except subprocess.TimeoutExpired as error:
-        text = (error.output or b"").decode(errors="replace")
-        return Verdict(WRONG, f"not done after {error.timeout:.0f} s"), text, command
-    text = done.stdout.decode(errors="replace")
-    verdict = judged(text, done.returncode, check.tool, check.proof, check.planted)
+    text, status = _output(command, environment, check.limit)
+    if status is None:
+        return Verdict(WRONG, f"not done after {check.limit} s"), text, command
+    verdict = judged(text, status, check.tool, check.proof, check.planted, check.kernels)
     if check.faults and verdict.verdict == PASSED:
         faults, largest = check.faults()
         if faults:
@@ -224,14 +162,40 @@ def _executed(check: Check, device: str, work: Path, builds: dict[str, Future[Pa
     return verdict, text, command
 
 
-def _limit(check: Check) -> int:
-    return 40 + 3 * check.seconds
+def _output(command: list[str], environment: dict[str, str], seconds: float) -> tuple[str, int | None]:
+    """What the command printed, and its exit status, None where it was not done in time.
+
+    It gets a session of its own, which is ended as a whole: compute-sanitizer's target outlives it otherwise and keeps the GPU.
+    """
+    with tempfile.TemporaryFile() as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        _RUNNING.add(process.pid)
+        try:
+            status: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        finally:
+            _RUNNING.discard(process.pid)
+        file.seek(0)
+        return file.read().decode(errors="replace"), status
+
+
+def _end(number: int, frame: object) -> None:
+    """Asked to end: nothing that was started here goes on."""
+    for session in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+    os._exit(128 + number)
 
 
 def _print_plan(checks: list[Check], jobs: int) -> int:
     print("| check | under | s expected | at most |\n|---|---|---:|---:|")
     for check in checks:
-        print(f"| {check.name} | {check.tool or 'nothing'} | {check.seconds} | {_limit(check)} |")
+        print(f"| {check.name} | {check.tool or 'nothing'} | {check.seconds} | {check.limit} |")
     longest, total = max((check.seconds for check in checks), default=0), sum(check.seconds for check in checks)
     print(f"\n{len(checks)} checks, {jobs} at a time, after builds of 30 s: about {30 + max(longest, total // jobs)} s")
     return 0

@@ -14,6 +14,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 _SUMMARIES = (r"ERROR SUMMARY: (\d+) errors?", r"RACECHECK SUMMARY: (\d+) hazards? displayed", r"LEAK SUMMARY: (\d+) bytes leaked")
 _NOTHING_RAN = "terminated before first instrumented API call"
+_NO_KERNEL = "terminated before first instrumented kernel launch"
 _CHATTER = re.compile(r"COMPUTE-SANITIZER|SUMMARY|Saved host backtrace|Host Frame|^\s*(at |by |in )|^\s*$")
 
 
@@ -37,10 +38,15 @@ def first_words(text: str) -> str:
     return next((line for line in lines if not _CHATTER.search(line)), "no words")
 
 
-def judged(text: str, status: int, tool: str, proof: str, planted: bool) -> Verdict:
-    """status: the exit status; proof: pattern whose first group is how much the program did, "" where it does not say."""
+def judged(text: str, status: int, tool: str, proof: str, planted: bool, kernels: bool = True) -> Verdict:
+    """status: the exit status; proof: pattern whose first group is how much the program did, "" where it does not say.
+
+    kernels: whether the program launches kernels; one that does must not go unseen by the tool.
+    """
     found = found_by_sanitizer(text) if tool else None
-    if tool and _NOTHING_RAN in text:
+    if not kernels and _NO_KERNEL in text:
+        found = found or 0
+    if tool and (_NOTHING_RAN in text or (kernels and _NO_KERNEL in text)):
         return Verdict(WRONG, f"nothing ran on the GPU under {tool}: {_last(text)}")
     if tool and found is None:
         return Verdict(WRONG, f"{tool} wrote no summary, exit status {status}: {_last(text)}")

@@ -15,8 +15,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_memory_checks
 import gpu_programs
+from gpu_check_list import CASES, FACTS, PASSED_TESTS, Check, planned
 from kernel_cases import kernel_cases, write_cases, wrong_cases
-from sanitizer_report import MISSING, PASSED, WRONG, judged
+from sanitizer_report import MISSING, PASSED, TOOLS, WRONG, judged
 
 ROOT = Path(__file__).parents[2]
 HEAD = "========= COMPUTE-SANITIZER\n"
@@ -44,7 +45,7 @@ NOTHING = (
 )
 
 
-def verdict(text: str, status: int = 0, tool: str = "memcheck", planted: bool = False, proof: str = gpu_memory_checks.CASES):
+def verdict(text: str, status: int = 0, tool: str = "memcheck", planted: bool = False, proof: str = CASES):
     found = judged(text, status, tool, proof, planted)
     return found.verdict, found.words
 
@@ -75,14 +76,21 @@ def test_a_sanitizer_that_saw_nothing_does_not_pass():
     assert verdict(CLEAN.replace("36 cases", "0 cases")) == (WRONG, "it did nothing: 0 cases, 2 replays each, 0 of them differ")
 
 
+def test_kernels_that_a_sanitizer_did_not_see_do_not_pass_where_there_are_some():
+    text = NOTHING.replace("API call", "kernel launch")
+    assert judged(text, 0, "racecheck", CASES, planted=False).verdict == WRONG
+    assert judged(text, 0, "racecheck", CASES, planted=False, kernels=False).verdict == PASSED
+    assert judged(text, 0, "racecheck", "", planted=True, kernels=False).verdict == WRONG
+
+
 def test_tests_that_were_all_skipped_did_nothing():
-    assert verdict("46 skipped in 1.06s\n", tool="", proof=gpu_memory_checks.PASSED_TESTS)[0] == WRONG
-    assert verdict("45 passed, 1 skipped in 9s\n", tool="", proof=gpu_memory_checks.PASSED_TESTS) == (
+    assert verdict("46 skipped in 1.06s\n", tool="", proof=PASSED_TESTS)[0] == WRONG
+    assert verdict("45 passed, 1 skipped in 9s\n", tool="", proof=PASSED_TESTS) == (
         PASSED,
         "45 passed, 1 skipped in 9s",
     )
     failed = "FAILED tests/a.py::test_b - assert 1\n1 failed, 45 passed in 9s\n"
-    assert verdict(failed, 1, "", proof=gpu_memory_checks.PASSED_TESTS) == (
+    assert verdict(failed, 1, "", proof=PASSED_TESTS) == (
         WRONG,
         "exit status 1: FAILED tests/a.py::test_b - assert 1",
     )
@@ -96,18 +104,39 @@ def test_a_planted_fault_must_be_found():
 
 def test_a_missing_sanitizer_is_said_and_no_check_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(gpu_memory_checks, "sanitizer", lambda: "")
-    checks = [check for check in gpu_memory_checks.planned("cuda", tmp_path) if check.tool and not check.program]
+    checks = [check for check in planned("cuda", tmp_path) if check.tool and not check.program]
     report = tmp_path / "checks.json"
     outcomes = gpu_memory_checks.run_all(checks, "cuda", tmp_path, 2, report)
     assert {(one.verdict, one.words) for one in outcomes} == {(MISSING, "no compute-sanitizer on this machine")}
     assert [one["verdict"] for one in json.loads(report.read_text())["checks"]] == [MISSING] * len(checks)
 
 
+def test_sanitizers_side_by_side_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text('#!/bin/sh\necho "$@"\necho "3 facts, 0 wrong"\necho "========= ERROR SUMMARY: 0 errors"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(gpu_memory_checks, "sanitizer", lambda: str(fake))
+    checks = [Check(name, "memcheck", ("true",), 1, FACTS) for name in "abc"]
+    outcomes = gpu_memory_checks.run_all(checks, "cuda", tmp_path, 3, None)
+    assert {one.verdict for one in outcomes} == {PASSED}
+    assert len({one.command.split("--port ")[1].split()[0] for one in outcomes}) == 3
+
+
 def test_a_check_that_fails_stops_no_other(tmp_path: Path):
-    python = gpu_memory_checks.Check("good", "", (sys.executable, "-c", "print('3 facts, 0 wrong')"), 1, gpu_memory_checks.FACTS)
+    python = Check("good", "", (sys.executable, "-c", "print('3 facts, 0 wrong')"), 1, FACTS)
     broken = replace(python, name="broken", command=("no-such-program",))
     outcomes = gpu_memory_checks.run_all([broken, python], "cpu", tmp_path, 1, None)
     assert {one.name: one.verdict for one in outcomes} == {"broken": WRONG, "good": PASSED}
+
+
+def test_a_check_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(Check, "limit", 1)
+    child = tmp_path / "child"
+    hangs = f"echo begun; sleep 300 & echo $! > {child}; wait"
+    (outcome,) = gpu_memory_checks.run_all([Check("hangs", "", ("sh", "-c", hangs), 1, FACTS)], "cpu", tmp_path, 1, None)
+    assert (outcome.verdict, outcome.words, outcome.log) == (WRONG, "not done after 1 s", "begun\n")
+    state = Path(f"/proc/{int(child.read_text())}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 def test_tokens_that_are_wrong_or_missing_are_seen(tmp_path: Path):
@@ -128,7 +157,7 @@ def test_tokens_that_are_wrong_or_missing_are_seen(tmp_path: Path):
 def test_the_plan_names_every_tool_and_a_fault_planted_for_it():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_memory_checks.py"), "--plan"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for tool in gpu_memory_checks.TOOLS:
+    for tool in TOOLS:
         assert f"| C++ kernel library | {tool} |" in done.stdout
         assert f"| planted fault | {tool} |" in done.stdout
 
