@@ -134,9 +134,13 @@ class Cuda:
         graph, executable = c_void_p(), c_void_p()
         try:
             launch()
-        finally:  # a failed launch leaves the stream in capture mode, where nothing else can run
-            ended = self._lib.cudaStreamEndCapture(c_void_p(self.stream), byref(graph))
-        self._check(ended, "cudaStreamEndCapture")
+        except BaseException:  # a failed launch leaves the stream in capture mode, where nothing else can run
+            self._lib.cudaStreamEndCapture(c_void_p(self.stream), byref(graph))
+            if graph:
+                self._lib.cudaGraphDestroy(graph)
+            self._lib.cudaGetLastError()  # a spoiled capture is an error too, which the next call must not report
+            raise
+        self._call("cudaStreamEndCapture", c_void_p(self.stream), byref(graph))
         try:
             self._call("cudaGraphInstantiateWithFlags", byref(executable), graph, ctypes.c_ulonglong(0))
         finally:

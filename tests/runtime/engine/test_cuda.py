@@ -209,6 +209,7 @@ class TestCapture:
         with pytest.raises(EngineError, match="no"):
             gpu.capture(launch)
         assert not library.capturing and "cudaGraphInstantiateWithFlags" not in library.calls
+        assert library.calls[-2:] == ["cudaGraphDestroy", "cudaGetLastError"]  # nothing of the capture is left
 
     @pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags"])
     def test_what_cannot_be_captured_is_an_error(self, library: Runtime, name: str) -> None:

@@ -1,0 +1,91 @@
+"""Which checks there are: commands for the CUDA code that needs no TensorRT, each with what proves that it did something.
+
+Those that need no build come first, because the C++ programs are built meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel_cases import kernel_cases, wrong_cases
+from sanitizer_report import TOOLS
+
+CUDA_TESTS = "tests/runtime/engine/test_cuda_on_gpu.py"
+KERNEL_TESTS = "tests/plugins/test_kernel_on_gpu.py"
+# leaks are looked for when the context ends, which a test run leaves to the driver
+PYTEST_THEN_RESET = (
+    "import sys, pytest; status = pytest.main(sys.argv[1:]); from runtime.engine import cuda; "
+    "cuda._runtime().cudaDeviceReset(); sys.exit(int(status))"
+)
+PASSED_TESTS, FACTS, CASES = r"^=*\s*(\d+) passed.*", r"^(\d+) facts, 0 wrong", r"^(\d+) cases, \d+ replays each, 0 of them differ"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command. tool: of compute-sanitizer, "" without; seconds: expected on an H100; proof, planted: see sanitizer_report.judged.
+
+    program: the build whose program stands first in the command, "" for Python; kernels: whether it launches kernels of its own;
+    faults: what else is wrong after a good run.
+    """
+
+    name: str
+    tool: str
+    command: tuple[str, ...]
+    seconds: int
+    proof: str = ""
+    planted: bool = False
+    program: str = ""
+    options: tuple[str, ...] = ()
+    kernels: bool = True
+    faults: Callable[[], tuple[list[str], float]] | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.tool})" if self.tool else self.name
+
+    @property
+    def limit(self) -> int:
+        """Seconds after which it is ended."""
+        return 40 + 3 * self.seconds
+
+
+def planned(device: str, work: Path) -> list[Check]:
+    """The checks, those that tell most first. Nothing is built or written yet."""
+    if device == "cpu":
+        return [
+            Check("C++ CUDA calls on a stand-in", "", (), 1, FACTS, program="cuda"),
+            _kernel_check("C++ kernel library on a stand-in", "", work, 10, golden=False),
+        ]
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
+    split = ("-n", "6") if importlib.util.find_spec("xdist") else ()
+    leak_check, races = ("--leak-check", "full"), ("--track-stream-ordered-races", "all")
+    leaky = (sys.executable, "-c", PYTEST_THEN_RESET, "-q", "-p", "no:cacheprovider", "-m", "gpu", CUDA_TESTS)
+    some = (*pytest, KERNEL_TESTS, "-k", "authors or captured or overflow")
+    small = (sys.executable, "benchmarks/gpu_plugin.py", "--small")
+    return [
+        Check("GPU tests of pytest", "", (*pytest, *split, KERNEL_TESTS, CUDA_TESTS), 60, PASSED_TESTS),
+        Check("Python CUDA calls", "memcheck", leaky, 10, PASSED_TESTS, options=leak_check, kernels=False),
+        Check("Python kernel", "memcheck", some, 40, PASSED_TESTS, options=races),
+        Check("C++ CUDA calls", "", (), 2, FACTS, program="cuda"),
+        Check("C++ CUDA calls", "memcheck", (), 5, FACTS, program="cuda", options=leak_check, kernels=False),
+        Check("C++ CUDA calls", "initcheck", (), 5, FACTS, program="cuda", kernels=False),
+        Check("planted leak", "memcheck", ("--leak",), 5, planted=True, program="cuda", options=leak_check, kernels=False),
+        _kernel_check("C++ kernel library", "", work, 4, replays=20),
+        *(_kernel_check("C++ kernel library", tool, work, 20) for tool in TOOLS),
+        *(Check("planted fault", tool, (tool,), 4, planted=True, program="planted") for tool in TOOLS),
+        Check("gpu_plugin.py --small", "memcheck", small, 60),
+        Check("gpu_plugin.py --small", "racecheck", small, 60),
+    ]
+
+
+def _kernel_check(name: str, tool: str, work: Path, seconds: int, golden: bool = True, replays: int = 2) -> Check:
+    """The library's cases in a file, the program's tokens in another, and both compared afterwards."""
+    tokens = work / f"tokens-{tool or 'plain'}"
+    # initcheck looks for reads of what nobody wrote, which poison would hide from it
+    command = (str(work / "cases"), str(tokens), "--replays", str(replays), *(["--no-poison"] if tool == "initcheck" else []))
+    cases = kernel_cases(golden)
+    return Check(name, tool, command, seconds, CASES, program="kernel", faults=lambda: wrong_cases(cases, tokens))
