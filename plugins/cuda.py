@@ -84,7 +84,7 @@ class _Call:
 def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str) -> _Call:
     plan, variant = make_plan(spec, *shape[:3]), variant_for(spec, shape[3], dtype)
     scratch = plan.scratch_tokens * shape[3] * BYTES[dtype]
-    return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), plan.launches, units(plan, variant, shape[3]), scratch)
+    return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), plan.launches, units(plan, variant), scratch)
 
 
 class _Gpu:
@@ -103,6 +103,7 @@ class _Gpu:
                 f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
             )
         self.target = f"sm_{major}{minor}"
+        self.overlaps = (major, minor) >= (9, 0)  # programmatic dependent launch
         self.kernel = functools.cache(self._kernel)
         self.upload = functools.cache(self._upload)
 
@@ -129,12 +130,13 @@ class _Gpu:
     def launch(self, call: _Call, x: int, scratch: int, out: int, stream: int) -> None:
         kernel, tables = self.kernel(call.variant), self.upload(call.plan)
         pointers = [ctypes.c_void_p(pointer) for pointer in (tables, x, scratch, out)]
-        block = (call.variant.threads, call.variant.groups, 1)
         first = 0
-        for tasks in call.launches:
+        for number, tasks in enumerate(call.launches):
             values = [call.args, *pointers, ctypes.c_int(first)]
             parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-            _checked(_driver().cuLaunchKernel(kernel, call.width, tasks, 1, *block, 0, stream, ctypes.addressof(parameters), 0))
+            # The first launch must not begin before what wrote x has ended.
+            config = _config(call.width, tasks, call.variant, stream, overlaps=self.overlaps and number > 0)
+            _checked(_driver().cuLaunchKernelEx(config, kernel, ctypes.addressof(parameters), 0))
             first += tasks
 
     def _kernel(self, variant: Variant) -> Any:
@@ -150,6 +152,23 @@ class _Gpu:
 
 
 _gpu = functools.cache(_Gpu)
+
+
+@functools.lru_cache(maxsize=256)
+def _config(width: int, tasks: int, variant: Variant, stream: int, overlaps: bool) -> Any:
+    """overlaps: the launch may begin while the one before it ends; the kernel waits where it reads what that one writes."""
+    driver = _driver()
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = width, tasks, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = variant.threads, variant.groups, 1
+    config.hStream = stream
+    if overlaps:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs = [attribute]
+        config.numAttrs = 1
+    return config
 
 
 @functools.cache

@@ -21,13 +21,10 @@ SCRATCH = -1  # depth: pooled frames lie in scratch
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TYPES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}
 _SOURCES = Path(__file__).parent / "csrc"
-_MAX_THREADS = 512  # kMaxThreads
-_CHUNK, _TILE = 32, 4  # kChunk, kTile
+_MAX_THREADS = {2: 256, 3: 512}  # a unit's, by window
 
-
-# With 1 block a multiprocessor named as the least, ptxas uses the registers it needs; without, it spills for a second block.
 ENTRY = (
-    'extern "C" __global__ void __launch_bounds__(%d, 1) st_gridpool(\n'
+    'extern "C" __global__ void __launch_bounds__(%d, %d) st_gridpool(\n'
     "    Args args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {\n"
     "  run<%s>(args, plan, x, scratch, out, first_task);\n"
     "}\n"
@@ -61,21 +58,30 @@ class Compiled:
 
 
 def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH) -> Variant:
-    """The variant for D and a dtype; the same choice is made by `variant_for` of csrc/st_gridpool.cu."""
+    """The variant for D and a dtype; the same choice is made by `choose` of csrc/plan.h."""
     vecs = hidden * BYTES[dtype] // 16
-    vectors = 2 if spec.window == 2 and vecs > 256 else 1  # nine tokens of two vectors would not fit the registers
+    vectors = 1 if spec.window != 2 else 4 if vecs > 256 else 2  # nine tokens of two vectors would not fit the registers
     threads = _round_up(-(-vecs // vectors), 32)
-    if spec.window not in (2, 3) or threads > _MAX_THREADS:
+    if threads > _MAX_THREADS.get(spec.window, 0):
         return Variant(dtype, spec.order == 2, depth, window=0, vectors=1, threads=min(_round_up(vecs, 32), 256), groups=1)
     return Variant(dtype, spec.order == 2, depth, spec.window, vectors, threads, groups=max(1, 128 // threads))
 
 
-def units(plan: Any, variant: Variant, hidden: int) -> int:
-    """Blocks along x: enough for the windows of a frame, and for the tiles of a pooled one."""
+def resident_blocks(variant: Variant, target: str) -> int:
+    """How many blocks must fit a multiprocessor, where registers allow it without spilling; `resident_blocks` of csrc/st_gridpool.cu."""
+    if variant.depth != SCRATCH or variant.window != 2:
+        return 1
+    newer = int(re.sub(r"\D", "", target)) >= 100
+    resident = 768 if variant.vectors == 2 else 640 if variant.squares and not newer else 384
+    block = 128 if variant.threads * variant.groups <= 128 else 256
+    return max(1, resident // block)
+
+
+def units(plan: Any, variant: Variant) -> int:
+    """Blocks along x: enough for the windows of a frame, and for the cells of a pooled one."""
     _, rows, columns = plan.shape
-    chunks = -(-hidden * BYTES[variant.dtype] // 16 // _CHUNK)
-    pools = [-(-h // _TILE) * -(-w // _TILE) * chunks for _, h, w, _ in plan.pools] if variant.depth == SCRATCH else []
-    return max([-(-rows * columns // variant.groups), *pools])
+    cells = [h * w for _, h, w, _ in plan.pools] if variant.depth == SCRATCH else []
+    return -(-max([rows * columns, *cells]) // variant.groups)
 
 
 @functools.cache
@@ -83,7 +89,8 @@ def compile_kernel(variant: Variant, target: str, prelude: str = "", entry: str 
     """A cubin for "sm_…", PTX for "compute_…". `entry` replaces the kernel's own entry point, after `prelude`."""
     nvrtc = _nvrtc()
     arguments = f"{_TYPES[variant.dtype]}, {2 if variant.squares else 0}, {variant.depth}, {variant.window}, {variant.vectors}"
-    source = f'#include "st_gridpool.cuh"\nusing namespace gridpool;\n{prelude}\n{(entry or ENTRY) % (variant.threads * variant.groups, arguments)}'
+    bounds = (variant.threads * variant.groups, resident_blocks(variant, target))
+    source = f'#include "st_gridpool.cuh"\nusing namespace gridpool;\n{prelude}\n{(entry or ENTRY) % (*bounds, arguments)}'
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}
     program = _checked(
         nvrtc.nvrtcCreateProgram(

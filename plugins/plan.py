@@ -8,8 +8,9 @@ level 2 reads of the clip itself, and level 3 of older summaries, has been poole
 the original frames, T.. the summaries, in the order of the schedule.
 
 Launch k pools what launch k-1 completed, so launches need no synchronisation but their order. Windows of a frame run in the first
-launch that can have them; those of frames that nothing pools are spread over all launches, so that late levels, small as they
-are, do not leave the GPU idle. A frame is pooled just before its windows run: the second read finds it in the L2 cache.
+launch that can have them; those of frames that nothing pools are spread over the later launches and stand first there: they need no
+earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. A frame is pooled just
+before its windows run: the second read finds it in the L2 cache.
 
     ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
            + L+1 first tasks + N x (pool?, frame or pool, version, unused) + V x (tile columns, h, w, first tile)
@@ -165,12 +166,13 @@ def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, ...]]
         launch += [(1, pool, version, 0) for pool in pools]
         if version in current:  # its windows read what was just pooled
             launch.append((0, current.index(version), version, 0))
-    spread = [version for version in current if version not in pools_of and version < tables.frames]
     for frame, version in enumerate(current):
         if version not in pools_of and version >= tables.frames:
             launches[tables.level[version]].append((0, frame, version, 0))
-    for index, frame in enumerate(spread):
-        launches[index * len(launches) // len(spread)].append((0, frame, frame, 0))
+    free = [(0, frame, frame, 0) for frame, version in enumerate(current) if version not in pools_of and version < tables.frames]
+    later = launches[1:] or launches
+    for number, launch in enumerate(later):
+        launch[:0] = free[number * len(free) // len(later) : (number + 1) * len(free) // len(later)]
     return [launch for launch in launches if launch]
 
 

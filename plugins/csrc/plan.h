@@ -5,15 +5,16 @@
 
 namespace gridpool {
 
-// Which kernel a clip takes, and its block: threads a window, windows a block. plugins/nvrtc.py chooses alike.
+// Which kernel a clip takes: window 0 is the generic way; a block has `groups` units of `threads` threads, a thread `vectors` vectors of a
+// token. plugins/nvrtc.py chooses alike. Measured on an H200 at D=896 and 3584 in bf16 (benchmarks/RESULTS.md).
 struct Choice {
-  int window, vectors, threads, groups;  // window 0: the generic way
+  int window, vectors, threads, groups;
 };
 
 inline Choice choose(int window, int vecs) {
-  const int vectors = window == 2 && vecs > 256 ? 2 : 1;
+  const int vectors = window != 2 ? 1 : vecs > 256 ? 4 : 2;
   const int threads = ceil_div(ceil_div(vecs, vectors), 32) * 32;
-  if ((window != 2 && window != 3) || threads > kMaxThreads) return {0, 1, smallest(ceil_div(vecs, 32) * 32, 256), 1};
+  if ((window != 2 && window != 3) || threads > (window == 2 ? 256 : kMaxThreads)) return {0, 1, smallest(ceil_div(vecs, 32) * 32, 256), 1};
   return {window, vectors, threads, threads < 128 ? 128 / threads : 1};
 }
 
@@ -39,10 +40,13 @@ struct Plan {
     return args;
   }
 
-  // Blocks along x: enough for the windows of a frame, and for the tiles of a pooled one.
+  // Blocks along x: enough for the windows of a frame, and for the cells of a pooled one.
   int units(const Args& args, int groups) const {
     int most = ceil_div(args.rows * args.columns, groups);
-    for (int pool = 0; pool < ints[12]; ++pool) most = most > pool_units(args, ints, pool) ? most : pool_units(args, ints, pool);
+    for (int pool = 0; pool < ints[12]; ++pool) {
+      const int blocks = ceil_div(pool_cells(args, ints, pool), groups);
+      most = most > blocks ? most : blocks;
+    }
     return most;
   }
 

@@ -6,9 +6,20 @@
 namespace gridpool {
 namespace {
 
-// One block a multiprocessor named as the least: ptxas then uses the registers it needs instead of spilling for a second block.
-template <class T, int ORDER, int K, int NV>
-__global__ void __launch_bounds__((K == 2 && NV == 1) || K == 0 ? 256 : kMaxThreads, 1)
+// The second bound is how many blocks must fit a multiprocessor: many short blocks hide the latency of memory best, as long as nothing
+// spills. resident_blocks of plugins/nvrtc.py names the same.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kNewer = true;
+#else
+constexpr bool kNewer = false;
+#endif
+constexpr int resident_blocks(int window, int vectors, int threads, bool squares) {
+  const int resident = window != 2 ? threads : vectors == 2 ? 768 : squares && !kNewer ? 640 : 384;
+  return resident < threads ? 1 : resident / threads;
+}
+
+template <class T, int ORDER, int K, int NV, int THREADS>
+__global__ void __launch_bounds__(THREADS, resident_blocks(K, NV, THREADS, ORDER == 2))
     kernel(Args args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {
   run<T, ORDER, kScratch, K, NV>(args, plan, x, scratch, out, first_task);
 }
@@ -17,8 +28,9 @@ using Kernel = void (*)(Args, const int*, const Vec*, Vec*, Vec*, int);
 
 template <class T, int ORDER>
 Kernel kernel_for(const Choice& choice) {
-  if (choice.window == 2) return choice.vectors == 2 ? kernel<T, ORDER, 2, 2> : kernel<T, ORDER, 2, 1>;
-  return choice.window == 3 ? kernel<T, ORDER, 3, 1> : kernel<T, ORDER, 0, 1>;
+  if (choice.window == 2 && choice.vectors == 2) return kernel<T, ORDER, 2, 2, 128>;
+  if (choice.window == 2) return choice.threads <= 128 ? kernel<T, ORDER, 2, 4, 128> : kernel<T, ORDER, 2, 4, 256>;
+  return choice.window == 3 ? kernel<T, ORDER, 3, 1, kMaxThreads> : kernel<T, ORDER, 0, 1, 256>;
 }
 
 template <class T>
@@ -35,14 +47,24 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   const Kernel run = dtype == DType::kFloat  ? kernel_for<Float>(choice, order)
                      : dtype == DType::kHalf ? kernel_for<Half>(choice, order)
                                              : kernel_for<BFloat16>(choice, order);
-  const dim3 block(choice.threads, choice.groups);
-  const unsigned units = plan.units(args, choice.groups);
+  cudaFuncAttributes attributes;
+  cudaError_t status = cudaFuncGetAttributes(&attributes, run);
+  if (status != cudaSuccess) return status;
+
+  // Launches overlap where the code that the GPU runs was compiled with the instructions that order them.
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(choice.threads, choice.groups);
+  config.stream = stream;
+  config.attrs = &overlap;
   for (int number = 0; number < plan.launches(); ++number) {
     const int first = plan.first_task(number);
-    const dim3 grid(units, plan.first_task(number + 1) - first);
-    run<<<grid, block, 0, stream>>>(args, device_plan, static_cast<const Vec*>(x), static_cast<Vec*>(scratch), static_cast<Vec*>(out),
-                                    first);
-    const cudaError_t status = cudaPeekAtLastError();
+    config.gridDim = dim3(plan.units(args, choice.groups), plan.first_task(number + 1) - first);
+    config.numAttrs = number > 0 && attributes.ptxVersion >= 90;  // the first one must not begin before what wrote x has ended
+    status = cudaLaunchKernelEx(&config, run, args, device_plan, static_cast<const Vec*>(x), static_cast<Vec*>(scratch),
+                                static_cast<Vec*>(out), first);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;

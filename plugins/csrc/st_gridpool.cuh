@@ -3,17 +3,21 @@
 // Compiles with nvcc, with NVRTC (no headers at all) and as host C++ (tests/plugins/host_kernel.cpp runs the same functions on a CPU).
 // It knows nothing of TensorRT or Python; the tables that it follows are made by plugins/plan.py.
 //
-// How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A small first pass over the frames
-// that are read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
+// How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A pass over the frames that are
+// read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
 // Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
-// default levels: 166,646 on the fly; with scratch 21,632 by windows and 19,800 by pooling. Bytes at D=3584 in bf16, a token being
-// 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB), written
-// once. A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
+// default levels: 166,646 on the fly; with scratch 21,632 by windows and 38,808 by pooling, nine a cell. Bytes at D=3584 in bf16, a
+// token being 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB),
+// written once. A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
 // DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
+// A level needs the one before, and is small: its launch alone would leave the GPU idle. So launches overlap (programmatic dependent
+// launch), and windows that need no level stand first in each of them. One cell a block is faster than larger tiles, which would read
+// fewer tokens twice: what counts is how many short blocks are at work (benchmarks/RESULTS.md).
+//
 // How NSP reads every byte once. A thread keeps its 16-byte vectors of all tokens of a window in registers between the norms and the
-// weighted sum: window 2 and D=3584 in bf16 are 224 threads with 4 tokens x 2 vectors, 32 registers of data, 28 KB in flight a block.
-// Windows above 3x3, and D above 8192 bf16, take the generic way, whose second read hits L1 or L2.
+// weighted sum: window 2 and D=3584 in bf16 are 128 threads with 4 tokens x 4 vectors, 64 registers of data, 28 KB in flight a block.
+// Windows above 3x3, and D above 16384 bf16, take the generic way, whose second read hits L1 or L2.
 #pragma once
 
 #if !defined(__CUDACC_RTC__)
@@ -29,7 +33,6 @@ constexpr int kScratch = -1;  // DEPTH: pooled frames lie in scratch
 constexpr int kAnyOrder = 0;  // ORDER: taken from Args; 2 is compiled in
 constexpr int kMaxWindow = 32;
 constexpr int kMaxThreads = 512;
-constexpr int kTile = 4, kChunk = 32;  // of a pooled frame, the share of a block: cells down and across, vectors
 
 // Passed by value. `*_at` are positions in the plan's ints.
 struct Args {
@@ -39,6 +42,26 @@ struct Args {
   float temperature, order, inverse_dim;
 };
 
+// The tokens that a cell of a pooled frame is the mean of: rows floor(cy*H/h) .. ceil((cy+1)*H/h), and columns likewise.
+struct Area {
+  int version, top, bottom, left, right;
+
+  GRIDPOOL_FN Area(const Args& args, const int* entry, int cy, int cx) {
+    const int h = entry[1], w = entry[2];
+    version = entry[0];
+    top = cy * args.height / h, bottom = ceil_div((cy + 1) * args.height, h);
+    left = cx * args.width / w, right = ceil_div((cx + 1) * args.width, w);
+  }
+
+  template <class T>
+  GRIDPOOL_FN Vec mean(float (&sum)[T::kLanes]) const {
+    const float count = static_cast<float>((bottom - top) * (right - left));
+    GRIDPOOL_UNROLL
+    for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] /= count;
+    return T::pack(sum);
+  }
+};
+
 template <class T, int DEPTH>
 struct Clip {
   const Args& args;
@@ -46,51 +69,49 @@ struct Clip {
   const Vec* x;
   const Vec* scratch;
 
-  // Where a token of a frame's version is: in the clip, in a pooled frame, or (on the fly) nowhere yet.
+  // Where a token of a frame's version is: in the clip, in scratch, or (on the fly) nowhere yet.
   struct Place {
     const Vec* base;  // null in the padding, and for a cell that has to be computed
     int pool, cy, cx;
+    bool written;  // in scratch
   };
 
   GRIDPOOL_FN Place place(int version, int y, int column) const {
     if (version < args.frames)
-      return {x + ((static_cast<long long>(version) * args.height + y) * args.width + column) * args.vecs, -1, 0, 0};
+      return {x + ((static_cast<long long>(version) * args.height + y) * args.width + column) * args.vecs, -1, 0, 0, false};
     const int* tiling = plan + args.versions_at + 4 * (version - args.frames);
     const int h = tiling[1], w = tiling[2], down = y / h, across = column / w;
     const int pool = plan[args.tiles_at + tiling[3] + down * tiling[0] + across];
     const int cy = y - down * h, cx = column - across * w;
-    if (DEPTH != kScratch) return {nullptr, pool, cy, cx};
+    if (DEPTH != kScratch) return {nullptr, pool, cy, cx, false};
     const int first = plan[args.pools_at + 4 * pool + 3];
-    return {scratch + (static_cast<long long>(first) + cy * w + cx) * args.vecs, -1, 0, 0};
+    return {scratch + (static_cast<long long>(first) + cy * w + cx) * args.vecs, -1, 0, 0, true};
   }
 
   // Token `k` of a window, row by row.
   GRIDPOOL_FN Place window_place(int version, int row, int column, int k) const {
     const int y = row * args.window + k / args.window - args.padding;
     const int x_ = column * args.window + k % args.window - args.padding;
-    if (y < 0 || y >= args.height || x_ < 0 || x_ >= args.width) return {nullptr, -1, 0, 0};
+    if (y < 0 || y >= args.height || x_ < 0 || x_ >= args.width) return {nullptr, -1, 0, 0, false};
     return place(version, y, x_);
   }
 
+  // LAST: nobody reads it again.
+  template <bool LAST = false>
   GRIDPOOL_FN Vec token(const Place& at, int vec) const {
-    if (at.base) return load(at.base + vec);
+    if (at.base) return at.written ? load_written(at.base + vec) : LAST ? load_last(at.base + vec) : load(at.base + vec);
     if constexpr (DEPTH > 0)  // the host has refused a plan of more levels
       if (at.pool >= 0) return Clip<T, DEPTH - 1>{args, plan, x, scratch}.cell(at.pool, at.cy, at.cx, vec);
     return Vec{};
   }
 
-  // One vector of a cell of a pooled frame: the mean of rows floor(cy*H/h) .. ceil((cy+1)*H/h), and columns likewise.
+  // On the fly: one vector of a cell of a pooled frame.
   GRIDPOOL_FN Vec cell(int pool, int cy, int cx, int vec) const {
-    const int* entry = plan + args.pools_at + 4 * pool;
-    const int version = entry[0], h = entry[1], w = entry[2];
-    const int top = cy * args.height / h, bottom = ceil_div((cy + 1) * args.height, h);
-    const int left = cx * args.width / w, right = ceil_div((cx + 1) * args.width, w);
+    const Area area(args, plan + args.pools_at + 4 * pool, cy, cx);
     float sum[T::kLanes] = {};
-    for (int y = top; y < bottom; ++y)
-      for (int column = left; column < right; ++column) add<T>(sum, token(place(version, y, column), vec), 1.0f);
-    const float count = static_cast<float>((bottom - top) * (right - left));
-    for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] /= count;
-    return T::pack(sum);
+    for (int y = area.top; y < area.bottom; ++y)
+      for (int column = area.left; column < area.right; ++column) add<T>(sum, token(place(area.version, y, column), vec), 1.0f);
+    return area.template mean<T>(sum);
   }
 };
 
@@ -136,7 +157,7 @@ struct Window {
     for (int k = 0; k < kTokens; ++k) {
       const auto at = clip.window_place(version, row, column, k);
       GRIDPOOL_UNROLL
-      for (int n = 0; n < NV; ++n) token[k][n] = thread + n * threads < clip.args.vecs ? clip.token(at, thread + n * threads) : Vec{};
+      for (int n = 0; n < NV; ++n) token[k][n] = thread + n * threads < clip.args.vecs ? clip.template token<DEPTH == kScratch>(at, thread + n * threads) : Vec{};
     }
     GRIDPOOL_UNROLL
     for (int k = 0; k < kTokens; ++k) {
@@ -190,47 +211,84 @@ GRIDPOOL_FN void weighted_sum(const Clip<T, DEPTH>& clip, int version, int row, 
   }
 }
 
-// Unit `unit` of a pooled frame: kTile x kTile cells, kChunk vectors of each. The tokens that neighbouring cells share, a border of
-// one, come from L1 the second time: 9 x 9 tokens x 512 bytes are 41 KB a block.
-template <class T, int DEPTH>
-GRIDPOOL_FN void pool_unit(const Clip<T, DEPTH>& clip, Vec* scratch, int pool, int unit, int thread, int threads) {
+// Three rows, or columns, of a summary from `first` on: which tile each is in, and where in it.
+struct Three {
+  int tile[3], at[3];
+  GRIDPOOL_FN Three(int first, int size) {
+    tile[0] = first / size, at[0] = first % size;
+    GRIDPOOL_UNROLL
+    for (int i = 1; i < 3; ++i) {
+      const bool next = at[i - 1] + 1 == size;
+      tile[i] = tile[i - 1] + next, at[i] = next ? 0 : at[i - 1] + 1;
+    }
+  }
+};
+
+// One vector of 3x3 tokens from (y, column) on, all loads in flight at once; zero outside the area.
+template <class T>
+GRIDPOOL_FN void load_nine(const Clip<T, kScratch>& clip, const Area& area, int y, int column, int vec, Vec (&nine)[9]) {
   const Args& args = clip.args;
-  const int* entry = clip.plan + args.pools_at + 4 * pool;
-  const int h = entry[1], w = entry[2], chunks = ceil_div(args.vecs, kChunk), across = ceil_div(w, kTile);
-  const int first_vec = unit % chunks * kChunk, tile = unit / chunks;
-  const int top = tile / across * kTile, left = tile % across * kTile;
-  const int vecs = smallest(kChunk, args.vecs - first_vec), rows = smallest(kTile, h - top), columns = smallest(kTile, w - left);
-  for (int i = thread; i < rows * columns * vecs; i += threads) {
-    const int vec = first_vec + i % vecs, cy = top + i / vecs / columns, cx = left + i / vecs % columns;
-    scratch[(static_cast<long long>(entry[3]) + cy * w + cx) * args.vecs + vec] = clip.cell(pool, cy, cx, vec);
+  if (area.version < args.frames) {
+    const Vec* first = clip.x + ((static_cast<long long>(area.version) * args.height + y) * args.width + column) * args.vecs + vec;
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 9; ++i) {
+      const bool inside = y + i / 3 < area.bottom && column + i % 3 < area.right;
+      nine[i] = inside ? load(first + (i / 3 * args.width + i % 3) * args.vecs) : Vec{};
+    }
+    return;
+  }
+  const int* tiling = clip.plan + args.versions_at + 4 * (area.version - args.frames);
+  const int w = tiling[2];
+  const Three rows(y, tiling[1]), columns(column, w);
+  GRIDPOOL_UNROLL
+  for (int i = 0; i < 9; ++i) {
+    const int r = i / 3, c = i % 3;
+    if (y + r >= area.bottom || column + c >= area.right) {
+      nine[i] = Vec{};
+      continue;
+    }
+    const int pool = clip.plan[args.tiles_at + tiling[3] + rows.tile[r] * tiling[0] + columns.tile[c]];
+    const long long first = clip.plan[args.pools_at + 4 * pool + 3];
+    nine[i] = load_written(clip.scratch + (first + rows.at[r] * w + columns.at[c]) * args.vecs + vec);
   }
 }
 
-GRIDPOOL_BOTH int pool_units(const Args& args, const int* plan, int pool) {
+// Cell `cell` of a pooled frame, by `threads` threads.
+template <class T>
+GRIDPOOL_FN void pool_cell(const Clip<T, kScratch>& clip, Vec* scratch, int pool, int cell, int thread, int threads) {
+  const Args& args = clip.args;
+  const int* entry = clip.plan + args.pools_at + 4 * pool;
+  const Area area(args, entry, cell / entry[2], cell % entry[2]);
+  for (int vec = thread; vec < args.vecs; vec += threads) {
+    float sum[T::kLanes] = {};
+    for (int y = area.top; y < area.bottom; y += 3)
+      for (int column = area.left; column < area.right; column += 3) {
+        Vec nine[9];
+        load_nine(clip, area, y, column, vec, nine);
+        GRIDPOOL_UNROLL
+        for (int i = 0; i < 9; ++i) add<T>(sum, nine[i], 1.0f);
+      }
+    scratch[(static_cast<long long>(entry[3]) + cell) * args.vecs + vec] = area.template mean<T>(sum);
+  }
+}
+
+GRIDPOOL_BOTH int pool_cells(const Args& args, const int* plan, int pool) {
   const int* entry = plan + args.pools_at + 4 * pool;
-  return ceil_div(entry[1], kTile) * ceil_div(entry[2], kTile) * ceil_div(args.vecs, kChunk);
+  return entry[1] * entry[2];
 }
 
 #if defined(__CUDACC__)
-// grid (units, tasks of this launch), block (threads a window, windows a block); threads a multiple of 32. K is 0 for the generic way.
+// The windows of a frame. K is 0 for the generic way.
 template <class T, int ORDER, int DEPTH, int K, int NV>
-__device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {
-  const int* task = plan + args.tasks_at + 4 * (first_task + static_cast<int>(blockIdx.y));
-  const int index = task[1], version = task[2];
-  const Clip<T, DEPTH> clip{args, plan, x, scratch};
+__device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, Vec* out) {
+  const Args& args = clip.args;
   const int thread = threadIdx.x, threads = blockDim.x, warps = threads / 32;
-  if (DEPTH == kScratch && task[0]) {
-    const int all = threads * static_cast<int>(blockDim.y), unit = blockIdx.x;
-    if (unit < pool_units(args, plan, index)) pool_unit(clip, scratch, index, unit, thread + threads * static_cast<int>(threadIdx.y), all);
-    return;
-  }
   const int windows = args.rows * args.columns;
-  if (static_cast<int>(blockIdx.x * blockDim.y) >= windows) return;  // the whole block
   int window = blockIdx.x * blockDim.y + threadIdx.y;
   const bool idle = window >= windows;  // stays for the barrier
   if (idle) window = windows - 1;
   const int row = window / args.columns, column = window % args.columns;
-  Vec* target = out + (static_cast<long long>(index) * windows + window) * args.vecs;
+  Vec* target = out + (static_cast<long long>(frame) * windows + window) * args.vecs;
   const int warp = thread / 32, lane = thread % 32;
   const float order = ORDER == 2 ? 2.0f : args.order;
 
@@ -262,6 +320,26 @@ __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratc
     __syncthreads();
     weighted_sum(clip, version, row, column, logits, target, thread, threads);
   }
+}
+
+// grid (units, tasks of this launch), block (threads a unit, units a block); threads a multiple of 32. A unit is a window or a cell.
+template <class T, int ORDER, int DEPTH, int K, int NV>
+__device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {
+  if (DEPTH == kScratch) let_next_launch_begin();
+  const int* task = plan + args.tasks_at + 4 * (first_task + static_cast<int>(blockIdx.y));
+  const int index = task[1], version = task[2], first = blockIdx.x * blockDim.y;
+  const bool pooling = DEPTH == kScratch && task[0];
+  if (first < (pooling ? pool_cells(args, plan, index) : args.rows * args.columns)) {
+    if (DEPTH == kScratch && version >= args.frames) wait_for_launch_before();  // reads scratch
+    const Clip<T, DEPTH> clip{args, plan, x, scratch};
+    if constexpr (DEPTH == kScratch) {
+      const int cell = first + static_cast<int>(threadIdx.y);
+      if (pooling && cell < pool_cells(args, plan, index)) pool_cell(clip, scratch, index, cell, threadIdx.x, blockDim.x);
+    }
+    if (!pooling) run_windows<T, ORDER, DEPTH, K, NV>(clip, index, version, out);
+  }
+  // One block of each launch waits, whatever it read, so that the last launch ends after all of them.
+  if (DEPTH == kScratch && blockIdx.x == 0 && blockIdx.y == 0) wait_for_launch_before();
 }
 #endif
 

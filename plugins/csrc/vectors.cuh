@@ -56,6 +56,45 @@ GRIDPOOL_FN Vec load(const Vec* address) {
 #endif
 }
 
+// The last read of a token: it takes no place in L1, and the first one to go in L2, from tokens that will be read again.
+GRIDPOOL_FN Vec load_last(const Vec* address) {
+#if defined(__CUDA_ARCH__)
+  Vec vec;
+  unsigned long long policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(vec.word[0]), "=r"(vec.word[1]), "=r"(vec.word[2]), "=r"(vec.word[3])
+               : "l"(address), "l"(policy));
+  return vec;
+#else
+  return *address;
+#endif
+}
+
+// What an earlier launch wrote, perhaps while this one was already on the GPU: from L2, where all multiprocessors see the same.
+GRIDPOOL_FN Vec load_written(const Vec* address) {
+#if defined(__CUDA_ARCH__)
+  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(address));
+  return Vec{{words.x, words.y, words.z, words.w}};
+#else
+  return *address;
+#endif
+}
+
+// Programmatic dependent launch, from compute capability 9.0 on: the next launch may put its blocks where this one's are done, and what
+// it reads of this one's work waits for all of it. Without the launch attribute, and on older GPUs, launches follow one another anyway.
+GRIDPOOL_FN void let_next_launch_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+GRIDPOOL_FN void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Nothing reads the output in this kernel: it must not push the clip out of L2.
 GRIDPOOL_FN void store_streaming(Vec* address, Vec value) {
 #if defined(__CUDA_ARCH__)

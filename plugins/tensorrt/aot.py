@@ -51,7 +51,7 @@ def kernel_for(
     prelude = f"__device__ const int kPlan[] = {{{', '.join(map(str, plan.ints))}}};\n"
     variant = variant_for(spec, hidden, dtype, depth=plan.depth)
     entry = (
-        f'extern "C" __global__ void __launch_bounds__(%d, 1) {KERNEL}(const Vec* x, Vec* out) {{\n'
+        f'extern "C" __global__ void __launch_bounds__(%d, %d) {KERNEL}(const Vec* x, Vec* out) {{\n'
         f"  const Args args = {{{values}}};\n"
         "  run<%s>(args, kPlan, x, nullptr, out, 0);\n}\n"
     )

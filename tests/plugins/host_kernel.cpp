@@ -54,8 +54,9 @@ static void launch(const Plan& plan, const Args& args, int number, Choice choice
   for (int i = plan.first_task(number); i < plan.first_task(number + 1); ++i) {
     const int* task = plan.ints + args.tasks_at + 4 * i;
     if (task[0]) {
-      for (int unit = 0; unit < pool_units(args, plan.ints, task[1]); ++unit)
-        for (int thread = 0; thread < choice.threads; ++thread) pool_unit(clip, scratch, task[1], unit, thread, choice.threads);
+      if constexpr (DEPTH == kScratch)
+        for (int cell = 0; cell < pool_cells(args, plan.ints, task[1]); ++cell)
+          for (int thread = 0; thread < choice.threads; ++thread) pool_cell(clip, scratch, task[1], cell, thread, choice.threads);
       continue;
     }
     for (int window = 0; window < args.rows * args.columns; ++window) {
@@ -63,8 +64,9 @@ static void launch(const Plan& plan, const Args& args, int number, Choice choice
       Vec* target = out + (static_cast<long long>(task[1]) * args.rows * args.columns + window) * args.vecs;
       const int threads = choice.threads;
       if (choice.window == 2)
-        choice.vectors == 2 ? registers<T, ORDER, DEPTH, 2, 2>(clip, task[2], row, column, target, threads)
-                            : registers<T, ORDER, DEPTH, 2, 1>(clip, task[2], row, column, target, threads);
+        choice.vectors == 4   ? registers<T, ORDER, DEPTH, 2, 4>(clip, task[2], row, column, target, threads)
+        : choice.vectors == 2 ? registers<T, ORDER, DEPTH, 2, 2>(clip, task[2], row, column, target, threads)
+                              : registers<T, ORDER, DEPTH, 2, 1>(clip, task[2], row, column, target, threads);
       else if (choice.window == 3)
         registers<T, ORDER, DEPTH, 3, 1>(clip, task[2], row, column, target, threads);
       else

@@ -18,10 +18,10 @@ static void run_one(const Choice& choice, const Args& args, const int* plan, con
     run<T, ORDER, kScratch, 0, 1>(args, plan, x, scratch, out, first);
   else if (choice.window == 3)
     run<T, ORDER, kScratch, 3, 1>(args, plan, x, scratch, out, first);
-  else if (choice.vectors == 2)
-    run<T, ORDER, kScratch, 2, 2>(args, plan, x, scratch, out, first);
+  else if (choice.vectors == 4)
+    run<T, ORDER, kScratch, 2, 4>(args, plan, x, scratch, out, first);
   else
-    run<T, ORDER, kScratch, 2, 1>(args, plan, x, scratch, out, first);
+    run<T, ORDER, kScratch, 2, 2>(args, plan, x, scratch, out, first);
 }
 
 template <class T>
@@ -71,6 +71,29 @@ int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
   if (!strcmp(dtype, "float16")) launch<Half>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
   if (!strcmp(dtype, "bfloat16")) launch<BFloat16>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
   return 0;
+}
+
+// As cuda.h lays them out; only the attribute that this project sets.
+struct LaunchAttribute {
+  int id, pad;
+  union {
+    char bytes[64];
+    int allowed;
+  };
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned count;
+};
+
+// The first launch of a call must wait for what is on the stream already, the others overlap the one before: attribute 6, programmatic
+// stream serialisation. Blocks run one after another here, so only the request is checked.
+int cuLaunchKernelEx(const LaunchConfig* c, void* kernel, void** p, void** extra) {
+  const bool overlaps = c->count == 1 && c->attributes[0].id == 6 && c->attributes[0].allowed == 1;
+  if (c->count != overlaps || overlaps != (*static_cast<int*>(p[5]) > 0)) return 1;
+  return cuLaunchKernel(kernel, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, p, extra);
 }
 
 int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long long, int* status) {
