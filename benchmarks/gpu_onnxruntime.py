@@ -3,6 +3,7 @@
     python benchmarks/gpu_onnxruntime.py --demo DIR [--bundle DIR] [--json FILE]      # all parts
     python benchmarks/gpu_onnxruntime.py --plan                                       # what the 0.5B bundle must cost, no GPU
     python benchmarks/gpu_onnxruntime.py --make demo|0.5b DIR [--threads 8]           # the bundles, before or beside it
+    python benchmarks/gpu_onnxruntime.py --fill DIR OUT                               # a 0.5B bundle in seconds, for times alone
     python benchmarks/gpu_onnxruntime.py --device cpu --demo DIR --bundle TINY --size tiny --rounds 1    # shows that it runs
 
 Parts, each a process of its own with a time limit: parity, placement, state (KV cache and binding), options (CUDA graph and the
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_onnxruntime_bundles as bundles
+import gpu_onnxruntime_filled as filled
 import gpu_onnxruntime_plan as plan
 from gpu_onnxruntime_options import options_of
 from gpu_onnxruntime_parity import parity_of, placement_of
@@ -54,6 +56,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plan", action="store_true", help="print the arithmetic and stop")
     parser.add_argument("--make", nargs=2, metavar=("KIND", "DIR"), help="make bundles and stop: demo, 0.5b, tiny")
+    parser.add_argument("--strip", nargs=2, type=Path, metavar=("BUNDLE", "DIR"), help="a bundle without its weights, and stop")
+    parser.add_argument(
+        "--fill", nargs=2, type=Path, metavar=("DIR", "OUT"), help="what --strip wrote with random weights, and stop"
+    )
     parser.add_argument("--demo", type=Path, metavar="DIR", help="demo bundles, made there where they are missing")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle of --size, fp16")
     parser.add_argument("--size", choices=sorted(SIZES), default="0.5b", help="of --bundle and of the plan")
@@ -76,6 +82,9 @@ def main() -> int:
         if kind not in ("demo", *SIZES):
             parser.error(f'--make {kind}: expected "demo" or one of {", ".join(SIZES)}')
         return bundles.make(kind, Path(directory).resolve(), args.frames, args.threads)
+    if args.strip or args.fill:
+        (filled.strip if args.strip else filled.fill)(*(args.strip or args.fill))
+        return 0
     if args.part:
         report = Report(args.json)
         report.attempt(args.part, lambda: PARTS[args.part][1](args, report))

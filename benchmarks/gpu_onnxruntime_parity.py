@@ -43,6 +43,8 @@ def placement_of(args: argparse.Namespace, report: Report) -> None:
     rows, numbers = [], {}
     for directory in args.bundles:
         for graph in GRAPHS:
+            if not (directory / f"{graph}.onnx").exists():  # a filled bundle has no graph for a batch
+                continue
             name = f"{directory.name} {graph}"
             found = report.attempt(f"placement of {name}", lambda d=directory, g=graph: placement(d, g, args.device))
             if found is not None:

@@ -107,6 +107,25 @@ def test_a_part_that_dies_or_hangs_is_said(module, tmp_path, capsys):
     assert {"crash", "hang"} <= report.numbers.keys()
 
 
+def test_a_bundle_that_was_stripped_and_filled_runs(tmp_path, bundle_path):
+    from runtime.bundle import Bundle
+    from runtime.engine import EngineOptions
+    from runtime.llm.decoder import LocalDecoder
+    from runtime.tools import reference
+    from runtime.vision import VisionEncoder
+
+    stripped, out = tmp_path / "stripped", tmp_path / "filled"
+    _run("--strip", str(bundle_path), str(stripped))
+    size = sum(path.stat().st_size for path in stripped.rglob("*") if path.is_file())
+    assert size < sum(path.stat().st_size for path in bundle_path.rglob("*.onnx")) / 3
+    _run("--fill", str(stripped), str(out))
+    bundle = Bundle.open(out, verify=True)
+    tokens = VisionEncoder.open(bundle, "onnx", EngineOptions("cpu")).tokens(reference.clip(bundle))
+    assert tokens.shape == (bundle.manifest.tokens_per_clip, bundle.manifest.hidden_size) and np.isfinite(tokens).all()
+    logits = LocalDecoder.open(bundle, "onnx", EngineOptions("cpu")).conversation().extend(tokens[None].astype(np.float32))
+    assert logits.std() > 0
+
+
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu(tmp_path):
     _run("--make", "tiny", str(tmp_path / "tiny"), "--frames", str(FRAMES), "--threads", "2")
