@@ -26,7 +26,7 @@ def test_the_kernel_takes_two_pointers_and_one_block_a_window():
     ptx = kernel.ptx.decode()
     assert ".target sm_80" in ptx
     assert ptx.count(".param .u64") == 2
-    assert (kernel.grid, kernel.block) == ((16, 16), (128, 1))
+    assert (kernel.grid, kernel.block) == ((8, 16), (64, 2))
     small = aot.kernel_for(plan_of(StGridPool()), 1.0, 2.0, 64, "float16")
     assert (small.grid, small.block) == ((4, 16), (32, 4))
 
@@ -79,7 +79,7 @@ def test_registration_gives_tensorrt_types_shapes_and_a_kernel(monkeypatch: pyte
     assert all(not isinstance(kind, str) for kind in describe.__annotations__.values())
     name, ptx, launch, extra = registered["aot_impl", "gridpool::StGridPool"](x, plan, 1.0, 2.0, (None,), 0)
     assert name.encode() in ptx
-    assert (list(launch), len(extra)) == ([16, 16, 1, 128, 1], 0)
+    assert (list(launch), len(extra)) == ([8, 16, 1, 64, 2], 0)
     assert compile_kernel.cache_info().currsize
 
 
