@@ -7,9 +7,11 @@
 
 Out: DIR/results.md (the tables of all steps), DIR/results.json ({step: {"status", "seconds", "data"}}) and DIR/log.txt. Both results
 are written again after each step, so that whatever ends the run loses nothing that was measured. A step that fails or runs out of
-time stops no other one; the exit status is 1 where there was such a step.
+time stops no other one; the exit status is 1 where there was such a step. Bundles are made under DIR too.
 
-A step is a script with the options --device, --plan and --json: its tables go to stdout, its progress to stderr.
+A step is a script with the options --device, --plan and --json: its tables go to stdout, its progress to stderr. Needed are torch with
+CUDA, transformers, cuda-bindings and NVRTC; the steps onnxruntime and 0.5b need onnxruntime-gpu, onnx-graphsurgeon and polygraphy, the
+step checks nvcc, CMake and compute-sanitizer, and the step tensorrt-rtx that package and --engines.
 """
 
 from __future__ import annotations
@@ -64,34 +66,54 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="directory of the results; made where it is missing")
     parser.add_argument("--steps", nargs="+", metavar="STEP", help="only these")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument(
+        "--engines", type=Path, metavar="DIR", help="what gpu_tensorrt_rtx.py --make wrote, for the step tensorrt-rtx"
+    )
     parser.add_argument("--plan", action="store_true")
     args = parser.parse_args()
     if not args.plan and args.out is None:
         parser.error("expected --out DIR, or --plan")
-    steps = all_steps(args.out or Path("DIR"), args.device)
+    steps = all_steps(args.out or Path("DIR"), args.device, args.engines)
     unknown = set(args.steps or ()) - {step.name for step in steps}
     if unknown:
         parser.error(f"no step {', '.join(sorted(unknown))}; expected some of {', '.join(step.name for step in steps)}")
     chosen = [step for step in steps if not args.steps or step.name in args.steps]
     if args.plan:
-        return max(subprocess.run([sys.executable, *step.command, "--plan"], cwd=ROOT).returncode for step in chosen)
+        return _print_plans([step for step in chosen if not step.beside])
     return run_steps(chosen, args.out, ("--device", args.device))
 
 
-def all_steps(out: Path, device: str) -> list[Step]:
-    """In the order in which they are worth most."""
-    scripts = "benchmarks"
-    bundle = str(out.resolve() / "bundle")
-    size = "0.5b" if device == "cuda" else "tiny"
-    return [
-        Step("bundle", (f"{scripts}/gpu_onnxruntime.py", "--make", size, bundle), 330, beside=True),
-        Step("facts", (f"{scripts}/gpu_facts.py",), 40),
-        Step("kernel", (f"{scripts}/gpu_plugin.py",), 150),
-        Step("checks", (f"{scripts}/gpu_checks.py",), 150),
-        Step("torch", (f"{scripts}/gpu_speed.py",), 240),
-        Step("onnxruntime", (f"{scripts}/gpu_onnxruntime.py", "--bundle", bundle), 200, needs="bundle"),
-        Step("tensorrt-rtx", (f"{scripts}/gpu_tensorrt_rtx.py",), 60),
+def all_steps(out: Path, device: str, engines: Path | None = None) -> list[Step]:
+    """In the order in which they are worth most; seconds are twice what an H200 took, where it was measured."""
+    demo, large = str(out.resolve() / "demo"), str(out.resolve() / "large")
+    ort, size = "benchmarks/gpu_onnxruntime.py", "0.5b" if device == "cuda" else "tiny"
+    of_size = ("--size", size, "--bundle", f"{large}/fp16")
+    tiny = device == "cpu"
+    steps = [
+        # on half of the cores, for minutes: the reference of 32 frames in torch is most of it
+        Step("bundle", (ort, "--make", size, large, "--threads", str(max(1, (os.cpu_count() or 2) // 2))), 600, beside=True),
+        Step("facts", ("benchmarks/gpu_facts.py",), 30),
+        Step("kernel", ("benchmarks/gpu_plugin.py", *(("--rounds", "2") if tiny else ())), 120),
+        Step("torch", ("benchmarks/gpu_speed.py", *(("--size", "tiny", "--frames", "4", "--rounds", "1") if tiny else ())), 300),
+        Step("checks", ("benchmarks/gpu_memory_checks.py", "--jobs", str(min(14, os.cpu_count() or 2))), 120),
+        Step("onnxruntime", (ort, "--demo", demo, "--parts", "parity", "placement", "options", "state", *_rounds(tiny)), 180),
+        Step(
+            "0.5b", (ort, *of_size, "--parts", "race", "prefill", "bench", "placement-large", *_rounds(tiny)), 240, needs="bundle"
+        ),
     ]
+    return [*steps, Step("tensorrt-rtx", ("benchmarks/gpu_tensorrt_rtx.py", str(engines.resolve())), 90)] if engines else steps
+
+
+def _rounds(tiny: bool) -> tuple[str, ...]:
+    return ("--rounds", "1", "--cache-gb", "0.01") if tiny else ()
+
+
+def _print_plans(steps: list[Step]) -> int:
+    status = 0
+    for step in steps:
+        print(f"\n## {step.name}: at most {step.seconds:g} s\n", flush=True)
+        status |= subprocess.run([sys.executable, *step.command, "--plan"], cwd=ROOT).returncode
+    return status
 
 
 def run_steps(steps: list[Step], out: Path, options: tuple[str, ...]) -> int:

@@ -162,13 +162,11 @@ def _torch(torch: Any, bundle: Any, dtype_name: str, attention: str, args: argpa
 
     say(f"making torch's model in {dtype_name}, {attention}")
     shape, frames, dtype = SIZES[args.size], bundle.manifest.frames, getattr(torch, dtype_name)
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(args.device):
-            settings = LlavaOnevisionConfig(**config(shape))
-            model = LlavaOnevisionForConditionalGeneration._from_config(settings, attn_implementation=attention).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with torch.device(args.device):
+        settings = LlavaOnevisionConfig(**config(shape))
+        kind = LlavaOnevisionForConditionalGeneration
+        # transformers takes no notice of torch's default dtype: without `dtype` the model is float32 and casts what it is given
+        model = kind._from_config(settings, attn_implementation=attention, dtype=dtype).eval()
     side, hidden = shape.image // 14, shape.llm.width
     pixels = torch.from_numpy(pixel_values(frames, shape.image)).to(args.device, dtype)
     module = make(bundle.manifest.compression["spec"], frames=frames, height=side, width=side).to(args.device).eval()

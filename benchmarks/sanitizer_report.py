@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 PASSED, WRONG, MISSING = "passed", "wrong", "missing"
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TOOLS = ("memcheck", "racecheck", "initcheck")  # synccheck found no fault that was planted for it on an H200, so it shows nothing
 
 _SUMMARIES = (r"ERROR SUMMARY: (\d+) errors?", r"RACECHECK SUMMARY: (\d+) hazards? displayed", r"LEAK SUMMARY: (\d+) bytes leaked")
 _NOTHING_RAN = "terminated before first instrumented API call"

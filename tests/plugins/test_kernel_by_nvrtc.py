@@ -37,6 +37,7 @@ def test_no_variant_spills_on_any_target(target: str, record_property):
         variant = variant_for(StGridPool(window=window, order=order), hidden, dtype, depth)
         compiled = compile_kernel(variant, target)
         record_property(f"{variant}", f"{compiled.registers} registers, {compiled.shared} bytes shared")
+        assert compiled.registers > 0, "ptxas gave no account: NVRTC may have taken the code from its cache"
         assert compiled.spills == 0, f"{variant} spills {compiled.spills} bytes on {target}"
         assert compiled.registers * variant.threads * variant.groups <= 65536, "a block must fit a multiprocessor"
         assert compiled.shared == (4096 if not variant.window else 16 * 4 * variant.window**2)

@@ -1,6 +1,6 @@
 // One fault for each tool of compute-sanitizer: a tool that does not find its own shows nothing about the kernel.
 //
-//   planted-faults memcheck | racecheck | initcheck | synccheck
+//   planted-faults memcheck | racecheck | initcheck
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -20,14 +20,6 @@ __global__ void reads_without_a_barrier(int* values) {
 
 __global__ void reads_what_nobody_wrote(int* values) { values[threadIdx.x] += 1; }
 
-__global__ void leaves_before_a_barrier(int* values) {
-  if (threadIdx.x < kThreads - 1) {
-    values[threadIdx.x] = 1;
-    __syncthreads();
-    values[threadIdx.x] += 1;
-  }
-}
-
 }  // namespace
 
 int main(int count, char** words) {
@@ -40,8 +32,6 @@ int main(int count, char** words) {
     reads_without_a_barrier<<<1, kThreads>>>(values);
   else if (!std::strcmp(tool, "initcheck"))
     reads_what_nobody_wrote<<<1, kThreads>>>(values);
-  else if (!std::strcmp(tool, "synccheck"))
-    leaves_before_a_barrier<<<1, kThreads>>>(values);
   else
     return std::printf("no fault named \"%s\"\n", tool), 2;
   const cudaError_t status = cudaDeviceSynchronize();
