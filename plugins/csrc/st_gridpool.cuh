@@ -6,18 +6,18 @@
 // How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A pass over the frames that are
 // read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
 // Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
-// default levels: 166,646 on the fly; with scratch 21,632 by windows and 38,808 by pooling, nine a cell. Bytes at D=3584 in bf16, a
-// token being 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB),
-// written once. A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
+// default levels: 166,646 on the fly; with scratch 21,632 by windows and 35,200 by pooling. Bytes at D=3584 in bf16, a token being
+// 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB), written once.
+// A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
 // DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
-// A level needs the one before, and is small: its launch alone would leave the GPU idle. So launches overlap (programmatic dependent
-// launch), and windows that need no level stand first in each of them. One cell a block is faster than larger tiles, which would read
-// fewer tokens twice: what counts is how many short blocks are at work (benchmarks/RESULTS.md).
+// A level needs the one before and is small: its launch alone would leave the GPU idle. So launches overlap (programmatic dependent
+// launch), and windows that need no level stand first in each of them. A block pools one cell: larger tiles read fewer tokens twice, but
+// many short blocks at work was measured to matter more ("On a GPU" of benchmarks/RESULTS.md).
 //
 // How NSP reads every byte once. A thread keeps its 16-byte vectors of all tokens of a window in registers between the norms and the
 // weighted sum: window 2 and D=3584 in bf16 are 128 threads with 4 tokens x 4 vectors, 64 registers of data, 28 KB in flight a block.
-// Windows above 3x3, and D above 16384 bf16, take the generic way, whose second read hits L1 or L2.
+// Windows above 3x3, and D above 8192 bf16, take the generic way, whose second read hits L1 or L2.
 #pragma once
 
 #if !defined(__CUDACC_RTC__)

@@ -1,7 +1,7 @@
 """StGridPool as an ahead-of-time Python plugin of TensorRT >= 10.9: the engine carries PTX, and needs no library at run time.
 
 `register(trt)` once, before a graph is parsed. Such a plugin is one kernel without a workspace, so summaries are computed on the fly
-(DEPTH >= 0 in csrc/st_gridpool.cuh): correct, and about four times the cache traffic of the library's kernel at the default
+(DEPTH >= 0 in csrc/st_gridpool.cuh): correct, and about three times the cache traffic of the library's kernel at the default
 levels. The plan, shapes and numbers are constants of the kernel's source. The PTX is for compute capability 8.0: the driver compiles
 it for the GPU that it meets.
 """

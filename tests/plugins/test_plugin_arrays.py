@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import plugins
-from plugins.arrays import stream_of, view, view_of_capsule
+from plugins.arrays import empty_like, stream_of, view, view_of_capsule
 from plugins.cuda import Args, args_of
 from plugins.plan import make_plan
 from plugins.spec import StGridPool
@@ -78,6 +80,25 @@ def test_streams_of_every_kind_give_their_handle():
     assert stream_of(cuda_array(), SimpleNamespace(__cuda_stream__=lambda: (0, 10))) == 10
     with pytest.raises(EngineError, match="stream is str"):
         stream_of(cuda_array(), "fast")
+
+
+@pytest.mark.parametrize(("asked", "entered"), [(0, []), (5, [5])])
+def test_a_new_torch_array_belongs_to_the_stream_asked_for_and_not_to_any_when_that_is_the_current_one(monkeypatch, asked, entered):
+    """torch takes 0, the default stream's handle, for "one of mine", so it must never be asked for by handle."""
+    streams: list[int] = []
+
+    @contextlib.contextmanager
+    def stream(external):
+        streams.append(external)
+        yield
+
+    cuda = SimpleNamespace(
+        current_stream=lambda device: SimpleNamespace(cuda_stream=0), ExternalStream=lambda handle, device: handle, stream=stream
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    tensor = type("Tensor", (SimpleNamespace,), {"__module__": "torch"})(device=0, new_empty=lambda shape: shape)
+    assert empty_like(tensor, (2, 3), asked) == (2, 3)
+    assert streams == entered
 
 
 def test_the_kernels_arguments_have_the_layout_of_the_source():
