@@ -103,7 +103,8 @@ class _Gpu:
                 f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
             )
         self.target = f"sm_{major}{minor}"
-        self.overlaps = (major, minor) >= (9, 0)  # programmatic dependent launch
+        # programmatic dependent launch, where a driver can also capture it into a graph
+        self.overlaps = (major, minor) >= (9, 0) and int(_checked(driver.cuDriverGetVersion())) >= 12030
         self.kernel = functools.cache(self._kernel)
         self.upload = functools.cache(self._upload)
 

@@ -21,7 +21,8 @@ DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloa
 # of the largest magnitude: rounding of the output and of up to three levels of stored summaries
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
-# one and two vectors a thread, one and several warps, idle lanes, several windows a block and an incomplete last block; the generic way
+# two and four vectors a thread, one and several warps, idle lanes, several windows a block and an incomplete last block; the generic way,
+# for its window, its order, or because a token has more vectors than the registers' way takes
 BLOCK_CASES = [
     (StGridPool((4, 4), (1, 2)), (8, 5, 7, 8)),
     (StGridPool((4, 4), (1, 2)), (8, 5, 5, 64)),
@@ -32,6 +33,7 @@ BLOCK_CASES = [
     (StGridPool((2,), (1,), window=3, order=1, padding=1), (2, 5, 5, 520)),
     (StGridPool((2,), (1,), window=4, order=math.inf), (2, 9, 4, 296)),
     (StGridPool((), (), order=3), (2, 3, 5, 24)),
+    (StGridPool((), ()), (1, 2, 2, 8200)),
 ]
 
 

@@ -1,6 +1,8 @@
 // The tables of plugins/plan.py as the kernel's arguments, checked: an index out of range is refused here, not read on a GPU.
 #pragma once
 
+#include <vector>
+
 #include "st_gridpool.cuh"
 
 namespace gridpool {
@@ -50,8 +52,8 @@ struct Plan {
     return most;
   }
 
-  // What is wrong with the plan, or null.
-  const char* fault() const {
+  // What is wrong with the plan, or null. scratch: pooled frames go through it, launch by launch.
+  const char* fault(bool scratch = true) const {
     if (length < kHeader) return "the plan is too short";
     if (ints[0] != kFormat) return "the plan has another format; export the graph again with this release";
     for (int i = 1; i < kHeader; ++i)
@@ -87,6 +89,7 @@ struct Plan {
         if (entry[1] != tiling[1] || entry[2] != tiling[2] || entry[0] >= frames + i) return "a tile of the plan is of another size";
       }
     }
+    if (const char* wrong = scratch ? order_fault(at) : nullptr) return wrong;
     long long tokens = 0;
     for (int i = 0; i < pools; ++i) {
       const int* entry = ints + at.pools_at + 4 * i;
@@ -100,6 +103,29 @@ struct Plan {
   }
 
  private:
+  // A launch waits for those before it where a task's version is a summary: so the task must name the version that it reads, and what it
+  // reads must have been pooled by an earlier launch.
+  const char* order_fault(const Args& at) const {
+    std::vector<char> pooled(static_cast<size_t>(ints[12]), 0);
+    for (int number = 0; number < launches(); ++number) {
+      for (int i = first_task(number); i < first_task(number + 1); ++i) {
+        const int* task = ints + at.tasks_at + 4 * i;
+        if (task[0] && ints[at.pools_at + 4 * task[1]] != task[2]) return "a task of the plan names another version than it pools";
+        if (task[2] < at.frames) continue;
+        const int* tiling = ints + at.versions_at + 4 * (task[2] - at.frames);
+        for (int y = 0; y < at.height; y += tiling[1])
+          for (int x = 0; x < at.width; x += tiling[2])
+            if (!pooled[static_cast<size_t>(ints[at.tiles_at + tiling[3] + y / tiling[1] * tiling[0] + x / tiling[2]])])
+              return "a launch of the plan reads what no earlier one pooled";
+      }
+      for (int i = first_task(number); i < first_task(number + 1); ++i) {
+        const int* task = ints + at.tasks_at + 4 * i;
+        if (task[0]) pooled[static_cast<size_t>(task[1])] = 1;
+      }
+    }
+    return nullptr;
+  }
+
   static constexpr int kFormat = 1, kHeader = 14, kLimit = 1 << 24;
   static bool within(int value, int count) { return value >= 0 && value < count; }
 };

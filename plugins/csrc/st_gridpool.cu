@@ -51,7 +51,12 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   cudaError_t status = cudaFuncGetAttributes(&attributes, run);
   if (status != cudaSuccess) return status;
 
-  // Launches overlap where the code that the GPU runs was compiled with the instructions that order them.
+  // Launches overlap where the code that the GPU runs was compiled with the instructions that order them, and where the driver can also
+  // capture such launches into a graph (CUDA 12.3).
+  int driver = 0;
+  status = cudaDriverGetVersion(&driver);
+  if (status != cudaSuccess) return status;
+  const bool overlaps = attributes.ptxVersion >= 90 && driver >= 12030;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -62,7 +67,7 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   for (int number = 0; number < plan.launches(); ++number) {
     const int first = plan.first_task(number);
     config.gridDim = dim3(plan.units(args, choice.groups), plan.first_task(number + 1) - first);
-    config.numAttrs = number > 0 && attributes.ptxVersion >= 90;  // the first one must not begin before what wrote x has ended
+    config.numAttrs = number > 0 && overlaps;  // the first one must not begin before what wrote x has ended
     status = cudaLaunchKernelEx(&config, run, args, device_plan, static_cast<const Vec*>(x), static_cast<Vec*>(scratch),
                                 static_cast<Vec*>(out), first);
     if (status != cudaSuccess) return status;

@@ -74,15 +74,19 @@ GRIDPOOL_FN Vec load_last(const Vec* address) {
 // What an earlier launch wrote, perhaps while this one was already on the GPU: from L2, where all multiprocessors see the same.
 GRIDPOOL_FN Vec load_written(const Vec* address) {
 #if defined(__CUDA_ARCH__)
-  const uint4 words = __ldcg(reinterpret_cast<const uint4*>(address));
-  return Vec{{words.x, words.y, words.z, words.w}};
+  Vec vec;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"  // "memory": it must stay behind wait_for_launch_before
+               : "=r"(vec.word[0]), "=r"(vec.word[1]), "=r"(vec.word[2]), "=r"(vec.word[3])
+               : "l"(address)
+               : "memory");
+  return vec;
 #else
   return *address;
 #endif
 }
 
-// Programmatic dependent launch, from compute capability 9.0 on: the next launch may put its blocks where this one's are done, and what
-// it reads of this one's work waits for all of it. Without the launch attribute, and on older GPUs, launches follow one another anyway.
+// Programmatic dependent launch, from compute capability 9.0 on: the next launch may put its blocks where this one's are done, and waits
+// for all of this one before it reads what it wrote. Without the launch attribute, and on older GPUs, launches follow one another anyway.
 GRIDPOOL_FN void let_next_launch_begin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

@@ -49,6 +49,7 @@ int cuInit(unsigned) { return 0; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = context, 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : 0, 0; }  // compute capability 9.0
+int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 int cuCtxPushCurrent_v2(void*) { return 0; }
 int cuCtxPopCurrent_v2(void**) { return 0; }
 int cuMemAllocAsync(Pointer* memory, size_t size, void* stream) { return *memory = poisoned(size), stream == nullptr; }

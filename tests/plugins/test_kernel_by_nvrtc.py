@@ -12,7 +12,7 @@ from runtime.errors import EngineError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
-# (window, D, dtype, order, depth): one and two vectors a thread, each way, each dtype, each kind of norm
+# (window, D, dtype, order, depth): two and four vectors a thread, each way, each dtype, each kind of norm
 VARIANTS = [
     (2, 3584, "bfloat16", 2, -1),
     (2, 896, "bfloat16", 2, -1),
@@ -52,6 +52,21 @@ def test_blocks_hold_whole_warps_and_every_vector_of_a_token():
                 assert 32 <= variant.threads * variant.groups <= 512
                 assert not variant.window or variant.threads * variant.vectors * 16 >= hidden * size
                 assert variant.window or variant.groups == 1
+
+
+@pytest.mark.parametrize("hidden", [896, 3584])
+def test_launches_that_overlap_wait_before_they_read_scratch_and_before_they_end(hidden: int):
+    """On a stand-in launches follow one another, so a wait that is missing shows nowhere but in the code."""
+    lines = compile_kernel(variant_for(StGridPool(), hidden, "bfloat16"), "compute_90").code.decode().splitlines()
+    waits = [number for number, line in enumerate(lines) if "griddepcontrol.wait" in line]
+    reads = [number for number, line in enumerate(lines) if "ld.global.cg" in line]
+    writes = [number for number, line in enumerate(lines) if "st.global" in line]
+    begins = next(number for number, line in enumerate(lines) if "griddepcontrol.launch_dependents" in line)
+    assert len(waits) == 2 and reads and writes
+    assert begins < waits[0] < min(reads)
+    assert waits[1] > max(reads + writes)
+    older = compile_kernel(variant_for(StGridPool(), hidden, "bfloat16"), "compute_87").code.decode()
+    assert "griddepcontrol" not in older
 
 
 def test_ptx_is_text_that_the_driver_can_compile_later():

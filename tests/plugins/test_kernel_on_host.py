@@ -158,3 +158,20 @@ def test_a_plan_with_an_index_out_of_range_is_refused(run: Run):
                 run(x, spec, ints=bad)
     with pytest.raises(ValueError, match="length"):
         run(x, spec, ints=good[:-1])
+
+
+def test_a_plan_whose_launches_are_out_of_order_is_refused(run: Run):
+    spec, shape = StGridPool((4, 4), (1, 2)), (8, 6, 6, 8)
+    x = random_clip(shape, "float32", 0)
+    good = list(make_plan(spec, *shape[:3]).ints)
+    launches, count = good[8], good[9]
+    assert launches > 1
+    at_once = [*good[:8], 1, *good[9:HEADER], 0, count, *good[HEADER + launches + 1 :]]
+    with pytest.raises(ValueError, match="reads what no earlier one pooled"):
+        run(x, spec, ints=at_once)
+    tasks = HEADER + launches + 1
+    pool = next(at for at in range(tasks, tasks + 4 * count, 4) if good[at])
+    other = list(good)
+    other[pool + 2] = (good[pool + 2] + 1) % shape[0]
+    with pytest.raises(ValueError, match="another version than it pools"):
+        run(x, spec, ints=other)

@@ -102,7 +102,7 @@ def test_a_new_torch_array_belongs_to_the_stream_asked_for_and_not_to_any_when_t
 
 
 def test_the_kernels_arguments_have_the_layout_of_the_source():
-    source = (Path(plugins.__file__).parent / "csrc" / "st_gridpool.cuh").read_text()
+    source = (Path(plugins.__file__).parent / "csrc" / "clip.cuh").read_text()
     body = re.search(r"struct Args \{(.*?)\};", source, re.S)[1]
     body = re.sub(r"//.*", "", body)
     members = [(kind, name) for kind, names in re.findall(r"(int|float) ([^;]+);", body) for name in names.split(", ")]
