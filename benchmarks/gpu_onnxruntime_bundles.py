@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_onnxruntime.py --make demo|0.5b|tiny DIR [--threads 8]
 
-`demo`: fp32 and fp16, both variants of the decoder, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in the
-background, early, on some of the cores. What is there already is kept. Prints the seconds of each step as JSON.
+`demo`: fp32 and fp16, both variants of the decoder, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in
+the background, early, on some of the cores. What is there already is kept. Prints the seconds of each step as JSON.
 """
 
 from __future__ import annotations
