@@ -84,7 +84,8 @@ def main() -> int:
         kind, directory = args.make
         if kind not in ("demo", *SIZES):
             parser.error(f'--make {kind}: expected "demo" or one of {", ".join(SIZES)}')
-        return bundles.make(kind, Path(directory).resolve(), args.frames, args.threads)
+        with processes.none_left():
+            return bundles.make(kind, Path(directory).resolve(), args.frames, args.threads)
     if args.strip or args.fill:
         (filled.strip if args.strip else filled.fill)(*(args.strip or args.fill))
         return 0
