@@ -38,11 +38,13 @@ def options_of(args: argparse.Namespace, report: Report) -> None:
     for directory in args.bundles:
         if directory.name.endswith("-standard"):  # the decoder's variant: its vision graph is the other bundle's
             continue
-        rows, numbers, plain, differing = [], {}, None, []
+        section, rows, numbers, plain, differing = f"provider options, vision of {directory.name}", [], {}, None, []
         for name, options in SWITCHES.items():
             say(f"{name}, {directory.name}")
             title = f"{name}, vision of {directory.name}"
             got = report.attempt(title, lambda d=directory, o=options: _measure(d, args, o))
+            if got is None and plain is None:
+                break  # the plain session is the first, and without it there is nothing to compare with
             if got is None:
                 continue
             measured, tokens = got
@@ -53,7 +55,8 @@ def options_of(args: argparse.Namespace, report: Report) -> None:
             differing += [name] if measured["as plain"] == "**no**" else []
             numbers[name] = measured
             rows.append([name, *(measured[column] for column in COLUMNS[1:])])
-        report.section(f"provider options, vision of {directory.name}", table(COLUMNS, rows), numbers)
+            report.add(section, numbers)
+        report.section(section, table(COLUMNS, rows), numbers)
         if differing:
             report.failed(f"verdict on options, {directory.name}", f"other tokens than the plain session's: {', '.join(differing)}")
 
