@@ -4,7 +4,7 @@
     encoder(pixels)                                      [T, 3, h, w] -> [T, P, C]: every patch of every frame
     rows, newest = encoder.reuse(pixels, whole, keep)    [N, C], [T, P]: rows[newest] are features [T, P, C]
 
-`whole` frames (the first, and those that differ most from the frame before) are computed fully; every other frame computes
+One frame in `whole` is a full frame: the first, and those that differ most from the frame before. Every other frame computes
 K = floor(keep * P) patches: those whose pixels, as means of cells of half a patch, differ most from the frame before. In a layer,
 queries, MLP and residual exist for computed rows only; keys, values and final features of the other patches are those of the newest
 frame that computed them. Which row that is depends on the pixels alone, so it is worked out once a clip, on the device, and a layer
@@ -12,8 +12,8 @@ does one gather for its keys and one for its values. A projector works row by ro
 
 Features are the last layer's, without post_layernorm, as LLaVA-OneVision takes them (vision_feature_layer -1).
 
-T frames, h pixels a side, P patches a frame, C width, A heads, W whole frames, R = T - W others, K patches kept in each of those,
-N = W*P + R*K computed rows: the whole frames', then the others', each in order.
+T frames, h pixels a side, P patches a frame, C width, A heads, W full frames, R = T - W others, K patches kept in each of those,
+N = W*P + R*K computed rows: the full frames', then the others', each in order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 
 class Chosen(NamedTuple):
-    """rows [N] int64: computed patches, as positions in [T * P]; newest [T, P]: the row of each patch; others [R]: frames not whole."""
+    """rows [N] int64: computed patches, as positions in [T * P]; newest [T, P]: the row of each patch; others [R]: the frames that
+    are not full."""
 
     rows: torch.Tensor
     newest: torch.Tensor
@@ -34,13 +35,13 @@ class Chosen(NamedTuple):
 
 
 def counts(frames: int, patches: int, whole: int, keep: float) -> tuple[int, int, int]:
-    """(W, K, N) of a clip where one in `whole` frames is whole."""
+    """(W, K, N) of a clip where one in `whole` frames is a full one."""
     full, kept = max(1, frames // whole), int(keep * patches)
     return full, kept, full * patches + (frames - full) * kept
 
 
 def change(pixels: torch.Tensor, patch: int) -> torch.Tensor:
-    """[T, 3, h, h] -> [T, P] float32: mean square difference of half-patch cells from the frame before; the first frame's are zero."""
+    """[T, 3, h, h] -> [T, P] float32: mean square difference of half-patch cells from the frame before; zeros for the first."""
     side = pixels.shape[-1] // patch
     cells = F.avg_pool2d(pixels[..., : side * patch, : side * patch].float(), patch // 2)  # [T, 3, 2 side, 2 side]
     square = (cells[1:] - cells[:-1]).square().mean(1, keepdim=True)
@@ -48,17 +49,18 @@ def change(pixels: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def choose(changed: torch.Tensor, whole: int, keep: float) -> Chosen:
-    """What is computed, from how much each patch changed [T, P]. Sizes depend on the arguments alone: nothing waits for the device."""
+    """What is computed, from how much each patch changed [T, P]. Sizes depend on the arguments alone: nothing waits for the
+    device."""
     frames, patches = changed.shape
     full, kept, count = counts(frames, patches, whole, keep)
     device = changed.device
     by_frame = changed.mean(1)
     by_frame[0] = torch.inf
     order = by_frame.argsort(descending=True, stable=True)
-    wholes, others = order[:full].sort().values, order[full:].sort().values
+    fulls, others = order[:full].sort().values, order[full:].sort().values
     picked = changed[others].topk(kept, dim=1).indices.sort(1).values  # [R, K]
-    every = torch.arange(patches, device=device)
-    rows = torch.cat([(wholes[:, None] * patches + every).flatten(), (others[:, None] * patches + picked).flatten()])
+    all_patches = torch.arange(patches, device=device)
+    rows = torch.cat([(fulls[:, None] * patches + all_patches).flatten(), (others[:, None] * patches + picked).flatten()])
     row_of = (
         torch.full((frames * patches,), -1, device=device)
         .scatter(0, rows, torch.arange(count, device=device))
@@ -70,7 +72,7 @@ def choose(changed: torch.Tensor, whole: int, keep: float) -> Chosen:
 
 
 class ReuseEncoder(nn.Module):
-    """tower: transformers' SiglipVisionModel. compile_layers: one compiled layer serves all layers and, with it, all frame counts."""
+    """tower: transformers' SiglipVisionModel. compile_layers: one compiled layer serves all layers and all frame counts."""
 
     def __init__(self, tower: Any, compile_layers: bool = False):
         super().__init__()
@@ -92,7 +94,7 @@ class ReuseEncoder(nn.Module):
         frames, patches = chosen.newest.shape
         kept = counts(frames, patches, whole, keep)[1]
         x = self.embeddings(pixels).flatten(0, 1)[chosen.rows]  # [N, C]
-        context = chosen.newest[chosen.others]  # [R, P]: where a frame that is not whole finds its keys and values
+        context = chosen.newest[chosen.others]  # [R, P]: where a frame that is not full finds its keys and values
         torch._dynamo.maybe_mark_dynamic(x, 0)
         torch._dynamo.maybe_mark_dynamic(context, 0)
         for layer in self.layers:
@@ -101,7 +103,7 @@ class ReuseEncoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """x [T, P, C], or rows [N, C] with the context [R, P] of the frames that are not whole."""
+    """x [T, P, C], or rows [N, C] with the context [R, P] of the frames that are not full."""
 
     def __init__(self, source: Any):
         super().__init__()
@@ -127,7 +129,7 @@ class _Layer(nn.Module):
         width = q.shape[-1]
         full = q.shape[0] - others * kept
         frames = [rows[:full].view(-1, patches, width) for rows in (q, k, v)]
-        # The gather runs over whole rows, before they are split into heads: one long copy for each.
+        # The gather runs over complete rows, before they are split into heads: one long copy for each.
         sparse = self._mix(q[full:].view(others, kept, width), k[context], v[context])
         return torch.cat([self._mix(*frames).view(-1, width), sparse.view(-1, width)])
 

@@ -2,14 +2,14 @@
 
     python benchmarks/gpu_facts.py [--device cuda|cpu] [--plan] [--json FILE]
 
-Bandwidth counts bytes read and bytes written, for a large copy and for one as large as a clip's features; the product is of random
-matrices, since one of zeros is faster than anything real.
+Bandwidth counts bytes read and bytes written, for a large copy and for some as large as a clip's features, timed as gpu_plugin.py
+times them: captured, through more memory than a cache holds, 2 ms or more a replay. The product is of random matrices, since one
+of zeros is faster than anything real.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.gpu_timing import captured, medians, rounds_in_turns
+from benchmarks.gpu_timing import medians, milliseconds_a_pass, replay, rounds_in_turns
+from benchmarks.json_file import write_json
 
 COPIES = {"cuda": (1 << 32, 100 << 20, 25 << 20), "cpu": (1 << 24, 1 << 20)}  # bytes
 ROTATED = {"cuda": 1 << 30, "cpu": 1 << 24}  # bytes that a contestant goes through, so that no cache holds them
@@ -41,10 +42,9 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no NVIDIA GPU here; --device cpu shows that the script runs", file=sys.stderr)
         return 2
-    facts = {**_card(torch, args.device), **_ceilings(torch, args.device)}
-    if args.json:
-        args.json.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    print("\n".join(["|  |  |", "|---|--:|", *(f"| {name} | {value} |" for name, value in facts.items())]))
+    measured = {**_card(torch, args.device), **_ceilings(torch, args.device)}
+    write_json(args.json, measured)
+    print("\n".join(["|  |  |", "|---|--:|", *(f"| {name} | {value} |" for name, value in measured.items())]))
     return 0
 
 
@@ -54,7 +54,7 @@ def _card(torch: Any, device: str) -> dict[str, str]:
         return {"card": "none", **versions}
     properties = torch.cuda.get_device_properties(0)
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem", "--format=csv,noheader"]
-    driver, sm, memory = (part.strip() for part in subprocess.run(query, capture_output=True, text=True).stdout.split(","))
+    driver, sm, memory = driver_and_clocks(subprocess.run(query, capture_output=True, text=True).stdout)
     return {
         "card": properties.name,
         "compute capability": f"{properties.major}.{properties.minor}",
@@ -65,6 +65,11 @@ def _card(torch: Any, device: str) -> dict[str, str]:
         "CUDA of torch": str(torch.version.cuda),
         **versions,
     }
+
+
+def driver_and_clocks(text: str) -> list[str]:
+    """Of the first GPU that nvidia-smi lists, a line each: driver, highest clocks of multiprocessors and memory."""
+    return [part.strip() for part in text.splitlines()[0].split(",")]
 
 
 def _ceilings(torch: Any, device: str) -> dict[str, str]:
@@ -78,12 +83,12 @@ def _ceilings(torch: Any, device: str) -> dict[str, str]:
             for target, source in zip(targets, sources, strict=True):
                 target.copy_(source)
 
-        taken = medians(rounds_in_turns(torch, device, {"copy": captured(torch, device, copy)}, 10))["copy"]
-        found[f"copy of {size / 1e6:.0f} MB, GB/s"] = f"{2 * size * count / taken / 1e6:.0f}"
+        milliseconds = medians(milliseconds_a_pass(torch, device, {"copy": replay(torch, device, copy)}, 10))["copy"]
+        found[f"copy of {size / 1e6:.0f} MB, GB/s"] = f"{2 * size * count / milliseconds / 1e6:.0f}"
     side = SIDE[device]
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    taken = medians(rounds_in_turns(torch, device, {"product": lambda: left @ right}, 10))["product"]
-    found[f"bf16 product of {side}^3, TFLOP/s"] = f"{2 * side**3 / taken / 1e9:.1f}"
+    milliseconds = medians(rounds_in_turns(torch, device, {"product": lambda: left @ right}, 10))["product"]
+    found[f"bf16 product of {side}^3, TFLOP/s"] = f"{2 * side**3 / milliseconds / 1e9:.1f}"
     return found
 
 

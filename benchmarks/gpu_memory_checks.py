@@ -12,12 +12,8 @@ Checks run side by side, because none of them measures time, and none stops anot
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +23,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import gpu_programs
+import processes
 from gpu_check_list import Check, planned
+from json_file import write_json
 from sanitizer_report import MISSING, PASSED, WRONG, Verdict, judged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +33,6 @@ SANITIZER = ("--error-exitcode", "9", "--print-limit", "20", "--target-processes
 PORTS = 49152, 10  # the first that compute-sanitizer tries, and how many: each check has its own
 # the programs ask for what CUDA must refuse, and torch does too: what they make of a refused call they check themselves
 MEMCHECK = ("--report-api-errors", "no")
-_RUNNING: set[int] = set()  # sessions under way
 
 
 @dataclass
@@ -60,13 +57,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results here, anew after each check")
     parser.add_argument("--work", type=Path, help="folder for what is built and written (a temporary one)")
     args = parser.parse_args()
-    work = (args.work or Path(tempfile.mkdtemp(prefix="gpu-checks-"))).resolve()
-    checks = [check for check in planned(args.device, work) if args.only in check.title]
+
+    def chosen(work: Path) -> list[Check]:
+        return [check for check in planned(args.device, work) if args.only in check.title]
+
     if args.plan:
-        return _print_plan(checks, args.jobs)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
-    outcomes = run_all(checks, args.device, work, args.jobs, args.json)
+        return _print_plan(chosen(args.work or Path("WORK")), args.jobs)
+    with processes.none_left(), tempfile.TemporaryDirectory(prefix="gpu-checks-") as folder:
+        work = (args.work or Path(folder)).resolve()
+        outcomes = run_all(chosen(work), args.device, work, args.jobs, args.json)
     passed = sum(outcome.verdict == PASSED for outcome in outcomes)
     print(f"\n{passed} of {len(outcomes)} checks passed", flush=True)
     return int(not outcomes or passed < len(outcomes))
@@ -79,15 +78,23 @@ def run_all(checks: list[Check], device: str, work: Path, jobs: int, report: Pat
     with ThreadPoolExecutor(2) as builders, ThreadPoolExecutor(jobs) as runners:
         builds = _builds(builders, checks, device, work)
         futures = [runners.submit(_run, number, check, device, work, builds) for number, check in enumerate(checks)]
-        for future in as_completed(futures):
-            outcome = future.result()
-            outcomes.append(outcome)
-            words = outcome.words.replace("|", "\\|")
-            row = [outcome.name, outcome.tool or "nothing", f"**{outcome.verdict}**" if outcome.verdict != PASSED else PASSED]
-            print(f"| {' | '.join([*row, f'{outcome.seconds:.1f}', words])} |", flush=True)
-            if report:
-                report.write_text(json.dumps({"device": device, "checks": [asdict(one) for one in outcomes]}, indent=1) + "\n")
+        try:
+            for future in as_completed(futures):
+                outcomes.append(future.result())
+                _print_row(outcomes[-1])
+                write_json(report, {"device": device, "checks": [asdict(one) for one in outcomes]})
+        except BaseException:  # asked to end: the pools wait for what they began, which is ended here
+            for future in futures:
+                future.cancel()
+            processes.end_all()
+            raise
     return outcomes
+
+
+def _print_row(outcome: Outcome) -> None:
+    words = outcome.words.replace("|", "\\|")
+    row = [outcome.name, outcome.tool or "nothing", f"**{outcome.verdict}**" if outcome.verdict != PASSED else PASSED]
+    print(f"| {' | '.join([*row, f'{outcome.seconds:.1f}', words])} |", flush=True)
 
 
 def sanitizer() -> str:
@@ -150,7 +157,8 @@ def _executed(
         command = [sanitizer(), "--tool", check.tool, *SANITIZER, *port, *memcheck, *check.options, *command]
     print(f"running: {check.title}", file=sys.stderr, flush=True)
     environment = gpu_programs.environment(device, folder) if check.program else dict(os.environ)
-    text, status = _output(command, environment, check.limit)
+    # a session of its own: compute-sanitizer's target outlives it otherwise and keeps the GPU
+    text, status = processes.run(command, check.limit, cwd=ROOT, env=environment)
     if status is None:
         return Verdict(WRONG, f"not done after {check.limit} s"), text, command
     verdict = judged(text, status, check.tool, check.proof, check.planted, check.kernels)
@@ -160,36 +168,6 @@ def _executed(
             return Verdict(WRONG, f"{len(faults)} cases are wrong: {faults[0]}"), "\n".join(faults), command
         verdict = Verdict(PASSED, f"{verdict.words}; worst error {largest:.2g} of the tolerance")
     return verdict, text, command
-
-
-def _output(command: list[str], environment: dict[str, str], seconds: float) -> tuple[str, int | None]:
-    """What the command printed, and its exit status, None where it was not done in time.
-
-    It gets a session of its own, which is ended as a whole: compute-sanitizer's target outlives it otherwise and keeps the GPU.
-    """
-    with tempfile.TemporaryFile() as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        _RUNNING.add(process.pid)
-        try:
-            status: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        finally:
-            _RUNNING.discard(process.pid)
-        file.seek(0)
-        return file.read().decode(errors="replace"), status
-
-
-def _end(number: int, frame: object) -> None:
-    """Asked to end: nothing that was started here goes on."""
-    for session in list(_RUNNING):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(session, signal.SIGKILL)
-    os._exit(128 + number)
 
 
 def _print_plan(checks: list[Check], jobs: int) -> int:

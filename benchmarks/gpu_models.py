@@ -1,10 +1,12 @@
-"""The models that benchmarks/gpu_speed.py times, with random weights made on the device, and the ways of each from frames to tokens.
+"""The models that benchmarks/gpu_speed.py times, with random weights made on the device, and the ways of each from frames to
+tokens.
 
-    model = make_model(shape, device)           transformers' own class, bf16, sdpa
-    ways(model, shape, frames, device, ...)     a `Way` each: encode, compress; how to go on from tokens is the same for all
+    model = make_model(shape, device)                  transformers' own class, bf16, sdpa
+    contestants(model, shape, frames, device, True)    a `Way` each: encode, compress
+    output = prefill(model, tokens)                    the same for all ways, as is decode(model, output, new_tokens)
 
-Encoders are compiled layer by layer: one compiled layer serves all layers, all frame counts and both LLaVA-OneVision sizes. Compression
-is compiled for each shape, as the exported graph is.
+Encoders are compiled layer by layer: one compiled layer serves all layers, all frame counts and both LLaVA-OneVision sizes.
+Compression, transformers' own pooling too, is compiled for each shape, as the exported graph is.
 
 T frames, H, W rows and columns of the grid, P patches a frame, D hidden, N visual tokens, S prompt positions.
 """
@@ -32,24 +34,24 @@ DTYPE = torch.bfloat16
 
 @dataclass
 class Way:
-    """encode: () -> what compress takes; compress: -> tokens [N, D], None where encode gives them; spent: seconds a round by stage."""
+    """encode: () -> what compress takes; compress: -> tokens [N, D], None where encode gives them; spent: seconds of each round, by
+    stage."""
 
     name: str
     tokens: int
     encode: Callable[[], Any]
     compress: Callable[[Any], torch.Tensor] | None
     spent: dict[str, list[float]] = field(default_factory=dict)
-    decode: float | None = None
     peak_bytes: int | None = None
 
 
 @dataclass
 class Contestants:
-    """ways: what runs; left_out: {name: why}; notes: what else is to be known."""
+    """ways: what runs; left_out: {name: why}; names: {name in gpu_plan: here}, where a fallback renames a way."""
 
     ways: list[Way]
     left_out: dict[str, str]
-    names: dict[str, str]  # of gpu_plan -> here, where a fallback renames a way
+    names: dict[str, str]
 
 
 def make_model(shape: Shape, device: str) -> Any:
@@ -91,7 +93,7 @@ def contestants(model: Any, shape: Shape, frames: int, device: str, compiled: bo
     left_out: dict[str, str] = {}
     grid = shape.grid(frames)
     module = make(COMPRESS, *grid).to(device).eval()
-    pooled = torch.compile(module) if compiled else module
+    pooled = _compiled(module) if compiled else module
     kernel = _kernel(grid, shape.llm.width, device, left_out)
     fused = kernel or pooled  # a kernel that can't run costs its own row, not that of reuse
     own, ours = shape.own_tokens(frames), module.num_tokens
@@ -109,6 +111,11 @@ def contestants(model: Any, shape: Shape, frames: int, device: str, compiled: bo
     for way in ways:
         way.name = names[way.name]
     return Contestants(ways, left_out, names)
+
+
+def _compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """For the shapes of its first call; others are compiled again."""
+    return torch.compile(run, dynamic=False)
 
 
 def _renamed(name: str, compiled: bool, kernel: bool) -> str:
@@ -136,7 +143,7 @@ def _llava(model: Any, shape: Shape, pixels: torch.Tensor, grid: tuple[int, int,
     return (
         own_encode,
         lambda: projector(encoder(pixels)).view(*grid, -1),
-        own_pool,
+        _compiled(own_pool) if compiled else own_pool,
         reuse,
     )
 

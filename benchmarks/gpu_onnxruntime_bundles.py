@@ -2,19 +2,20 @@
 
     python benchmarks/gpu_onnxruntime.py --make demo|0.5b|tiny DIR [--threads 8]
 
-`demo`: fp32 and fp16, both variants of the decoder, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in the
-background, early, on some of the cores. What is there already is kept. Prints the seconds of each step as JSON.
+`demo`: fp32 and fp16, both variants of the decoder, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in
+the background, early, on some of the cores. What is there already is kept. Prints the seconds of each step as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 from harness import ROOT, say
 
 DEMO = {
@@ -41,10 +42,10 @@ def demo(directory: Path, threads: int) -> dict[str, float]:
     share = max(1, threads // max(1, len(missing)))
     say(f"exporting the demo checkpoint as {', '.join(missing) or 'nothing new'}")
     running = {
-        name: subprocess.Popen(_export(directory / name, *options), cwd=ROOT, env=_environment(share), stdout=sys.stderr)
+        name: processes.start(_export(directory / name, *options), cwd=ROOT, env=_environment(share), stdout=sys.stderr)
         for name, options in missing.items()
     }
-    failed = [name for name, process in running.items() if process.wait()]
+    failed = [name for name, process in running.items() if processes.wait(process, math.inf)]
     if failed:
         say(f"the export of {', '.join(failed)} failed; what needs it is left out")
     return {"demo": round(time.perf_counter() - start, 2)}
@@ -70,7 +71,8 @@ def random_bundle(size: str, directory: Path, frames: int, threads: int) -> dict
         start = time.perf_counter()
         if not (name == "checkpoint" and (directory / "checkpoint.complete").exists()):
             say(f"{name} of {size}")
-            failed = subprocess.run(command, cwd=ROOT, env=_environment(threads), stdout=sys.stderr, check=False).returncode
+            process = processes.start(command, cwd=ROOT, env=_environment(threads), stdout=sys.stderr)
+            failed = processes.wait(process, math.inf)
             if failed:
                 raise SystemExit(f"{name} of {size} failed with {failed}")
             (directory / f"{name}.complete").touch()

@@ -1,10 +1,11 @@
-"""A bundle without its weights, which travels in megabytes, and the same graphs over random weights, made in seconds where they run.
+"""A bundle without its weights, which travels in megabytes, and the same graphs with random weights, made where they run.
 
     python benchmarks/gpu_onnxruntime.py --strip BUNDLE DIR      # once, where the bundle was exported
     python benchmarks/gpu_onnxruntime.py --fill DIR OUT          # where it is to run
 
-For times alone: shapes, dtypes and nodes are the exported ones, the numbers are not, and `parity` has nothing to compare with. Weights
-are scaled by fan-in, so that everything stays finite in float16. The graphs kept are those that a GPU runs: vision and decoder.
+For times alone: shapes, dtypes and nodes are the exported ones, the numbers are not, and `parity` has nothing to compare with.
+Weights are scaled by fan-in, so that everything stays finite in float16. The graphs kept are those that a GPU runs: vision and
+decoder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from workload import pixel_values
 GRAPHS = ("vision.onnx", "llm/decoder.onnx")
 ROWS = "llm/embed_tokens.npy"
 TEXTS = ("llm/tokenizer.json", "llm/chat_template.jinja")
-_ALIGNED, _LARGE = 4096, 4096  # bytes between tensors of a data file; values of a tensor that is taken out
+_ALIGNED, _LARGE = 4096, 4096  # bytes between tensors of a data file; values of a tensor that is left out
 _KEYS = ("location", "offset", "length")
 
 

@@ -37,6 +37,9 @@ def _parity(directory: Path, device: str, report: Report) -> None:
     rows = [[row.stage, f"{row.error:.1e}", f"{row.tolerance:.0e}", "yes" if row.ok else "**no**", row.note] for row in result.rows]
     text = table(("stage", "error", "allowed", "ok", "note"), rows)
     report.section(f"parity of {directory.name} on {device}", text, result.as_dict())
+    if not result.ok:
+        wrong = [row.stage for row in result.rows if not row.ok]
+        report.failed(f"verdict on {directory.name}", f"not within tolerance: {', '.join(wrong) or 'nothing was compared'}")
 
 
 def placement_of(args: argparse.Namespace, report: Report) -> None:

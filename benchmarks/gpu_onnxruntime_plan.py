@@ -35,7 +35,7 @@ class Stage:
 
 
 def visual_tokens(size: Size, frames: int) -> int:
-    """Of the default compression: 2 x 2 patches become a token, an odd row or column at the end is left out, and a newline ends them."""
+    """Of the default compression: 2 x 2 patches become a token, an odd row or column is left out, and a newline ends them."""
     return frames * (size.image // PATCH // 2) ** 2 + 1
 
 
@@ -76,6 +76,7 @@ def text(size: Size, frames: int, name: str) -> str:
     made = stages(size, frames)
     rows = [[stage.name, stage.operations / 1e12, stage.bytes / 1e9, stage.bound, 1000 * stage.seconds] for stage in made]
     first = sum(stage.seconds for stage in made[:2])
+    copied = 1e6 * 2 * kv_bytes(size, visual_tokens(size, frames) + 1000) / BANDWIDTH
     clip_mb = frames * 3 * size.image**2 * 2 / 1e6
     return "\n".join(
         [
@@ -83,9 +84,9 @@ def text(size: Size, frames: int, name: str) -> str:
             "",
             table(("stage", "TFLOP", "GB", "bound by", "at least ms"), rows),
             "",
-            f"First token {1000 * first:.3g} ms at least, {1 / made[-1].seconds:,.0f} tokens/s at most. Uploading the clip, {clip_mb:.0f} MB, "
-            f"takes {clip_mb / 25:.2g} ms at 25 GB/s and, from pageable memory, several times that. A copied KV cache would add "
-            f"{1e6 * 2 * kv_bytes(size, visual_tokens(size, frames) + 1000) / BANDWIDTH:.0f} µs to a step.",
+            f"First token {1000 * first:.3g} ms at least, {1 / made[-1].seconds:,.0f} tokens/s at most. "
+            f"Uploading the clip, {clip_mb:.0f} MB, takes {clip_mb / 25:.2g} ms at 25 GB/s, "
+            f"and several times that from pageable memory. A copied KV cache would add {copied:.0f} µs to a step.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""What a step on a borrowed GPU leaves behind: sections printed as they come, numbers in a file that is whole after each of them.
+"""What a step leaves behind: sections printed as they come, numbers in a file that is complete after each of them, and a verdict.
 
 A part is a function of the arguments and a `Report`; it runs in a process of its own, because a CUDA error that sticks, or a crash,
 ends the process that meets it and must not end the parts that follow.
@@ -7,21 +7,25 @@ ends the process that meets it and must not end the parts that follow.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import say
+import processes
+from harness import ROOT, say
+from json_file import write_json
+
+FAILED = 3  # exit status of a part that ran to its end and recorded a failure; Python's own is 1
 
 
 class Report:
-    """Markdown to stdout; {section: numbers} to a JSON file, written anew with every section."""
+    """Markdown to stdout; {section: numbers} to a JSON file, written anew with every section. ok: whether nothing failed so far."""
 
     def __init__(self, path: Path | None):
         self.path = path
+        self.ok = True
         self.numbers: dict[str, Any] = {}
 
     def section(self, title: str, text: str, numbers: Any) -> None:
@@ -30,10 +34,7 @@ class Report:
 
     def add(self, title: str, numbers: Any) -> None:
         self.numbers[title] = numbers
-        if self.path is not None:
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.numbers, indent=1, default=str) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+        write_json(self.path, self.numbers)
 
     def attempt(self, title: str, run: Callable[[], Any]) -> Any:
         """What `run` returns; None, and why in one line, where it raises: the attempts that follow are not its business."""
@@ -44,23 +45,25 @@ class Report:
             return None
 
     def failed(self, title: str, reason: str) -> None:
+        self.ok = False
         line = " ".join(reason.split())[:600]
         print(f"**{title}** failed: {line}\n", flush=True)
         self.add(title, {"failed": line})
 
 
 def run_apart(title: str, command: Sequence[str], report: Report, part_json: Path, seconds: float) -> None:
-    """Run a part in a process of its own, which prints its sections itself; its numbers join `report`."""
+    """Run a part in a process of its own, which prints its sections itself; its numbers join `report`, also where it is cut off."""
     say(f"part {title}")
     start = time.perf_counter()
-    reason = ""
+    process = processes.start([sys.executable, *command], cwd=ROOT)
     try:
-        done = subprocess.run([sys.executable, *command], timeout=seconds, check=False)
-        if done.returncode:
-            reason = f"its process ended with {done.returncode}"
-    except subprocess.TimeoutExpired:
-        reason = f"it did not end within {seconds:g} s"
-    numbers = json.loads(part_json.read_text(encoding="utf-8")) if part_json.exists() else {}
-    report.add(title, numbers | {"seconds": round(time.perf_counter() - start, 2)})
-    if reason:
-        report.failed(f"{title}, unfinished", reason)
+        status = processes.wait(process, seconds)
+    finally:
+        numbers = json.loads(part_json.read_text(encoding="utf-8")) if part_json.exists() else {}
+        report.add(title, numbers | {"seconds": round(time.perf_counter() - start, 2)})
+        part_json.unlink(missing_ok=True)
+    report.ok &= status == 0
+    if status is None:
+        report.failed(f"{title}, unfinished", f"it did not end within {seconds:g} s")
+    elif status not in (0, FAILED):
+        report.failed(f"{title}, unfinished", f"its process ended with {status}")

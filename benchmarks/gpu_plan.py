@@ -21,21 +21,21 @@ from random_checkpoint import PATCH, SIZES, Tower
 
 POSITION_SIDE = 48  # Qwen3-VL learns 48 x 48 positions and interpolates them
 DEEPSTACK = {"qwen3-vl-2b": [5, 11, 17], "tiny-qwen3-vl": [0]}
-WHOLE, KEEP = 8, 0.25  # encoder reuse: one frame in eight whole, a quarter of the patches of the others
+WHOLE, KEEP = 8, 0.25  # encoder reuse: one frame in eight in full, a quarter of the patches of the others
 BYTES = 2  # bf16
 OWN, OWN_COMPILED, OURS, KERNEL, REUSE = (
     "transformers, own pooling",
-    "own pooling, encoder compiled",
-    "ours, compiled",
-    "ours, kernel",
-    "ours, kernel, encoder reuse",
+    "own pooling, compiled",
+    "st-gridpool, compiled",
+    "st-gridpool, kernel",
+    "st-gridpool, kernel, encoder reuse",
 )
 
 
 @dataclass(frozen=True)
 class Shape:
-    """family: llava-onevision or qwen3-vl; size: of random_checkpoint.SIZES (llava); pixels: a side; patch: pixels; merge: patches a side
-    that the encoder's merger joins; frames_a_step: that share their patches; head_dim: of the LLM."""
+    """family: llava-onevision or qwen3-vl; size: of random_checkpoint.SIZES (llava); pixels: a side; patch: pixels; merge: patches
+    a side that the encoder's merger joins; frames_a_step: that share their patches; head_dim: of the LLM."""
 
     name: str
     family: str
@@ -93,7 +93,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Expected:
-    """One way: rows N through the encoder's layers, FLOPs, visual tokens, bytes that compression, a decode step and the weights are."""
+    """One way: rows N through the encoder's layers, FLOPs, visual tokens, bytes of compression, a decode step and the weights."""
 
     way: str
     rows: int

@@ -12,9 +12,11 @@ import functools
 import importlib.util
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
+import processes
+
+BUILD_SECONDS = 300
 ROOT = Path(__file__).resolve().parent.parent
 CUDA_TESTS = ROOT / "runtime" / "cpp" / "tests" / "cuda"
 LIBRARY_TESTS = ROOT / "tests" / "plugins" / "library"
@@ -46,8 +48,8 @@ def build_cuda_program(device: str, folder: Path) -> Path:
     return program
 
 
-def build_kernel_programs(device: str, folder: Path, architecture: str = "90") -> Path:
-    """kernel-on-gpu and, for a GPU, planted-faults beside it."""
+def build_kernel_programs(device: str, folder: Path, architecture: str = "native") -> Path:
+    """kernel-on-gpu and, for a GPU, planted-faults beside it. architecture: CMake's name, native for this machine's GPUs."""
     if device == "cuda":
         return _cmake(LIBRARY_TESTS, folder, f"-DCMAKE_CUDA_ARCHITECTURES={architecture}") / "kernel-on-gpu"
     includes = [f"-I{ROOT / name}" for name in ("runtime/cpp/include", "runtime/cpp/tensorrt", "plugins/csrc")]
@@ -106,6 +108,7 @@ def _tool(name: str) -> str:
 
 
 def _run(*words: str | Path) -> None:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
-    if done.returncode:
-        raise BuildError(f"{Path(words[0]).name}: {(done.stdout + done.stderr).strip()[-2000:]}")
+    text, status = processes.run(words, BUILD_SECONDS)
+    if status != 0:
+        ended = f"not done after {BUILD_SECONDS} s: " if status is None else ""
+        raise BuildError(f"{Path(words[0]).name}: {ended}{text.strip()[-2000:]}")

@@ -4,10 +4,12 @@
     python benchmarks/gpu_speed.py --plan [--tflops 750] [--bandwidth 3.0]        # the arithmetic alone; needs no GPU
     python benchmarks/gpu_speed.py --device cpu --size tiny --frames 4 --rounds 1  # shows that it runs, no more
 
-Needs torch with CUDA and transformers. Ways: transformers with sdpa and its own pooling; the same pooling behind a compiled encoder;
-this project's compression as a compiled torch module; with the fused kernel (`pip install "st-gridpool[plugin]"`); with the kernel
-and an encoder that reuses what did not change between frames. What can't run is left out and says why. Rows are printed, and the
-JSON is rewritten, as soon as a size at a number of frames is done, the 32-frame ones first: a time limit costs what was not reached.
+Needs torch with CUDA and transformers. Ways: transformers with sdpa and its own pooling; the same, encoder and pooling compiled;
+this project's compression as a compiled torch module; with the fused kernel (`pip install "st-gridpool[plugin]"`); with the
+kernel and an encoder that reuses what did not change between frames. What can't run is left out and says why. Rows are printed,
+and the JSON is rewritten, as soon as a size at a number of frames is done, the 32-frame ones first: a time limit costs what was
+not reached. The kernel's tokens must be those of the compiled module; the exit status is 1 where they are not, and where nothing
+ran.
 
 T frames, N visual tokens, D hidden.
 """
@@ -16,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,12 @@ from typing import Any
 
 import gpu_plan
 from gpu_plan import KERNEL, OURS, SHAPES, Shape
+from gpu_plugin import TOLERANCE
 from harness import hardware, say, table
+from json_file import write_json
 
 NEW_TOKENS = 32
+DTYPE = "bfloat16"  # of the models, see gpu_models.py
 FIRST_FRAMES = 32  # measured before the other numbers of frames
 STAGES = ("encode", "compress", "prefill")  # whose sum is the first token
 COLUMNS = (
@@ -37,15 +40,18 @@ COLUMNS = (
     *("decode tok/s", "peak GB"),
 )
 NOTES = """\
-- Random weights; every time is the median of rounds in turns, every second one reversed, the GPU waited for before and after; a round
-  before them compiles and warms up. First token is encode + compress + prefill of a round.
+- Random weights; every time is the median of rounds in turns, every second one reversed, the GPU waited for before and after; a
+  round before them compiles and warms up. First token is encode + compress + prefill of a round.
 - What is read was written just before, as in use, so what is smaller than the L2 (50 MB on an H100) may still be there.
   {inputs}.
-- Own pooling of LLaVA-OneVision: bilinear by two and a newline; within encode in the first way, as transformers runs it. Own pooling
-  of Qwen3-VL: its merger, within encode. Its deepstack features are computed in every way, and added to the LLM's layers in none.
-- transformers encodes Qwen3-VL frame by frame and reads their lengths back in each layer; the compiled tower attends over all at once.
-- Compiled: encoders layer by layer with the frames' number symbolic, compression as a whole for each shape; the LLM is eager.
-- Decode is transformers' eager loop, bound by launches, once for each number of visual tokens.
+- Own pooling of LLaVA-OneVision: bilinear by two and a newline; within encode in the first way, as transformers runs it. Own
+  pooling of Qwen3-VL: its merger, within encode. Its deepstack features are computed in every way, and added to the LLM's layers
+  in none.
+- transformers encodes Qwen3-VL frame by frame and reads their lengths back in each layer; the compiled tower attends over all at
+  once.
+- Compiled: encoders layer by layer with the frames' number symbolic, own pooling and st-gridpool each as one module for each shape;
+  the LLM is eager.
+- Decode is transformers' eager loop, bound by launches, measured once for each number of visual tokens and printed once.
 - Peak is the most that torch had allocated during a way, weights of the whole model and its input included; the kernel
   takes its scratch memory (31 MB at 7b, 32 frames) from the driver, and that is not counted."""
 
@@ -96,13 +102,35 @@ def _run(torch: Any, args: argparse.Namespace) -> int:
             block = {"size": size, "frames": frames, "ways": [], "left_out": {"all": reason(error)}}
         block["wall_seconds"] = time.perf_counter() - began
         report["blocks"].append(block)
-        rows = [_row(block, way) for way in block["ways"]]
-        rows += [[size, str(frames), name, f"left out: {why}"] for name, why in block["left_out"].items()]
-        print("\n".join(table(COLUMNS, rows).splitlines()[2:]), flush=True)
-        if args.json:
-            _write(args.json, report)
+        print("\n".join(table(COLUMNS, rows_of(block)).splitlines()[2:]), flush=True)
+        write_json(args.json, report)
         _free(torch, args.device)
-    return 0 if any(block["ways"] for block in report["blocks"]) else 1
+    ran = any(block["ways"] for block in report["blocks"])
+    return 0 if ran and all(kernel_is_right(block) for block in report["blocks"]) else 1
+
+
+def kernel_is_right(block: dict[str, Any]) -> bool:
+    """False where its tokens are too far from the compiled module's, or NaN; True where it did not run."""
+    difference = block.get("kernel_difference")
+    return difference is None or difference < TOLERANCE[DTYPE]
+
+
+def rows_of(block: dict[str, Any]) -> list[list[Any]]:
+    """A block's part of the table: a row for each way, for what was left out, and for how near the kernel is."""
+    size, frames, decoded = block["size"], str(block["frames"]), set()
+    rows = []
+    for way in block["ways"]:
+        rows.append(_row(block, way, way["tokens"] not in decoded))
+        decoded.add(way["tokens"])
+    rows += [[size, frames, name, f"left out: {why}"] for name, why in block["left_out"].items()]
+    difference = block.get("kernel_difference")
+    if difference is not None:
+        verdict = "" if kernel_is_right(block) else ": **WRONG**"
+        words = (
+            f"kernel against compiled: largest difference / largest value {difference:.1e}, allowed {TOLERANCE[DTYPE]:.1e}{verdict}"
+        )
+        rows.append([size, frames, words])
+    return rows
 
 
 def _block(torch: Any, model: Any, shape: Shape, frames: int, args: argparse.Namespace, compiled: bool) -> dict[str, Any]:
@@ -171,9 +199,9 @@ def _way(way: Any, decoded: float | None, expected: gpu_plan.Expected) -> dict[s
     }
 
 
-def _row(block: dict[str, Any], way: dict[str, Any]) -> list[Any]:
+def _row(block: dict[str, Any], way: dict[str, Any], with_decode: bool) -> list[Any]:
     stages = [1000 * median(way["seconds"][stage]) if stage in way["seconds"] else "" for stage in STAGES]
-    decode = NEW_TOKENS / way["decode_seconds"] if way["decode_seconds"] else ""
+    decode = NEW_TOKENS / way["decode_seconds"] if with_decode and way["decode_seconds"] else ""
     peak = way["peak_bytes"] / 1e9 if way["peak_bytes"] else ""
     name, frames, tokens = way["name"], str(block["frames"]), str(way["tokens"])
     return [block["size"], frames, name, tokens, *stages, 1000 * median(way["first"]), decode, peak]
@@ -215,13 +243,6 @@ def _free(torch: Any, device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    """Renamed into place: a run that is cut off leaves the last complete one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _arguments() -> argparse.Namespace:

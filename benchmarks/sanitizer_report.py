@@ -1,7 +1,7 @@
 """A command's output -> a verdict. What counts is what a report says, never that it says nothing.
 
-A run passes where the program says how much it did, ended well, and, under compute-sanitizer, where the tool wrote a summary without
-an error. A planted fault passes where the tool reports it.
+A run passes where the program says how much it did, ended well, and, under compute-sanitizer, where the tool wrote a summary
+without an error. A planted fault passes where the tool reports it in the words that it has for that fault.
 """
 
 from __future__ import annotations
@@ -11,6 +11,14 @@ from dataclasses import dataclass
 
 PASSED, WRONG, MISSING = "passed", "wrong", "missing"
 TOOLS = ("memcheck", "racecheck", "initcheck")  # synccheck found no fault that was planted for it on an H200, so it shows nothing
+
+# what each tool calls the fault that is planted for it, and the leak; not a summary, which also counts other faults
+PLANTED = {
+    "memcheck": r"Invalid __global__ write",
+    "racecheck": r"Race reported|hazard",
+    "initcheck": r"Uninitialized __global__ memory read",
+}
+LEAK = r"Leaked [\d,]+ bytes"
 
 _SUMMARIES = (r"ERROR SUMMARY: (\d+) errors?", r"RACECHECK SUMMARY: (\d+) hazards? displayed", r"LEAK SUMMARY: (\d+) bytes leaked")
 _NOTHING_RAN = "terminated before first instrumented API call"
@@ -32,15 +40,16 @@ def found_by_sanitizer(text: str) -> int | None:
     return sum(counts) if counts else None
 
 
-def first_words(text: str) -> str:
-    """What compute-sanitizer says of the first thing that it found."""
+def first_words(text: str, pattern: str = "") -> str:
+    """What compute-sanitizer says of the first thing that it found, of those that the pattern describes; "" where of none."""
     lines = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=========")]
-    return next((line for line in lines if not _CHATTER.search(line)), "no words")
+    return next((line for line in lines if not _CHATTER.search(line) and re.search(pattern, line)), "")
 
 
-def judged(text: str, status: int, tool: str, proof: str, planted: bool, kernels: bool = True) -> Verdict:
+def judged(text: str, status: int, tool: str, proof: str, planted: str = "", kernels: bool = True) -> Verdict:
     """status: the exit status; proof: pattern whose first group is how much the program did, "" where it does not say.
 
+    planted: pattern of the words in which the tool must report a planted fault, "" where there is none.
     kernels: whether the program launches kernels; one that does must not go unseen by the tool.
     """
     found = found_by_sanitizer(text) if tool else None
@@ -51,14 +60,18 @@ def judged(text: str, status: int, tool: str, proof: str, planted: bool, kernels
     if tool and found is None:
         return Verdict(WRONG, f"{tool} wrote no summary, exit status {status}: {_last(text)}")
     if planted:
-        return Verdict(PASSED, f"found: {first_words(text)}") if found else Verdict(WRONG, f"{tool} did not find the planted fault")
+        words = first_words(text, planted)
+        if found and words:
+            return Verdict(PASSED, f"found: {words}")
+        other = f", but: {first_words(text) or 'no words'}" if found else ""
+        return Verdict(WRONG, f"{tool} did not find the planted fault{other}")
     if found:
-        return Verdict(WRONG, f"{found} found by {tool}: {first_words(text)}")
+        return Verdict(WRONG, f"{found} found by {tool}: {first_words(text) or 'no words'}")
     if status:
         return Verdict(WRONG, f"exit status {status}: {_last(text)}")
     done = re.search(proof, text, re.MULTILINE) if proof else None
     if proof and (not done or not int(done[1])):
-        return Verdict(WRONG, f"it did nothing: {_last(text)}")
+        return Verdict(WRONG, f"it did not do all that it should: {_last(text)}")
     words = [f"{tool}: 0 errors"] if tool else []
     return Verdict(PASSED, "; ".join([*words, done.group(0).strip() if done else "exit status 0"]))
 

@@ -1,8 +1,10 @@
-"""benchmarks/gpu.py: what it keeps of steps that end well, fail, hang, or run beside others; and every step at a tiny size on a CPU."""
+"""benchmarks/gpu.py: steps that end well, fail, hang, run beside others or are interrupted; and every step, tiny, on a CPU."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,27 +13,49 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.gpu import Step, run_steps
+from benchmarks.gpu import Step, all_steps, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = 120.0  # seconds to wait for what takes moments on an idle machine
 SCRIPT = """
-import json, pathlib, subprocess, sys, time
+import json, os, pathlib, subprocess, sys, time
 kind, options = sys.argv[1], sys.argv[2:]
 path = pathlib.Path(options[options.index("--json") + 1])
+folder = pathlib.Path(__file__).parent
+
+def write(**data):
+    part = path.with_name(path.name + ".partial")
+    part.write_text(json.dumps(data))
+    part.replace(path)
+
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.02)
+
 print(f"| {kind} |", flush=True)
 print(f"log of {kind}", file=sys.stderr)
-path.write_text(json.dumps({"kind": kind, "device": options[options.index("--device") + 1], "at": time.time()}))
+write(kind=kind, device=options[options.index("--device") + 1])
 if kind == "fails":
     sys.exit(3)
-if kind == "hangs":
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    path.write_text(json.dumps({"child": child.pid}))
-    time.sleep(600)
+if kind in ("hangs", "leaves"):
+    command = [sys.executable, "-c", "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"]
+    child = subprocess.Popen([*command, str(folder / "child")])
+    wait_for("child")
+    write(child=child.pid)
+    (folder / "pids.part").write_text(json.dumps([os.getpid(), child.pid]))
+    (folder / "pids.part").replace(folder / "pids")
+    if kind == "hangs":
+        parts = path.with_name(path.name + ".parts")
+        parts.mkdir()
+        (parts / "race.json").write_text(json.dumps({"ms": 1}))
+        time.sleep(600)
 if kind == "reads":
-    path.write_text(json.dumps({"seen": list(json.loads(pathlib.Path(options[0]).read_text()))}))
+    write(seen=list(json.loads(pathlib.Path(options[0]).read_text())))
 if kind == "beside":
-    time.sleep(1)
-    path.write_text(json.dumps({"at": time.time()}))
+    wait_for("meanwhile")
+    write(began=(folder / "before").exists())
+if kind in ("before", "meanwhile"):
+    (folder / kind).touch()
 """
 
 
@@ -39,7 +63,7 @@ if kind == "beside":
 def step(tmp_path):
     script = tmp_path / "step.py"
     script.write_text(SCRIPT)
-    return lambda name, seconds=60.0, **options: Step(name, (str(script), name), seconds, **options)
+    return lambda name, seconds=LONG, **options: Step(name, (str(script), name), seconds, **options)
 
 
 def run(steps, out) -> tuple[int, dict, str]:
@@ -63,21 +87,77 @@ def test_a_step_that_fails_stops_no_other_one_and_shows_in_the_exit_status(step,
 
 
 def test_a_step_out_of_time_is_ended_with_all_that_it_started_and_keeps_what_it_had_written(step, tmp_path):
-    status, results, text = run([step("hangs", seconds=3.0), step("last")], tmp_path / "out")
+    status, results, text = run([step("hangs", seconds=10.0), step("last")], tmp_path / "out")
     assert status == 1
-    assert results["hangs"]["status"] == "out of time after 3 s"
+    assert results["hangs"]["status"] == "out of time after 10 s"
     assert "| hangs |" in text
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(results["hangs"]["data"]["child"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(results["hangs"]["data"]["child"])
+    assert results["hangs"]["data"]["race"] == {"ms": 1}, "what a part had written beside the step's own numbers"
+    assert_ends(results["hangs"]["data"]["child"])
 
 
-def test_a_step_beside_the_others_is_waited_for_by_the_one_that_needs_it(step, tmp_path):
-    steps = [step("beside", beside=True), step("meanwhile"), step("after", needs="beside")]
-    status, results, _ = run(steps, tmp_path / "out")
-    assert status == 0
-    assert results["meanwhile"]["data"]["at"] < results["beside"]["data"]["at"] <= results["after"]["data"]["at"]
+def test_what_a_step_leaves_behind_is_ended_too(step, tmp_path):
+    status, results, _ = run([step("leaves")], tmp_path / "out")
+    assert (status, results["leaves"]["status"]) == (0, "done")
+    assert_ends(results["leaves"]["data"]["child"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_under_way_and_keeps_its_results(step, tmp_path, number):
+    out, pids = tmp_path / "out", tmp_path / "pids"
+    hangs = step("hangs")
+    program = (
+        "import sys; from pathlib import Path; from benchmarks import gpu\n"
+        f"gpu.all_steps = lambda *_: [gpu.Step('hangs', {hangs.command!r}, 600.0)]\n"
+        f"sys.argv = ['gpu.py', '--out', {str(out)!r}, '--device', 'cpu']\n"
+        "sys.exit(gpu.main())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        wait_until(pids.exists)
+        process.send_signal(number)
+        assert process.wait(LONG) == 128 + number
+    finally:
+        process.kill()
+    for pid in json.loads(pids.read_text()):
+        assert_ends(pid)
+    result = json.loads((out / "results.json").read_text())["hangs"]
+    assert result["status"] == "interrupted"
+    assert result["data"]["race"] == {"ms": 1}
+
+
+def test_a_step_beside_others_begins_at_its_place_and_is_waited_for_by_the_one_that_needs_it(step, tmp_path):
+    steps = [step("before"), step("beside", beside=True), step("meanwhile"), step("after", needs="beside")]
+    status, results, _ = run(steps, tmp_path / "out")  # `beside` ends only after `meanwhile` ran
+    assert (status, list(results)) == (0, ["before", "beside", "meanwhile", "after"])
+    assert results["beside"]["data"]["began"]
+    last = step("reads", needs="beside")
+    last = Step("reads", (*last.command, str(tmp_path / "again" / "results.json")), LONG, needs="beside")
+    _, results, _ = run([step("beside", beside=True), last], tmp_path / "again")
+    assert results["reads"]["data"]["seen"] == ["beside"]
+
+
+def test_the_export_does_not_run_beside_what_measures_launches(tmp_path):
+    names = [step.name for step in all_steps(tmp_path, "cuda")]
+    assert names == ["facts", "kernel", "torch", "bundle", "checks", "onnxruntime", "0.5b"]
+
+
+def test_the_limits_of_parts_fit_into_those_of_their_steps(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu_check_list
+    import gpu_onnxruntime
+    import gpu_tensorrt_rtx
+
+    steps = {step.name: step for step in all_steps(tmp_path, "cuda", tmp_path)}
+    for name in ("onnxruntime", "0.5b"):
+        command = steps[name].command
+        parts = [part for part in command[command.index("--parts") + 1 :] if part in gpu_onnxruntime.PARTS]
+        making = 60 if "--demo" in command else 0
+        assert len(parts) == 4
+        assert making + sum(gpu_onnxruntime.PARTS[part][2] for part in parts) <= steps[name].seconds
+    engines = len(gpu_tensorrt_rtx.TARGETS) + 1
+    assert engines * gpu_tensorrt_rtx.LIMIT <= steps["tensorrt-rtx"].seconds
+    limits = [check.limit for check in gpu_check_list.planned("cuda", tmp_path)]
+    assert 30 + sum(limits) / 14 + max(limits) <= steps["checks"].seconds  # builds; the most that 14 at a time can take
 
 
 def test_results_are_there_before_the_last_step_ends(step, tmp_path):
@@ -88,11 +168,26 @@ def test_results_are_there_before_the_last_step_ends(step, tmp_path):
     assert results["reads"]["data"]["seen"] == ["first"]
 
 
+def test_a_second_run_keeps_the_results_of_other_steps_and_replaces_its_own(step, tmp_path):
+    out = tmp_path / "out"
+    run([step("first"), step("fails")], out)
+    fixed = Step("fails", step("third").command, LONG)
+    status, results, text = run([fixed, step("last")], out)
+    assert status == 0, "what failed in an earlier run is not this run's"
+    assert {name: one["status"] for name, one in results.items()} == dict.fromkeys(["first", "fails", "last"], "done")
+    assert list(results) == ["first", "fails", "last"]
+    assert "| first |" in text and "| third |" in text and "| fails |" not in text
+    (out / "results.json").write_text("[]")
+    with pytest.raises(SystemExit, match="is not what this script writes"):
+        run([step("last")], out)
+    assert (out / "results.json").read_text() == "[]"
+
+
 def test_an_unknown_step_is_refused_with_those_there_are():
     command = [sys.executable, "benchmarks/gpu.py", "--plan", "--steps", "kernels"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "no step kernels; expected some of bundle, facts, kernel, torch" in done.stderr
+    assert "no step kernels; expected some of facts, kernel, torch, bundle" in done.stderr
 
 
 @pytest.mark.slow
@@ -101,7 +196,7 @@ def test_every_step_runs_on_a_cpu_at_a_tiny_size(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     results = json.loads((tmp_path / "results.json").read_text())
     assert {name: one["status"] for name, one in results.items()} == dict.fromkeys(results, "done"), done.stderr[-3000:]
-    assert list(results) == ["bundle", "facts", "kernel", "torch", "checks", "onnxruntime", "0.5b"]
+    assert list(results) == ["facts", "kernel", "torch", "bundle", "checks", "onnxruntime", "0.5b"]
     assert done.returncode == 0
 
 
@@ -111,3 +206,22 @@ def test_every_step_has_a_plan():
     plans = done.stdout.split("\n## ")[1:]
     assert [plan.split(":")[0] for plan in plans] == ["facts", "kernel", "torch", "checks", "onnxruntime", "0.5b"]
     assert all(len(plan.splitlines()) > 4 for plan in plans)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, "not within two minutes"
+        time.sleep(0.05)
+
+
+def assert_ends(pid: int) -> None:
+    """A zombie that nobody has waited for yet has ended."""
+
+    def ended() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(ended)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_memory_checks
 import gpu_programs
-from gpu_check_list import CASES, FACTS, PASSED_TESTS, Check, planned
+from gpu_check_list import CASES, CUDA_CALLS, PASSED_TESTS, Check, planned
 from kernel_cases import kernel_cases, write_cases, wrong_cases
-from sanitizer_report import MISSING, PASSED, TOOLS, WRONG, judged
+from sanitizer_report import LEAK, MISSING, PASSED, PLANTED, TOOLS, WRONG, judged
 
 ROOT = Path(__file__).parents[2]
 HEAD = "========= COMPUTE-SANITIZER\n"
@@ -45,7 +49,7 @@ NOTHING = (
 )
 
 
-def verdict(text: str, status: int = 0, tool: str = "memcheck", planted: bool = False, proof: str = CASES):
+def verdict(text: str, status: int = 0, tool: str = "memcheck", planted: str = "", proof: str = CASES):
     found = judged(text, status, tool, proof, planted)
     return found.verdict, found.words
 
@@ -73,22 +77,24 @@ def test_a_report_with_errors_is_wrong_even_if_the_program_ended_well(text: str,
 def test_a_sanitizer_that_saw_nothing_does_not_pass():
     assert verdict(NOTHING) == (WRONG, "nothing ran on the GPU under memcheck: 36 cases, 2 replays each, 0 of them differ")
     assert verdict("36 cases, 2 replays each, 0 of them differ\n")[1].startswith("memcheck wrote no summary, exit status 0")
-    assert verdict(CLEAN.replace("36 cases", "0 cases")) == (WRONG, "it did nothing: 0 cases, 2 replays each, 0 of them differ")
+    assert verdict(CLEAN.replace("36 cases", "0 cases")) == (
+        WRONG,
+        "it did not do all that it should: 0 cases, 2 replays each, 0 of them differ",
+    )
 
 
 def test_kernels_that_a_sanitizer_did_not_see_do_not_pass_where_there_are_some():
     text = NOTHING.replace("API call", "kernel launch")
-    assert judged(text, 0, "racecheck", CASES, planted=False).verdict == WRONG
-    assert judged(text, 0, "racecheck", CASES, planted=False, kernels=False).verdict == PASSED
-    assert judged(text, 0, "racecheck", "", planted=True, kernels=False).verdict == WRONG
+    assert judged(text, 0, "racecheck", CASES).verdict == WRONG
+    assert judged(text, 0, "racecheck", CASES, kernels=False).verdict == PASSED
+    assert judged(text, 0, "racecheck", "", planted=PLANTED["racecheck"], kernels=False).verdict == WRONG
 
 
-def test_tests_that_were_all_skipped_did_nothing():
-    assert verdict("46 skipped in 1.06s\n", tool="", proof=PASSED_TESTS)[0] == WRONG
-    assert verdict("45 passed, 1 skipped in 9s\n", tool="", proof=PASSED_TESTS) == (
-        PASSED,
-        "45 passed, 1 skipped in 9s",
-    )
+def test_tests_that_were_skipped_did_not_do_what_they_should():
+    for skipped in ("46 skipped in 1.06s", "1 passed, 45 skipped in 2s", "45 passed, 3 warnings, 1 skipped in 9s"):
+        assert verdict(f"{skipped}\n", tool="", proof=PASSED_TESTS) == (WRONG, f"it did not do all that it should: {skipped}")
+    for good in ("46 passed in 14.54s", "11 passed, 30 deselected in 4.08s", "46 passed, 2 warnings in 9s"):
+        assert verdict(f"{good}\n", tool="", proof=PASSED_TESTS) == (PASSED, good)
     failed = "FAILED tests/a.py::test_b - assert 1\n1 failed, 45 passed in 9s\n"
     assert verdict(failed, 1, "", proof=PASSED_TESTS) == (
         WRONG,
@@ -96,10 +102,36 @@ def test_tests_that_were_all_skipped_did_nothing():
     )
 
 
-def test_a_planted_fault_must_be_found():
-    assert verdict(OUT_OF_BOUNDS, 9, planted=True) == (PASSED, "found: Invalid __global__ write of size 4 bytes")
-    assert verdict(CLEAN, planted=True) == (WRONG, "memcheck did not find the planted fault")
-    assert verdict(NOTHING, planted=True)[0] == WRONG
+REPORTS = {
+    "memcheck": (OUT_OF_BOUNDS, "Invalid __global__ write of size 4 bytes"),
+    "racecheck": (RACE, "Error: Race reported between Write access"),
+    "initcheck": (
+        OUT_OF_BOUNDS.replace("Invalid __global__ write", "Uninitialized __global__ memory read"),
+        "Uninitialized __global__ memory read of size 4 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_planted_fault_must_be_found_in_the_tools_own_words(tool: str):
+    text, words = REPORTS[tool]
+    got, seen = verdict(text, 9, tool, planted=PLANTED[tool])
+    assert got == PASSED and seen.startswith(f"found: {words}")
+    assert verdict(CLEAN, tool=tool, planted=PLANTED[tool]) == (WRONG, f"{tool} did not find the planted fault")
+    assert verdict(NOTHING, tool=tool, planted=PLANTED[tool])[0] == WRONG
+    for other, (different, first) in REPORTS.items():
+        if other != tool:
+            got, seen = verdict(different, 9, tool, planted=PLANTED[tool])
+            assert got == WRONG and seen.startswith(f"{tool} did not find the planted fault, but: {first}")
+
+
+def test_a_planted_leak_is_not_any_other_fault():
+    leak = "Leaked 1,048,576 bytes at 0x7f743aa00000"
+    text = (
+        f"{HEAD}========= {leak}\n========= LEAK SUMMARY: 1048576 bytes leaked in 1 allocations\n========= ERROR SUMMARY: 1 error\n"
+    )
+    assert verdict(text, 9, planted=LEAK) == (PASSED, f"found: {leak}")
+    assert verdict(OUT_OF_BOUNDS, 9, planted=LEAK)[0] == WRONG
 
 
 def test_a_missing_sanitizer_is_said_and_no_check_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -116,27 +148,62 @@ def test_sanitizers_side_by_side_have_ports_of_their_own(monkeypatch: pytest.Mon
     fake.write_text('#!/bin/sh\necho "$@"\necho "3 facts, 0 wrong"\necho "========= ERROR SUMMARY: 0 errors"\n')
     fake.chmod(0o755)
     monkeypatch.setattr(gpu_memory_checks, "sanitizer", lambda: str(fake))
-    checks = [Check(name, "memcheck", ("true",), 1, FACTS) for name in "abc"]
+    checks = [Check(name, "memcheck", ("true",), 1, CUDA_CALLS) for name in "abc"]
     outcomes = gpu_memory_checks.run_all(checks, "cuda", tmp_path, 3, None)
     assert {one.verdict for one in outcomes} == {PASSED}
     assert len({one.command.split("--port ")[1].split()[0] for one in outcomes}) == 3
 
 
 def test_a_check_that_fails_stops_no_other(tmp_path: Path):
-    python = Check("good", "", (sys.executable, "-c", "print('3 facts, 0 wrong')"), 1, FACTS)
+    python = Check("good", "", (sys.executable, "-c", "print('3 facts, 0 wrong')"), 1, CUDA_CALLS)
     broken = replace(python, name="broken", command=("no-such-program",))
     outcomes = gpu_memory_checks.run_all([broken, python], "cpu", tmp_path, 1, None)
     assert {one.name: one.verdict for one in outcomes} == {"broken": WRONG, "good": PASSED}
 
 
 def test_a_check_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(Check, "limit", 1)
+    monkeypatch.setattr(Check, "limit", 3)
     child = tmp_path / "child"
     hangs = f"echo begun; sleep 300 & echo $! > {child}; wait"
-    (outcome,) = gpu_memory_checks.run_all([Check("hangs", "", ("sh", "-c", hangs), 1, FACTS)], "cpu", tmp_path, 1, None)
-    assert (outcome.verdict, outcome.words, outcome.log) == (WRONG, "not done after 1 s", "begun\n")
-    state = Path(f"/proc/{int(child.read_text())}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    (outcome,) = gpu_memory_checks.run_all([Check("hangs", "", ("sh", "-c", hangs), 1, CUDA_CALLS)], "cpu", tmp_path, 1, None)
+    assert (outcome.verdict, outcome.words, outcome.log) == (WRONG, "not done after 3 s", "begun\n")
+    assert_ends(int(child.read_text()))
+
+
+def test_a_signal_ends_the_checks_and_removes_the_temporary_folder(tmp_path: Path):
+    pid, scratch = tmp_path / "pid", tmp_path / "scratch"
+    scratch.mkdir()
+    hangs = f"echo $$ > {pid}.part; mv {pid}.part {pid}; sleep 600"
+    program = (
+        "import sys, gpu_memory_checks as checks\n"
+        f"checks.planned = lambda device, work: [checks.Check(name, '', ('sh', '-c', {hangs!r}), 600) for name in 'abc']\n"
+        "sys.argv = ['gpu_memory_checks.py', '--device', 'cpu', '--jobs', '1']\n"
+        "sys.exit(checks.main())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks"), "TMPDIR": str(scratch)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(pid.exists)
+        assert list(scratch.glob("gpu-checks-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert_ends(int(pid.read_text()))
+    assert not list(scratch.glob("gpu-checks-*"))
+
+
+def test_a_plan_leaves_no_folder(tmp_path: Path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_memory_checks.py"), "--plan"]
+    subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL, check=True)
+    assert not list(tmp_path.glob("gpu-checks-*"))
+
+
+def test_the_kernel_is_built_for_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    commands = []
+    monkeypatch.setattr(gpu_programs.processes, "run", lambda words, *_: commands.append(words) or ("", 0))
+    gpu_programs.build_kernel_programs("cuda", tmp_path)
+    assert "-DCMAKE_CUDA_ARCHITECTURES=native" in commands[0]
 
 
 def test_tokens_that_are_wrong_or_missing_are_seen(tmp_path: Path):
@@ -201,3 +268,20 @@ def test_a_kernel_that_reads_scratch_too_early_is_seen(tmp_path: Path):
     environment = gpu_programs.environment("cpu", folder)
     subprocess.run([program, tmp_path / "cases", tmp_path / "tokens"], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert wrong_cases(cases, tmp_path / "tokens")[0]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "not within two minutes"
+        time.sleep(0.05)
+
+
+def assert_ends(pid: int) -> None:
+    def ended() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(ended)

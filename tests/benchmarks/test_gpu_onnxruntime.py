@@ -1,4 +1,4 @@
-"""benchmarks/gpu_onnxruntime.py: its plan counts what the checkpoint's tensors say, its placement what a profile says, and it runs."""
+"""benchmarks/gpu_onnxruntime.py: its plan counts what the checkpoint's tensors say; its checks can fail; and it runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +107,135 @@ def test_a_part_that_dies_or_hangs_is_said(module, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "**crash, unfinished** failed: its process ended with -6" in said
     assert "**hang, unfinished** failed: it did not end within 0.5 s" in said
-    assert {"crash", "hang"} <= report.numbers.keys()
+    assert {"crash", "hang"} <= report.numbers.keys() and not report.ok
+
+
+def test_a_part_that_hangs_keeps_its_numbers_and_leaves_no_process(module, tmp_path):
+    reporting, part = module("gpu_onnxruntime_report"), tmp_path / "part.json"
+    program = (
+        "import json, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(part)!r}, 'w').write(json.dumps({{'child': child.pid}}))\n"
+        "time.sleep(600)\n"
+    )
+    reporting.run_apart("part", ["-c", program], reporting.Report(tmp_path / "numbers.json"), part, 5)
+    child = json.loads((tmp_path / "numbers.json").read_text())["part"]["child"]
+    deadline = time.monotonic() + 120
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_part_that_recorded_a_failure_ends_the_run_with_1(module, tmp_path, capsys):
+    reporting = module("gpu_onnxruntime_report")
+    report = reporting.Report(None)
+    reporting.run_apart("good", ["-c", ""], report, tmp_path / "good.json", 60)
+    assert report.ok
+    reporting.run_apart("bad", ["-c", f"raise SystemExit({reporting.FAILED})"], report, tmp_path / "bad.json", 60)
+    assert not report.ok and "unfinished" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "cpu", "--bundle", "{}/none"), "none is not there; --make 0.5b makes it"),
+        (("--device", "cpu", "--parts", "parity", "--bundle", "{}"), "**parity** failed: it needs bundles of --demo DIR"),
+        (("--device", "cuda", "--bundle", "{}"), "**ONNX Runtime on cuda** failed: "),
+    ],
+)
+def test_what_is_missing_is_said_and_shows_in_the_exit_status(tmp_path, arguments, words):
+    if "cuda" in arguments and Path("/dev/nvidia0").exists():
+        pytest.skip("needs a machine without a GPU")
+    command = [sys.executable, SCRIPT, *(one.format(tmp_path) for one in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert words in done.stdout
+
+
+def test_a_parity_that_is_not_ok_fails_the_part(module, monkeypatch, bundle_path, capsys):
+    from runtime.tools import parity
+
+    report = module("gpu_onnxruntime_report").Report(None)
+    row = SimpleNamespace(stage="llm/prefill", error=1.0, tolerance=1e-4, ok=False, note="")
+    result = SimpleNamespace(rows=[row], ok=False, as_dict=dict)
+    monkeypatch.setattr(parity, "parity", lambda *_: result)
+    module("gpu_onnxruntime_parity").parity_of(SimpleNamespace(bundles=[bundle_path], device="cpu"), report)
+    assert not report.ok and "not within tolerance: llm/prefill" in capsys.readouterr().out
+
+
+@pytest.fixture
+def decode_step(module, bundle):
+    from runtime.bundle import DECODER
+    from runtime.engine import EngineOptions
+    from runtime.engine.onnx import OnnxEngine
+
+    return module("gpu_onnxruntime_state")._Step(OnnxEngine.open(bundle, DECODER, EngineOptions("cpu")), bundle)
+
+
+def test_a_step_writes_its_row_of_the_cache_and_no_other(decode_step):
+    assert decode_step.keeps_rows()
+
+
+@pytest.mark.parametrize("row", [None, 0, 63, 65, -1])
+def test_a_step_that_does_not_write_its_row_or_writes_another_is_seen(decode_step, row):
+    run, (*_, last) = decode_step.run, decode_step.state.values.values()
+
+    def faulty() -> None:
+        if row is None:
+            return
+        run()
+        cache = last.numpy().copy()
+        cache[:, :, row] = 0
+        last.update_inplace(cache)
+
+    decode_step.run = faulty
+    assert not decode_step.keeps_rows()
+
+
+def test_a_session_that_replays_without_writing_its_tokens_is_seen(module, monkeypatch, bundle_path):
+    options, rounds = module("gpu_onnxruntime_options"), 2
+    args = SimpleNamespace(device="cpu", rounds=rounds)
+    measured, tokens = options._measure(bundle_path, args, {})
+    assert measured["run ms"] > 0 and np.isfinite(tokens).all()
+    runs, real = [], options.run_bound
+
+    def stops(made, binding) -> None:
+        runs.append(1)
+        if len(runs) <= 1 + 3 + rounds:  # the first, those that warm up, those that are timed
+            real(made, binding)
+
+    monkeypatch.setattr(options, "run_bound", stops)
+    with pytest.raises(RuntimeError, match="were not written"):
+        options._measure(bundle_path, args, {})
+
+
+def test_other_tokens_than_the_plain_sessions_fail_unless_the_precision_is_another(module, monkeypatch, capsys):
+    options, reporting = module("gpu_onnxruntime_options"), module("gpu_onnxruntime_report")
+    changed = {}
+
+    def measure(directory, args, switches) -> tuple:
+        tokens = np.full((2, 3), 4, np.float32)
+        tokens[0, 0] += 4 * changed.get(next(iter(switches), ""), 0)
+        return {"load s": 1.0, "first run s": 1.0, "run ms": 1.0, "GPU MB held": 1.0}, tokens
+
+    monkeypatch.setattr(options, "_measure", measure)
+    for planted, ok in (
+        ({}, True),
+        ({"use_tf32": 0.01}, True),
+        ({"enable_cuda_graph": 0.01}, False),
+        ({"prefer_nhwc": 1e-5}, True),
+    ):
+        changed.clear()
+        changed.update(planted)
+        report = reporting.Report(None)
+        options.options_of(SimpleNamespace(bundles=[Path("fp32")]), report)
+        assert report.ok == ok
+    printed = capsys.readouterr().out
+    assert (
+        "| CUDA graph | 1 | 1 | 1 | 0.01 | **no** | 1 |" in printed
+        and "other tokens than the plain session's: CUDA graph" in printed
+    )
+    assert "| TF32 | 1 | 1 | 1 | 0.01 | not asked | 1 |" in printed
 
 
 def test_a_bundle_that_was_stripped_and_filled_runs(tmp_path, bundle_path):
@@ -139,7 +270,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert all(made["parity"][f"parity of {name} on cpu"]["ok"] for name in ("fp32", "fp16", "fp32-standard", "fp16-standard"))
     for name in ("fp32", "fp16-standard"):
         caches = made["state"][f"KV cache of {name}, 64 positions read"]
-        assert all(facts["one buffer"] and facts["rows kept"] for facts in caches.values() if isinstance(facts, dict))
+        assert all(measured["rows kept"] for measured in caches.values() if isinstance(measured, dict))
 
 
 def _run(*arguments: str, path: Path | None = None) -> str:
