@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernel_cases import kernel_cases, wrong_cases
+from kernel_cases import case_set, wrong_cases
 from sanitizer_report import LEAK, PLANTED, TOOLS
 
 CUDA_TESTS = "tests/runtime/engine/test_cuda_on_gpu.py"
@@ -30,7 +30,8 @@ CASES = r"^(\d+) cases, \d+ replays each, 0 of them differ"
 class Check:
     """One command. tool: of compute-sanitizer, "" without; seconds: expected on an H100; proof, planted: as for `judged`.
 
-    program: the build whose program stands first in the command, "" for Python; kernels: whether it launches kernels of its own;
+    program: the build whose program stands first in the command, "" for Python; cases: the set of kernel_cases.py that it reads;
+    kernels: whether it launches kernels of its own;
     faults: what else is wrong after a good run.
     """
 
@@ -41,6 +42,7 @@ class Check:
     proof: str = ""
     planted: str = ""
     program: str = ""
+    cases: str = ""
     options: tuple[str, ...] = ()
     kernels: bool = True
     faults: Callable[[], tuple[list[str], float]] | None = None
@@ -60,7 +62,7 @@ def planned(device: str, work: Path) -> list[Check]:
     if device == "cpu":
         return [
             Check("C++ CUDA calls on a stand-in", "", (), 1, CUDA_CALLS, program="cuda"),
-            _kernel_check("C++ kernel library on a stand-in", "", work, 10, golden=False),
+            _kernel_check("C++ kernel library on a stand-in", "", work, 10, cases="small"),
         ]
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu")
     split = ("-n", "6") if importlib.util.find_spec("xdist") else ()
@@ -77,6 +79,7 @@ def planned(device: str, work: Path) -> list[Check]:
         Check("C++ CUDA calls", "initcheck", (), 5, CUDA_CALLS, program="cuda", kernels=False),
         Check("planted leak", "memcheck", ("--leak",), 5, planted=LEAK, program="cuda", options=leak_check, kernels=False),
         _kernel_check("C++ kernel library", "", work, 4, replays=20),
+        _kernel_check("C++ kernel library, launches that overlap", "", work, 40, cases="clips", replays=100),
         *(_kernel_check("C++ kernel library", tool, work, 20) for tool in TOOLS),
         *(Check("planted fault", tool, (tool,), 4, planted=PLANTED[tool], program="planted") for tool in TOOLS),
         Check("gpu_plugin.py --small", "memcheck", small, 60),
@@ -84,10 +87,18 @@ def planned(device: str, work: Path) -> list[Check]:
     ]
 
 
-def _kernel_check(name: str, tool: str, work: Path, seconds: int, golden: bool = True, replays: int = 2) -> Check:
-    """The library's cases in a file, the program's tokens in another, and both compared afterwards."""
-    tokens = work / f"tokens-{tool or 'plain'}"
+def _kernel_check(name: str, tool: str, work: Path, seconds: int, cases: str = "golden", replays: int = 2) -> Check:
+    """A file of cases, the program's tokens in another, and both compared afterwards."""
+    tokens = work / f"tokens-{cases}-{tool or 'plain'}"
     # initcheck looks for reads of what nobody wrote, which poison would hide from it
-    command = (str(work / "cases"), str(tokens), "--replays", str(replays), *(["--no-poison"] if tool == "initcheck" else []))
-    cases = kernel_cases(golden)
-    return Check(name, tool, command, seconds, CASES, program="kernel", faults=lambda: wrong_cases(cases, tokens))
+    poison = ["--no-poison"] if tool == "initcheck" else []
+    command = (str(cases_file(work, cases)), str(tokens), "--replays", str(replays), *poison)
+
+    def faults() -> tuple[list[str], float]:
+        return wrong_cases(case_set(cases), tokens)
+
+    return Check(name, tool, command, seconds, CASES, program="kernel", cases=cases, faults=faults)
+
+
+def cases_file(work: Path, cases: str) -> Path:
+    return work / f"cases-{cases}"

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import gpu_programs
 import processes
-from gpu_check_list import Check, planned
+from gpu_check_list import Check, cases_file, planned
 from json_file import write_json
+from kernel_cases import case_set, write_cases
 from sanitizer_report import MISSING, PASSED, WRONG, Verdict, judged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,11 +111,9 @@ def _builds(pool: ThreadPoolExecutor, checks: list[Check], device: str, work: Pa
         builds["cuda"] = pool.submit(_built, "C++ CUDA calls", gpu_programs.build_cuda_program, device, work / "cuda")
     if programs & {"kernel", "planted"}:
         builds["kernel"] = pool.submit(_built, "C++ kernel library", gpu_programs.build_kernel_programs, device, work / "kernel")
-    if "kernel" in programs:
-        from kernel_cases import kernel_cases, write_cases
-
+    for name in sorted({check.cases for check in checks} - {""}):
         work.mkdir(parents=True, exist_ok=True)
-        write_cases(kernel_cases(golden=device == "cuda"), work / "cases")
+        write_cases(case_set(name), cases_file(work, name))
     return builds
 
 

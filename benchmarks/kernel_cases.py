@@ -1,12 +1,13 @@
 """The kernel library's cases as files: what tests/plugins/library/kernel_on_gpu.cpp reads, and whether what it writes is right.
 
-The cases are those of tests/plugin_cases.py: every block shape in every dtype, and the authors' golden vectors.
+The cases are those of tests/plugin_cases.py: every block shape in every dtype, and the authors' golden vectors; and clips of the models.
 
 T frames, H, W patch rows and columns, D hidden.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 import sys
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from plugin_cases import BLOCK_CASES, DTYPES, GOLDEN, TOLERANCE, golden_case, ra
 from plugins.plan import make_plan
 from plugins.reference import st_gridpool
 from plugins.spec import StGridPool
+
+CLIPS = ((32, 27, 27, 896), (16, 27, 27, 3584))  # T, H, W, D
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,14 @@ class KernelCase:
         return head + plan.tobytes() + np.ascontiguousarray(self.x).tobytes()
 
 
-def kernel_cases(golden: bool = True) -> list[KernelCase]:
+@functools.cache
+def case_set(name: str) -> list[KernelCase]:
+    """small: every block shape in every dtype; golden: these and the authors' vectors; clips: those of the models, whose launches are
+    long enough to overlap."""
+    if name == "clips":
+        return [_random(StGridPool(), shape, "bfloat16") for shape in CLIPS]
     cases = [_random(spec, shape, dtype) for dtype in DTYPES for spec, shape in BLOCK_CASES]
-    return cases + [_golden(path) for path in GOLDEN] if golden else cases
+    return cases + [_golden(path) for path in GOLDEN] if name == "golden" else cases
 
 
 def write_cases(cases: list[KernelCase], file: Path) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_memory_checks
 import gpu_programs
 from gpu_check_list import CASES, CUDA_CALLS, PASSED_TESTS, Check, planned
-from kernel_cases import kernel_cases, write_cases, wrong_cases
+from kernel_cases import case_set, write_cases, wrong_cases
 from sanitizer_report import LEAK, MISSING, PASSED, PLANTED, TOOLS, WRONG, judged
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +207,7 @@ def test_the_kernel_is_built_for_the_gpu_of_the_machine(monkeypatch: pytest.Monk
 
 
 def test_tokens_that_are_wrong_or_missing_are_seen(tmp_path: Path):
-    cases = kernel_cases(golden=False)[:2]
+    cases = case_set("small")[:2]
     right = [case.expected.astype(case.x.dtype) for case in cases]
     file = tmp_path / "tokens"
     for change, words in (
@@ -260,7 +260,7 @@ def test_a_kernel_that_reads_scratch_too_early_is_seen(tmp_path: Path):
     assert "int number = 0; number" in source
     launcher.write_text(source.replace("int number = 0; number", "int number = 1; number"))
     shutil.copy(gpu_programs.LIBRARY_TESTS / "kernel_on_gpu.cpp", tmp_path)
-    folder, cases = tmp_path / "build", kernel_cases(golden=False)[:1]
+    folder, cases = tmp_path / "build", case_set("small")[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_programs, "LIBRARY_TESTS", tmp_path)
         program = gpu_programs.build_kernel_programs("cpu", folder)
