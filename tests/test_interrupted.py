@@ -118,7 +118,7 @@ def test_ctrl_c_in_a_first_export_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [1_000_000, 3_400_000])
+@pytest.mark.parametrize("size", [pytest.param(1_000_000, marks=pytest.mark.slow), 3_400_000])
 def test_a_full_disk_in_the_middle_of_an_export(copy: Path, size: int) -> None:
     """Every write past `size` bytes of a file fails: in the vision half, or only when the decoder is written."""
     before = digests(copy)

@@ -69,7 +69,7 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.has_llm == (only == "llm")
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["loop", "split"])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "split"])
 def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path, monkeypatch, bundle, split):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
