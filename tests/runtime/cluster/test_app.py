@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -37,14 +39,21 @@ def cluster(bundle_path):
     from runtime.cluster.app import build
     from runtime.cluster.ray_session import session
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     with session(None, 6):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build({"bundle": str(bundle_path), "replicas": 2, "backend": "onnx", "cpus": 0.5}), name="video")
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
         serve.shutdown()
+
+
+def _free_port() -> int:
+    """Above those that Ray gives its workers, below those that the system hands out: Ray's own processes take neither before the server."""
+    for port in random.sample(range(20000, 32000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port of a hundred")
 
 
 def _replicas() -> list[int]:
