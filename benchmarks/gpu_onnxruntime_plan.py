@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import gpu_plan
+from gpu_plan import BYTES, SHAPES, Shape, encode_flop, prefill_flop
 from harness import TEXT_POSITIONS, table
-from random_checkpoint import PATCH, Size, Tower
+from random_checkpoint import PATCH, SIZES, Size, Tower
 
 FLOPS, BANDWIDTH = 750e12, 3.0e12
 NEW_TOKENS = 32
@@ -34,9 +36,13 @@ class Stage:
         return "operations" if self.operations / FLOPS >= self.bytes / BANDWIDTH else "bytes"
 
 
+def shape_of(size: Size) -> Shape:
+    return next(shape for shape in SHAPES.values() if shape.size and SIZES[shape.size] == size)
+
+
 def visual_tokens(size: Size, frames: int) -> int:
-    """Of the default compression: 2 x 2 patches become a token, an odd row or column is left out, and a newline ends them."""
-    return frames * (size.image // PATCH // 2) ** 2 + 1
+    """Of the default compression, and the newline that ends them."""
+    return shape_of(size).our_tokens(frames) + 1
 
 
 def matrix_values(tower: Tower, gated: bool) -> int:
@@ -46,28 +52,23 @@ def matrix_values(tower: Tower, gated: bool) -> int:
     return tower.layers * (attention + (3 if gated else 2) * tower.width * tower.mlp)
 
 
-def kv_bytes(size: Size, positions: int, value_bytes: int = 2) -> int:
-    tower = size.llm
-    return 2 * tower.layers * tower.kv_heads * (tower.width // tower.heads) * positions * value_bytes
+def kv_bytes(size: Size, positions: int) -> int:
+    return gpu_plan.kv_bytes(shape_of(size), positions)
 
 
-def stages(size: Size, frames: int, value_bytes: int = 2) -> list[Stage]:
+def stages(size: Size, frames: int) -> list[Stage]:
     """Encode with compression, prefill of the clip's tokens and the text, one decode step after it."""
-    vision, llm, side = size.vision, size.llm, size.image // PATCH
-    patches, positions = side * side, visual_tokens(size, frames) + TEXT_POSITIONS
-    projector = vision.width * llm.width + llm.width * llm.width
-    per_patch = matrix_values(vision, gated=False) + 3 * PATCH * PATCH * vision.width + projector
-    scores = 4 * patches * vision.width * vision.layers  # a patch's queries times keys, and weights times values
-    encode = frames * patches * (2 * per_patch + scores)
-    clip = frames * 3 * size.image * size.image * value_bytes
-    layers, head = matrix_values(llm, gated=True), size.vocabulary * llm.width
-    prefill = positions * 2 * layers + 2 * positions**2 * llm.width * llm.layers + 2 * head  # causal: half of the scores
-    step = 2 * (layers + head) + 4 * positions * llm.width * llm.layers
-    weights = (layers + head) * value_bytes
+    vision, llm, shape = size.vision, size.llm, shape_of(size)
+    positions = visual_tokens(size, frames) + TEXT_POSITIONS
+    seeing = matrix_values(vision, gated=False) + 3 * PATCH**2 * vision.width + vision.width * llm.width + llm.width**2
+    clip = frames * 3 * size.image**2
+    speaking = matrix_values(llm, gated=True) + size.vocabulary * llm.width
+    step = 2 * speaking + 4 * positions * llm.width * llm.layers
+    read = speaking * BYTES + kv_bytes(size, positions)
     return [
-        Stage("encode + compress", encode, per_patch * value_bytes + clip),
-        Stage(f"prefill of {positions:,}", prefill, weights + kv_bytes(size, positions, value_bytes)),
-        Stage("one decode step", step, weights + kv_bytes(size, positions, value_bytes)),
+        Stage("encode + compress", encode_flop(shape, frames, frames * shape.side**2), (seeing + clip) * BYTES),
+        Stage(f"prefill of {positions:,}", prefill_flop(shape, positions), read),
+        Stage("one decode step", step, read),
     ]
 
 

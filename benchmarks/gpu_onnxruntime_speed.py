@@ -13,13 +13,13 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from gpu_onnxruntime_report import Report
+from gpu_timing import synchronised
 from harness import ROOT, TEXT_POSITIONS, say, table
 from random_checkpoint import SIZES, config
 from workload import pixel_values, prompt_embeddings
@@ -95,23 +95,13 @@ def _race(torch: Any, directory: Any, args: argparse.Namespace, report: Report) 
 
 
 def _round(torch: Any, contestant: Contestant, device: str, counts: bool) -> None:
-    encode, _ = _timed(torch, device, contestant.encode)
-    prefill, decode = _timed(torch, device, contestant.prefill)
-    steps, _ = _timed(torch, device, decode)
+    encode, _ = synchronised(torch, device, contestant.encode)
+    prefill, decode = synchronised(torch, device, contestant.prefill)
+    steps, _ = synchronised(torch, device, decode)
     for stage, seconds in (
         {"encode": encode, "prefill": prefill, "first": encode + prefill, "decode": steps}.items() if counts else ()
     ):
         contestant.spent.setdefault(stage, []).append(seconds)
-
-
-def _timed(torch: Any, device: str, run: Callable[[], Any]) -> tuple[float, Any]:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def _write(bundle: Any, contestants: list[Contestant | None], args: argparse.Namespace, report: Report) -> None:

@@ -20,7 +20,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import gpu_plan
 from gpu_plan import KERNEL, OURS, SHAPES, Shape
 from gpu_plugin import TOLERANCE
+from gpu_timing import synchronised
 from harness import hardware, say, table
 from json_file import write_json
 
@@ -144,16 +145,16 @@ def _block(torch: Any, model: Any, shape: Shape, frames: int, args: argparse.Nam
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = {}
-        seconds["encode"], made = _timed(torch, args.device, way.encode)
+        seconds["encode"], made = synchronised(torch, args.device, way.encode)
         if way.compress is not None:
-            seconds["compress"], made = _timed(torch, args.device, lambda: way.compress(made))
-        seconds["prefill"], output = _timed(torch, args.device, lambda: prefill(model, made))
+            seconds["compress"], made = synchronised(torch, args.device, lambda: way.compress(made))
+        seconds["prefill"], output = synchronised(torch, args.device, lambda: prefill(model, made))
         if warm:
             if not bool(output.logits.isfinite().all()):
                 raise ValueError("its logits are not all finite")
             tokens[way.name] = made.float().cpu() if way.name in (field.names.get(OURS), field.names.get(KERNEL)) else None
         if first and way.tokens not in decoded:
-            decoded[way.tokens], _ = _timed(torch, args.device, lambda: decode(model, output, NEW_TOKENS))
+            decoded[way.tokens], _ = synchronised(torch, args.device, lambda: decode(model, output, NEW_TOKENS))
         elif warm or first:
             decode(model, output, 1)
         if warm:
@@ -210,16 +211,6 @@ def _row(block: dict[str, Any], way: dict[str, Any], with_decode: bool) -> list[
 def _difference(one: Any, other: Any) -> float | None:
     """Largest difference of two ways' tokens, as a share of the largest magnitude."""
     return None if one is None or other is None else float((one - other).abs().max() / one.abs().max())
-
-
-def _timed(torch: Any, device: str, run: Callable[[], Any]) -> tuple[float, Any]:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def _blocks(sizes: Sequence[str], frames: Sequence[int]) -> Iterator[tuple[str, int]]:

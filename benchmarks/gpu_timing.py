@@ -81,6 +81,17 @@ def milliseconds_a_pass(torch: Any, device: str, contestants: dict[str, Replay],
     return {name: [value / contestants[name].passes for value in values] for name, values in spent.items()}
 
 
+def synchronised(torch: Any, device: str, run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of `run`, the GPU waited for before and after it; and what it returned."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
 def medians(spent: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(values) for name, values in spent.items()}
 

@@ -1,16 +1,20 @@
-"""Files of results, written beside their place and renamed into it: a run that is killed leaves the last complete one."""
+"""Files of results, each replaced as a whole: a run that is killed leaves the last complete one."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runtime.files import atomic_file
+
 
 def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | None, data: Any) -> None:

@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from process_ends import LONG, assert_ends, wait_until
 
 from benchmarks.gpu import Step, all_steps, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = 120.0  # seconds to wait for what takes moments on an idle machine
 SCRIPT = """
 import json, os, pathlib, subprocess, sys, time
 kind, options = sys.argv[1], sys.argv[2:]
@@ -206,22 +204,3 @@ def test_every_step_has_a_plan():
     plans = done.stdout.split("\n## ")[1:]
     assert [plan.split(":")[0] for plan in plans] == ["facts", "kernel", "torch", "checks", "onnxruntime", "0.5b"]
     assert all(len(plan.splitlines()) > 4 for plan in plans)
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "not within two minutes"
-        time.sleep(0.05)
-
-
-def assert_ends(pid: int) -> None:
-    """A zombie that nobody has waited for yet has ended."""
-
-    def ended() -> bool:
-        try:
-            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    wait_until(ended)

@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from process_ends import assert_ends, wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_memory_checks
@@ -268,20 +267,3 @@ def test_a_kernel_that_reads_scratch_too_early_is_seen(tmp_path: Path):
     environment = gpu_programs.environment("cpu", folder)
     subprocess.run([program, tmp_path / "cases", tmp_path / "tokens"], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert wrong_cases(cases, tmp_path / "tokens")[0]
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "not within two minutes"
-        time.sleep(0.05)
-
-
-def assert_ends(pid: int) -> None:
-    def ended() -> bool:
-        try:
-            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    wait_until(ended)

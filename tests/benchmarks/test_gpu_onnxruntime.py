@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
+from process_ends import assert_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "benchmarks/gpu_onnxruntime.py"
@@ -120,10 +119,7 @@ def test_a_part_that_hangs_keeps_its_numbers_and_leaves_no_process(module, tmp_p
     )
     reporting.run_apart("part", ["-c", program], reporting.Report(tmp_path / "numbers.json"), part, 5)
     child = json.loads((tmp_path / "numbers.json").read_text())["part"]["child"]
-    deadline = time.monotonic() + 120
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert_ends(child)
 
 
 def test_a_part_that_recorded_a_failure_ends_the_run_with_1(module, tmp_path, capsys):

@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from process_ends import LONG, assert_ends, wait_until
 
 from benchmarks import processes
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = 120.0
 
 
 def test_what_it_printed_and_how_it_ended():
@@ -85,20 +83,3 @@ def test_processes_of_several_threads_are_apart():
     for thread in threads:
         thread.join()
     assert results == {number: number for number in range(4)}
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "not within two minutes"
-        time.sleep(0.05)
-
-
-def assert_ends(pid: int) -> None:
-    def ended() -> bool:
-        try:
-            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    wait_until(ended)
