@@ -161,9 +161,18 @@ def good_requests(clip: Path) -> list[bytes]:
 
 
 def essence(response: Response) -> Any:
-    """What of an answer must be the same each time: status, text, finish reason, counts, tokens."""
-    if response.status != 200:
-        return response.status, response.body[:300].decode(errors="replace")
+    """What of an answer must be the same each time: status, text, finish reason, counts, tokens. An answer that was cut is its bytes."""
+    try:
+        return _essence(response) if response.status == 200 else _beginning(response)
+    except (KeyError, TypeError, ValueError):
+        return _beginning(response)
+
+
+def _beginning(response: Response) -> tuple[int, str]:
+    return response.status, response.body[:300].decode(errors="replace")
+
+
+def _essence(response: Response) -> Any:
     if response.body.startswith(b"data:"):
         events = [json.loads(line[6:]) for line in response.body.decode().splitlines() if line.startswith("data: {")]
         choices = [choice for event in events for choice in event.get("choices", [])]

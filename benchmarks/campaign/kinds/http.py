@@ -153,7 +153,7 @@ class HttpKind:
         if got == expected:
             return None
         fault = Fault("answer", "good request", f"{str(got)[:1500]}\nalone: {str(expected)[:1500]}")
-        return fault if response.status else await _fault_of(server) or fault
+        return await _fault_of(server) or fault
 
     def _held(self, server: Server, counts: Any) -> Fault | None:
         """Connections and memory that stay when every client has gone."""
