@@ -173,7 +173,7 @@ def _beginning(response: Response) -> tuple[int, str]:
 
 
 def _essence(response: Response) -> Any:
-    if response.body.startswith(b"data:"):
+    if response.body.startswith((b"data:", b":")):  # a stream; a slow one begins with a comment
         events = [json.loads(line[6:]) for line in response.body.decode().splitlines() if line.startswith("data: {")]
         choices = [choice for event in events for choice in event.get("choices", [])]
         return [(choice["delta"].get("content") or "", choice["finish_reason"]) for choice in choices]

@@ -19,6 +19,7 @@ from benchmarks.campaign.kinds.http import LEAK, late_growth
 from benchmarks.campaign.report import tables
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
+from benchmarks.campaign.server import Response, essence
 from benchmarks.campaign.state import State
 from benchmarks.campaign.verdicts import Ended, Fault, judge
 
@@ -103,6 +104,15 @@ def test_a_leak_goes_on_and_a_high_water_mark_does_not():
     measured = [144, 189, 201, 207, 213, 225, 233, 239, 253, 255, 263, 271, 273, 276, 277, 278, 279, 283]  # 15000 requests
     assert late_growth(leak) > LEAK > late_growth([value * mb for value in measured])
     assert late_growth([7]) == 0
+
+
+def test_comments_of_a_slow_stream_change_nothing_and_a_cut_answer_differs():
+    stream = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": null}]}\n\ndata: [DONE]\n\n'
+    assert essence(Response(200, b": waiting\n\n" + stream)) == essence(Response(200, stream)) == [("a", None)]
+    tokens = (2).to_bytes(8, "little") + b"{}" + bytes(range(4))
+    answers = [tokens, stream[:20], b"", b"{", b'{"choices": [{}]}']
+    assert len({str(essence(Response(200, body))) for body in answers}) == len(answers)
+    assert essence(Response(200, tokens)) == ({}, bytes(range(4)))
 
 
 def test_equal_faults_are_minimised_to_the_parts_that_matter():
