@@ -56,7 +56,7 @@ std::optional<Picture> read_picture(const std::filesystem::path& path) {
     return picture_of("JPEG", jpeg_orientation(file));
   }
   if (starts("\x89PNG\r\n\x1A\n")) return picture_of("PNG", png_orientation(file), is_animated_png(file));
-  if (starts("RIFF") && head.substr(8) == "WEBP") {
+  if (starts("RIFF") && head.size() == 12 && head.substr(8) == "WEBP") {
     const bool is_animated = is_animated_webp(file);
     if (is_animated && !av_find_input_format("webp_anim")) refuse(path, "an animated WebP, which this FFmpeg does not read");
     return picture_of("WebP", webp_orientation(file), is_animated);

@@ -192,6 +192,18 @@ def test_damaged_pictures_are_refused_in_one_line(cpp: Path, tmp_path: Path):
         assert "is damaged or not a picture (" in answer["error"] and answer["error"].endswith("; copy it again")
 
 
+def test_the_first_bytes_of_a_picture_are_refused_in_one_line(cpp: Path, tmp_path: Path):
+    image = Image.fromarray(pattern(1)[0])
+    for kind in ("jpeg", "png", "webp", "tiff", "avif", "gif", "bmp", "ppm"):
+        image.save(tmp_path / f"whole.{kind}")
+        content = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"whole.{kind}").unlink()
+        for length in range(17):
+            (tmp_path / f"{length}.{kind}").write_bytes(content[:length])
+    for answer in read(cpp, sorted(tmp_path.iterdir())):
+        assert answer["error"] and "\n" not in answer["error"]
+
+
 def test_damage_in_whatever_codec_does_not_end_the_process(cpp: Path, tmp_path: Path):
     """FFmpeg 5.1 aborts where a decoder that works in threads fails after it promised a frame: here, at what follows the picture."""
     Image.fromarray(pattern(1)[0]).save(tmp_path / "0.webp")
