@@ -130,6 +130,11 @@ class BoundedH11(H11Protocol):
             head = h11.Response(status_code=error.status, headers=headers, reason=reason)
             for event in (head, h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+            if (
+                self.cycle is not None and not self.cycle.response_complete
+            ):  # the body is what is wrong: nobody hears the application
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()
         self.loop.call_later(_STALL, self.transport.abort)
 

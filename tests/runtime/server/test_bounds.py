@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import threading
@@ -49,6 +50,16 @@ def test_what_is_not_http_is_told_in_the_server_s_form(server):
     with Raw(server) as one:
         status, content = one.send("\x16\x03\x01 hello\r\n\r\n").answer()
         assert status == 400 and json.loads(content)["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/chat/completions"])
+def test_a_body_that_is_not_http_is_refused_once(server, path, caplog):
+    with caplog.at_level(logging.ERROR), Raw(server) as one:
+        one.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n")
+        status, content = one.answer()
+        assert status == 400 and json.loads(content)["error"]["code"] == "invalid_http" and one.closed()
+    server.until_idle()
+    assert not [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.parametrize("sent", ["", "GET / HTTP/1.1\r\nHost: loc"])

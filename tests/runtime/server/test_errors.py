@@ -113,3 +113,11 @@ def test_a_failure_inside_says_nothing_of_itself_but_a_number_for_the_log(client
     assert "secret" not in error.response.text and "secret of the engine" in caplog.text
     monkeypatch.undo()
     assert client.chat.completions.create(model=NAME, messages=question("what is it ?")).choices  # and it goes on
+
+
+def test_a_failure_of_a_route_that_takes_no_body_has_our_form_too(server, served, monkeypatch):
+    monkeypatch.setattr(type(served), "card", lambda _: 1 / 0)
+    got = httpx.get(f"{server.url}/v1/models")
+    assert got.status_code == 500 and got.json()["error"]["code"] == "internal_error"
+    monkeypatch.undo()
+    assert httpx.get(f"{server.url}/v1/models").status_code == 200
