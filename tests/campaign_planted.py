@@ -29,10 +29,11 @@ from benchmarks.campaign import server, stopped  # noqa: E402
 from benchmarks.campaign.corpus import Corpus  # noqa: E402
 from benchmarks.campaign.jobs import Batch, Job, Tokens  # noqa: E402
 from benchmarks.campaign.kinds import kinds  # noqa: E402
+from benchmarks.campaign.kinds.commands import fresh  # noqa: E402
 from benchmarks.campaign.kinds.disk_full import DiskFull  # noqa: E402
 from benchmarks.campaign.kinds.http import HttpKind  # noqa: E402
 from benchmarks.campaign.kinds.inputs import MB, InputKind  # noqa: E402
-from benchmarks.campaign.kinds.signals import Interrupts, Kills, fresh  # noqa: E402
+from benchmarks.campaign.kinds.signals import Interrupts, Kills  # noqa: E402
 from benchmarks.campaign.run import Run  # noqa: E402
 from benchmarks.campaign.sandbox import Case  # noqa: E402
 from benchmarks.campaign.verdicts import Fault  # noqa: E402
@@ -100,7 +101,7 @@ def prepared(run: Run, kind: Any) -> Any:
 
 
 def stop(run: Run, kind: Any, job: Job, **plan: Any) -> list[str]:
-    fault, _ = kind._try(run, {"job": job.name, "mode": "change", "shares": [0.0] * 3, "again": True} | plan)
+    fault, _ = kind.stopped(run, {"job": job.name, "mode": "change", "shares": [0.0] * 3, "again": True} | plan)
     return [fault.signature] if fault else []
 
 
@@ -147,10 +148,10 @@ def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
             yield f"interrupt, {name}", [fault.signature] if fault else []
     disk.room = {"tokens": (8192, 1 << 20)}
     plan = {"job": "tokens", "share": 0.05}
-    fault, full = disk._try(run, plan)
+    fault, full = disk.stopped(run, plan)
     yield "disk full", [fault.signature] if fault else [f"full: {full}"]
     with patch("runtime.files.atomic_file", written_in_place):
-        fault, _ = disk._try(run, plan)
+        fault, _ = disk.stopped(run, plan)
         yield "disk full, written in place", [fault.signature] if fault else []
 
 

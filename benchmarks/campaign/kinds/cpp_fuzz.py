@@ -70,7 +70,7 @@ class CppFuzz:
             name = TARGETS[counts["next"] % len(TARGETS)]
             done, found = self._fuzz(run, name)
             counts["next"] += 1
-            counts["inputs"] += done
+            counts["executions"] += done
             counts[name] += done
             for artifact, output in found:
                 run.found(self.name, counts["next"], _fault(name, output), Case(artifact.read_bytes(), f".{name}"))

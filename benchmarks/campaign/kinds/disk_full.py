@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign.child import Child, in_child
-from benchmarks.campaign.jobs import OUT, Job, leftovers
-from benchmarks.campaign.kinds.http import demo_bundle
-from benchmarks.campaign.kinds.signals import finished, fresh, prepare_jobs
+from benchmarks.campaign.jobs import OUT, leftovers
+from benchmarks.campaign.kinds.commands import Commands, finished, fresh
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.stopped import LIMIT, Command
@@ -33,22 +32,16 @@ _PRINTING = (
 )
 
 
-class DiskFull:
+class DiskFull(Commands):
     name = "disk-full"
-    share = 1.0
+    unit = "full disks"
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
-        self.seconds: dict[str, float] = {}
-        self.changes: dict[str, int] = {}
+        super().__init__()
         self.room: dict[str, tuple[int, int]] = {}
 
-    def lacking(self) -> str | None:
-        return None
-
     def prepare(self, run: Run) -> None:
-        demo_bundle(run)
-        prepare_jobs(run, self)
+        super().prepare(run)
         for name, job in self.jobs.items():  # what is there before, and what is written beside it
             folder = fresh(run.work(self.name) / "job")
             job.begin(run.corpus, folder)
@@ -65,21 +58,7 @@ class DiskFull:
         }
         return Case(json.dumps(plan).encode(), ".json")
 
-    def slice(self, run: Run, until: Callable[[int], bool]) -> None:
-        counts = run.counts(self.name)
-        while not until(counts["next"]):
-            index = counts["next"]
-            case = self.make(run, index)
-            fault, full = self._try(run, json.loads(case.data))
-            counts["next"] = index + 1
-            counts["full disks"] += full
-            if fault:
-                run.found(self.name, index, fault, case)
-
-    def replay(self, run: Run, case: Case) -> Fault | None:
-        return self._try(run, json.loads(case.data))[0]
-
-    def _try(self, run: Run, plan: dict[str, Any]) -> tuple[Fault | None, bool]:
+    def stopped(self, run: Run, plan: dict[str, Any]) -> tuple[Fault | None, bool]:
         """(what is wrong, whether the disk was full)."""
         if plan["job"] == "print":
             return _print_to_a_full_disk(run, _PRINTING[plan["print"]]), True

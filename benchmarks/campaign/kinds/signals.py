@@ -9,44 +9,32 @@ and no temporary file left.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign.child import in_child
-from benchmarks.campaign.jobs import Job, jobs, leftovers
-from benchmarks.campaign.kinds.http import demo_bundle
+from benchmarks.campaign.jobs import Job, leftovers
+from benchmarks.campaign.kinds.commands import Commands, finished, fresh
 from benchmarks.campaign.kinds.served import stopped_server
-from benchmarks.campaign.run import Run, say
+from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
-from benchmarks.campaign.stopped import Command, imported
+from benchmarks.campaign.stopped import Command
 from benchmarks.campaign.verdicts import Ended, Fault, judge
 
 _MODES = ("time", "time", "time", "change", "change", "change", "process")
 _PROCESS_START = 1.3  # a process of its own takes longer, for its imports: times as long
 
 
-class Signals:
-    """Both kinds; number: the signal; unit: what is counted."""
+class Signals(Commands):
+    """Both kinds; number: the signal."""
 
-    name = ""
     share = 3.0
     number = signal.SIGKILL
     unit = "kills"
 
-    def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
-        self.seconds: dict[str, float] = {}
-        self.changes: dict[str, int] = {}
-
-    def lacking(self) -> str | None:
-        return None
-
     def prepare(self, run: Run) -> None:
-        demo_bundle(run)
-        prepare_jobs(run, self)
+        super().prepare(run)
         from benchmarks.campaign.kinds import served
 
         self.served = served.Served(run)
@@ -61,22 +49,7 @@ class Signals:
         }
         return Case(json.dumps(plan).encode(), ".json")
 
-    def slice(self, run: Run, until: Callable[[int], bool]) -> None:
-        counts = run.counts(self.name)
-        while not until(counts["next"]):
-            index = counts["next"]
-            case = self.make(run, index)
-            fault, hits = self._try(run, json.loads(case.data))
-            counts["next"] = index + 1
-            counts[self.unit] += hits
-            counts[f"{json.loads(case.data)['job']}"] += hits
-            if fault:
-                run.found(self.name, index, fault, case)
-
-    def replay(self, run: Run, case: Case) -> Fault | None:
-        return self._try(run, json.loads(case.data))[0]
-
-    def _try(self, run: Run, plan: dict[str, Any]) -> tuple[Fault | None, int]:
+    def stopped(self, run: Run, plan: dict[str, Any]) -> tuple[Fault | None, int]:
         """(what is wrong, how many signals came in time)."""
         if plan["job"] == "serve":
             fault = stopped_server(run, self.served, self.number, plan["shares"][0])
@@ -140,46 +113,3 @@ class Interrupts(Signals):
             return Fault("message", f"{len(errors)} error lines after Ctrl-C", ended.stderr[-2000:])
         left = leftovers(folder) + [path.name for path in (folder / "tmp").iterdir()]
         return Fault("lost", "temporary files stay after Ctrl-C", str(left)) if left else None
-
-
-def prepare_jobs(run: Run, kind: Any) -> None:
-    """Each job undisturbed, once: how long it takes, how often it changes a file, what it imports."""
-    from runtime.engine import trt
-
-    for job in jobs():
-        if job.name == "build" and not trt.installed("tensorrt-rtx"):
-            say("build is left out: tensorrt-rtx is not installed")
-            continue
-        folder = fresh(run.work(kind.name) / "job")
-        job.begin(run.corpus, folder)
-        ended, changes, modules = Command(job.module, job.words(run.corpus, folder), folder).measure()
-        fault = None if ended.code == 0 else Fault("exit code", str(ended.code), ended.stderr[-3000:])
-        fault = fault or in_child(job.complete, run.corpus, folder, folder=folder)
-        if fault:
-            raise RuntimeError(f"{job.name} fails undisturbed: {fault}")
-        imported(modules)
-        kind.jobs[job.name], kind.changes[job.name] = job, changes
-        again = fresh(run.work(kind.name) / "job")  # its time with everything imported
-        job.begin(run.corpus, again)
-        kind.seconds[job.name] = Command(job.module, job.words(run.corpus, again), again).run().seconds
-
-
-def finished(run: Run, job: Job, folder: Path) -> Fault | None:
-    """The same command, let come to its end."""
-    ended = Command(job.module, job.words(run.corpus, folder), folder).run()
-    if ended.code == 2 and "pass --force" in ended.stderr:  # the stopped one had got there
-        return None
-    fault = judge(ended) or (
-        Fault("exit code", f"{ended.code} of the same command again", ended.stderr[-2000:]) if ended.code else None
-    )
-    fault = (
-        fault or in_child(job.complete, run.corpus, folder, folder=folder) or in_child(job.fault, run.corpus, folder, folder=folder)
-    )
-    left = leftovers(folder)
-    return fault or (Fault("lost", "temporary files stay after the same command again", str(left)) if left else None)
-
-
-def fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
