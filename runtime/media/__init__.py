@@ -5,6 +5,7 @@
     orientation.py  a display matrix applied to a frame
     timeline.py     when each frame is shown, and which T frames are sampled
     decode.py       packets to frames: entries, joints, and what counts as damage
+    gif.py          where a GIF ends
     stills.py       pictures and picture animations, which Pillow reads
 
 `runtime.video.sample_frames` puts them together for a clip, `runtime.watch` for a stream.

@@ -33,6 +33,10 @@ _DECODERS = (
     "mjpeg,mjpegb,prores,dnxhd,cfhd,dvvideo,rawvideo,v210,v410,yuv4,wrapped_avframe,ffv1,huffyuv,ffvhuff,utvideo,magicyuv,gif"
 )
 
+# Brands of sequences of pictures (ISO/IEC 23008-12). Their transparency is a video of its own, of equal size and length, after that
+# of the colours.
+_SEQUENCES = ("avis", "msf1", "hevc", "hevx")
+
 # Codecs whose frames are decoded side by side. Others' decoders may hand a damaged frame out before they flag it, or not, as threads run.
 _FRAME_THREADS = ("h264", "hevc", "vp8", "vp9")
 
@@ -52,8 +56,9 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, within the limits; strict: as `decode.reading` says it. VideoError for what is not a video."""
+def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, within the limits; strict, threads: as `decode.reading` says it. VideoError for what is not a
+    video."""
     try:
         import av
     except ImportError:
@@ -80,7 +85,7 @@ def opened(path: Path, strict: bool = True) -> Iterator[tuple[InputContainer, Vi
         strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
-        stream.thread_type = ("AUTO" if codec.name in _FRAME_THREADS else "SLICE") if strict else "NONE"
+        stream.thread_type = ("AUTO" if threads and codec.name in _FRAME_THREADS else "SLICE") if strict else "NONE"
         yield container, stream
 
 
@@ -91,6 +96,8 @@ def best_stream(container: InputContainer, name: str) -> VideoStream:
     aside = Disposition.attached_pic | Disposition.dependent | Disposition.still_image | Disposition.timed_thumbnails
     streams = [s for s in container.streams.video if s.codec_context and not s.disposition & aside]
     best = container.streams.best("video")
+    if best in streams and container.metadata.get("major_brand") in _SEQUENCES:
+        return next(s for s in streams if _kind(s) == _kind(best))
     if best in streams:
         return best
     if streams:
@@ -101,6 +108,10 @@ def best_stream(container: InputContainer, name: str) -> VideoStream:
     if any(s.disposition & Disposition.attached_pic for s in container.streams.video):
         raise VideoError(f"{name} has a cover picture but no video; expected a video")
     raise VideoError(f"{name} has no video stream that can be decoded (it has {kinds}); expected a video")
+
+
+def _kind(stream: VideoStream) -> tuple[int, int, int]:
+    return stream.frames, stream.codec_context.width, stream.codec_context.height
 
 
 def tick_of(stream: VideoStream) -> Fraction:

@@ -17,16 +17,16 @@ decoder with threads may hand a frame out before it has set the flags. These are
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.errors import VideoError
-from runtime.media import limits
+from runtime.media import gif, limits
 from runtime.media.container import is_fragmented, opened, tick_of
 from runtime.media.orientation import upright_rgb
 
@@ -44,9 +44,10 @@ class DamageError(VideoError):
 
 
 @contextmanager
-def reading(path: Path, strict: bool = True) -> Iterator[Reader]:
-    """strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage."""
-    with opened(path, strict) as (container, stream):
+def reading(path: Path, strict: bool = True, threads: bool = True) -> Iterator[Reader]:
+    """strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage.
+    threads: whether frames may be decoded side by side."""
+    with opened(path, strict, threads) as (container, stream):
         yield Reader(path, container, stream)
 
 
@@ -74,8 +75,9 @@ class Reader:
         broken: av.Packet | None = None  # the first marked packet
         packet: av.Packet | None = None
         packets = (packet for packet in self._demuxed() if packet.size)
+        whole = gif.frames_before_cut(self.path) if self.container.format.name == "gif" else None
         try:
-            for count, (packet, *following) in enumerate(_with_two_more(packets), 1):
+            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, whole)), 1):
                 limits.check_frames(self.path, count)
                 if self.container.format.name == "gif":
                     limits.check_animation(self.path, count, codec.width, codec.height)
@@ -91,7 +93,7 @@ class Reader:
                     yield packet
         except av.FFmpegError as error:
             raise _damage(self.path, self._seconds(packet, first), error.strerror) from None
-        self.cut = self.cut or broken is not None
+        self.cut = self.cut or broken is not None or whole is not None
 
     def _demuxed(self) -> Iterator[av.Packet]:
         try:
@@ -120,7 +122,7 @@ class Reader:
         """Decode from where the container stands: from its start or from where a seek went."""
         packets = self.packets()
         entry = next((packet for packet in packets if packet.is_keyframe), None)
-        return self.frames_after(entry, packets)
+        return self.frames_after(entry, packets, Reader.frames)
 
     def frames_from(self, key: int, earlier: Iterable[int]) -> Iterator[VideoFrame]:
         """Seek to the keyframe at `key` and decode from there; `earlier` are keyframes to seek to where that overshoots, as it
@@ -130,16 +132,34 @@ class Reader:
             packets = self.packets()
             entry = next((packet for packet in packets if packet.is_keyframe), None)
             if entry is not None and entry.pts is not None and entry.pts <= key:
-                yield from self.frames_after(entry, packets)
+                yield from self.frames_after(entry, packets, lambda reader: reader.frames_from(key, earlier))
                 return
 
-    def frames_after(self, entry: av.Packet | None, packets: Iterable[av.Packet]) -> Iterator[VideoFrame]:
-        """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it."""
+    def frames_after(
+        self, entry: av.Packet | None, packets: Iterable[av.Packet], again: Callable[[Reader], Iterator[VideoFrame]]
+    ) -> Iterator[VideoFrame]:
+        """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it.
+
+        At the end PyAV gives the frames that threads still hold up to the first error, and keeps the error to itself. So where
+        fewer frames came out than packets went in, the rest is what `again` gives in a reader without such threads.
+        """
+        from av.codec.context import ThreadType
+
         if entry is None:
             return
+        given = taken = 0
         for packet in self._shown(entry, packets):
-            yield from packet.decode()
-        yield from self.stream.codec_context.decode(None)
+            given += not packet.is_discard
+            frames = packet.decode()
+            taken += len(frames)
+            yield from frames
+        frames = self.stream.codec_context.decode(None)
+        yield from frames
+        taken += len(frames)
+        if taken < given and self.stream.thread_type & ThreadType.FRAME:
+            with reading(self.path, threads=False) as reader:
+                yield from islice(again(reader), taken, None)
+                self.cut = self.cut or reader.cut
 
     @staticmethod
     def _shown(entry: av.Packet, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:

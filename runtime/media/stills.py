@@ -46,7 +46,7 @@ def is_still(path: Path) -> bool:
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
     pnm = len(start) > 2 and start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
-    return start.startswith((b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")) or pnm
+    return start.startswith((b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")) or pnm
 
 
 def _is_jpeg_stream(path: Path) -> bool:
@@ -63,13 +63,15 @@ def opened(path: Path) -> Iterator[Still]:
         from PIL import Image
     except ImportError:
         raise missing_package("pillow", "reading a picture", "runtime") from None
-    with _errors(path):
-        try:
-            image: Any = Image.open(path, formats=_FORMATS)
-        except Image.UnidentifiedImageError:
-            image = _heif(path)
-    with image:
-        yield Still(path, image)
+    # A file without a name is read and not mapped: Pillow 13 maps a TIFF that EXIF turns with its rows and columns exchanged.
+    with open(path, "rb") as file:
+        with _errors(path):
+            try:
+                image: Any = Image.open(file, formats=_FORMATS)
+            except Image.UnidentifiedImageError:
+                image = _heif(path)
+        with image:
+            yield Still(path, image)
 
 
 def _heif(path: Path) -> Image:

@@ -22,15 +22,28 @@ constexpr int kAside =
 
 bool is_video(const AVStream& stream) { return stream.codecpar->codec_type == AVMEDIA_TYPE_VIDEO; }
 
-/// FFmpeg's choice; where that is set aside, the largest, those flagged as default first. Null where there is none.
+/// Whether the file is a sequence of pictures (ISO/IEC 23008-12), whose transparency is a video of its own, after that of the colours.
+bool is_picture_sequence(const AVFormatContext& format) {
+  const AVDictionaryEntry* brand = av_dict_get(format.metadata, "major_brand", nullptr, 0);
+  const std::string_view name = brand ? brand->value : "";
+  return name == "avis" || name == "msf1" || name == "hevc" || name == "hevx";
+}
+
+/// FFmpeg's choice, and in a sequence of pictures the first of its size and length; where that is set aside, the largest, those
+/// flagged as default first. Null where there is none.
 AVStream* best_stream(AVFormatContext& format) {
   const int best = av_find_best_stream(&format, AVMEDIA_TYPE_VIDEO, -1, -1, nullptr, 0);
+  const bool is_sequence = best >= 0 && is_picture_sequence(format);
+  const auto is_like = [](const AVStream& one, const AVStream& other) {
+    return one.nb_frames == other.nb_frames && one.codecpar->width == other.codecpar->width &&
+           one.codecpar->height == other.codecpar->height;
+  };
   AVStream* chosen = nullptr;
   std::pair<bool, int64_t> highest{false, -1};
   for (unsigned i = 0; i < format.nb_streams; ++i) {
     AVStream* stream = format.streams[i];
     if (!is_video(*stream) || stream->disposition & kAside || !avcodec_find_decoder(stream->codecpar->codec_id)) continue;
-    if (static_cast<int>(i) == best) return stream;
+    if (static_cast<int>(i) == best || (is_sequence && is_like(*stream, *format.streams[best]))) return stream;
     const std::pair<bool, int64_t> rank{(stream->disposition & AV_DISPOSITION_DEFAULT) != 0,
                                         int64_t{stream->codecpar->width} * stream->codecpar->height};
     if (rank > highest) highest = rank, chosen = stream;

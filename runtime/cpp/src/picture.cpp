@@ -66,6 +66,7 @@ std::optional<Picture> read_picture(const std::filesystem::path& path) {
     if (compression == 6u || compression == 7u) refuse(path, "a TIFF with a JPEG inside, which FFmpeg reads in wrong colours");
     return picture_of("TIFF", tiff_orientation(file));
   }
+  if (starts({"II+\0", 4}) || starts({"MM\0+", 4})) refuse(path, "a BigTIFF, which FFmpeg does not read");
   if (starts("BM")) return picture_of("BMP", std::nullopt);
   if (is_pnm(head)) return picture_of("PNM", std::nullopt);
   const auto picture = heif_picture(file);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "gif.hpp"
 #include "text.hpp"
 #include "timeline.hpp"
 
@@ -32,7 +33,11 @@ DamageError::DamageError(const fs::path& path, std::optional<double> seconds, co
     : VideoError(path.string() + " is damaged " + where(seconds) + " (" + reason + "); expected a file that plays to its end, copy it again"),
       reason_(reason) {}
 
-Reader::Reader(const fs::path& path, bool strict) : path_(path), container_(opened(path, strict)) {}
+Reader::Reader(const fs::path& path, bool strict) : path_(path), container_(opened(path, strict)) {
+  if (std::string_view(container_.format->iformat->name) != "gif") return;
+  ByteSource file(path);
+  whole_frames_ = gif_frames_before_cut(file);
+}
 
 void Reader::check_length() const {
   if (!container_.is_mov() || container_.is_fragmented()) return;
@@ -70,7 +75,11 @@ PacketPtr Reader::demuxed() {
     const int status = av_read_frame(container_.format.get(), packet.get());
     if (status == AVERROR_EOF) return nullptr;
     if (status < 0) throw DamageError(path_, read_to_, av_reason(status));
-    if (packet->stream_index == container_.stream->index && packet->size > 0) return packet;
+    if (packet->stream_index == container_.stream->index && packet->size > 0) {
+      if (whole_frames_ && read_ == *whole_frames_) return nullptr;
+      ++read_;
+      return packet;
+    }
     av_packet_unref(packet.get());
   }
 }
@@ -102,7 +111,7 @@ AVPacket* Reader::read() {
       if (packet) ahead_.push_back(std::move(packet));
     }
     if (ahead_.empty()) {
-      cut_ = cut_ || is_broken_;
+      cut_ = cut_ || is_broken_ || whole_frames_;
       return nullptr;
     }
     has_packet_ = true;
@@ -177,6 +186,7 @@ void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
     ahead_.clear();
     first_key_.reset(), read_to_.reset(), first_time_.reset(), last_time_.reset();
     demuxed_all_ = has_packet_ = is_broken_ = ended_ = entered_ = false;
+    read_ = 0;
     AVPacket* packet = read();
     while (packet && !is_key(*packet)) packet = read();
     if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= key) return enter(*packet);

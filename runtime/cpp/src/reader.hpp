@@ -61,7 +61,9 @@ class Reader {
 
   std::filesystem::path path_;
   Container container_;
-  std::deque<PacketPtr> ahead_;  // the packet in hand and the two after it
+  std::optional<int64_t> whole_frames_;  // of a GIF that ends inside one
+  int64_t read_ = 0;                     // packets, since decoding began
+  std::deque<PacketPtr> ahead_;          // the packet in hand and the two after it
   bool demuxed_all_ = false, has_packet_ = false, cut_ = false;
   std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE where it has none
   std::optional<double> read_to_;                  // the packet before the one in hand: seconds after the first keyframe

@@ -167,12 +167,14 @@ def test_pictures_that_ffmpeg_reads_in_part_or_wrong_are_refused_in_one_line(cpp
     (tmp_path / "second.avif").write_bytes(second)
     image = Image.fromarray(quadrants)
     image.save(tmp_path / "jpeg.tiff", compression="jpeg")
+    image.save(tmp_path / "big.tiff", big_tiff=True)
     image.save(tmp_path / "animated.webp", save_all=True, append_images=[image.rotate(180)])
     said = {
         "grid.avif": "a picture put together from others (grid), which the C++ runtime does not do",
         "single.heic": "a HEIC picture, which this FFmpeg does not read",
         "second.avif": "a file whose main picture is not its first, which the C++ runtime does not read",
         "jpeg.tiff": "a TIFF with a JPEG inside, which FFmpeg reads in wrong colours",
+        "big.tiff": "a BigTIFF, which FFmpeg does not read",
         "animated.webp": "an animated WebP, which this FFmpeg does not read",
     }
     for answer, (name, reason) in zip(read(cpp, [tmp_path / name for name in said]), said.items(), strict=True):
@@ -180,6 +182,21 @@ def test_pictures_that_ffmpeg_reads_in_part_or_wrong_are_refused_in_one_line(cpp
             continue  # a newer FFmpeg than that of Debian 12
         expected = f"{tmp_path / name} is {reason}; use `python -m runtime`, which does, or save it as a JPEG or PNG"
         assert answer == {"error": expected}
+
+
+def test_gifs_that_end_inside_a_frame_and_transparency_of_sequences_are_as_in_python(cpp: Path, tmp_path: Path):
+    images = [Image.fromarray(image) for image in pattern(6)]
+    images[0].save(tmp_path / "whole.gif", save_all=True, append_images=images[1:], duration=100)
+    content = (tmp_path / "whole.gif").read_bytes()
+    for part in (1, 4, 7, 11):
+        (tmp_path / f"{part}.gif").write_bytes(content[: len(content) * part // 12])
+    (tmp_path / "open.gif").write_bytes(content[:-1])
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128), np.uint8))
+    flat = [Image.merge("RGBA", [*Image.new("RGB", (128, 96), (level,) * 3).split(), noise]) for level in (20, 120, 220)]
+    flat[0].save(tmp_path / "sequence.avif", save_all=True, append_images=flat[1:], duration=100)
+    paths = sorted(tmp_path.iterdir())
+    for answer, path in zip(read(cpp, paths, 6), paths, strict=True):
+        assert_same(answer, path, 6, levels=2 if path.suffix == ".avif" else 0)
 
 
 def test_damaged_pictures_are_refused_in_one_line(cpp: Path, tmp_path: Path):

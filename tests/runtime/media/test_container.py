@@ -50,6 +50,19 @@ def test_a_small_preview_that_stands_first_is_not_the_video(tmp_path, container)
     assert sizes(write_streams(tmp_path / f"clip.{container}", [preview, main])) == {(96, 128)}
 
 
+def test_transparency_is_not_the_video(tmp_path):
+    """In an AVIF sequence it is a video too, here the larger one; how likely FFmpeg is to choose it depends on that."""
+    noise = np.random.default_rng(0).integers(0, 255, (5, 96, 128), np.uint8)
+    images = [
+        Image.merge("RGBA", [*Image.new("RGB", (128, 96), (level,) * 3).split(), Image.fromarray(alpha)])
+        for level, alpha in zip((20, 60, 100, 140, 180), noise, strict=True)
+    ]
+    path = tmp_path / "sequence.avif"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=100)
+    clip = sample_frames(path, 5, lambda image: image)
+    assert np.abs(clip.frames - np.array([20, 60, 100, 140, 180]).reshape(5, 1, 1, 1)).max() <= 2
+
+
 def cover_first(path):
     """Put a cover picture's box before the tracks: FFmpeg numbers streams in the order of boxes."""
     content = path.read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from video_files import decoded_by, frames_of, pattern, write_video
 
 from runtime import video
@@ -92,6 +93,37 @@ def test_a_recording_that_ends_inside_a_frame_is_its_frames_before(tmp_path, nam
         assert clip.cut == any("the file ends inside a frame" in note for note in clip.notes)
         said |= clip.cut
     assert said or name in ("clip.ts", "clip.mkv", "clip.h264")  # where FFmpeg leaves the rest out without a word
+
+
+def test_a_part_of_the_last_frame_takes_none_of_those_before_it_away(open_group, tmp_path):
+    """Threads still hold some of them when the error comes."""
+    with av.open(str(open_group)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    with av.open(str(open_group)) as container:
+        whole = {frame.pts: frame.to_ndarray(format="rgb24", interpolation="BICUBIC") for frame in container.decode(video=0)}
+    last = max(range(30, 90), key=lambda index: packets[index].size * (not packets[index].is_keyframe))
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(open_group.read_bytes()[: packets[last].pos + packets[last].size // 2 // 188 * 188])
+    shown = sorted(packet.pts for packet in packets[:last])
+    clip, frames = seen(cut, 128)
+    assert clip.cut and clip.total == len(shown)
+    np.testing.assert_array_equal(frames, [whole[shown[index]] for index in clip.indices])
+
+
+def test_a_gif_that_ends_inside_a_frame_is_its_frames_before(tmp_path):
+    images = [Image.fromarray(image) for image in pattern(6)]
+    path = tmp_path / "whole.gif"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=100)
+    content = path.read_bytes()
+    _, whole = seen(path)
+    for part in (3, 5, 7, 9, 11):
+        cut = tmp_path / f"{part}.gif"
+        cut.write_bytes(content[: len(content) * part // 12])
+        clip, frames = seen(cut)
+        assert clip.cut and clip.total == part // 2, part  # the pattern's frames are equally large
+        np.testing.assert_array_equal(frames, whole[: clip.total])
+    (tmp_path / "whole.gif").write_bytes(content[:-1])  # without its trailer, all frames are there
+    assert not seen(path)[0].cut and seen(path)[0].total == 6
 
 
 def test_an_mp4_whose_index_stands_at_its_end_is_not_all_there(tmp_path):

@@ -47,6 +47,32 @@ def test_every_mode_becomes_rgb(tmp_path, mode, kind):
     )
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_without_compression_is_turned_in_every_mode(tmp_path, mode):
+    """Pillow would map most of them into memory."""
+    levels = pattern(1)[0]
+    image = Image.fromarray(levels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(levels).convert(mode)
+    shown = {}
+    for number in (1, 5, 6, 7, 8):
+        exif = Image.Exif()
+        exif[0x112] = number
+        image.save(tmp_path / f"{number}.tiff", exif=exif)
+        shown[number] = sample_frames(tmp_path / f"{number}.tiff", 1, lambda image: image).frames[0]
+    np.testing.assert_array_equal(shown[5], shown[1].swapaxes(0, 1))
+    np.testing.assert_array_equal(shown[6], np.rot90(shown[1], -1))
+    np.testing.assert_array_equal(shown[7], np.rot90(shown[1], 2).swapaxes(0, 1))
+    np.testing.assert_array_equal(shown[8], np.rot90(shown[1]))
+
+
+@pytest.mark.parametrize("mark", [b"II+\0", b"MM\0+"])
+def test_a_tiff_with_long_addresses_is_a_picture(tmp_path, mark):
+    path = tmp_path / "big.tiff"
+    Image.fromarray(pattern(1)[0]).save(path, big_tiff=True)
+    np.testing.assert_array_equal(sample_frames(path, 1, lambda image: image).frames[0], pattern(1)[0])
+    path.write_bytes(mark)
+    assert stills.is_still(path)
+
+
 def test_a_stream_of_jpegs_is_a_video_and_a_jpeg_with_a_preview_is_not(tmp_path):
     path = write_video(tmp_path / "clip.mjpeg", pattern(4), "mjpeg", "yuvj420p", format="mjpeg")
     assert not stills.is_still(path) and sample_frames(path, 4, lambda image: image).total == 4

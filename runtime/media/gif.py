@@ -1,0 +1,31 @@
+"""Where a GIF ends: a demuxer may give the part of a frame that is left of it as if it were whole."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+_HEADER = 13  # bytes: signature and logical screen descriptor
+_EXTENSION, _FRAME = 0x21, 0x2C
+
+
+def frames_before_cut(path: Path) -> int | None:
+    """How many whole frames a file has that ends inside a block of them; None for one that ends after a block."""
+    frames = 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        try:
+            at = _HEADER + _palette(content[10])
+            while at < len(content) and content[at] in (_EXTENSION, _FRAME):
+                is_frame = content[at] == _FRAME
+                at += 11 + _palette(content[at + 9]) if is_frame else 2  # with the byte before the pixels
+                while content[at]:
+                    at += content[at] + 1
+                at, frames = at + 1, frames + is_frame
+        except IndexError:
+            return frames
+    return None
+
+
+def _palette(flags: int) -> int:
+    """Bytes of the palette that a descriptor's flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
