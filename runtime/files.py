@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import OutputError, UserError
-from runtime.interrupts import raise_if_interrupted
+from runtime.interrupts import postponing_ctrl_c, raise_if_interrupted
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)", re.DOTALL)
 
@@ -39,16 +39,18 @@ def atomic_file(goal: Path) -> Iterator[Path]:
     if os.path.exists(goal) and not goal.is_file():  # Path.exists raises for a name that is too long
         raise OutputError(f"{goal} is {'a directory' if goal.is_dir() else 'no regular file'}; choose another name for the output")
     temporary = _beside(goal, "tmp")
-    with _refusing(goal):
-        temporary.touch()
     try:
+        with _refusing(goal):
+            temporary.touch()
         with _naming(goal):
             yield temporary
             _sync(temporary)
-            raise_if_interrupted()
-            os.replace(temporary, goal)
+            with postponing_ctrl_c():
+                raise_if_interrupted()
+                os.replace(temporary, goal)
     finally:
-        temporary.unlink(missing_ok=True)
+        with postponing_ctrl_c(), contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -61,23 +63,29 @@ def atomic_directory(goal: Path) -> Iterator[Path]:
     goal = Path(goal).resolve()
     if os.path.exists(goal) and not goal.is_dir():
         raise OutputError(f"{goal} is a file; choose another directory for the output")
-    temporary = _beside(goal, "tmp")
-    with _refusing(goal):
-        sweep(goal)
-        temporary.mkdir()
+    temporary, made = _beside(goal, "tmp"), False
     try:
+        with _refusing(goal):
+            sweep(goal)
+            with postponing_ctrl_c():
+                temporary.mkdir()
+                made = True
         with _naming(goal):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            raise_if_interrupted()
-            if goal.exists():
-                _exchange(temporary, goal)
-            else:
-                os.rename(temporary, goal)
+            with postponing_ctrl_c():
+                raise_if_interrupted()
+                if goal.exists():
+                    _exchange(temporary, goal)
+                else:
+                    os.rename(temporary, goal)
+                shutil.rmtree(temporary, ignore_errors=True)  # the older content
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with postponing_ctrl_c():
+            if made:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_writable(goal: Path) -> None:

@@ -65,6 +65,33 @@ def raise_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def postponing_ctrl_c() -> Iterator[None]:
+    """Within, SIGINT is noted and not raised: for what must not stop between its first and its last change.
+
+    Afterwards a command line goes on until it asks (`raise_if_interrupted`): what came to its end is no longer interrupted. Elsewhere,
+    under Python's own handler, KeyboardInterrupt is raised then. Nothing changes under other handlers and in other threads.
+    """
+    before, caught = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or before not in (_note, signal.default_int_handler):
+        yield
+        return
+
+    def later(*_: object) -> None:
+        if before is _note:
+            _pressed.set()
+        else:
+            caught.append(True)
+
+    signal.signal(signal.SIGINT, later)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
 def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, f"error: {INTERRUPTED}\n".encode())
     os._exit(130)

@@ -58,8 +58,8 @@ def command():
 """
 
 
-def run(body: str, goal: Path) -> subprocess.CompletedProcess:
-    code = PROLOGUE + body + "sys.exit(exit_code(command))"
+def run(body: str, goal: Path, entry: str = "sys.exit(exit_code(command))") -> subprocess.CompletedProcess:
+    code = PROLOGUE + body + entry
     root = Path(__file__).parents[2]
     return subprocess.run([sys.executable, "-c", code, str(goal)], capture_output=True, text=True, cwd=root, check=False)
 
@@ -69,6 +69,53 @@ def test_a_command_ends_though_the_interrupt_was_dropped(body: str, tmp_path: Pa
     done = run(body, tmp_path / "goal")
     assert done.stderr == "error: interrupted; nothing that was there before has been changed\n"
     assert (done.returncode, done.stdout) == (130, "went on\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The signal comes as the first file of what was there before is about to be removed.
+WHILE_IT_REPLACES = """
+def press_once(event, args, left=[True]):
+    if event == "os.remove" and left:
+        left.clear()
+        signal.raise_signal(signal.SIGINT)
+
+def command():
+    with atomic_directory(goal) as path:
+        (path / "file").write_text("new")
+        sys.addaudithook(press_once)
+"""
+
+
+@pytest.mark.parametrize("entry", ["sys.exit(exit_code(command))", "command()"], ids=["command line", "library"])
+def test_what_replaces_a_directory_comes_to_its_end(entry: str, tmp_path: Path) -> None:
+    goal = tmp_path / "goal"
+    goal.mkdir()
+    (goal / "older").write_text("older")
+    done = run(WHILE_IT_REPLACES, goal, entry)
+    assert [path.name for path in tmp_path.rglob("*")] == ["goal", "file"]
+    if entry == "command()":
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")  # nothing was left to interrupt
+
+
+# The signal comes again while what an interrupted command wrote is about to be removed.
+TWICE = """
+def press_again(event, args):
+    if event in ("os.remove", "os.rmdir"):
+        signal.raise_signal(signal.SIGINT)
+
+def command():
+    with atomic_directory(goal / "directory") as path, atomic_file(goal / "file") as file:
+        (path / "file").write_text("new")
+        sys.addaudithook(press_again)
+        signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_second_ctrl_c_leaves_no_temporary_names(tmp_path: Path) -> None:
+    done = run(TWICE, tmp_path)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted; nothing that was there before has been changed\n")
     assert list(tmp_path.iterdir()) == []
 
 
