@@ -191,7 +191,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
 def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.ndarray | None) -> LLMReference:
     """Compare the decoder with transformers on a prompt around the clip's tokens; add the reference to the bundle."""
     if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do
-        visual_tokens = _rows_like(source, 64)
+        visual_tokens = _rows_like(source, bundle.manifest.tokens_per_clip)
     visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
     ids = Prompt(bundle).ids(QUESTION)
     with step("comparing the LLM half with torch"):

@@ -13,6 +13,7 @@ T frames, N visual tokens, H, W patch rows and columns.
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -74,21 +75,46 @@ def check_options(options: ExportOptions) -> None:
         if getattr(options, name) not in known:
             raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
     llm_precision(options.of_llm)
-    if options.error_budget is not None and not options.error_budget > 0:
+    if options.error_budget is not None and not 0 < options.error_budget < math.inf:
         raise ExportError(f"--error-budget is {options.error_budget:g}, expected a share above 0 such as 0.05")
-    if options.calibrate is not None and not Path(options.calibrate).is_dir():
+    if options.calibrate is not None and not (options.calibrate and Path(options.calibrate).is_dir()):
         raise ExportError(f"--calibrate {options.calibrate} is no directory; give one with a few typical clips")
     if options.frames is not None:
         _check_frames(options.frames, "--frames")
-    for name, chosen in (("split", options.split), ("input", options.input != "pixels")):
-        if chosen and options.only == "llm":
-            raise ExportError(f"--{name} is about the vision half, which --only llm leaves out; drop one of them")
+    _refuse_without_effect(options)
     if options.split and options.frames == 1:
         raise ExportError(_SPLIT_ONE_FRAME)
     if options.max_context is not None and options.max_context < 1:
         raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
     if options.tensorrt is not None:
         _check_tensorrt(options, options.tensorrt)
+
+
+def _refuse_without_effect(options: ExportOptions) -> None:
+    """Refuse an option that this export has no use for, rather than leave it out without a word."""
+    vision, llm = ("vision", "llm"), ("LLM", "vision")  # (half that an option is about, --only that leaves it out)
+    chosen = {
+        "split": (options.split, vision),
+        "input": (options.input != "pixels", vision),
+        "place": (options.place != "after-projector", vision),
+        "llm-precision": (options.llm_precision is not None, llm),
+        "attention": (options.attention != "portable", llm),
+        "max-context": (options.max_context is not None, llm),
+    }
+    for name, (given, (half, without)) in chosen.items():
+        if given and options.only == without:
+            raise ExportError(f"--{name} is about the {half} half, which --only {without} leaves out; drop one of them")
+    for name, value in (("calibrate", options.calibrate), ("error-budget", options.error_budget)):
+        if value is not None and not options.quantizes:
+            raise ExportError(
+                f"--{name} is for quantisation, and nothing is quantised here; {_quantize(options.only)}, or leave it out"
+            )
+
+
+def _quantize(only: str | None) -> str:
+    """How an export of that half, or of both, is quantised."""
+    ways = {"vision": "pass --precision int8", "llm": "pass --llm-precision int8 or int4"}
+    return ways[only] if only else "pass --precision int8, or --llm-precision int8 or int4"
 
 
 def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) -> Plan:

@@ -22,6 +22,7 @@ from runtime.errors import BundleError, VideoError, missing_package, nearest
 from runtime.video import Clip, sample_frames
 
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, as transformers writes them
+_LARGEST = float(np.finfo(np.float32).max) / 255  # a rescale_factor that no level overflows under
 
 
 def load_clip(path: str | Path, frames: int, preprocessor: Preprocessor) -> tuple[np.ndarray, Clip]:
@@ -99,7 +100,7 @@ def _levels(preprocessing: Mapping[str, Any]) -> np.ndarray:
     mean = _channels("image_mean", preprocessing["image_mean"])
     std = _channels("image_std", preprocessing["image_std"])
     factor = preprocessing["rescale_factor"]
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not np.isfinite(factor):
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not abs(factor) <= _LARGEST:
         raise BundleError(f"the bundle's preprocessing has rescale_factor {factor!r}; expected a number, export the bundle again")
     if not std.all():
         raise BundleError("the bundle's preprocessing has a zero in image_std; export the bundle again")
@@ -110,7 +111,7 @@ def _levels(preprocessing: Mapping[str, Any]) -> np.ndarray:
 def _channels(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         array = np.empty(0, np.float32)
     if array.shape not in ((), (3,)) or not np.isfinite(array).all():
         raise BundleError(f"the bundle's preprocessing has {name} {value!r}; expected one number or three, export the bundle again")

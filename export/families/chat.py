@@ -5,7 +5,7 @@ The files differ between releases of transformers; each is looked for where any 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -170,7 +170,7 @@ def _repetition_penalty(checkpoint: Checkpoint) -> float:
     penalty = (checkpoint.json("generation_config.json") or {}).get("repetition_penalty")
     if penalty is None:
         return 1.0
-    if type(penalty) not in (int, float) or not (math.isfinite(penalty) and penalty > 0):
+    if type(penalty) not in (int, float) or not 0 < penalty <= sys.float_info.max:
         raise CheckpointError(
             f"{checkpoint.path / 'generation_config.json'}: repetition_penalty is {penalty!r}; expected a number above 0, 1 for none"
         )

@@ -9,6 +9,7 @@ T frames, H, W patch rows and columns, C encoder width, D hidden.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -54,6 +55,12 @@ def describe_vision(checkpoint: Checkpoint) -> VisionInfo:
         raise CheckpointError(
             f"{where}: the encoder takes {config.vision_config.num_channels} channels; expected 3, for RGB frames"
         )
+    if config.vision_config.num_attention_heads < 1:
+        raise CheckpointError(
+            f"{where}: the encoder has {config.vision_config.num_attention_heads} attention heads; expected at least 1, "
+            "copy the checkpoint's own config.json"
+        )
+    _refuse_epsilon(checkpoint, "layer_norm_eps", config.vision_config.layer_norm_eps)
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
     preprocessing, frames = read_preprocessing(checkpoint)
     if preprocessing["size"] != [size, size]:
@@ -70,6 +77,8 @@ def describe_llm(checkpoint: Checkpoint) -> LLMInfo:
     config = _config(checkpoint)
     _refuse_sliding_window(checkpoint, config.text_config)
     _refuse_longrope(checkpoint, config.text_config)
+    _refuse_rotation(checkpoint, config.text_config)
+    _refuse_epsilon(checkpoint, "rms_norm_eps", config.text_config.rms_norm_eps)
     with reading_config(checkpoint), torch.device("meta"):
         _LLMParts(config)
     text = config.text_config
@@ -162,6 +171,27 @@ def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
         raise CheckpointError(
             f"{checkpoint.path / 'config.json'}: the rope_type of the LLM is {kind}, which rotates by the prompt's length; "
             "the export needs one that does not: default, linear, dynamic, yarn or llama3"
+        )
+
+
+def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
+    """A rope_theta or factor of 0, below it or NaN gives frequencies that are no numbers, and so do all logits."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    with reading_config(checkpoint):
+        rotary = Qwen2RotaryEmbedding(text)
+    if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: rope_parameters {text.rope_parameters} of the LLM give rotations that are not finite; "
+            "copy the checkpoint's own config.json"
+        )
+
+
+def _refuse_epsilon(checkpoint: Checkpoint, name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise CheckpointError(
+            f"{checkpoint.path / 'config.json'}: {name} is {value}; expected a small number from 0 on, "
+            "copy the checkpoint's own config.json"
         )
 
 

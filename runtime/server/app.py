@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from runtime.server import body, chat, video
-from runtime.server.errors import ApiError, api_error
+from runtime.server.errors import ApiError, api_error, forget_frames
 from runtime.server.guard import Guard
 from runtime.server.memory import Held
 from runtime.server.schema import ChatRequest, VideoRequest
@@ -84,6 +84,7 @@ def _add_routes(app: FastAPI, state: State) -> None:
             job = chat.Job.of(await read(request, ChatRequest, share))
             deadline = held.enter_context(admission.request())
             ready = await _working(request, state, chat.check(state, job, share))
+            held.callback(ready.close)
             if not job.stream:
                 return JSONResponse(await _working(request, state, chat.complete(state, ready, deadline, start)))
             answer = await held.enter_async_context(Stream(state, ready, deadline, start))
@@ -152,6 +153,7 @@ async def _answered(request: Request, state: State, work: Callable[[AsyncExitSta
             return await work(held)
         except Exception as error:
             failed = _api_error(request, error)
+            forget_frames(error)
     return await body.refuse(request, failed, state)
 
 

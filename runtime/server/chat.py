@@ -86,6 +86,11 @@ class Ready:
     clips: list[Media]
     held: Held
 
+    def close(self) -> None:
+        """Remove the clips that were not encoded."""
+        for clip in self.clips:
+            clip.close()
+
 
 @dataclass
 class Answering:
@@ -131,9 +136,15 @@ async def check(state: State, job: Job, held: Held) -> Ready:
         raise ContextError(f"{error}{_ONE_CLIP if job.images else ''}") from None
     finally:
         gone.set()
-    clips = [await stored(state, job.asked) for _ in range(len(job.asked))]
-    held.shrink(sum(clip.size for clip in clips))  # the request's body is gone
-    return Ready(job, model, model.llm, clips, held)
+    ready = Ready(job, model, model.llm, [], held)
+    try:
+        while job.asked:
+            ready.clips.append(await stored(state, job.asked))
+    except BaseException:
+        ready.close()
+        raise
+    held.shrink(sum(clip.size for clip in ready.clips))  # the request's body is gone
+    return ready
 
 
 def check_frames(model: ServedModel, count: int | None, param: str) -> None:

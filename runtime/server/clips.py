@@ -139,14 +139,17 @@ class ClipStore:
         return len(self._kept)
 
     async def get(self, encoder: ClipEncoder, media: Media) -> tuple[EncodedClip, bool]:
-        """(the clip, whether it was there already)."""
+        """(the clip, whether it was there already). `media` is closed as soon as it is not needed any more."""
         key = encoder.key(media)
         if key in self._kept:
+            media.close()
             self._kept.move_to_end(key)
             return self._kept[key], True
         running = self._running.get(key)
         if running is None:
             running = self._running[key] = _Encoding(self, encoder, media)
+        else:
+            media.close()
         try:
             clip = await running.wait()
         finally:
@@ -176,6 +179,8 @@ class _Encoding:
     def __init__(self, store: ClipStore, encoder: ClipEncoder, media: Media):
         self.waiters, self.abandoned = 0, False
         self.task = asyncio.ensure_future(self._encode(store, encoder, media))
+        # a task that failed, the error and its frames hold each other, and the clip with them
+        self.task.add_done_callback(lambda _: media.close())
 
     async def wait(self) -> EncodedClip:
         self.waiters += 1

@@ -27,6 +27,17 @@ class ApiError(UserError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+def forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error that was dealt with.
+
+    Their frames hold what the request held, its body above all, and the error itself: a cycle, which lives until Python looks
+    for cycles, while more requests come.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
 def api_error(error: BaseException) -> ApiError:
     """The answer for any exception; what is not a user's error keeps its text to itself."""
     if isinstance(error, ApiError):

@@ -27,7 +27,7 @@ _CHUNK = 1 << 18
 
 
 class Media:
-    """A clip in temporary files, which go when nobody holds it any more.
+    """A clip in temporary files, which go with `close()`, or when nobody holds it any more.
 
     paths    one file, or one for each frame
     fps      frames a second of a clip that is frames, else None
@@ -39,7 +39,14 @@ class Media:
         """ApiError 413 for more than `most` bytes, 422 for a file without any."""
         self.paths: list[Path] = []
         self.fps, self.size = fps, 0
-        finalize(self, _remove, self.paths)
+        self.close = finalize(self, _remove, self.paths)
+        try:
+            self._store(contents, most)
+        except BaseException:
+            self.close()
+            raise
+
+    def _store(self, contents: Iterable[Iterable[bytes]], most: int) -> None:
         digest, sizes = sha256(), []
         for content in contents:
             before = self.size
@@ -54,8 +61,8 @@ class Media:
             sizes.append(self.size - before)
             if not sizes[-1]:
                 raise ApiError(422, "the clip is empty (0 bytes); expected a video or an image", "invalid_video")
-        if fps is not None:
-            digest.update(repr((sizes, fps)).encode())
+        if self.fps is not None:
+            digest.update(repr((sizes, self.fps)).encode())
         self.digest = digest.hexdigest()
 
     @property

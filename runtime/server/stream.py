@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime.llm.scheduler import Piece
 from runtime.server.chat import Answering, Ready, begin
-from runtime.server.errors import api_error
+from runtime.server.errors import api_error, forget_frames
 from runtime.server.state import State
 
 log = logging.getLogger("runtime.server")
@@ -77,6 +77,7 @@ class Stream:
             failed = api_error(error)
             if failed.status == 500:
                 log.error("a stream failed", exc_info=error)
+            forget_frames(error)
             yield _event(failed.body())
         yield b"data: [DONE]\n\n"
 

@@ -57,6 +57,21 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
         (["--split", "--frames", "1"], "--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2"),
         (["--split", "--only", "llm"], "--split is about the vision half, which --only llm leaves out; drop one of them"),
+        (["--place", "before-projector", "--only", "llm"], "--place is about the vision half, which --only llm leaves out"),
+        (["--llm-precision", "int4", "--only", "vision"], "--llm-precision is about the LLM half, which --only vision leaves out"),
+        (["--attention", "standard", "--only", "vision"], "--attention is about the LLM half, which --only vision leaves out"),
+        (["--max-context", "512", "--only", "vision"], "--max-context is about the LLM half, which --only vision leaves out"),
+        (["--calibrate", "."], "--calibrate is for quantisation, and nothing is quantised here; pass --precision int8, or --llm-"),
+        (["--calibrate", ""], "--calibrate is no directory"),
+        (
+            ["--error-budget", "0.1", "--only", "llm"],
+            "nothing is quantised here; pass --llm-precision int8 or int4, or leave it out",
+        ),
+        (
+            ["--error-budget", "0.1", "--precision", "fp16", "--only", "vision"],
+            "nothing is quantised here; pass --precision int8, or",
+        ),
+        (["--error-budget", "inf", "--precision", "int8"], "--error-budget is inf, expected a share above 0 such as 0.05"),
         (["--compres", "nsp"], 'no option --compres; did you mean "--compress"?'),
     ],
 )

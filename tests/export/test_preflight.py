@@ -103,6 +103,16 @@ class TestLLM:
         change_config(checkpoint, "text_config", rope_parameters=longrope | {"original_max_position_embeddings": 1024})
         assert f"{checkpoint / 'config.json'}: the rope_type of the LLM is longrope" in refusal()
 
+    @pytest.mark.parametrize(
+        "rope",
+        [{"rope_theta": 0}, {"rope_theta": -1.0}, {"rope_theta": float("nan")}],
+        ids=str,
+    )
+    def test_a_rotation_that_is_not_finite(self, checkpoint: Path, refusal: Callable[..., str], rope: dict[str, Any]) -> None:
+        change_config(checkpoint, "text_config", rope_parameters={"rope_type": "default", "rope_theta": 1e4} | rope)
+        line = refusal()
+        assert line.startswith(f"{checkpoint / 'config.json'}: rope_parameters ") and "not finite" in line
+
     @pytest.mark.parametrize("part", ["vision_config", "text_config"])
     def test_more_layers_than_any_model_has(self, checkpoint: Path, refusal: Callable[..., str], part: str) -> None:
         change_config(checkpoint, part, num_hidden_layers=2**31)
@@ -122,6 +132,8 @@ class TestVision:
             (None, {"vision_feature_select_strategy": "default"}, 'vision_feature_select_strategy is "default"'),
             (None, {"projector_hidden_act": "swosh"}, "describes no model that transformers can make"),
             ("vision_config", {"num_channels": 4}, "the encoder takes 4 channels; expected 3"),
+            ("vision_config", {"num_attention_heads": -1}, "the encoder has -1 attention heads; expected at least 1"),
+            ("vision_config", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan; expected a small number from 0 on"),
         ],
     )
     def test_values_of_the_config(
@@ -138,6 +150,8 @@ class TestVision:
             ({"do_resize": False}, "do_resize is false"),
             ({"do_center_crop": True, "crop_size": {"height": 112, "width": 112}}, "do_center_crop with crop_size"),
             ({"resample": 9}, 'no resample "9"'),
+            ({"rescale_factor": 10**400}, "rescale_factor 1000000"),
+            ({"image_mean": 10**400}, "image_mean 1000000"),
             ({"num_frames": 5000}, "num_frames of its preprocessor config is 5000, expected 1 to 1024; pass --frames"),
         ],
     )
@@ -229,7 +243,7 @@ class TestTokenizer:
 
 
 class TestGeneration:
-    @pytest.mark.parametrize("penalty", [0, -1.5, "1.1", True])
+    @pytest.mark.parametrize("penalty", [0, -1.5, "1.1", True, 10**400])
     def test_a_repetition_penalty_out_of_range(self, checkpoint: Path, refusal: Callable[..., str], penalty: object) -> None:
         change(checkpoint / "generation_config.json", repetition_penalty=penalty)
         line = refusal()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import gc
 import json
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
+import weakref
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
-from http_server import NAME, question
+from http_server import NAME, data_url, question
 from raw_http import Raw, head, post
 from uvicorn.server import ServerState
 
+from export.demo import CLIPS
 from runtime.server import body, protocol
 from runtime.server.errors import ApiError
 from runtime.server.memory import Memory
@@ -217,6 +222,32 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_parsed():
         parse(ChatRequest, b'{"tools": [' + b"[]," * 100_000 + b"[]]}")
 
 
+class Kept(bytearray):
+    """A body that can be watched."""
+
+
+@pytest.mark.parametrize("url", ["data:video/mp4;base64,QUJD*", "data:video/mp4;base64,QUJD"], ids=["no base64", "no video"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_failed_holds_nothing_whether_python_looks_for_cycles_or_not(server, tmp_path, monkeypatch, url, stream):
+    bodies = []
+
+    async def bounded(*args):
+        bodies.append(weakref.ref(one := Kept(await original(*args))))
+        return one
+
+    original = body._bounded
+    monkeypatch.setattr(body, "_bounded", bounded)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked = {"model": NAME, "messages": question("x ?", data_url(CLIPS / "shapes.mp4"), url), "stream": stream}
+    gc.disable()
+    try:
+        assert httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=20).status_code in (400, 422)
+        server.until_idle()
+        assert bodies[0]() is None and not list(tmp_path.iterdir())
+    finally:
+        gc.enable()
+
+
 def test_a_large_clip_is_not_in_memory_while_it_waits(start, models, monkeypatch):
     """Its body is gone once it is a file, its file once it is encoded."""
     server, seen = start(), []
@@ -229,7 +260,6 @@ def test_a_large_clip_is_not_in_memory_while_it_waits(start, models, monkeypatch
 
     monkeypatch.setattr(encoder, "decode", looked_at)
     noise = np.random.default_rng(0).bytes(1 << 20)
-    import base64
 
     url = "data:video/mp4;base64," + base64.b64encode(noise).decode()
     got = httpx.post(f"{server.url}/v1/chat/completions", json=SHORT | {"messages": question("x", url)}, timeout=30)

@@ -56,7 +56,35 @@ def _run(work, **options) -> None:
 
 
 def _media(clip: int) -> SimpleNamespace:
-    return SimpleNamespace(clip=clip)
+    one = SimpleNamespace(clip=clip, closed=False)
+    one.close = lambda: setattr(one, "closed", True)
+    return one
+
+
+def test_every_asker_s_file_goes_once_nobody_reads_it(encoder):
+    async def work(store):
+        gate = encoder.gates.setdefault(0, threading.Event())
+        first, joined, cached = (_media(0) for _ in range(3))
+        asking = [asyncio.ensure_future(store.get(encoder, one)) for one in (first, joined)]
+        await _until(lambda: encoder.decoded == [0] and joined.closed)
+        assert not first.closed  # it is being decoded
+        gate.set()
+        await asyncio.gather(*asking)
+        await store.get(encoder, cached)
+        assert first.closed and cached.closed
+
+    _run(work)
+
+
+def test_the_file_of_a_clip_that_can_not_be_decoded_goes(encoder):
+    async def work(store):
+        encoder.decode = lambda *_: (_ for _ in ()).throw(VideoError("damaged"))
+        media = _media(0)
+        with pytest.raises(VideoError):
+            await store.get(encoder, media)
+        await _until(lambda: media.closed)
+
+    _run(work)
 
 
 def test_what_was_used_least_recently_goes_first(encoder):

@@ -198,9 +198,9 @@ def test_a_clip_s_files_go_with_it_and_where_it_is_refused():
     assert not any(path.exists() for path in paths)
     before = _temporary()
     for refused in ({"data": "A*AA"}, {"frames": ["data:image/png;base64,YWJj", "data:,"]}):
-        assert _code(load, MediaUrl(**refused), ServerOptions())
-    gc.collect()
-    assert _temporary() == before
+        with pytest.raises(ApiError) as raised:  # which holds the frames that held the clip
+            load(MediaUrl(**refused), ServerOptions())
+        assert _temporary() == before, raised
 
 
 def _temporary() -> set[Path]:
