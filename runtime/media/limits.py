@@ -16,12 +16,14 @@ from runtime.errors import VideoError
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """pixels: of a frame, width times height; seconds: of the clip; frames: in the clip; streams: in the container
+    """pixels: of a frame, width times height; side: its width or height, which what a filter keeps for resizing grows with
+    seconds: of the clip; frames: in the clip; streams: in the container
     decoded_pixels       of all frames of a video that must be decoded to reach those that are sampled
     animation_pixels     of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
     """
 
     pixels: int = 4096 * 2304
+    side: int = 65_535  # the largest of a JPEG
     seconds: float = 3600.0
     frames: int = 300_000
     streams: int = 16
@@ -49,6 +51,8 @@ def check_size(path: Path, width: int, height: int) -> None:
     limits = current()
     if limits and width * height > limits.pixels:
         raise VideoError(f"{path} has frames of {width}x{height}; expected at most {limits.pixels} pixels a frame")
+    if limits and max(width, height) > limits.side:
+        raise VideoError(f"{path} has frames of {width}x{height}; expected at most {limits.side} pixels a side")
 
 
 def check_seconds(path: Path, seconds: float) -> None:

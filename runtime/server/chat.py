@@ -150,10 +150,9 @@ async def check(state: State, job: Job, held: Held) -> Ready:
 def check_frames(model: ServedModel, count: int | None, param: str) -> None:
     """ApiError where another number of frames is asked for than the bundle takes."""
     frames = model.bundle.manifest.frames
-    if count not in (None, frames):
-        message = (
-            f"{param} is {count}; this bundle takes {frames} frames of every clip: leave it out, or export with --frames {count}"
-        )
+    if count is not None and count != frames:
+        other = f", or export with --frames {count}" if count > 0 else ""
+        message = f"{param} is {count}; this bundle takes {frames} frames of every clip: leave it out{other}"
         raise ApiError(400, message, "unsupported_value", param)
 
 

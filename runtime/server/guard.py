@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Collection
 
 from fastapi import Request
@@ -12,12 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.server import body
 from runtime.server.errors import ApiError
 from runtime.server.options import is_loopback
+from runtime.server.protocol import HEADER_BYTES
 from runtime.server.state import State
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+_HOST = re.compile(r"(?:\[(?P<address>[^][]*)\]|(?P<name>[^][:]*))(?::\d*)?")
 _OPEN = ("/health", "/metrics")  # no key: nothing in them is anybody's
 
 
@@ -57,6 +60,8 @@ class Guard:
         return path if known else "other"
 
     def _refusal(self, request: Request, path: str) -> ApiError | None:
+        if _head_size(request) > HEADER_BYTES:  # in one piece; more that comes in several is not even kept (protocol.py)
+            return ApiError(431, f"the headers are longer than {HEADER_BYTES} bytes", "headers_too_large")
         host = request.headers.get("host")
         if self.state.options.keyless_loopback and host is not None and not is_loopback(_name(host)):
             # a page whose name is made to resolve to 127.0.0.1 would be of this origin, for the browser, and read the answers
@@ -75,10 +80,16 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """A Host header without its port, and an IPv6 address without its brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """A Host header without its port, and an IPv6 address without its brackets; "" where it is not of that form."""
+    match = _HOST.fullmatch(host.strip())
+    return (match["address"] or match["name"] or "") if match else ""
+
+
+def _head_size(request: Request) -> int:
+    """Bytes of the target and of all headers' names and values."""
+    scope = request.scope
+    target = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    return target + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _has_key(request: Request, key: bytes) -> bool:

@@ -21,8 +21,8 @@ from runtime.server.options import ServerOptions
 from runtime.server.schema import MAX_FRAMES, MediaUrl
 
 _HEAD = 1024  # characters in which a data: URL names its type
-_DATA = re.compile(r"data:(?P<type>[^,;]*)(?P<parameters>;.*?)?;base64,", re.IGNORECASE | re.DOTALL)
-_KINDS = ("video", "image", "application", "")  # what is in them is found out by decoding
+_DATA = re.compile(r"\s*data:(?P<type>[^,;]*)(?P<parameters>;.*?)?;\s*base64\s*,", re.IGNORECASE | re.DOTALL)
+_KINDS = ("video", "image", "application", "binary", "")  # what is in them is found out by decoding
 _CHUNK = 1 << 18
 
 
@@ -88,7 +88,7 @@ def load(media: MediaUrl, options: ServerOptions) -> Media:
 
 def _of_url(url: str, options: ServerOptions) -> Iterator[Iterable[bytes]]:
     """The content behind a URL: one file, or the frames of vLLM's data:video/jpeg;base64,FRAME,FRAME,…"""
-    scheme = url[:16].partition(":")[0].lower()
+    scheme = url[:32].partition(":")[0].strip().lower()
     if scheme == "data":
         yield from _of_data_url(url, options.max_media)
     elif scheme == "file":

@@ -1,7 +1,7 @@
 """Parameters that clients send and this server has no use for, each with the values that change nothing here.
 
-null, an empty list and an empty object change nothing for any of them. Any other value would change the answer: it is refused,
-by name and with what to do instead.
+null, an empty list and an empty object change nothing, whatever the name, known here or not. Any other value would change the answer:
+it is refused, by name and with what to do instead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ class Inert:
     remedy: str = "leave it out"
 
     def accepts(self, value: Any) -> bool:
+        if isinstance(value, dict):
+            value = {name: one for name, one in value.items() if one is not None}
         # of the same kind too: 1 is equal to true
         same = self.values is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.values)
-        return same or value is None or value in ([], {})
+        return same or is_empty(value)
+
+
+def is_empty(value: Any) -> bool:
+    return value is None or value in ([], {})
 
 
 def _all(*names: str) -> dict[str, Inert]:
@@ -56,11 +62,19 @@ OPENAI: Mapping[str, Inert] = {
 
 # of vLLM, llama.cpp, Ollama, Open WebUI and others
 EXTENSIONS: Mapping[str, Inert] = {
-    **_all("id", "chat_id", "session_id", "request_id", "cache_salt", "cache_prompt", "keep_alive", "repeat_last_n"),
+    **_all("id", "chat_id", "session_id", "request_id", "rid", "id_slot", "cache_salt", "cache_prompt", "keep_alive", "ttl"),
+    **_all(
+        "repeat_last_n", "mirostat_tau", "mirostat_eta", "xtc_threshold", "dry_base", "dry_allowed_length", "dry_penalty_last_n"
+    ),
+    **_all("separate_reasoning", "stream_reasoning", "include_reasoning"),  # there is none to set apart
     "top_k": Inert((-1, 0), _SAMPLING),
     "min_p": Inert((0,), _SAMPLING),
     "typical_p": Inert((1,), _SAMPLING),
     "tfs_z": Inert((1,), _SAMPLING),
+    "top_a": Inert((0,), _SAMPLING),
+    "xtc_probability": Inert((0,), _SAMPLING),
+    "dry_multiplier": Inert((0,), _SAMPLING),
+    "dynatemp_range": Inert((0,), _SAMPLING),
     "repetition_penalty": Inert((1,), _SAMPLING),
     "repeat_penalty": Inert((1,), _SAMPLING),
     "length_penalty": Inert((1,), _SAMPLING),
@@ -68,6 +82,7 @@ EXTENSIONS: Mapping[str, Inert] = {
     "best_of": Inert((1,), _SAMPLING),
     "use_beam_search": Inert((False,), _SAMPLING),
     "ignore_eos": Inert((False,), "answers end where the model ends them; leave it out"),
+    "n_predict": Inert((-1,), "leave it out, or use max_tokens"),
     "min_tokens": Inert((0,), "answers end where the model ends them; leave it out"),
     "stop_token_ids": Inert((), "leave it out, or use stop with text"),
     "bad_words": Inert(),
@@ -77,22 +92,34 @@ EXTENSIONS: Mapping[str, Inert] = {
     "echo": Inert((False,)),
     "add_generation_prompt": Inert((True,)),
     "continue_final_message": Inert((False,)),
+    "do_preprocess": Inert((True,)),
     "add_special_tokens": Inert((False,)),
     "skip_special_tokens": Inert((True,)),
     "spaces_between_special_tokens": Inert((True,)),
     "include_stop_str_in_output": Inert((False,)),
+    "no_stop_trim": Inert((False,)),
     "truncate_prompt_tokens": Inert((-1,)),
     "chat_template": Inert(),
     "chat_template_kwargs": Inert(({"enable_thinking": False},)),
+    "enable_thinking": Inert((False,), "these models do not reason apart; leave it out"),
+    "thinking": Inert(({"type": "disabled"},), "these models do not reason apart; leave it out"),
     "documents": Inert(),
     "options": Inert((), "give its values as parameters of the request"),
     **dict.fromkeys(
-        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
-        Inert((), "answers are plain text here; leave it out and ask for the format in words"),
+        (
+            *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"),
+            *("grammar", "json_schema", "regex", "ebnf"),
+        ),
+        Inert(("",), "answers are plain text here; leave it out and ask for the format in words"),
     ),
     "guided_decoding_backend": Inert(None),
     "return_token_ids": Inert((False,)),
     "return_tokens_as_token_ids": Inert((False,)),
+    "return_hidden_states": Inert((False,)),
+    "return_progress": Inert((False,)),
+    "timings_per_token": Inert((False,)),
+    "post_sampling_probs": Inert((False,)),
+    "n_probs": Inert((0,), "there are no log probabilities here; leave it out"),
     "priority": Inert((0,), "requests are served in the order of their arrival; leave it out"),
 }
 
@@ -105,10 +132,14 @@ MESSAGE: Mapping[str, Inert] = {
     "tool_calls": Inert((), _TOOLS),
     "reasoning": Inert(("",), "these models do not reason apart; leave it out"),
     "reasoning_content": Inert(("",), "these models do not reason apart; leave it out"),
+    "cache_control": Inert(None),
 }
+
+# of a text
+TEXT: Mapping[str, Inert] = _all("cache_control", "annotations")
 
 # of a clip: every one becomes the bundle's number of frames, of the bundle's size, and is known by its content
 CLIP: Mapping[str, Inert] = _all(
     "uuid", "format", "filename", "detail", "size", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width",
-    "max_frames", "min_frames",
+    "max_frames", "min_frames", "do_sample_frames", "cache_control",
 )  # fmt: skip

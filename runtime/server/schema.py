@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError, from_json
 
 from runtime.server.errors import ApiError
-from runtime.server.parameters import CLIP, EXTENSIONS, MESSAGE, OPENAI, Inert
+from runtime.server.parameters import CLIP, EXTENSIONS, MESSAGE, OPENAI, TEXT, Inert, is_empty
 
 MAX_MESSAGES, MAX_CLIPS, MAX_FRAMES = 256, 8, 4096
 _VALUES = 100_000  # of a body: each takes some 300 bytes of memory, "[]," three of the body
@@ -34,11 +34,12 @@ class _Strict(BaseModel):
             return data
         kept = {}
         for name, value in data.items():
-            known = cls.inert.get(name) if name not in cls.model_fields else None
+            is_field = name in cls.model_fields
+            known = None if is_field else cls.inert.get(name)
             if known is not None and not known.accepts(value):
                 shown = json.dumps(value) if len(str(value)) < 60 else "what was sent"
                 raise PydanticCustomError("inert", "{shown}; {remedy}", {"shown": shown, "remedy": known.remedy, "name": name})
-            if known is None and value is not None:
+            if known is None and (value is not None if is_field else not is_empty(value)):
                 kept[name] = value
         return kept
 
@@ -74,7 +75,8 @@ Media = Annotated[MediaUrl, BeforeValidator(_as_object)]
 
 
 class TextPart(_Strict):
-    type: Literal["text", "input_text"]
+    inert: ClassVar[Mapping[str, Inert]] = TEXT
+    type: Literal["text", "input_text", "output_text"]
     text: str
 
 

@@ -243,12 +243,12 @@ class TestTokenizer:
 
 
 class TestGeneration:
-    @pytest.mark.parametrize("penalty", [0, -1.5, "1.1", True, 10**400])
+    @pytest.mark.parametrize("penalty", [0, -1.5, 1e-320, "1.1", True, 10**400], ids=lambda penalty: str(penalty)[:6])
     def test_a_repetition_penalty_out_of_range(self, checkpoint: Path, refusal: Callable[..., str], penalty: object) -> None:
         change(checkpoint / "generation_config.json", repetition_penalty=penalty)
         line = refusal()
         assert line.startswith(
-            f"{checkpoint / 'generation_config.json'}: repetition_penalty is {penalty!r}; expected a number above 0"
+            f"{checkpoint / 'generation_config.json'}: repetition_penalty is {penalty!r}; expected a number from 0.001"
         )
 
     def test_a_repetition_penalty_goes_into_the_bundle(self, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:

@@ -51,6 +51,15 @@ def test_too_long_headers_are_told_so(server):
         assert status == 431 and json.loads(content)["error"]["code"] == "headers_too_large"
 
 
+@pytest.mark.parametrize("where", ["header", "headers", "path"])
+def test_a_head_that_comes_whole_has_the_same_limit(server, where):
+    path = "/health" + "?" + "a" * 70_000 if where == "path" else "/health"
+    more = {"header": {"A": "a" * 70_000}, "headers": {f"A{i}": "a" * 700 for i in range(99)}}.get(where, {})
+    with Raw(server) as one:
+        status, content = one.send(head(path, "GET", **more)).answer()
+        assert status == 431 and json.loads(content)["error"]["code"] == "headers_too_large"
+
+
 def test_what_is_not_http_is_told_in_the_server_s_form(server):
     with Raw(server) as one:
         status, content = one.send("\x16\x03\x01 hello\r\n\r\n").answer()

@@ -26,7 +26,8 @@ def _get(server, path: str, **headers: str) -> tuple[int, dict]:
 @pytest.mark.parametrize(
     ("host", "status"),
     [("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:8000", 200), ("127.8.9.1", 200), ("[::1]:8000", 200),
-     ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example:8000", 403), ("10.0.0.1", 403), ("[", 403), ("", 403)],
+     ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example:8000", 403), ("10.0.0.1", 403), ("[", 403), ("", 403),
+     ("[::1", 403), ("[::1]evil", 403), ("localhost:evil", 403), ("localhost:1:2", 403)],
 )  # fmt: skip
 def test_a_keyless_server_on_loopback_answers_to_loopback_s_names_alone(server, host, status):
     for path in ("/v1/models", "/", "/metrics"):

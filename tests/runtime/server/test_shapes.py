@@ -56,9 +56,29 @@ def test_values_that_would_change_the_answer_are_refused_with_what_to_do(name, v
     assert error.param == name and remedy in str(error)
 
 
-def test_a_parameter_that_nobody_has_is_refused_unless_it_is_null():
+def test_a_parameter_that_nobody_has_is_refused_unless_it_is_empty():
     assert _refused(colour=1).code == "unknown_parameter" and "leave it out" in str(_refused(colour=1))
-    assert _job(colour=None) == _job()
+    assert _job(colour=None) == _job(colour=[]) == _job(colour={}) == _job()
+    assert _refused(messages=[]).param == "messages"  # empty, but not unknown
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"separate_reasoning": True, "stream_reasoning": True, "no_stop_trim": False, "return_hidden_states": False, "rid": "a"},
+        {"include_reasoning": True, "enable_thinking": False, "thinking": {"type": "disabled"}},
+        {"n_predict": -1, "id_slot": -1, "grammar": "", "timings_per_token": False, "xtc_probability": 0.0, "dry_multiplier": 0},
+        {"response_format": {"type": "text", "json_schema": None}, "ttl": 300, "do_preprocess": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_other_servers_clients_send_changes_nothing(more):
+    assert _job(**more) == _job()
+
+
+def test_what_would_change_the_answer_is_refused_by_name():
+    for name, value in {"n_predict": 5, "grammar": "root ::= x", "enable_thinking": True, "no_stop_trim": True}.items():
+        assert _refused(**{name: value}).param == name
 
 
 @pytest.mark.parametrize(("asked", "tokens"), [(-1, None), (None, None), (16.0, 16), ("16", 16), (10**12, 10**12)])
@@ -141,6 +161,7 @@ def _clip(part: dict) -> MediaUrl:
         {"type": "video_url", "video_url": {"url": CLIP}, "uuid": "u1"},
         {"type": "video_url", "video_url": {"url": CLIP, "fps": 2, "num_frames": 16}, "max_pixels": 1000, "fps": 1},
         {"type": "video", "video": CLIP},
+        {"type": "video", "video": {"url": CLIP, "do_sample_frames": False}, "cache_control": {"type": "ephemeral"}},
         {"type": "video", "video": {"url": CLIP}, "nframes": 16, "total_pixels": 5, "min_pixels": 4},
         {"type": "input_video", "input_video": {"data": BARE, "format": "mp4"}},
         {"type": "image_url", "image_url": {"url": CLIP, "detail": "high"}},
@@ -170,7 +191,7 @@ def test_parts_that_can_not_be_taken_say_what_to_do(part, message):
 
 @pytest.mark.parametrize(
     "more",
-    [{"mm_processor_kwargs": {"num_frames": 8, "fps": 2}}, {"media_io_kwargs": {"video": {"num_frames": 8}}},
+    [{"mm_processor_kwargs": {"num_frames": 8, "fps": 2}}, {"mm_processor_kwargs": {"num_frames": -1}}, {"media_io_kwargs": {"video": {"num_frames": 8}}},
      {"messages": [{"role": "user", "content": [{"type": "video", "video": CLIP, "nframes": 8}, TEXT]}]}],
     ids=str,
 )  # fmt: skip
@@ -178,11 +199,12 @@ def test_another_number_of_frames_than_the_bundle_s_is_refused(server, more):
     body = {"model": NAME, "messages": question("x ?", CLIP)} | more
     got = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=20)
     assert got.status_code == 400 and "takes 16 frames" in got.json()["error"]["message"]
+    assert "--frames -1" not in got.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
     "head",
-    ["data:video/mp4;base64,", "DATA:VIDEO/MP4;BASE64,", "data:;base64,", "data:application/octet-stream;base64,",
+    ["data:video/mp4;base64,", " data: video/mp4 ; base64 , ", "data:binary/octet-stream;base64,", "DATA:VIDEO/MP4;BASE64,", "data:;base64,", "data:application/octet-stream;base64,",
      "data:video/mp4;codecs=avc1.42E01E,mp4a.40.2;base64,", 'data:video/webm;codecs="vp8, opus";base64,', "data:video/mp4;a=b;c=d;base64,"],
 )  # fmt: skip
 def test_data_urls_name_their_type_as_they_like(head):
