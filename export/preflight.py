@@ -82,8 +82,8 @@ def check_options(options: ExportOptions) -> None:
     if options.frames is not None:
         _check_frames(options.frames, "--frames")
     _refuse_without_effect(options)
-    if options.split and options.frames == 1:
-        raise ExportError(_SPLIT_ONE_FRAME)
+    if options.frames is not None:
+        _check_apart(options, options.frames)
     if options.max_context is not None and options.max_context < 1:
         raise ExportError(f"--max-context is {options.max_context}, expected at least 1 and room for the clip's tokens")
     if options.tensorrt is not None:
@@ -227,16 +227,20 @@ def _check_tensorrt(options: ExportOptions, version: str) -> None:
     raise ExportError(f"{needs}, TensorRT {version} takes up to {newest}; export with {instead}{newer}")
 
 
-_SPLIT_ONE_FRAME = "--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more"
-
-
 def _frames(options: ExportOptions, vision: VisionInfo, checkpoint: Checkpoint) -> int:
     if options.frames is not None:
         return options.frames
     _check_frames(vision.frames, f"{checkpoint.path}: num_frames of its preprocessor config")
-    if options.split and vision.frames < 2:
-        raise ExportError(_SPLIT_ONE_FRAME)
+    _check_apart(options, vision.frames)
     return vision.frames
+
+
+def _check_apart(options: ExportOptions, frames: int) -> None:
+    """ExportError where a graph of one frame would have to be taken apart into frames."""
+    apart = {"--split": options.split, "--precision int8": options.precision == "int8" and options.only != "llm"}
+    if frames < 2 and any(apart.values()):
+        name = next(name for name, chosen in apart.items() if chosen)
+        raise ExportError(f"{name} takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
 
 
 def _check_frames(frames: int, name: str) -> None:

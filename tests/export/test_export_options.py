@@ -56,6 +56,10 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         (["--tensorrt", "9.9"], 'no table for TensorRT "9.9"; known: 10.3'),
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
         (["--split", "--frames", "1"], "--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2"),
+        (
+            ["--precision", "int8", "--frames", "1"],
+            "--precision int8 takes the frames of a clip apart, and a clip has 1 frame here",
+        ),
         (["--split", "--only", "llm"], "--split is about the vision half, which --only llm leaves out; drop one of them"),
         (["--place", "before-projector", "--only", "llm"], "--place is about the vision half, which --only llm leaves out"),
         (["--llm-precision", "int4", "--only", "vision"], "--llm-precision is about the LLM half, which --only vision leaves out"),

@@ -159,6 +159,10 @@ class TestVision:
         change(checkpoint / "video_preprocessor_config.json", **values)
         assert message in refusal()
 
+    def test_int8_of_clips_of_one_frame(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
+        change(checkpoint / "video_preprocessor_config.json", num_frames=1)
+        assert "--precision int8 takes the frames of a clip apart" in refusal("--precision", "int8")
+
     def test_steps_that_are_switched_off_are_left_out(self, checkpoint: Path) -> None:
         change(checkpoint / "video_preprocessor_config.json", do_rescale=False, do_normalize=False, do_pad=True)
         preprocessing = family("llava-ov").describe_vision(open_checkpoint(str(checkpoint))).preprocessing
