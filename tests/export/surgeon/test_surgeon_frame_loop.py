@@ -177,6 +177,14 @@ def test_a_gemm_goes_into_the_loop_where_its_rows_are_those_of_a_frame(gemm, aft
     assert ops(rewrite(model, ["frame_loop"], {"x": normal(4, 4, seed=3)}, tolerance=1e-5)[0]) == after
 
 
+def test_frames_that_are_put_behind_each_other_stay_out():
+    model = model_from_text(
+        "g (float[4, 2, 3] x) => (float[8, 2, 3] y) { a = MatMul(x, w)\n b = Concat<axis = 0>(a, a)\n y = Relu(b) }", w=normal(3, 3)
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 3)}, tolerance=1e-5)
+    assert ops(after) == ["Loop", "Concat", "Relu"]
+
+
 def test_a_matrix_of_all_frames_on_the_right_stays_out():
     model = model_from_text(
         """

@@ -68,8 +68,8 @@ def test_a_product_is_one_of_int8_where_both_its_operands_are(tmp_path):
     manifest = SimpleNamespace(precision="int8", patch_tokens=3, hidden_size=7)
     work = vision_work(SimpleNamespace(model=lambda graph: tmp_path / f"{graph}.onnx", manifest=manifest))
     assert work.operations == {"int8": 2 * 2 * 4 * 8, "fp32": 2 * 2 * 5 * 4}
-    constants, clip, features = 4 + 1 + 8 * 4 + 4 * 5, 2 * 8 * 4, 3 * 7 * 4
-    assert work.bytes == constants + clip + 2 * features  # features are written and read
+    weights, clip, features = 4 + 1 + 8 * 4 + 4 * 5, 2 * 8 * 4, 3 * 7 * 4
+    assert work.bytes == weights + clip + 2 * features  # features are written and read
 
 
 def test_a_stage_takes_the_longer_of_arithmetic_and_memory(bundle):
