@@ -95,6 +95,18 @@ def test_a_library_that_is_not_there_or_gives_nothing_is_refused(tmp_path):
         load_library(trt, tmp_path / "lib.so")
 
 
+def test_a_library_is_loaded_where_its_plugin_is_not_there_yet(tmp_path):
+    loaded = []
+    registry = SimpleNamespace(
+        load_library=lambda path: loaded.append(path) or object(),
+        get_creator=lambda *asked: object() if loaded and asked == ("StGridPool", "1", "gridpool") else None,
+    )
+    (tmp_path / "lib.so").touch()
+    for _ in range(2):
+        load_library(SimpleNamespace(get_plugin_registry=lambda: registry), tmp_path / "lib.so")
+    assert loaded == [str(tmp_path / "lib.so")]
+
+
 def test_the_parser_is_told_to_prefer_the_plugin_where_it_can_be():
     told = []
     parser = SimpleNamespace(set_flag=told.append)

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusal import refused
 
 from runtime import watch
+from runtime.__main__ import _parser, main
+from runtime.errors import UsageError
 from runtime.watch import Watch, WatchOptions
 
 
@@ -67,3 +70,32 @@ def test_the_newest_frames_wait_and_the_others_are_counted():
     assert done.wait(10)
     assert [seconds for seconds, _ in camera] == [7.0, 8.0, 9.0]
     assert camera.take_dropped() == 7 and camera.take_dropped() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every is 0 s, expected 1ms to a day"),
+        ({"every": float("nan")}, "every is nan s, expected"),
+        ({"window": 86_401}, "window is 86401 s, expected"),
+        ({"count": -1}, "-1 answers; expected 0"),
+    ],
+)
+def test_times_and_counts_that_make_no_sense_are_refused(options, message):
+    WatchOptions(every=0.001, window=86_400)
+    with pytest.raises(UsageError, match=message):
+        WatchOptions(**options)
+
+
+COMMAND = ["watch", "BUNDLE", "SOURCE", "what ?"]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2s", 2), ("500ms", 0.5), ("1.5", 1.5), ("1ms", 0.001), ("86400", 86_400)])
+def test_a_time_on_the_command_line_has_a_unit_or_is_in_seconds(text, seconds):
+    args = _parser().parse_args([*COMMAND, "--every", text, "--window", text])
+    assert args.every == args.window == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["0s", "3x", "", "ms", "86401", "nan", "inf"])
+def test_what_is_no_time_on_the_command_line_is_refused(capsys, text):
+    assert f"{text!r} is no time from 1ms to a day" in refused(capsys, main, *COMMAND, "--every", text)

@@ -50,6 +50,30 @@ def test_nodes_that_change_nothing_are_taken_out():
     assert report.rewrites == 7
 
 
+def test_a_slice_that_turns_one_of_two_axes_around_stays():
+    model = model_from_text("""
+    g (float[2, 3] x) => (float[2, 3] y)
+    <int64[2] starts = {-1, 0}, int64[2] ends = {-9, 3}, int64[2] axes = {0, 1}, int64[2] steps = {-1, 1}>
+    {
+        a = Slice(x, starts, ends, axes, steps)
+        y = Relu(a)
+    }""")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    assert ops(after) == ["Slice", "Relu"] and report.rewrites == 0
+
+
+def test_a_slice_with_steps_of_run_time_stays():
+    model = model_from_text("""
+    g (float[2, 3] x, int64[1] steps) => (float[2, 3] y)
+    <int64[1] starts = {-1}, int64[1] ends = {-9}, int64[1] axes = {0}>
+    {
+        a = Relu(x)
+        y = Slice(a, starts, ends, axes, steps)
+    }""")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, 3), "steps": np.array([-1])})
+    assert ops(after) == ["Relu", "Slice"] and report.rewrites == 0
+
+
 def test_a_graph_output_behind_a_no_op_keeps_its_name():
     model = model_from_text("""
     g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) {

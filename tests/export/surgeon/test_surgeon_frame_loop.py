@@ -124,6 +124,7 @@ def test_the_compress_scope_stays_out_even_where_it_keeps_frames_apart():
         "b = Add(a, along)",
         "b = MatMul(batch, a)",
         "b = Slice(a, back, zero, zero, back)",
+        "b = Slice(a, starts, ends, axes, steps)",  # along frames and along another axis
         "b = Gather<axis = 0>(a, order)",
         "b = LayerNormalization<axis = 0>(a, along)",
     ],
@@ -142,6 +143,10 @@ def test_an_operator_that_mixes_or_tells_frames_apart_stays_out(mixes):
         batch=normal(4, 4, 4, seed=3),
         end=np.array([-5]),
         one=np.array([0]),
+        starts=np.array([-1, 0]),
+        ends=np.array([-5, 4]),
+        axes=np.array([0, 1]),
+        steps=np.array([-1, 1]),
     )
     after, (report,) = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4)}, tolerance=1e-5)
     assert ops(after) == ["Loop", mixes.split("= ", 1)[1].split("<")[0].split("(")[0], "Relu"]
@@ -153,19 +158,31 @@ def test_an_operator_that_mixes_or_tells_frames_apart_stays_out(mixes):
     [
         ("Gemm(a, w)", ["Loop"]),
         ("Gemm(a, w, row)", ["Loop"]),
+        ("Gemm(a, w, one_row)", ["Loop"]),
         ("Gemm<transB = 1>(a, w)", ["Loop"]),
         ("Gemm<transA = 1>(a, w)", ["Loop", "Gemm", "Relu"]),  # its rows are the columns of all frames
         ("Gemm(a, w, rows)", ["Loop", "Gemm", "Relu"]),  # each frame adds a row of its own
+        ("Gemm(a, w, column)", ["Loop", "Gemm", "Relu"]),  # and here a number of its own
     ],
 )
 def test_a_gemm_goes_into_the_loop_where_its_rows_are_those_of_a_frame(gemm, after):
     model = model_from_text(
-        f"g (float[4, 4] x) => (float[4, 4] y) <float[4, 4] w, float[4] row, float[4, 4] rows> {{ a = MatMul(x, w)\n b = {gemm}\n y = Relu(b) }}",
+        f"g (float[4, 4] x) => (float[4, 4] y) {{ a = MatMul(x, w)\n b = {gemm}\n y = Relu(b) }}",
         w=normal(4, 4),
         row=normal(4, seed=1),
+        one_row=normal(1, 4, seed=1),
         rows=normal(4, 4, seed=2),
+        column=normal(4, 1, seed=4),
     )
     assert ops(rewrite(model, ["frame_loop"], {"x": normal(4, 4, seed=3)}, tolerance=1e-5)[0]) == after
+
+
+def test_frames_that_are_put_behind_each_other_stay_out():
+    model = model_from_text(
+        "g (float[4, 2, 3] x) => (float[8, 2, 3] y) { a = MatMul(x, w)\n b = Concat<axis = 0>(a, a)\n y = Relu(b) }", w=normal(3, 3)
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 3)}, tolerance=1e-5)
+    assert ops(after) == ["Loop", "Concat", "Relu"]
 
 
 def test_a_matrix_of_all_frames_on_the_right_stays_out():

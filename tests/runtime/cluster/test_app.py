@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import httpx
 import openai
 import psutil
 import pytest
 from http_server import NAME, data_url, question
+from ray.exceptions import RayActorError
+from starlette.requests import Request
 
 from export.demo import CLIPS
+from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
 from runtime.errors import UsageError
 
@@ -28,6 +35,83 @@ def test_arguments_of_a_serve_config_may_be_text():
     for bad, message in (({"bundle": "/b", "replica": 2}, 'did you mean "replicas"'), ({"bundle": "/b", "replicas": "x"}, "expected a number"), ({}, "no bundle")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             ClusterOptions.of(bad)
+
+
+class Replicas:
+    """What a front knows of its replicas: each request is answered by the next of `runs`, ASGI messages with an error to raise."""
+
+    def __init__(self, *runs: list):
+        self.runs, self.asked = list(runs), []
+        self.respond = SimpleNamespace(remote=self._respond)
+
+    def options(self, stream: bool) -> Replicas:
+        assert stream
+        return self
+
+    async def _respond(self, scope, body):
+        self.asked.append((scope["method"], scope["path"], body))
+        for message in self.runs.pop(0):
+            if isinstance(message, Exception):
+                raise message
+            yield message
+
+
+def _started(kind: bytes) -> dict:
+    return {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind), (b"x-gridpool-spec", b"nsp")]}
+
+
+def _part(body: bytes) -> dict:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _through_a_front(replicas: Replicas, body: bytes = b"{}", root: str = "") -> httpx.Response:
+    front = app.Front(replicas, max_body=100)
+
+    async def answer(scope, receive, send):
+        await (await front(Request(scope, receive)))(scope, receive, send)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=answer, root_path=root), base_url="http://front") as client:
+            return await client.post(f"{root}/v1/video/tokens", content=body)
+
+    return asyncio.run(ask())
+
+
+def test_an_answer_that_its_replica_did_not_finish_is_asked_of_another_one():
+    whole = _started(b"application/json")
+    replicas = Replicas([whole, _part(b"lost"), RayActorError()], [whole, _part(b"ki"), _part(b"ng")])
+    got = _through_a_front(replicas, b"the request")
+    assert (got.status_code, got.content, got.headers["x-gridpool-spec"]) == (200, b"king", "nsp")
+    assert replicas.asked == [("POST", "/v1/video/tokens", b"the request")] * 2
+
+
+def test_where_every_replica_dies_the_client_is_told_when_to_come_back(monkeypatch):
+    monkeypatch.setattr(app, "TRIES", 2)
+    replicas = Replicas([RayActorError()], [RayActorError()])
+    got = _through_a_front(replicas)
+    assert (got.status_code, got.headers["retry-after"], len(replicas.asked)) == (503, "5", 2)
+    assert got.json()["error"]["code"] == "replica_died"
+
+
+def test_a_stream_that_has_begun_ends_with_an_error_event_where_its_replica_dies():
+    replicas = Replicas([_started(b"text/event-stream; charset=utf-8"), _part(b"data: one\n\n"), RayActorError()])
+    got = _through_a_front(replicas)
+    first, error, *rest = got.text.split("\n\n")
+    assert (got.status_code, first, rest) == (200, "data: one", ["data: [DONE]", ""])
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "replica_died"
+    assert len(replicas.asked) == 1
+
+
+def test_what_the_application_stands_under_is_no_part_of_a_replicas_path():
+    replicas = Replicas([_started(b"application/json"), _part(b"ok")])
+    assert _through_a_front(replicas, root="/video").content == b"ok"
+    assert replicas.asked == [("POST", "/v1/video/tokens", b"{}")]
+
+
+def test_a_request_over_the_limit_reaches_no_replica():
+    replicas = Replicas()
+    got = _through_a_front(replicas, bytes(101))
+    assert (got.status_code, got.json()["error"]["code"], replicas.asked) == (413, "request_too_large", [])
 
 
 @pytest.fixture(scope="module")

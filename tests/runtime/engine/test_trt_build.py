@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from trt_bundle import make_bundle
@@ -295,3 +297,25 @@ def test_a_missing_package_says_what_brings_it(bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(trt, "installed", lambda backend: False)
     with pytest.raises(UserError, match=r'pip install "st-gridpool\[gpu\]"'):
         build(bundle, BuildOptions(backend="tensorrt"))
+
+
+def test_a_package_that_is_there_and_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('no libnvinfer.so.10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert trt.installed("tensorrt") and "tensorrt" not in sys.modules
+    with pytest.raises(EngineError, match=r'does not load \(no libnvinfer\.so\.10\); .*--force-reinstall "st-gridpool\[gpu\]"'):
+        trt.load("tensorrt")
+    monkeypatch.setitem(trt._PACKAGES, "tensorrt", ("no_such_package", "gpu"))
+    assert not trt.installed("tensorrt")
+
+
+def test_what_the_builder_raises_reaches_who_asked_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_serialized_network(network: object, config: object) -> None:
+        raise MemoryError("no room for the network")
+
+    monkeypatch.setattr(trt, "logger", lambda backend: type("Logger", (), {})())
+    monkeypatch.setattr(trt, "_monitor", lambda backend, progress: None)
+    builder = SimpleNamespace(build_serialized_network=build_serialized_network)
+    with pytest.raises(MemoryError, match="no room for the network"):
+        trt.serialize("tensorrt", builder, None, SimpleNamespace(), lambda *step: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -16,7 +17,7 @@ from remote_llm import remote_llm
 from export.demo import CLIPS
 from runtime.engine import EngineOptions
 from runtime.errors import EngineError, UsageError
-from runtime.llm.remote import RemoteOptions, _pause, embeds
+from runtime.llm.remote import RemoteLLM, RemoteOptions, _pause, embeds
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
@@ -124,6 +125,12 @@ def test_a_remote_that_is_not_there_is_said(through):
         with pytest.raises(openai.InternalServerError, match="can't be reached") as raised:
             client.chat.completions.create(model=NAME, messages=question("what ?"))
         assert raised.value.status_code == 503
+
+
+def test_connecting_and_silence_have_limits_of_their_own():
+    bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
+    limits = RemoteLLM(bundle, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
+    assert (limits.connect, limits.read) == (2.5, 7)
 
 
 def test_the_remote_stops_when_our_client_goes_away(through):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -211,6 +213,37 @@ def test_damage_is_told_on_one_cpu_too(tmp_path):
     """One thread writes an MPEG-4 frame as one slice, so that the damage takes frames away and the rest decodes well."""
     done = subprocess.run([sys.executable, "-c", _ONE_CPU, str(tmp_path / "clip.avi")], capture_output=True, text=True, check=True)
     assert "is damaged after" in done.stdout and "packets are missing" in done.stdout
+
+
+@pytest.fixture
+def indexed():
+    """indexed(container): a reader of 25 frames a second whose index lists packets of 100, 50, 60 and 70 bytes, one frame being empty."""
+
+    def reader(container: str) -> Reader:
+        one = Reader.__new__(Reader)
+        entries = [SimpleNamespace(size=size, timestamp=time) for time, size in enumerate((100, 0, 50, 60, 70))]
+        one.path, one.tick, one.cut = Path("clip.avi"), Fraction(1, 25), False
+        one.container = SimpleNamespace(format=SimpleNamespace(name=container))
+        one.stream = SimpleNamespace(index_entries=entries)
+        return one
+
+    return reader
+
+
+@pytest.mark.parametrize(("sizes", "at"), [([100, 60, 70], "0.08"), ([50, 60, 70], "0.00"), ([100, 50, 70], "0.12")])
+def test_a_packet_that_an_avi_lists_and_was_not_read_is_damage_at_its_time(indexed, sizes, at):
+    with pytest.raises(DamageError, match=rf"is damaged after {at} s \(packets are missing or incomplete\)"):
+        indexed("avi").check_index(sizes)
+
+
+@pytest.mark.parametrize(
+    ("container", "sizes", "cut"),
+    [("avi", [100, 50, 60, 70], False), ("avi", [100, 50], True), ("avi", [], True), ("matroska", [100, 60, 70], False)],
+)
+def test_an_avi_whose_last_packets_alone_were_not_read_is_cut_off(indexed, container, sizes, cut):
+    reader = indexed(container)
+    reader.check_index(sizes)
+    assert reader.cut is cut
 
 
 def test_a_stream_that_begins_in_the_middle_ends_with_the_last_packet(tmp_path, monkeypatch):

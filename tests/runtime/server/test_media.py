@@ -99,7 +99,7 @@ def host(monkeypatch):
             if self.path == "/slow-headers":
                 self.trickle(b"HTTP/1.0 200 OK\r\n" + b"A: b\r\n" * 50 + b"\r\nclip")
                 return
-            self.send_response(404 if self.path == "/none" else 200)
+            self.send_response({"/none": 404, "/bad": 400}.get(self.path, 200))
             if self.path == "/short":
                 self.send_header("Content-Length", "2000")
             self.end_headers()
@@ -169,9 +169,12 @@ def test_a_clip_that_is_cut_off_on_the_way_is_not_taken(host):
         ("https://user@clips.test/a", "media_not_allowed"),
         ("https://clips.test@127.0.0.1/a", "media_not_allowed"),
         ("https://clips.test/a b", "invalid_url"),
+        ("https://clips.test/caf\u00e9", "invalid_url"),
+        ("https://clips.test/a?b=\x7f", "invalid_url"),
         ("https://[::1/a", "invalid_url"),
         ("https://clips.test/moved", "media_redirect"),
         ("https://clips.test/none", "media_unavailable"),
+        ("https://clips.test/bad", "media_unavailable"),
         ("https://clips.test/large", "media_too_large"),
     ],
 )

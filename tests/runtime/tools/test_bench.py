@@ -10,7 +10,7 @@ from runtime.bundle import Bundle
 from runtime.errors import EngineError, PromptError, VideoError
 from runtime.preprocess import Preprocessor
 from runtime.tools import bench
-from runtime.tools.bench import BenchOptions
+from runtime.tools.bench import BenchOptions, BenchReport, Measured
 
 QUICK = BenchOptions(rounds=3, new_tokens=4, threads=1)
 
@@ -67,6 +67,29 @@ def test_the_report_is_json_and_says_the_hardware(bundle):
     assert values["backends"] == {"vision": "onnx on cpu", "llm": "onnx on cpu"}
     shown = bench.text(report)
     assert values["hardware"]["cpu"] in shown and "tokens/s" in shown and "peak memory" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "machine"),
+    [({}, "A CPU, 4 cores"), ({"memory": 64_000_000_000, "gpu": ["Orin"]}, "A CPU, 4 cores, 64.0 GB memory, Orin")],
+)
+def test_the_text_says_what_was_measured_on_which_machine(more, machine):
+    report = BenchReport(
+        bundle="ov",
+        input="clip.mp4",
+        rows=(Measured("prefill", "s", 0.5, 0.75), Measured("decode rate", "tokens/s", 40, 38.25)),
+        load_seconds=1.5,
+        peak_rss=2_000_000_000,
+        tokens={"patch_tokens": 1296, "visual_tokens": 257},
+        rounds=3,
+        backends={"vision": "onnx on cpu"},
+        hardware={"cpu": "A CPU", "cores": 4, "threads": 2} | more,
+    )
+    first, second, *rows, last = filter(None, bench.text(report).splitlines())
+    assert first == "ov: clip.mp4, 1,296 patch tokens, 257 visual tokens"
+    assert second == f"{machine}; threads: 2; vision onnx on cpu"
+    assert [row.split()[-3:] for row in rows[-2:]] == [["0.5000", "0.7500", "s"], ["40.0", "38.2", "tokens/s"]]
+    assert last == "engines loaded in 1.50 s, peak memory 2.0 GB"
 
 
 def test_a_bundle_of_one_half_is_measured(bundle, selecting_bundle):

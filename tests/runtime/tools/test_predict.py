@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 from export.demo import CHECKPOINT
 from runtime.__main__ import main
@@ -47,6 +52,26 @@ def test_operations_are_those_of_the_config(bundle):
     assert prefill_work(bundle, 700).operations["fp32"] == pytest.approx(expected)
 
 
+def test_a_product_is_one_of_int8_where_both_its_operands_are(tmp_path):
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[2, 8] x) => (float[2, 5] y) {
+        x8 = QuantizeLinear(x, scale, zero)
+        rounded = DequantizeLinear(x8, scale, zero)
+        first = DequantizeLinear(w1, scale, zero)
+        a = MatMul(rounded, first)
+        second = DequantizeLinear(w2, scale, zero)
+        y = MatMul(a, second)
+    }""")
+    constants = {"scale": np.float32(0.5), "zero": np.int8(0), "w1": np.ones((8, 4), np.int8), "w2": np.ones((4, 5), np.int8)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    onnx.save(model, tmp_path / "vision.onnx")
+    manifest = SimpleNamespace(precision="int8", patch_tokens=3, hidden_size=7)
+    work = vision_work(SimpleNamespace(model=lambda graph: tmp_path / f"{graph}.onnx", manifest=manifest))
+    assert work.operations == {"int8": 2 * 2 * 4 * 8, "fp32": 2 * 2 * 5 * 4}
+    weights, clip, features = 4 + 1 + 8 * 4 + 4 * 5, 2 * 8 * 4, 3 * 7 * 4
+    assert work.bytes == weights + clip + 2 * features  # features are written and read
+
+
 def test_a_stage_takes_the_longer_of_arithmetic_and_memory(bundle):
     slow_memory = predict.Machine("m", {"fp32": 1e15}, 1e6, 0.5, "test")
     slow_arithmetic = predict.Machine("a", {"fp32": 1e6}, 1e15, 1.0, "test")
@@ -70,3 +95,10 @@ def test_every_machine_predicts_and_says_that_it_does(bundle_path, machine, caps
 def test_an_unknown_machine_is_refused(bundle):
     with pytest.raises(EngineError, match=r'no machine "oring".*orin'):
         predict.predict(bundle, "oring")
+
+
+def test_the_help_names_the_machines(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    assert "--predict cpu|orin|thor|h200 " in " ".join(capsys.readouterr().out.split())
+    assert list(predict.MACHINES) == ["orin", "thor", "h200"]
