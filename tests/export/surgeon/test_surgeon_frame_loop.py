@@ -125,6 +125,7 @@ def test_the_compress_scope_stays_out_even_where_it_keeps_frames_apart():
         "b = MatMul(batch, a)",
         "b = Slice(a, back, zero, zero, back)",
         "b = Gather<axis = 0>(a, order)",
+        "b = Gather(a, order)",
         "b = LayerNormalization<axis = 0>(a, along)",
     ],
 )
