@@ -217,6 +217,7 @@ class TestOutput:
     ) -> None:
         out = tmp_path / "out"
         assert main([command, str(bundle_path), str(clip), "-o", str(out)]) == 0
+        assert capsys.readouterr().out.startswith(str(out))
         before = out.read_bytes()
         with no_file_beyond(len(before) // 2):
             line = refused(capsys, main, command, bundle_path, clip, "-o", out)
@@ -228,6 +229,7 @@ class TestOutput:
     def test_a_full_disk_leaves_the_old_engines(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         bundle = make_bundle(tmp_path / "bundle").path
         assert main(["build", str(bundle)]) == 0
+        assert [Path(line.split()[0]).name for line in capsys.readouterr().out.splitlines()] == ["vision.engine", "decoder.engine"]
         before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
         with no_file_beyond(1000):
             line = refused(capsys, main, "build", bundle, "--force")

@@ -169,6 +169,20 @@ class TestVision:
         assert preprocessing["rescale_factor"] == 1
         assert (preprocessing["image_mean"], preprocessing["image_std"]) == (0, 1)
 
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"do_center_crop": False, "crop_size": {"height": 112, "width": 112}},
+            {"do_center_crop": True, "crop_size": {"height": 126, "width": 126}},
+            {"do_center_crop": True},
+        ],
+        ids=["switched off", "of the whole frame", "of no size"],
+    )
+    def test_a_crop_that_cuts_nothing_is_left_out(self, checkpoint: Path, values: dict[str, Any]) -> None:
+        expected = family("llava-ov").describe_vision(open_checkpoint(str(checkpoint))).preprocessing
+        change(checkpoint / "video_preprocessor_config.json", **values)
+        assert family("llava-ov").describe_vision(open_checkpoint(str(checkpoint))).preprocessing == expected
+
 
 class TestChatTemplate:
     @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_an_array_on_the_cpu_is_refused():
     ("array", "spec", "words"),
     [
         (cuda_array((8, 6, 6, 12)), "nsp:window=2", "multiple of 8"),
-        (cuda_array((6, 6, 16)), "nsp:window=2", r"\[T, H, W, D\]"),
+        (cuda_array((6, 6, 16)), "nsp:window=2", r"shape \[6, 6, 16\]; expected \[T, H, W, D\]"),
         (cuda_array(typestr="<f8"), "nsp:window=2", "dtype <f8"),
         (cuda_array(), "nsp:window=7", "window 7 does not fit"),
         (cuda_array(), "ptg+nsp+evs", 'not "ptg'),

@@ -54,6 +54,8 @@ def test_the_shape_rule_drops_the_remainder_and_refuses_what_does_not_fit():
     assert output_shape(StGridPool(window=3, padding=2), (1, 5, 6, 8)) == (1, 3, 3, 8)
     with pytest.raises(SpecError, match="window 9"):
         output_shape(StGridPool(window=9), (1, 8, 10, 8))
+    with pytest.raises(SpecError, match=r"the input is \[8, 0, 6, 8\]; expected"):
+        output_shape(StGridPool(), (8, 0, 6, 8))
     with pytest.raises(SpecError, match="tiled 7x1"):
         output_shape(StGridPool(sizes=(7,), strides=(1,)), (8, 6, 6, 8))
 

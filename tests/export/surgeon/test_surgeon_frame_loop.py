@@ -126,6 +126,7 @@ def test_the_compress_scope_stays_out_even_where_it_keeps_frames_apart():
         "b = Slice(a, back, zero, zero, back)",
         "b = Slice(a, starts, ends, axes, steps)",  # along frames and along another axis
         "b = Gather<axis = 0>(a, order)",
+        "b = Gather(a, order)",
         "b = LayerNormalization<axis = 0>(a, along)",
     ],
 )

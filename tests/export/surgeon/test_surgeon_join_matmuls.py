@@ -61,3 +61,20 @@ def test_a_product_that_is_an_output_stays_alone():
 def test_one_product_stays_alone():
     text = "g (float[3, 4] x) => (float[3, 5] a) { a = MatMul(x, wa) }"
     assert rewrite(_model(text), ["join_matmuls"], FEED)[1][0].rewrites == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "joined"),
+    [
+        (["llm/layer.0/q/MatMul", "llm/layer.0/k/MatMul", "llm/layer.0/v/MatMul"], "llm/layer.0/q+k+v/MatMul"),
+        (["q/MatMul", "k/MatMul", "v/MatMul"], "q+k+v/MatMul"),
+        (["llm/layer.0/q/MatMul", "llm/layer.1/k/MatMul", "llm/layer.0/v/MatMul"], "llm/layer.0/q/MatMul/joined"),
+        (["one", "two", "three"], "one/joined"),
+    ],
+)
+def test_the_product_is_called_after_those_that_it_joins(names, joined):
+    model = _model(BIASED)
+    for node, name in zip([node for node in model.graph.node if node.op_type == "MatMul"], names, strict=True):
+        node.name = name
+    rewritten, _ = rewrite(model, ["join_matmuls"], FEED, tolerance=1e-5)
+    assert [node.name for node in rewritten.graph.node if node.op_type == "MatMul"] == [joined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest
 from export.demo import CLIPS
 from runtime.__main__ import main
 from runtime.bundle import VISION
-from runtime.cluster.batch import BatchOptions, run
+from runtime.cluster.batch import BatchOptions, BatchResult, run
 from runtime.cluster.files import videos_of
 from runtime.errors import OutputError, UsageError
 from runtime.files import sha256_of
@@ -86,10 +87,9 @@ def test_new_and_changed_files_and_errors_to_retry_are_worked_on(bundle_path, vi
     shutil.copy(CLIPS / "shapes.mp4", videos / "v9.mp4")
     shutil.copy(CLIPS / "flash.mp4", videos / "v0.mp4")  # it was the other clip
     assert run(bundle_path, [str(videos)], out, LOCAL).skipped == 6
-    os.utime(videos / "broken.mp4", ns=(1, 1)), os.utime(videos / "broken.mp4")
     shutil.copy(CLIPS / "shapes.mp4", videos / "empty.mp4")
     result = run(bundle_path, [str(videos)], out, BatchOptions(runner="local", retry_errors=True))
-    assert result.errors == 1
+    assert (result.errors, result.skipped) == (1, 6)  # broken.mp4 is what it was and is tried again; what was done is not
     rows = _rows(out)
     assert Counter(Counter(row["path"] for row in rows).values()) == {1: 8}
     assert next(row for row in rows if row["path"].endswith("v0.mp4"))["sha256"] == sha256_of(CLIPS / "flash.mp4")
@@ -189,6 +189,25 @@ def test_two_jobs_do_not_write_to_one_place(bundle_path, bundle, videos, tmp_pat
 
     with Parts(tmp_path / "out", bundle).locked(), pytest.raises(OutputError, match="another job writes"):
         run(bundle_path, [str(videos)], tmp_path / "out", LOCAL)
+
+
+@pytest.mark.parametrize("errors", [0, 1])
+def test_the_command_says_what_was_done_and_its_exit_code_whether_a_file_failed(monkeypatch, capsys, errors):
+    asked = []
+
+    def done(*arguments):
+        asked.append(arguments)
+        return BatchResult(files=7, skipped=4, errors=errors, parts=1, seconds=2.04, runner="local")
+
+    monkeypatch.setattr("runtime.cluster.batch.run", done)
+    command = ["batch", "bundle", "a.mp4", "b.mp4", "--out", "out", "--runner", "local", "--part-rows", "3", "--retry-errors"]
+    assert main(command) == errors
+    assert capsys.readouterr().out == f"out: 3 rows, {errors} with errors, 4 done before, 2.0 s (local)\n"
+    assert main([*command, "--json"]) == errors
+    facts = {"files": 7, "skipped": 4, "errors": errors, "parts": 1, "seconds": 2.04, "runner": "local"}
+    assert json.loads(capsys.readouterr().out) == facts
+    options = BatchOptions(part=3, runner="local", retry_errors=True)
+    assert asked == [(Path("bundle"), ["a.mp4", "b.mp4"], Path("out"), options)] * 2
 
 
 def test_faults_are_one_line(bundle_path, tmp_path, capsys):

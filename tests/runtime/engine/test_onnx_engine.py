@@ -73,6 +73,15 @@ def test_a_file_that_is_no_model_is_one_clear_error(tmp_path):
         OnnxEngine.load(tmp_path / "vision.onnx")
 
 
+def test_an_input_of_a_type_that_is_never_fed_is_refused(tmp_path):
+    import onnx
+
+    graph = onnx.parser.parse_graph("g (int8[2] x) => (int8[2] y) { y = Identity(x) }")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match=r"^x is tensor\(int8\), which this runtime can't feed$"):
+        OnnxEngine.load(tmp_path / "m.onnx")
+
+
 def test_cuda_without_a_gpu_wheel_names_the_way_out(bundle):
     import onnxruntime
 

@@ -20,6 +20,7 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import build as build_module
 from runtime.engine import cuda, trt
 from runtime.engine.build import BuildOptions, build, dimension_names, find_engine
+from runtime.engine.plugin import LIBRARY, NONE, PluginChoice
 from runtime.errors import EngineError, UserError
 
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
@@ -110,6 +111,15 @@ class TestBuild:
         assert [tuple(shape) for shape in profile.get_shape("inputs_embeds")] == [(1, 1, 16), (1, 1, 16), (1, 64, 16)]
         assert [tuple(shape) for shape in profile.get_shape("attention_mask")] == [(1, 1), (1, 32), (1, 64)]
         del parser
+
+    @pytest.mark.parametrize("taken", [True, False])
+    def test_only_an_engine_that_took_the_plugin_is_recorded_as_one_that_needs_it(
+        self, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, taken: bool
+    ) -> None:
+        monkeypatch.setattr(build_module, "taken", lambda backend, network: taken)
+        entry = build_module._build_graph(bundle, VISION, RTX, "any", PluginChoice(LIBRARY), tmp_path / "engine")
+        assert entry["plugin"] == (LIBRARY if taken else NONE)
+        assert ("is built as plain nodes, the plugin does not cover it" in capsys.readouterr().err) is not taken
 
     def test_a_parser_error_names_the_node(self, tmp_path: Path) -> None:
         bad = make_bundle(tmp_path / "bad", vision_op="Det")
@@ -270,6 +280,21 @@ def test_what_c_prints_on_stdout_goes_to_stderr(capfd: pytest.CaptureFixture) ->
         os.write(1, b"from C++")
     os.write(1, b"after")
     assert capfd.readouterr() == ("after", "from C++")
+
+
+def test_progress_is_that_of_the_whole_build_and_of_the_phases_right_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "load", lambda backend: type("module", (), {"IProgressMonitor": object}))
+    seen: list[tuple[str, int, int]] = []
+    monitor = trt._monitor("tensorrt", lambda *step: seen.append(step))
+    monitor.phase_start("build", None, 2)
+    monitor.phase_start("tactics", "build", 30)
+    monitor.phase_start("one layer", "tactics", 9)
+    assert all(monitor.step_complete(phase, 0) for phase in ("one layer", "tactics", "build"))
+    monitor.phase_finish("tactics")
+    monitor.step_complete("tactics", 1)
+    assert seen == [("tactics", 1, 30), ("build", 1, 2)]
+    monitor.stop()
+    assert not monitor.step_complete("build", 1)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,17 @@ def test_an_open_group_that_is_cut_anywhere_begins_at_its_first_keyframe(open_gr
     np.testing.assert_array_equal(frames, whole[96 - clip.total :])
 
 
+def test_an_open_group_that_is_cut_is_read_by_number_too(open_group, tmp_path, monkeypatch):
+    """Strict decoding fails there, at references that were cut away and that no shown picture needs."""
+    content = open_group.read_bytes()
+    cut = tmp_path / "cut.ts"
+    cut.write_bytes(content[len(content) // 188 * 2 // 3 * 188 :])
+    monkeypatch.setattr(video, "_packet_timeline", lambda path: None)
+    clip = sample_frames(cut, 4, lambda image: image)
+    assert clip.total == 24
+    np.testing.assert_array_equal(clip.frames, frames_of(open_group)[96 - 24 :: 6])
+
+
 def test_open_groups_are_entered_by_seeking(tmp_path, monkeypatch):
     path = write_video(tmp_path / "open.mp4", pattern(96), options=OPEN)
     monkeypatch.setattr(video, "_decoded_timeline", lambda *_: pytest.fail("decoded from the start"))

@@ -28,6 +28,8 @@ def timeline(times: list[int], last: int | None = None, rate: int | None = None)
         (list(range(0, 1600, 100)), 1600, (0, 3, 7, 11, 15, 15, 15, 15)),
         ([0, *range(1_000_040, 1_000_600, 40)], 40, tuple(i * 15 // 8 for i in range(8))),  # a wrong first time
         ([*range(0, 560, 40), 1_000_000], 40, tuple(i * 15 // 8 for i in range(8))),  # a wrong last one
+        ([0, 100, 201, 300, 400, 500, 600, 700], 100, tuple(range(8))),  # a time is rounded by up to a tick
+        ([0, 100, 202, 300, 400, 500, 600, 700], 100, (0, 1, 1, 3, 4, 5, 6, 7)),  # and not by two
         ([5000], None, (0,) * 8),
     ],
 )

@@ -157,6 +157,8 @@ def test_the_event_loop_answers_while_a_clip_is_encoded(start, served, monkeypat
 
 def test_a_draining_server_takes_no_more(start):
     server = start()
+    ready = httpx.get(f"{server.url}/health/ready")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
     server.state.admission.draining = True
     with pytest.raises(openai.InternalServerError) as raised:
         server.client().chat.completions.create(model=NAME, messages=SHORT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,3 +67,18 @@ def test_ctrl_c_closes_the_models_and_logs_nothing_however_often_it_is_pressed(m
 )
 def test_what_is_loopback(host, loopback):
     assert is_loopback(host) == loopback
+
+
+@pytest.mark.parametrize(
+    ("works", "draining", "reason"),
+    [
+        ([], False, None),
+        ([True, True], False, None),
+        ([True, False], False, "the LLM does not work"),
+        ([True, True], True, "draining"),
+    ],
+)
+def test_a_server_is_ready_while_all_its_llms_work_and_it_does_not_drain(works, draining, reason):
+    state = State(SimpleNamespace(llms=[SimpleNamespace(healthy=healthy) for healthy in works]), ServerOptions())
+    state.admission.draining = draining
+    assert state.not_ready() == reason

@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from runtime.__main__ import main
 from runtime.engine import cuda, trt
 from runtime.errors import EngineError
 from runtime.tools import doctor
@@ -61,6 +62,18 @@ def test_the_report_is_json_and_the_text_has_one_line_each() -> None:
     assert json.loads(json.dumps([check.as_dict() for check in checks]))[0].keys() == {"name", "ok", "found", "gives"}
     assert len(text(checks).splitlines()) == len(checks) + 2
     assert len({check.name for check in checks}) == len(checks)
+
+
+def test_the_command_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    checks = [Check("av", True, "17.0.1", "decoding video"), Check("gpu", False, "no driver", "engines")]
+    monkeypatch.setattr(doctor, "report", lambda: checks)
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "av", "ok": True, "found": "17.0.1", "gives": "decoding video"},
+        {"name": "gpu", "ok": False, "found": "no driver", "gives": "engines"},
+    ]
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == text(checks) + "\n"
 
 
 def test_a_missing_package_says_what_it_gives_and_the_command(without) -> None:

@@ -67,6 +67,12 @@ def test_an_altered_projector_fails_there_and_not_before(bundle, tmp_path):
     assert "the first is vision/projector on onnx" in parity.text(report)
 
 
+def test_tokens_of_a_bundle_that_lists_no_stages_must_be_as_near(bundle):
+    unlisted = Bundle(bundle.path, replace(bundle.manifest, stages=[]))
+    rows = parity._compare_vision(unlisted, "onnx", ONE_THREAD)
+    assert {row.stage: row.tolerance for row in rows} == {"visual_tokens": 1e-4}
+
+
 def test_an_altered_decoder_fails(bundle, tmp_path):
     altered = _altered(bundle, tmp_path, "llm/decoder", "logits")
     verdict = {row.stage: row.ok for row in parity.parity(altered, ["onnx"], ONE_THREAD).rows}

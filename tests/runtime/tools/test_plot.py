@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from runtime.preprocess import Preprocessor, load_clip
 from runtime.tools import plot
 from runtime.tools.spec import read_spec
 from runtime.tools.stages import run_stages
+from runtime.video import Clip
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 
@@ -79,6 +81,16 @@ def test_the_picture_of_a_clip_is_a_png_that_shows_all_of_it(bundle, clip, tmp_p
         assert (pixels == [int(color[at : at + 2], 16) for at in (1, 3, 5)]).all(axis=-1).sum() > 8000  # three cells each
     assert not (pixels == [int(plot._LEVEL_COLORS[2][at : at + 2], 16) for at in (1, 3, 5)]).all(axis=-1).any()
     assert [file.name for file in out.parent.iterdir()] == ["plot.png"]
+
+
+def test_frame_heat_and_weights_cover_the_same_rectangle():
+    clip = Clip(Path("v.mp4"), np.zeros((2, 60, 80, 3), np.uint8), (0, 5), (0.0, 0.5), 1.0, 10, (60, 80))
+    tokens = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    picture = plot.Picture(clip, tokens, tokens / 24, 2, {}, "title", "subtitle", "nsp")
+    cells = plot.draw(picture).axes[: 2 * 3]  # of two frames three rows each
+    assert [[tuple(image.get_extent()) for image in axes.images] for axes in cells] == [
+        [(0, 80, 60, 0)] * layers for layers in (1, 2, 1) * 2
+    ]
 
 
 def test_before_the_projector_the_encoders_norms_are_drawn(selecting_bundle, clip, tmp_path):
