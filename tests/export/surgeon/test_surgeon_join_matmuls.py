@@ -38,21 +38,6 @@ def test_three_products_become_one(bias):
     assert made.get("Add") == (1 if bias else 2)
 
 
-@pytest.mark.parametrize(
-    ("names", "joined"),
-    [
-        (("llm/layer.0/q/MatMul", "llm/layer.0/k/MatMul", "llm/layer.0/v/MatMul"), "llm/layer.0/q+k+v/MatMul"),
-        (("llm/layer.0/q/MatMul", "llm/layer.1/k/MatMul", "llm/layer.0/v/MatMul"), "llm/layer.0/q/MatMul/joined"),
-    ],
-)
-def test_the_product_is_called_after_those_that_it_stands_for(names, joined):
-    model = _model(BIASED)
-    for node, name in zip((node for node in model.graph.node if node.op_type == "MatMul"), names, strict=True):
-        node.name = name
-    rewritten, _ = rewrite(model, ["join_matmuls"], FEED, tolerance=1e-5)
-    assert [node.name for node in rewritten.graph.node if node.op_type == "MatMul"] == [joined]
-
-
 def test_a_product_that_is_an_output_stays_alone():
     text = BIASED.replace("    sa = Add(pa, ba)\n    a = Abs(sa)\n", "    a = Add(pa, ba)\n")
     assert rewrite(_model(text), ["join_matmuls"], FEED, tolerance=1e-5)[1][0].rewrites == 2
