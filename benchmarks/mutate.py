@@ -3,6 +3,7 @@
     python benchmarks/mutate.py --seed 1 --sample 150                       any 150 changes of export/ (but its demo), runtime/ and plugins/
     python benchmarks/mutate.py --seed 1 --sample 20 'export/quantize/*'    of the files that match
     python benchmarks/mutate.py … --record        first run every test file once under coverage.py; makes survivors much cheaper
+    python benchmarks/mutate.py … --budget 180    seconds for the tests of one change; some survivors reach a thousand tests
     python benchmarks/mutate.py … --again         judge those again that were not noticed, after tests were added
     python benchmarks/mutate.py … --write         put the table into RESULTS.md
 
@@ -12,7 +13,7 @@ the working tree under `--out`, never in the tree itself. The tests that run are
 notice (covering_tests.py), the nearest first, up to the first failure; a test that fails without the change too is left out.
 
 noticed: a test failed, or the tests crashed · hung: for `--limit` seconds no test ended · survived: all tests that could notice
-passed · near: the nearest tests passed, and `--near` left out the others · equivalent: listed in mutants_equivalent.tsv with a reason.
+passed · near: the nearest tests passed, and `--near` or `--budget` left others out · equivalent: listed in mutants_equivalent.tsv with a reason.
 C++ sources are not changed: each change would rebuild the library.
 """
 
@@ -23,6 +24,7 @@ import contextlib
 import fnmatch
 import importlib
 import json
+import math
 import os
 import random
 import select
@@ -76,12 +78,13 @@ class Result:
 
 @dataclass
 class Outcome:
-    """What a run of tests gave. failed: node ids, in order; crashed: pytest itself ended without a word."""
+    """What a run of tests gave. failed: node ids, in order; crashed: pytest itself ended without a word; late: it was given up."""
 
     status: int
     failed: list[str] = field(default_factory=list)
     hung: bool = False
     crashed: bool = False
+    late: bool = False
 
 
 def main() -> int:
@@ -107,7 +110,7 @@ def main() -> int:
         known = results.get(mutation.key)
         if known and not (args.again and known.verdict not in NOTICED):
             continue
-        result = results[mutation.key] = judge(mutation, runner, tests, args.near)
+        result = results[mutation.key] = judge(mutation, runner, tests, args.near, args.budget)
         with open(out / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
         say(
@@ -138,15 +141,22 @@ def sample(root: Path, patterns: Sequence[str], seed: int, count: int) -> list[M
     return chosen
 
 
-def judge(mutation: Mutation, runner: Runner, tests: CoveringTests, near_alone: bool) -> Result:
-    """Run the tests that could notice, in two stages, up to the first that fails with the change and passes without it."""
+def judge(mutation: Mutation, runner: Runner, tests: CoveringTests, near_alone: bool, budget: float = 0) -> Result:
+    """Run the tests that could notice, in two stages, up to the first that fails with the change and passes without it.
+
+    budget: seconds for them all, 0 for as long as they take.
+    """
     start, ran = time.monotonic(), 0
+    runner.end = start + budget if budget else math.inf
     first, last = mutation.statement
     near, far = tests.of(mutation.file, range(first, last + 1))
     result = _result(mutation, "near" if near_alone and far else "survived")
     for stage in (near, () if near_alone else far):
         ran += len(stage)
         outcome = runner.with_change(mutation, list(stage)) if stage else Outcome(0)
+        if outcome.late:
+            result.verdict = "near"
+            break
         if outcome.hung or outcome.crashed or outcome.failed:
             result.verdict = "hung" if outcome.hung else "noticed"
             result.by = outcome.failed[0] if outcome.failed else ""
@@ -160,6 +170,7 @@ class Runner:
 
     def __init__(self, tree: Path, out: Path, limit: float):
         self.tree, self.log, self.limit = tree, out / "tests.log", limit
+        self.end = math.inf  # of time.monotonic(), when a run is given up
         self.healthy: dict[str, bool] = {}  # of a test: whether it passes without a change
         for name in WARM:
             with contextlib.suppress(ImportError):
@@ -177,7 +188,7 @@ class Runner:
             finally:
                 path.write_text(source, encoding="utf-8")
             unexplained = [test for test in outcome.failed if not self._passes(test)]
-            if outcome.hung or outcome.crashed or not unexplained:
+            if outcome.hung or outcome.crashed or outcome.late or not unexplained:
                 return outcome
             for test in unexplained:  # a whole file where it can't be collected, or not be deselected
                 if test in broken or "::" not in test:
@@ -187,7 +198,9 @@ class Runner:
 
     def _passes(self, test: str) -> bool:
         if test not in self.healthy:
+            end, self.end = self.end, math.inf
             self.healthy[test] = self._run([test]).status == 0
+            self.end = end
             if not self.healthy[test]:
                 say(f"left out, it fails without a change: {test}")
         return self.healthy[test]
@@ -199,10 +212,12 @@ class Runner:
             os.close(reader)
             self._in_the_child(words, writer)
         os.close(writer)
-        said, hung = b"", False
+        said, hung, late = b"", False, False
         try:
             while not said.endswith(_END) and not hung:
-                hung = not select.select([reader], [], [], self.limit)[0]
+                left = self.end - time.monotonic()
+                hung = not select.select([reader], [], [], max(0.0, min(self.limit, left)))[0]
+                late = hung and left < self.limit
                 chunk = b"" if hung else os.read(reader, 1 << 16)
                 if not chunk:  # the child hangs, or is gone
                     break
@@ -218,7 +233,7 @@ class Runner:
         lines = said.removesuffix(_END).decode().splitlines()
         failed = [line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)]
         silent = not said.endswith(_END) or (code not in (0, 5) and not failed)  # 5: nothing was selected
-        return Outcome(code, failed, hung, crashed=silent and not hung)
+        return Outcome(code, failed, hung and not late, silent and not hung, late)
 
     def _in_the_child(self, words: list[str], writer: int) -> None:
         code = 70
@@ -330,6 +345,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, default=150, help="how many changes; 0: all of them")
     parser.add_argument("--out", default=str(ROOT / "build" / "mutations"), help="results, and the copy that is changed")
     parser.add_argument("--limit", type=float, default=_LIMIT, help="seconds in which some test must end, else they hang")
+    parser.add_argument(
+        "--budget", type=float, default=0, help="seconds for the tests of one change (default: as long as they take)"
+    )
     parser.add_argument("--near", action="store_true", help="run the nearest tests only; a quick look, which proves no survivor")
     parser.add_argument("--record", action="store_true", help="run each test file under coverage.py first, where not yet recorded")
     parser.add_argument("--again", action="store_true", help="judge again what was not noticed before")

@@ -39,7 +39,7 @@ class LiveEncoder:
         self.engine, self.frames = engine, bundle.manifest.frames
         self.preprocessor = Preprocessor(bundle.manifest.preprocessing)
         kept = engine.features if isinstance(engine, SplitVision) else engine.inputs[0]
-        self._ring = Ring(self.frames, tuple(int(size) for size in kept.shape[1:]), kept.dtype)
+        self._ring = Ring(self.frames, tuple(kept.sizes()[1:]), kept.dtype)
         self._size = (0, 0)
         self._encoding = 0.0  # seconds of the last push
 

@@ -63,7 +63,7 @@ def _encode(path: str | Path, frames: int, preprocessor: Preprocessor, engine: S
     start = time.perf_counter()
     clip = sample_frames(path, frames, each)
     decoding = time.perf_counter() - start - waited
-    features = np.empty([int(size) for size in engine.features.shape], engine.features.dtype)
+    features = np.empty(engine.features.sizes(), engine.features.dtype)
     for row, number in zip(features, clip.frames, strict=True):
         row[...] = coming[number].result()
     return Encoded(features, replace(clip, frames=np.stack([images[number] for number in clip.frames])), decoding)

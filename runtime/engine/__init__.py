@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime import tuning
-from runtime.bundle import VISION, Bundle
+from runtime.bundle import BATCH, VISION, Bundle
 from runtime.errors import EngineError, UserError, nearest
 
 BACKENDS = {
@@ -34,6 +34,14 @@ class TensorSpec:
     name: str
     dtype: np.dtype
     shape: tuple[int | str, ...]
+
+    def sizes(self, batch: int = 1) -> list[int]:
+        """The shape in numbers, `batch` for a first axis that the graph leaves open (BATCH). EngineError where another one is open."""
+        sizes = [batch if size == BATCH else size for size in self.shape]
+        numbers = [size for size in sizes if isinstance(size, int)]
+        if len(numbers) < len(sizes):
+            raise EngineError(f"{self.name} has shape {list(self.shape)}, expected numbers alone; export the bundle again")
+        return numbers
 
 
 @dataclass(frozen=True)

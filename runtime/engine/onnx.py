@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
+from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
 from runtime.errors import EngineError, missing_package
 
@@ -127,8 +127,7 @@ class OnnxEngine:
         import onnxruntime
 
         def zeros(spec: TensorSpec) -> Any:
-            shape = [batch if size == BATCH else int(size) for size in spec.shape]
-            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, spec.dtype), self.device)
+            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(spec.sizes(batch), spec.dtype), self.device)
 
         values = {spec.name: zeros(spec) for spec in self.inputs if spec.name in pairs}
         return OnnxState(dict(pairs), values)

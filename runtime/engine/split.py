@@ -57,7 +57,7 @@ class SplitVision:
 
     def encode_all(self, pixel_values: Iterable[np.ndarray]) -> np.ndarray:
         """T frames [3, h, w], one after the other -> features [T, H, W, C]."""
-        features = np.empty([int(size) for size in self.features.shape], self.features.dtype)
+        features = np.empty(self.features.sizes(), self.features.dtype)
         for row, frame in zip(features, pixel_values, strict=True):
             row[...] = self.encode(frame[None])
         return features

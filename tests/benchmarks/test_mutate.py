@@ -193,6 +193,9 @@ def test_a_run_tells_noticed_crashed_hung_and_survived_apart_and_leaves_the_sour
         for mutation in found:
             runner.limit = 2 if mutation.text == "pass" else 100
             results[mutation.change] = asdict(mutate.judge(mutation, runner, tests, False))
+        endless = next(m for m in found if m.text == "pass")
+        runner.limit = 100
+        results["no time"] = asdict(mutate.judge(endless, runner, tests, False, budget=2))
         print(json.dumps(results))
     """)
     before = {path: path.read_text() for path in project.rglob("*.py")}
@@ -204,5 +207,6 @@ def test_a_run_tells_noticed_crashed_hung_and_survived_apart_and_leaves_the_sour
         "return x + 1 -> return x - 1": ("survived", ""),
         "n -= 1 -> pass": ("hung", ""),
         "if now: -> if True:": ("noticed", ""),
+        "no time": ("near", ""),
     }, done.stderr
     assert {path: path.read_text() for path in before} == before
