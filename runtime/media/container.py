@@ -43,7 +43,7 @@ _FRAME_THREADS = ("h264", "hevc", "vp8", "vp9")
 
 def check_file(path: Path) -> None:
     """Raise VideoError for what is not a readable file with something in it."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise VideoError(f"no video at {path}: no such file")
     if path.is_dir():
         raise VideoError(f"{path} is a directory; expected a video file")
@@ -117,6 +117,12 @@ def _kind(stream: VideoStream) -> tuple[int, int, int]:
 def tick_of(stream: VideoStream) -> Fraction:
     """Seconds of a tick; FFmpeg's own unit for a stream that names none."""
     return stream.time_base or Fraction(1, 1_000_000)
+
+
+def interval_of(stream: VideoStream) -> Fraction:
+    """Seconds from a frame to the next as FFmpeg guesses it, 1/25 where it can't. The average rate of a raw stream may be 25 whatever
+    its headers say."""
+    return 1 / (stream.guessed_rate or Fraction(25))
 
 
 def is_fragmented(stream: VideoStream) -> bool:

@@ -24,8 +24,9 @@ struct Container {
   /// Whether strict decoding may fail at what is not shown: references that a picture doesn't need.
   bool warns() const { return stream->codecpar->codec_id == AV_CODEC_ID_H264; }
 
-  /// Seconds from a frame to the next at the stream's average rate, 0.04 where it names none.
-  double interval() const;
+  /// Seconds from a frame to the next as FFmpeg guesses it, 1/25 where it can't. The average rate of a raw stream may be 25
+  /// whatever its headers say.
+  AVRational interval() const;
 
   /// Of the file of a still picture, which counts instead of what FFmpeg says.
   std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }

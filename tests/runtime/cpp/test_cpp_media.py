@@ -365,8 +365,10 @@ def test_files_without_a_video_to_decode_are_called_what_they_are(cpp: Path, tmp
             output.mux(packets)
     keys = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
     write_video(tmp_path / "secret.mp4", pattern(8), container_options=keys)
-    paths = [tmp_path / "music.m4a", tmp_path / "secret.mp4"]
-    for answer, path, words in zip(read(cpp, paths), paths, ("has a cover picture but no video", "is encrypted"), strict=True):
+    (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    paths = [tmp_path / "music.m4a", tmp_path / "secret.mp4", tmp_path / "drawing.svg"]
+    refusals = ("has a cover picture but no video", "is encrypted", "is not a video")
+    for answer, path, words in zip(read(cpp, paths), paths, refusals, strict=True):
         assert words in answer["error"]
         assert_same(answer, path)
 
@@ -409,7 +411,8 @@ def test_times_decide_as_in_python(cpp: Path, tmp_path: Path):
     uneven = write_video(tmp_path / "uneven.mkv", pattern(12), times=[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 150, 200])
     slides = write_slides(tmp_path / "slides.mp4")
     short = write_video(tmp_path / "short.mp4", pattern(3))
-    paths = [gap, uneven, slides, short]
+    raw = write_video(tmp_path / "raw.h264", pattern(20), rate=10)  # its headers alone tell how fast it is
+    paths = [gap, uneven, slides, short, raw]
     answers = read(cpp, paths, 8)
     for answer, path in zip(answers, paths, strict=True):
         assert_same(answer, path, 8)
@@ -417,6 +420,7 @@ def test_times_decide_as_in_python(cpp: Path, tmp_path: Path):
     assert "not shown equally long" in answers[1]["notes"][0]
     assert answers[2]["indices"] == [0, 1, 1, 1, 1, 1, 1, 1]
     assert answers[3]["notes"] == ["the clip is shorter than 8 frames: 5 are repeated"]
+    assert answers[4]["duration"] == 2
 
 
 def write_slides(path: Path) -> Path:
