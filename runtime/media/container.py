@@ -125,6 +125,18 @@ def interval_of(stream: VideoStream) -> Fraction:
     return 1 / (stream.guessed_rate or Fraction(25))
 
 
-def is_fragmented(stream: VideoStream) -> bool:
-    """Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them."""
-    return stream.container.format.name.startswith("mov") and not stream.frames
+def is_fragmented(path: Path) -> bool:
+    """Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
+    them, listed up front."""
+    at, end = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            if head[4:8] == b"moof":
+                return True
+            size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+            if size < 8:  # 0: up to the end of the file
+                return False
+            at += size
+    return False

@@ -6,6 +6,7 @@
 #include <set>
 #include <tuple>
 
+#include "bytes.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -130,6 +131,18 @@ Container open_container(const fs::path& path, bool strict) {
   }
   open_decoder(container, path.string(), strict);
   return container;
+}
+
+bool is_fragmented(const fs::path& path) {
+  ByteSource file(path);
+  for (uint64_t at = 0; at < file.size();) {
+    if (file.read(at + 4, 4) == "moof") return true;
+    uint64_t size = file.number(at, 4).value_or(0);
+    if (size == 1) size = file.number(at + 8, 8).value_or(0);
+    if (size < 8 || size > file.size() - at) return false;  // 0: up to the end of the file
+    at += size;
+  }
+  return false;
 }
 
 void check_video_file(const fs::path& path) {

@@ -30,10 +30,11 @@ struct Container {
 
   /// Of the file of a still picture, which counts instead of what FFmpeg says.
   std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
-
-  /// Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them.
-  bool is_fragmented() const { return is_mov() && stream->nb_frames == 0; }
 };
+
+/// Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
+/// them, listed up front.
+bool is_fragmented(const std::filesystem::path& path);
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or holds none that can be decoded; AvFailure as below.

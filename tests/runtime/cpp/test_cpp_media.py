@@ -385,7 +385,9 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     slower.write_bytes(whole.read_bytes() + slower.read_bytes())
     pieces = write_video(ended, pattern(40), options={"g": "10"}, container_options={"movflags": "frag_keyframe+empty_moov"})
     pieces.write_bytes(pieces.read_bytes()[: -pieces.stat().st_size // 6])
-    paths = [begun, joined, ended, slower]
+    listed = write_video(tmp_path / "listed.mp4", pattern(40), options={"g": "10"}, container_options={"movflags": "frag_keyframe"})
+    listed.write_bytes(listed.read_bytes()[: -listed.stat().st_size // 6])  # the first ten of its frames stand in an index up front
+    paths = [begun, joined, ended, slower, listed]
     answers = read(cpp, paths, 8)
     for answer, path in zip(answers, paths, strict=True):
         assert_same(answer, path, 8)
@@ -393,6 +395,7 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     assert answers[1]["total"] == 120 and answers[1]["duration"] == pytest.approx(120 / 25)
     assert answers[1]["indices"] == [0, 15, 30, 45, 60, 75, 90, 105]
     assert "the file ends inside a frame" in answers[2]["notes"][0]
+    assert answers[4]["total"] == answers[2]["total"] > 20 and answers[4]["notes"][0] == answers[2]["notes"][0]
     assert answers[3]["duration"] == pytest.approx(60 / 25 + 20 / 10)
 
 
