@@ -19,14 +19,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from runtime.errors import VideoError
 from runtime.media import limits, stills
-from runtime.media.container import check_file
+from runtime.media.container import check_file, interval_of
 from runtime.media.decode import DamageError, Reader, reading
 from runtime.media.limits import DecodeLimits
 from runtime.media.timeline import Timeline
@@ -243,7 +242,7 @@ def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
             raise _without_frames(reader)
         if known:
             return Timeline.of(times, duration, rate, reader.tick, cut=reader.cut)
-        return Timeline.of(range(len(times)), 1, rate, 1 / (rate or Fraction(25)), cut=reader.cut)
+        return Timeline.of(range(len(times)), 1, rate, interval_of(reader.stream), cut=reader.cut)
 
 
 def _without_frames(reader: Reader) -> VideoError:

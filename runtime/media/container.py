@@ -43,7 +43,7 @@ _FRAME_THREADS = ("h264", "hevc", "vp8", "vp9")
 
 def check_file(path: Path) -> None:
     """Raise VideoError for what is not a readable file with something in it."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise VideoError(f"no video at {path}: no such file")
     if path.is_dir():
         raise VideoError(f"{path} is a directory; expected a video file")
@@ -119,6 +119,24 @@ def tick_of(stream: VideoStream) -> Fraction:
     return stream.time_base or Fraction(1, 1_000_000)
 
 
-def is_fragmented(stream: VideoStream) -> bool:
-    """Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them."""
-    return stream.container.format.name.startswith("mov") and not stream.frames
+def interval_of(stream: VideoStream) -> Fraction:
+    """Seconds from a frame to the next as FFmpeg guesses it, 1/25 where it can't. The average rate of a raw stream may be 25 whatever
+    its headers say."""
+    return 1 / (stream.guessed_rate or Fraction(25))
+
+
+def is_fragmented(path: Path) -> bool:
+    """Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
+    them, listed up front."""
+    at, end = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            if head[4:8] == b"moof":
+                return True
+            size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+            if size < 8:  # 0: up to the end of the file
+                return False
+            at += size
+    return False

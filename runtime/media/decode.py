@@ -8,7 +8,7 @@ decoder with threads may hand a frame out before it has set the flags. These are
 - pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
   and nothing shown later refers to them, so they are left out;
 - the last packet of a file that ends inside it, as a recording that was stopped: its picture is left out, and `Reader.cut` says so
-  (an mp4 that has an index up front is the exception: it was copied in part);
+  (an mp4 without fragments is the exception: its index lists every frame, so it was copied in part);
 - the joint of transport streams that were put one behind the other: the demuxer marks a packet, though nothing of it is lost. Its
   mark comes a packet early, because the parser is one behind; so a mark on the last packet but one before a keyframe is left to the
   decoder to judge, and any other is a loss.
@@ -200,7 +200,7 @@ class Reader:
 
     def check_length(self) -> None:
         """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""
-        if not self.container.format.name.startswith("mov") or is_fragmented(self.stream):
+        if not self.container.format.name.startswith("mov") or is_fragmented(self.path):
             return
         length = self.path.stat().st_size
         for entry in self.stream.index_entries:

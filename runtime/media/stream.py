@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.errors import VideoError, missing_package
 from runtime.media import stills
-from runtime.media.container import best_stream, check_file, tick_of
+from runtime.media.container import best_stream, check_file, interval_of, tick_of
 from runtime.media.decode import reading
 from runtime.media.orientation import upright_rgb
 
@@ -67,7 +67,7 @@ class Stream:
         for frame, stream in frames:
             rgb = partial(upright_rgb, frame, stream.codec_context.name)
             time = None if frame.pts is None else float(frame.pts * tick_of(stream))
-            yield clock.seconds(time, frame.key_frame, _interval(stream)), rgb
+            yield clock.seconds(time, frame.key_frame, float(interval_of(stream))), rgb
         if clock.last is None:
             raise VideoError(f"{self.source} has a video stream without a frame that can be decoded; expected at least one frame")
 
@@ -89,7 +89,7 @@ class Stream:
             stream = best_stream(container, self.source)
             stream.thread_type = "AUTO"
             stream.codec_context.copy_opaque = True  # from a packet to its frame: whether a part of it was lost
-            interval = _interval(stream)
+            interval = float(interval_of(stream))
             waited: float | None = 0.0  # seconds spent waiting for a keyframe; None: not waiting
             try:
                 for packet in container.demux(stream):
@@ -131,11 +131,6 @@ class Clock:
         else:
             self.last = max(self.last, time - self._start)
         return self.last
-
-
-def _interval(stream: VideoStream) -> float:
-    """Seconds from a frame to the next, as far as is known."""
-    return float(1 / stream.average_rate) if stream.average_rate else 0.04
 
 
 def _opened(source: str) -> InputContainer:

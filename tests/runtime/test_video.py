@@ -212,6 +212,7 @@ def test_what_is_no_video_is_an_error_that_says_what_it_is(tmp_path):
     write_audio(tmp_path / "sound.mp4")
     for name, message in {
         "absent.mp4": "no such file",
+        "x" * 300: "no such file",
         ".": "is a directory",
         "empty.mp4": r"is empty \(0 bytes\)",
         "notes.txt": "not a video",

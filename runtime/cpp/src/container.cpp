@@ -6,16 +6,20 @@
 #include <set>
 #include <tuple>
 
+#include "bytes.hpp"
 #include "text.hpp"
 
 namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
 
-// Containers and image files that hold one clip: no text drawn as video, no playlists that open other files.
+// Containers that hold one clip: no text drawn as video, no playlists that open other files.
 constexpr const char* kFormats =
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
-    "yuv4mpegpipe,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
+    "yuv4mpegpipe,gif";
+// For files that begin as a picture does; image2 goes by a file's name, and would draw an SVG.
+constexpr const char* kPictureFormats =
+    ",apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
 
 constexpr int kAside =
     AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_DEPENDENT | AV_DISPOSITION_STILL_IMAGE | AV_DISPOSITION_TIMED_THUMBNAILS;
@@ -85,7 +89,10 @@ AVRational Container::tick() const {
 
 bool Container::is_mov() const { return std::string_view(format->iformat->name).substr(0, 4) == "mov,"; }
 
-double Container::interval() const { return rate().num > 0 && rate().den > 0 ? av_q2d(av_inv_q(rate())) : 0.04; }
+AVRational Container::interval() const {
+  const AVRational guess = av_guess_frame_rate(format.get(), stream, nullptr);
+  return guess.num > 0 && guess.den > 0 ? av_inv_q(guess) : AVRational{1, 25};
+}
 
 void open_decoder(Container& container, const std::string& name, bool strict) {
   container.stream = best_stream(*container.format);
@@ -109,6 +116,7 @@ Container open_container(const fs::path& path, bool strict) {
   container.picture = read_picture(path);
   AVDictionary* options = nullptr;
   av_dict_set(&options, "format_whitelist", kFormats, 0);
+  if (container.picture) av_dict_set(&options, "format_whitelist", kPictureFormats, AV_DICT_APPEND);
   av_dict_set(&options, "protocol_whitelist", "file", 0);
   av_dict_set(&options, "pattern_type", "none", 0);
   AVFormatContext* format = nullptr;
@@ -123,6 +131,18 @@ Container open_container(const fs::path& path, bool strict) {
   }
   open_decoder(container, path.string(), strict);
   return container;
+}
+
+bool is_fragmented(const fs::path& path) {
+  ByteSource file(path);
+  for (uint64_t at = 0; at < file.size();) {
+    if (file.read(at + 4, 4) == "moof") return true;
+    uint64_t size = file.number(at, 4).value_or(0);
+    if (size == 1) size = file.number(at + 8, 8).value_or(0);
+    if (size < 8 || size > file.size() - at) return false;  // 0: up to the end of the file
+    at += size;
+  }
+  return false;
 }
 
 void check_video_file(const fs::path& path) {

@@ -24,15 +24,17 @@ struct Container {
   /// Whether strict decoding may fail at what is not shown: references that a picture doesn't need.
   bool warns() const { return stream->codecpar->codec_id == AV_CODEC_ID_H264; }
 
-  /// Seconds from a frame to the next at the stream's average rate, 0.04 where it names none.
-  double interval() const;
+  /// Seconds from a frame to the next as FFmpeg guesses it, 1/25 where it can't. The average rate of a raw stream may be 25
+  /// whatever its headers say.
+  AVRational interval() const;
 
   /// Of the file of a still picture, which counts instead of what FFmpeg says.
   std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
-
-  /// Whether the index of an mp4 lies in its fragments, so that a recording may have ended in any of them.
-  bool is_fragmented() const { return is_mov() && stream->nb_frames == 0; }
 };
+
+/// Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
+/// them, listed up front.
+bool is_fragmented(const std::filesystem::path& path);
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or holds none that can be decoded; AvFailure as below.

@@ -40,7 +40,7 @@ Reader::Reader(const fs::path& path, bool strict) : path_(path), container_(open
 }
 
 void Reader::check_length() const {
-  if (!container_.is_mov() || container_.is_fragmented()) return;
+  if (!container_.is_mov() || is_fragmented(path_)) return;
   const auto length = static_cast<int64_t>(fs::file_size(path_));
   for (int i = 0; i < avformat_index_get_entries_count(container_.stream); ++i) {
     const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);

@@ -116,7 +116,7 @@ class CameraSource : public FrameSource {
     }
     if (!waited_) return true;
     ++lost_;
-    *waited_ += container_.interval();
+    *waited_ += av_q2d(container_.interval());
     return false;
   }
 
@@ -192,7 +192,7 @@ bool VideoStream::next(double& seconds) {
   if (!parts_->frame) return false;
   std::optional<double> time;
   if (parts_->frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts_->frame->pts, container.tick());
-  seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), container.interval());
+  seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), av_q2d(container.interval()));
   return true;
 }
 

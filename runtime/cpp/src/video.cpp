@@ -154,8 +154,7 @@ Timeline decoded_timeline(const fs::path& path, bool strict) {
     for (size_t i = 0; i < times.size(); ++i) times[i] = static_cast<int64_t>(i);
   }
   const AVRational rate = container.rate();
-  const AVRational by_number = rate.num > 0 && rate.den > 0 ? av_inv_q(rate) : AVRational{1, 25};
-  Timeline timeline = Timeline::of(std::move(times), is_known ? duration : 1, rate, is_known ? container.tick() : by_number);
+  Timeline timeline = Timeline::of(std::move(times), is_known ? duration : 1, rate, is_known ? container.tick() : container.interval());
   timeline.cut = reader.is_cut();
   return timeline;
 }

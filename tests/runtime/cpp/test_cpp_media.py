@@ -365,8 +365,10 @@ def test_files_without_a_video_to_decode_are_called_what_they_are(cpp: Path, tmp
             output.mux(packets)
     keys = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
     write_video(tmp_path / "secret.mp4", pattern(8), container_options=keys)
-    paths = [tmp_path / "music.m4a", tmp_path / "secret.mp4"]
-    for answer, path, words in zip(read(cpp, paths), paths, ("has a cover picture but no video", "is encrypted"), strict=True):
+    (tmp_path / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    paths = [tmp_path / "music.m4a", tmp_path / "secret.mp4", tmp_path / "drawing.svg"]
+    refusals = ("has a cover picture but no video", "is encrypted", "is not a video")
+    for answer, path, words in zip(read(cpp, paths), paths, refusals, strict=True):
         assert words in answer["error"]
         assert_same(answer, path)
 
@@ -383,7 +385,9 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     slower.write_bytes(whole.read_bytes() + slower.read_bytes())
     pieces = write_video(ended, pattern(40), options={"g": "10"}, container_options={"movflags": "frag_keyframe+empty_moov"})
     pieces.write_bytes(pieces.read_bytes()[: -pieces.stat().st_size // 6])
-    paths = [begun, joined, ended, slower]
+    listed = write_video(tmp_path / "listed.mp4", pattern(40), options={"g": "10"}, container_options={"movflags": "frag_keyframe"})
+    listed.write_bytes(listed.read_bytes()[: -listed.stat().st_size // 6])  # the first ten of its frames stand in an index up front
+    paths = [begun, joined, ended, slower, listed]
     answers = read(cpp, paths, 8)
     for answer, path in zip(answers, paths, strict=True):
         assert_same(answer, path, 8)
@@ -391,6 +395,7 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     assert answers[1]["total"] == 120 and answers[1]["duration"] == pytest.approx(120 / 25)
     assert answers[1]["indices"] == [0, 15, 30, 45, 60, 75, 90, 105]
     assert "the file ends inside a frame" in answers[2]["notes"][0]
+    assert answers[4]["total"] == answers[2]["total"] > 20 and answers[4]["notes"][0] == answers[2]["notes"][0]
     assert answers[3]["duration"] == pytest.approx(60 / 25 + 20 / 10)
 
 
@@ -409,7 +414,8 @@ def test_times_decide_as_in_python(cpp: Path, tmp_path: Path):
     uneven = write_video(tmp_path / "uneven.mkv", pattern(12), times=[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 150, 200])
     slides = write_slides(tmp_path / "slides.mp4")
     short = write_video(tmp_path / "short.mp4", pattern(3))
-    paths = [gap, uneven, slides, short]
+    raw = write_video(tmp_path / "raw.h264", pattern(20), rate=10)  # its headers alone tell how fast it is
+    paths = [gap, uneven, slides, short, raw]
     answers = read(cpp, paths, 8)
     for answer, path in zip(answers, paths, strict=True):
         assert_same(answer, path, 8)
@@ -417,6 +423,7 @@ def test_times_decide_as_in_python(cpp: Path, tmp_path: Path):
     assert "not shown equally long" in answers[1]["notes"][0]
     assert answers[2]["indices"] == [0, 1, 1, 1, 1, 1, 1, 1]
     assert answers[3]["notes"] == ["the clip is shorter than 8 frames: 5 are repeated"]
+    assert answers[4]["duration"] == 2
 
 
 def write_slides(path: Path) -> Path:

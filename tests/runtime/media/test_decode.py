@@ -86,6 +86,7 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
     ("name", "codec", "options", "container"),
     [
         ("clip.mp4", "libx264", {"g": "12", "bf": "2"}, FRAGMENTED),
+        ("listed.mp4", "libx264", {"g": "12", "bf": "2"}, {"movflags": "frag_keyframe"}),  # its first frames stand in an index
         ("clip.ts", "libx264", {"g": "12", "bf": "2"}, {}),
         ("clip.mkv", "libx264", {"g": "12", "bf": "2"}, {}),
         ("clip.flv", "flv", {"g": "12"}, {}),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from video_files import pattern, write_video
 
+from runtime.media.stream import Stream
 from runtime.media.timeline import Timeline
 from runtime.video import sample_frames
 
@@ -75,6 +76,13 @@ def test_a_wrong_timestamp_does_not_make_one_frame_of_the_clip(tmp_path, times):
     assert clip.total == 20 and clip.indices == tuple(range(0, 20, 2))
     (note,) = clip.notes
     assert "one gap between two frames is most of the clip" in note and "sampled by number" in note
+
+
+def test_a_raw_stream_has_the_rate_of_its_headers(tmp_path):
+    path = write_video(tmp_path / "raw.h264", pattern(20), rate=10)
+    clip = sample_frames(path, 4, lambda frame: frame)
+    assert clip.timestamps == (0, 0.5, 1, 1.5) and clip.duration == 2
+    assert [time for time, _ in Stream(str(path))] == pytest.approx([number / 10 for number in range(20)])
 
 
 def test_the_note_about_repeats_says_why(tmp_path):
