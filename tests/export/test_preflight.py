@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
 from export.pipeline import ExportOptions
-from export.preflight import make_plan
+from export.preflight import _max_context, make_plan
+from runtime.errors import ExportError
 
 IMAGES_ONLY = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
@@ -376,3 +378,47 @@ class TestOptions:
 
     def test_a_spec_that_does_not_fit_the_grid(self, refusal: Callable[..., str]) -> None:
         assert "nsp: window 10 does not fit a grid of 9x9 tokens" in refusal("--compress", "nsp:window=10")
+
+
+@pytest.mark.parametrize(("only", "checked"), [(None, ["vision", "llm"]), ("vision", ["vision"]), ("llm", ["llm"])])
+def test_of_the_half_that_is_left_out_no_weights_are_asked_for(only: str | None, checked: list[str]) -> None:
+    seen: list[str] = []
+    checks = {f"check_{half}_weights": lambda checkpoint, half=half: seen.append(half) for half in ("vision", "llm")}
+    make_plan(ExportOptions(only=only), SimpleNamespace(**vars(family("llava-ov")) | checks), open_checkpoint(None))
+    assert seen == checked
+
+
+class TestContext:
+    """A clip's tokens, the prompt's others, and 16 positions for an answer, in what the LLM was made for."""
+
+    @pytest.mark.parametrize(
+        ("chosen", "tokens", "prompt", "limit", "expected"),
+        [
+            (None, 257, 20, 4096, 1536),  # 1024 for question and answer, in whole 256s
+            (None, 256, 20, 4096, 1280),
+            (None, 257, 20, 1400, 1400),
+            (None, 100, 2000, 4096, 2304),  # a template of 2000 tokens
+            (None, 80, 4, 100, 100),  # as full as can be
+            (100, 80, 4, 200, 100),
+            (200, 80, 4, 200, 200),
+        ],
+    )
+    def test_it_has_room_for_question_and_answer(
+        self, chosen: int | None, tokens: int, prompt: int, limit: int, expected: int
+    ) -> None:
+        got = _max_context(chosen, tokens, prompt, limit)
+        assert got == expected and type(got) is int
+
+    @pytest.mark.parametrize(
+        ("chosen", "tokens", "prompt", "limit", "message"),
+        [
+            (None, 81, 4, 100, "the clip has 81 visual tokens, the LLM was made for 100 positions; take fewer"),
+            (80, 80, 4, 200, "--max-context is 80, the clip alone has 80 visual tokens; expected more than that"),
+            (81, 80, 4, 200, "a short question and answer 20; expected at least 100"),
+            (99, 80, 4, 200, "--max-context is 99, the clip has 80 visual tokens and a short question and answer 20; expected at least 100"),
+            (201, 80, 4, 200, "--max-context is 201, the LLM was made for 200 positions at most"),
+        ],
+    )  # fmt: skip
+    def test_one_without_it_is_refused(self, chosen: int | None, tokens: int, prompt: int, limit: int, message: str) -> None:
+        with pytest.raises(ExportError, match=message):
+            _max_context(chosen, tokens, prompt, limit)
