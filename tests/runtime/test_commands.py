@@ -1,4 +1,4 @@
-"""`python -m runtime`: what each command takes, what it hands on, what it prints and its exit code, without a bundle."""
+"""What `run`, `watch`, `parity` and `inspect` hand on and print, and their exit codes, without a bundle."""
 
 from __future__ import annotations
 
@@ -10,63 +10,12 @@ from typing import Any
 import pytest
 
 import runtime.__main__
-from runtime.__main__ import _parser, main
-from runtime.cluster.batch import BatchOptions, BatchResult
+from runtime.__main__ import main
 from runtime.engine import EngineOptions
-from runtime.engine.build import BuildOptions, BuiltEngine
 from runtime.llm.sampling import Sampling
 from runtime.pipeline import Answer, AskOptions
-from runtime.tools.bench import BenchOptions
 from runtime.tools.parity import ParityReport, Row
 from runtime.watch import Observation, WatchOptions
-
-BUNDLE = {"bundle": Path("B"), "json": False}
-ENGINE = {"device": "auto", "bf16": False, "threads": 0}
-ANY_BACKEND = {"backend": "auto"} | ENGINE
-LLM = {"llm": "local", "llm_model": None, "llm_api_key": None, "llm_dtype": "float16"}
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (
-            "run B V Q",
-            {"video": Path("V"), "question": "Q", "max_new_tokens": 128, "temperature": 0, "top_p": 1, "seed": None}
-            | LLM
-            | ANY_BACKEND,
-        ),
-        ("tokens B V -o O", {"video": Path("V"), "output": Path("O")} | ANY_BACKEND),
-        (
-            "batch B V W --out O",
-            {
-                "videos": ["V", "W"],
-                "out": Path("O"),
-                "workers": 2,
-                "part_rows": 64,
-                "runner": "auto",
-                "ray_address": None,
-                "retry_errors": False,
-            }
-            | ANY_BACKEND,
-        ),
-        (
-            "watch B S Q",
-            {"source": "S", "question": "Q", "every": 2, "window": 8, "count": 0, "realtime": False, "max_new_tokens": 128}
-            | ANY_BACKEND,
-        ),
-        ("build B", {"backend": "auto", "target": None, "plugin": "none", "force": False}),
-        ("parity B", {"backend": []} | ENGINE),
-        ("bench B", {"video": None, "rounds": 5, "max_new_tokens": 32} | ANY_BACKEND),
-        ("tune B", {"rounds": 3}),
-        ("plot B V -o O", {"video": Path("V"), "output": Path("O")} | ENGINE),
-        ("inspect B", {"verify": False, "predict": None}),
-    ],
-    ids=lambda value: value.partition(" ")[0] if isinstance(value, str) else "",
-)
-def test_what_is_not_asked_for_has_its_default(words: str, expected: dict[str, Any]) -> None:
-    args = vars(_parser().parse_args(words.split()))
-    del args["command"]
-    assert args == BUNDLE | expected
 
 
 class Commands:
@@ -155,39 +104,6 @@ def test_parity_past_its_tolerance_is_exit_code_1(commands: Commands, ok: bool, 
     assert (got, json.loads(out)["ok"]) == (code, ok)
     assert commands.asked == [["onnx", "openvino"], EngineOptions("auto", 3)]
     assert commands("parity")[0] == code
-
-
-@pytest.mark.parametrize(("errors", "code"), [(0, 0), (2, 1)])
-def test_a_batch_with_errors_is_exit_code_1(commands: Commands, errors: int, code: int) -> None:
-    result = BatchResult(files=9, skipped=4, errors=errors, parts=1, seconds=1.25, runner="local")
-    commands.answering("runtime.cluster.batch.run", result, of=4)
-    words = "V W --out O --workers 3 --part-rows 5 --runner local --ray-address A --retry-errors --backend onnx --device cpu --threads 6"
-    assert commands("batch", *words.split()) == (
-        code,
-        f"O: 5 rows, {errors} with errors, 4 done before, 1.2 s (local)\n",
-        "",
-    )
-    assert commands.asked == [Path("B"), ["V", "W"], Path("O"), BatchOptions(3, 5, "local", "A", True, "onnx", "cpu", 6)]
-    assert json.loads(commands("batch", "V", "--out", "O", "--json")[1])["errors"] == errors
-    assert commands.asked[-1].threads == 1  # so many workers share the cores
-
-
-def test_build_says_of_each_engine_where_it_is_and_whether_it_was_there(commands: Commands) -> None:
-    engines = [BuiltEngine("vision", Path("e/v"), 1_540_000, 2.25, False), BuiltEngine("llm", Path("e/l"), 99_960_000, 0.0, True)]
-    commands.answering("runtime.engine.build.build", engines)
-    words = "--backend tensorrt --target ampere-plus --plugin aot --force"
-    assert commands("build", *words.split()) == (0, "e/v  1.5 MB  2.2 s\ne/l  100.0 MB  0.0 s  (reused)\n", "")
-    commands("build")
-    assert commands.asked == [BuildOptions("tensorrt", "ampere-plus", force=True, plugin="aot"), BuildOptions()]
-    assert [engine["reused"] for engine in json.loads(commands("build", "--json")[1])] == [False, True]
-
-
-def test_bench_is_given_its_options(commands: Commands) -> None:
-    commands.answering("runtime.tools.bench.bench", SimpleNamespace(as_dict=lambda: {"rows": []}))
-    commands.patch.setattr("runtime.tools.bench.text", lambda report: "a table")
-    words = "--video V --rounds 2 --max-new-tokens 3 --backend openvino --device cpu --threads 4 --bf16"
-    assert commands("bench", *words.split()) == (0, "a table\n", "")
-    assert commands.asked == [BenchOptions(Path("V"), 2, 3, "openvino", "cpu", 4, True)]
 
 
 def test_inspect_verifies_or_predicts_where_it_is_asked_to(commands: Commands) -> None:

@@ -109,6 +109,19 @@ def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(
     assert liveness.peak(liveness.load(path, {})).unknown > 0
 
 
+def test_sizes_that_a_node_takes_apart_keep_all_their_parts(tmp_path):
+    """What shape inference finds by itself, from a node of two outputs that are both read: 6 rows of 4."""
+    nodes = [
+        helper.make_node("Split", ["both"], ["rows", "columns"], "split", num_outputs=2),
+        helper.make_node("Concat", ["columns", "rows"], ["turned"], "turn", axis=0),
+        helper.make_node("Reshape", ["x", "turned"], ["y"], "reshape"),
+    ]
+    path = _save(tmp_path, nodes, {"x": [24]}, {"y": ["A", "B"]}, {"both": np.array([6, 4])})
+    model = liveness.load(path, {})
+    onnx.checker.check_model(model)
+    assert {name for node in model.graph.node for name in node.output} >= {"rows", "columns", "turned", "y"}
+
+
 def test_local_functions_are_counted_by_what_is_inside_them(tmp_path):
     body = [helper.make_node("Expand", ["v", "to"], ["wide"]), helper.make_node("ReduceMean", ["wide"], ["m"], keepdims=1)]
     function = helper.make_function("gridpool", "Pool", ["v", "to"], ["m"], body, [helper.make_opsetid("", 18)])
