@@ -17,8 +17,8 @@ from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
 from export.pipeline import ExportOptions
-from export.preflight import _max_context, make_plan
-from runtime.errors import ExportError
+from export.preflight import _max_context, check_options, make_plan
+from runtime.errors import ExportError, UserError
 
 IMAGES_ONLY = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
@@ -386,6 +386,44 @@ def test_of_the_half_that_is_left_out_no_weights_are_asked_for(only: str | None,
     checks = {f"check_{half}_weights": lambda checkpoint, half=half: seen.append(half) for half in ("vision", "llm")}
     make_plan(ExportOptions(only=only), SimpleNamespace(**vars(family("llava-ov")) | checks), open_checkpoint(None))
     assert seen == checked
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frames": 1}, {"frames": 1024}, {"frames": 2, "split": True}, {"frames": 2, "precision": "int8"}, {"max_context": 1},
+        {"frames": 1, "precision": "int8", "only": "llm"}, {"error_budget": 1e-6, "precision": "int8"},
+        {"only": "vision", "split": True, "input": "frames", "place": "before-projector"},
+        {"only": "llm", "llm_precision": "int4", "attention": "standard", "max_context": 512},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_at_their_limits_are_taken(options: dict[str, Any]) -> None:
+    check_options(ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 1025}, "--frames is 1025, expected 1 to 1024$"),
+        ({"only": "llm", "input": "frames"}, "--input is about the vision half, which --only llm leaves out; drop one of them$"),
+        ({"precision": "int8", "only": "llm", "llm_precision": "fp32", "error_budget": 0.1}, "pass --llm-precision int8 or int4, or leave"),
+        ({"only": "vision", "calibrate": "."}, "nothing is quantised here; pass --precision int8, or leave it out$"),
+        ({"error_budget": -0.1, "precision": "int8"}, "--error-budget is -0.1, expected a share above 0"),
+    ],
+)  # fmt: skip
+def test_options_past_their_limits_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        check_options(ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "package", ["torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime"]
+)
+def test_a_package_that_an_export_needs_later_is_missed_at_once(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else name)
+    with pytest.raises(UserError, match=f'needs the package "{package}", which is not installed: pip install'):
+        check_options(ExportOptions())
 
 
 class TestContext:
