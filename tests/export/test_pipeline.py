@@ -155,6 +155,8 @@ def test_list_names_families_presets_and_stages_with_their_options(capsys):
     text = capsys.readouterr().out
     for word in ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "st-gridpool-8x", "vidcom2", "temperature=1", "strides=2/4/8"):
         assert word in text
+    families, known, stages = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert (families, known) == ("families", "presets") and stages.startswith("stages (")
     assert main(["--list", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert table["presets"]["uniform"] == "avgpool:window=2" and table["stages"]["nsp"]["window"] == "2"

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
 from export.pipeline import ExportOptions
-from export.preflight import make_plan
+from export.preflight import _max_context, check_options, make_plan
+from runtime.errors import ExportError, UserError
 
 IMAGES_ONLY = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
@@ -390,3 +392,85 @@ class TestOptions:
 
     def test_a_spec_that_does_not_fit_the_grid(self, refusal: Callable[..., str]) -> None:
         assert "nsp: window 10 does not fit a grid of 9x9 tokens" in refusal("--compress", "nsp:window=10")
+
+
+@pytest.mark.parametrize(("only", "checked"), [(None, ["vision", "llm"]), ("vision", ["vision"]), ("llm", ["llm"])])
+def test_of_the_half_that_is_left_out_no_weights_are_asked_for(only: str | None, checked: list[str]) -> None:
+    seen: list[str] = []
+    checks = {f"check_{half}_weights": lambda checkpoint, half=half: seen.append(half) for half in ("vision", "llm")}
+    make_plan(ExportOptions(only=only), SimpleNamespace(**vars(family("llava-ov")) | checks), open_checkpoint(None))
+    assert seen == checked
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"frames": 1}, {"frames": 1024}, {"frames": 2, "split": True}, {"frames": 2, "precision": "int8"}, {"max_context": 1},
+        {"frames": 1, "precision": "int8", "only": "llm"}, {"error_budget": 1e-6, "precision": "int8"},
+        {"only": "vision", "split": True, "input": "frames", "place": "before-projector"},
+        {"only": "llm", "llm_precision": "int4", "attention": "standard", "max_context": 512},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_at_their_limits_are_taken(options: dict[str, Any]) -> None:
+    check_options(ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 1025}, "--frames is 1025, expected 1 to 1024$"),
+        ({"only": "llm", "input": "frames"}, "--input is about the vision half, which --only llm leaves out; drop one of them$"),
+        ({"precision": "int8", "only": "llm", "llm_precision": "fp32", "error_budget": 0.1}, "pass --llm-precision int8 or int4, or leave"),
+        ({"only": "vision", "calibrate": "."}, "nothing is quantised here; pass --precision int8, or leave it out$"),
+        ({"error_budget": -0.1, "precision": "int8"}, "--error-budget is -0.1, expected a share above 0"),
+    ],
+)  # fmt: skip
+def test_options_past_their_limits_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        check_options(ExportOptions(**options))
+
+
+@pytest.mark.parametrize(
+    "package", ["torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime"]
+)
+def test_a_package_that_an_export_needs_later_is_missed_at_once(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else name)
+    with pytest.raises(UserError, match=f'needs the package "{package}", which is not installed: pip install'):
+        check_options(ExportOptions())
+
+
+class TestContext:
+    """A clip's tokens, the prompt's others, and 16 positions for an answer, in what the LLM was made for."""
+
+    @pytest.mark.parametrize(
+        ("chosen", "tokens", "prompt", "limit", "expected"),
+        [
+            (None, 257, 20, 4096, 1536),  # 1024 for question and answer, in whole 256s
+            (None, 256, 20, 4096, 1280),
+            (None, 257, 20, 1400, 1400),
+            (None, 100, 2000, 4096, 2304),  # a template of 2000 tokens
+            (None, 80, 4, 100, 100),  # as full as can be
+            (100, 80, 4, 200, 100),
+            (200, 80, 4, 200, 200),
+        ],
+    )
+    def test_it_has_room_for_question_and_answer(
+        self, chosen: int | None, tokens: int, prompt: int, limit: int, expected: int
+    ) -> None:
+        got = _max_context(chosen, tokens, prompt, limit)
+        assert got == expected and type(got) is int
+
+    @pytest.mark.parametrize(
+        ("chosen", "tokens", "prompt", "limit", "message"),
+        [
+            (None, 81, 4, 100, "the clip has 81 visual tokens, the LLM was made for 100 positions; take fewer"),
+            (80, 80, 4, 200, "--max-context is 80, the clip alone has 80 visual tokens; expected more than that"),
+            (81, 80, 4, 200, "a short question and answer 20; expected at least 100"),
+            (99, 80, 4, 200, "--max-context is 99, the clip has 80 visual tokens and a short question and answer 20; expected at least 100"),
+            (201, 80, 4, 200, "--max-context is 201, the LLM was made for 200 positions at most"),
+        ],
+    )  # fmt: skip
+    def test_one_without_it_is_refused(self, chosen: int | None, tokens: int, prompt: int, limit: int, message: str) -> None:
+        with pytest.raises(ExportError, match=message):
+            _max_context(chosen, tokens, prompt, limit)

@@ -187,6 +187,45 @@ class TestCheck:
             wrap([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=2)], (1, 4, 8), opset=23), "11.1"
         )
 
+    @pytest.mark.parametrize(
+        ("node", "message"),
+        [
+            (helper.make_node("Attention", ["x"] * 3, ["y"], softcap=2.0), "softcap and qk_matmul_output_mode are not taken"),
+            (helper.make_node("Attention", ["x"] * 3, ["y"], qk_matmul_output_mode=1), "softcap and qk_matmul_output_mode are not taken"),
+            (helper.make_node("Attention", ["x"] * 3, ["y", "p", "q"]), "only its first output is taken: update the cache outside of it"),
+            (helper.make_node("Attention", ["x"] * 3 + ["", "", "x"], ["y"]), "past_value is not taken: pass the whole cache and a mask"),
+            (helper.make_node("Attention", ["x"] * 3 + [""] * 3 + ["at"], ["y"]), "nonpad_kv_seqlen is not taken: pass the whole cache and a mask"),
+            (helper.make_node("Attention", ["x"] * 3 + ["table"], ["y"]), "Q, K, V and the mask must have 4 dimensions"),
+            (helper.make_node("Attention", ["x"] * 4, ["y"]), ""),
+            (helper.make_node("RotaryEmbedding", ["x", "table", "table", "narrow"], ["y"]), "position_ids must be INT64"),
+            (helper.make_node("RotaryEmbedding", ["x", "table", "table", "at"], ["y"]), ""),
+            (helper.make_node("RotaryEmbedding", ["x", "table", "table"], ["y"]), ""),
+            (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"]), ""),
+            (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"], axis=2), ""),
+            (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"], axis=1), "axis must be -2"),
+            (helper.make_node("TensorScatter", ["table", "table", "at"], ["y"]), "its tensors must have 4 dimensions"),
+        ],
+    )  # fmt: skip
+    def test_limits_of_the_operators_of_a_decoder(self, node: onnx.NodeProto, message: str) -> None:
+        constants = {"table": np.zeros((4, 8), np.float32), "at": np.zeros((1, 4), np.int64), "narrow": np.zeros((1, 4), np.int32)}
+        tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        scope = tensorrt_support._Scope()
+        scope.read(wrap([node], (1, 2, 4, 8), constants=tensors, opset=24).graph)
+        assert (tensorrt_support._why_not(node, PARSERS["11.1"], "11.1", scope) or "") == message
+
+    @pytest.mark.parametrize(
+        ("op", "input_", "what", "lifted"),
+        [("CumSum", 1, "axis", None), ("Squeeze", 1, "axes", None), ("Unsqueeze", 1, "axes", None), ("OneHot", 1, "depth", None),
+         ("Pad", 3, "axes", "10.13"), ("ReduceMax", 1, "axes", None), ("ReduceL2", 1, "axes", None), ("ReduceSumSquare", 1, "axes", None)],
+    )  # fmt: skip
+    def test_what_must_be_constant(self, op: str, input_: int, what: str, lifted: str | None) -> None:
+        scope = tensorrt_support._Scope(constants={"known"})
+        for name, message in (("known", ""), ("", ""), ("computed", f"its {what} must be a constant")):
+            node = helper.make_node(op, [*["x"] * input_, name], ["y"])
+            for release in RELEASES:
+                expected = "" if lifted and RELEASES.index(release) >= RELEASES.index(lifted) else message
+                assert (tensorrt_support._why_not(node, PARSERS[release], release, scope) or "") == expected
+
 
 class TestWhereNodesHide:
     def function(self, op: str, opset: int = 20) -> onnx.FunctionProto:

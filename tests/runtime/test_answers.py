@@ -14,7 +14,7 @@ from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import Bundle
 from runtime.errors import PromptError
 from runtime.llm.decoder import LocalDecoder
-from runtime.pipeline import AskOptions, VideoChat
+from runtime.pipeline import Answer, AskOptions, VideoChat
 from runtime.preprocess import Preprocessor, load_clip
 
 
@@ -68,6 +68,18 @@ def test_ids_equal_transformers_generate_with_the_familys_own_compression(own_co
         expected = [token for token in generated[0, encoded["input_ids"].shape[1] :].tolist() if token != tokenizer.eos_token_id]
         list(chat.ask(CLIPS / clip_name, question, AskOptions(max_new_tokens=8)))
         assert chat.answer.ids == expected, question
+
+
+def test_an_answer_is_json_with_its_ratio_and_speed():
+    counts = {"patch_tokens": 0, "visual_tokens": 0, "prompt_tokens": 0, "repeated_frames": 0}
+    nothing = {"text": "", "ids": [], "frames": [], "seconds": {}, "compression": 0}
+    assert Answer().as_dict() == counts | nothing  # before any question
+    answer = Answer("a cat", [5, 6, 7], 1296, 257, 267, [0, 9], 1, ["for people"], {"decode": 0.5})
+    assert answer.as_dict() == {
+        "text": "a cat", "ids": [5, 6, 7], "patch_tokens": 1296, "visual_tokens": 257, "prompt_tokens": 267, "frames": [0, 9],
+        "repeated_frames": 1, "seconds": {"decode": 0.5}, "compression": 5.04, "decode_tokens_per_second": 4.0,
+    }  # fmt: skip
+    assert "decode_tokens_per_second" not in Answer(ids=[5], seconds={"decode": 0.5}).as_dict()
 
 
 def test_chunks_of_any_size_give_the_same_logits(bundle):

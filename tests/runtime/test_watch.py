@@ -11,7 +11,7 @@ from refusal import refused
 
 from runtime import watch
 from runtime.__main__ import _parser, main
-from runtime.errors import UsageError
+from runtime.errors import UsageError, VideoError
 from runtime.watch import Watch, WatchOptions
 
 
@@ -85,6 +85,119 @@ def test_times_and_counts_that_make_no_sense_are_refused(options, message):
     WatchOptions(every=0.001, window=86_400)
     with pytest.raises(UsageError, match=message):
         WatchOptions(**options)
+
+
+class Lossy:
+    """A source of which one frame more is lost each time that somebody asks."""
+
+    def __init__(self, source):
+        self.source, self.asked = source, 0
+
+    def take_lost(self):
+        self.asked += 1
+        return self.asked
+
+
+def test_what_a_slow_engine_and_the_network_lost_is_told_with_the_next_answer(monkeypatch):
+    taken, sent = threading.Event(), threading.Event()
+
+    class Slow(Live):
+        def push(self, frame, seconds):
+            super().push(frame, seconds)
+            taken.set()
+            assert sent.wait(10)
+
+    def frames(*_):
+        yield 0.0, np.zeros(1)
+        assert taken.wait(10)
+        yield from ((float(number), np.zeros(1)) for number in range(1, 10))
+        sent.set()
+
+    seen = Watch.__new__(Watch)
+    seen._live = Slow()
+    seen._chat = SimpleNamespace(prompt=SimpleNamespace(ids=lambda question: None), ask_about=lambda *_: iter(()), answer="said")
+    monkeypatch.setattr(watch, "sampled", frames)
+    monkeypatch.setattr(watch, "Stream", Lossy)
+    got = list(seen.answers("file", "what ?", WatchOptions(every=1, realtime=True)))
+    assert [(one.time, one.dropped, one.lost) for one in got] == [(6, 5, 1), (7, 0, 2), (8, 0, 3), (9, 0, 4)]
+    assert seen._live.times == [0, 6, 7, 8, 9] and got[0].answer == "said"
+
+
+def test_an_observation_is_json_with_what_was_dropped():
+    answer = SimpleNamespace(text="two", ids=[5], frames=[0, 4], seconds={"encode": 0.5})
+    assert watch.Observation(2.5, answer, dropped=3, lost=1).as_dict() == {
+        "time": 2.5, "text": "two", "ids": [5], "frames": [0, 4], "dropped": 3, "seconds": {"encode": 0.5},
+    }  # fmt: skip
+
+
+def test_a_camera_that_breaks_is_an_error_after_the_frames_that_came():
+    def frames():
+        yield 0.0, np.zeros(1)
+        raise VideoError("the camera is gone")
+
+    got = []
+    with pytest.raises(VideoError, match="the camera is gone"):
+        for seconds, _ in watch._Camera(frames(), capacity=3):
+            got.append(seconds)
+    assert got == [0.0]
+
+
+def test_a_camera_is_let_go_when_nobody_watches_any_more():
+    closed, wanted = threading.Event(), threading.Semaphore(1)
+
+    def frames():
+        try:
+            for number in range(100):
+                assert wanted.acquire(timeout=10)
+                yield float(number), np.zeros(1)
+        finally:
+            closed.set()
+
+    camera = watch._Camera(frames(), capacity=3)
+    assert next(iter(camera))[0] == 0
+    camera.stop()
+    wanted.release()
+    assert closed.wait(10)
+
+
+class Source:
+    """Frames at given times; resized frames are the times again."""
+
+    def __init__(self, times, source="file"):
+        self.times, self.source = times, source
+
+    def __iter__(self):
+        return iter((time, lambda time=time: time) for time in self.times)
+
+
+@pytest.mark.parametrize(
+    ("times", "step", "taken"),
+    [
+        ([0, 0.25, 0.5, 0.75, 1, 1.25], 0.5, [0, 0.5, 1]),
+        ([0, 0.3, 0.7, 1.1], 0.5, [0, 0.7, 1.1]),
+        ([0, 5, 5.25, 5.5], 0.5, [0, 5, 5.5]),  # a pause is not made up for
+        ([number / 25 for number in range(26)], 0.2, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ([0, 1 - 1e-9, 1.5, 2], 1, [0, 1 - 1e-9, 2]),  # what is a nanosecond early counts
+        ([0, 1 - 3e-9, 1.5, 2], 1, [0, 1.5, 2]),
+    ],
+)
+def test_the_first_frame_of_every_step_is_sampled(times, step, taken):
+    resized = SimpleNamespace(resize=lambda rgb: [rgb])
+    assert list(watch.sampled(Source(times), step, resized)) == [(time, [time]) for time in taken]
+
+
+@pytest.mark.parametrize(
+    ("source", "realtime", "waits"), [("file", True, True), ("file", False, False), ("rtsp://host", True, False)]
+)
+def test_a_file_is_played_at_its_own_speed_where_that_is_asked_for(monkeypatch, source, realtime, waits):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(watch, "time", clock)
+    seen = []
+    for seconds, _ in watch.sampled(Source([0, 1, 3], source), 0.5, SimpleNamespace(resize=id), WatchOptions(realtime=realtime)):
+        seen.append((seconds, clock.now - 100))
+        clock.now += 0.5  # which looking at a frame takes
+    assert seen == ([(0, 0), (1, 1), (3, 3)] if waits else [(0, 0), (1, 0.5), (3, 1)])
 
 
 COMMAND = ["watch", "BUNDLE", "SOURCE", "what ?"]

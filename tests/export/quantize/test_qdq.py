@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from export.quantize.layers import find_layers
 from export.quantize.llm import _rounded
-from export.quantize.qdq import rows_to_int8, w4, w8, w8a8
+from export.quantize.qdq import _lift_biases, int8_rounded, rows_to_int8, w4, w8, w8a8
 from runtime.tools.compare import relative_error
 
 RNG = np.random.default_rng(0)
@@ -84,6 +84,37 @@ def test_int8_weights_have_a_step_for_each_output(tmp_path):
     assert fused(quantized, tmp_path)["MatMulNBits"] == 1
 
 
+def test_the_biases_of_quantized_products_become_rows_and_are_there_once():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p1"], "one"),
+        helper.make_node("MatMul", ["x", "w"], ["p2"], "two"),
+        helper.make_node("MatMul", ["x", "w"], ["p3"], "three"),
+        helper.make_node("Add", ["p1", "b"], ["s1"], "s1"),
+        helper.make_node("Add", ["b", "p2"], ["s2"], "s2"),  # a sum has no order
+        helper.make_node("Add", ["p3", "c"], ["s3"], "s3"),
+        helper.make_node("Add", ["p1", "c"], ["s4"], "s4"),
+        helper.make_node("Mul", ["p1", "d"], ["s5"], "s5"),
+    ]
+    rows = {"w": W, "b": BIAS, "c": BIAS + 1, "d": BIAS + 2}
+    outputs = [helper.make_tensor_value_info(f"s{number}", 1, [1, 6, 48]) for number in range(1, 6)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 6, 64])],
+        outputs,
+        [numpy_helper.from_array(v, k) for k, v in rows.items()],
+    )
+    lifted = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    _lift_biases(lifted, ["one", "two"])
+    onnx.checker.check_model(lifted, full_check=True)
+    read = {node.name: list(node.input) for node in lifted.graph.node}
+    assert (read["s1"], read["s2"], read["s3"]) == (["p1", "b/row"], ["b/row", "p2"], ["p3", "c"])
+    assert (read["s4"], read["s5"]) == (["p1", "c/row"], ["p1", "d"])
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in lifted.graph.initializer}
+    assert set(constants) == {"w", "b/row", "c", "c/row", "d"}  # nobody reads b any more
+    np.testing.assert_array_equal(constants["b/row"], BIAS.reshape(1, 1, 48))
+
+
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_int4_weights_have_a_step_for_each_block(block, tmp_path):
     quantized = w4(model(), find_layers(model()), block)
@@ -122,3 +153,11 @@ def test_rows_come_back_within_half_a_step():
     values, scales = rows_to_int8(table)
     assert values.dtype == np.int8 and scales.dtype == np.float32 and (scales > 0).all()
     assert (np.abs(values * scales[:, None] - table) <= scales[:, None] / 2 * 1.0001).all()
+
+
+def test_a_weight_is_rounded_by_output_channel_to_127_steps_on_both_sides():
+    weight = np.array([[127, 1.0], [-63.6, -4], [0.4, 2]], np.float32)  # steps of 1 and of 4 / 127
+    step = 4 / 127
+    np.testing.assert_allclose(int8_rounded(weight), [[127, 32 * step], [-64, -4], [0, 64 * step]], rtol=1e-6)
+    values, scales = rows_to_int8(np.array([[-127, 127, 0.5, 1.5], [0, 0, 0, 0]], np.float32))
+    assert values.tolist() == [[-127, 127, 0, 2], [0, 0, 0, 0]] and scales.tolist() == [1, 1]  # halves go to the even step

@@ -126,7 +126,7 @@ def test_the_compress_scope_stays_out_even_where_it_keeps_frames_apart():
         "b = Slice(a, back, zero, zero, back)",
         "b = Slice(a, starts, ends, axes, steps)",  # along frames and along another axis
         "b = Gather<axis = 0>(a, order)",
-        "b = Gather(a, order)",
+        "b = Gather(a, order)",  # which is along the first axis
         "b = LayerNormalization<axis = 0>(a, along)",
     ],
 )
@@ -184,6 +184,52 @@ def test_frames_that_are_put_behind_each_other_stay_out():
     )
     after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 3)}, tolerance=1e-5)
     assert ops(after) == ["Loop", "Concat", "Relu"]
+
+
+def test_frames_that_are_split_along_the_first_axis_stay_out():
+    model = model_from_text(
+        """
+    g (float[4, 2, 3] x) => (float[4, 3] y) <int64[2] rows = {8, 3}> {
+        a = MatMul(x, w)
+        b = Reshape(a, rows)
+        c, d = Split<num_outputs = 2>(b)
+        y = Add(c, d)
+    }""",
+        w=normal(3, 3),
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 3)}, tolerance=1e-5)
+    assert ops(after) == ["Loop", "Reshape", "Split", "Add"]
+
+
+@pytest.mark.parametrize("norm", ["Softmax(a)", "LayerNormalization(a, scale)", "RMSNormalization(a, scale)"])
+def test_what_goes_along_the_last_axis_when_none_is_named_goes_into_the_loop(norm):
+    model = model_from_text(
+        f"g (float[4, 6] x) => (float[4, 6] y) {{ a = MatMul(x, w)\n b = {norm}\n y = Relu(b) }}",
+        opset=23,
+        w=normal(6, 6),
+        scale=normal(6),
+    )
+    assert ops(rewrite(model, ["frame_loop"], {"x": normal(4, 6)}, tolerance=1e-5)[0]) == ["Loop"]
+
+
+@pytest.mark.parametrize(("other", "before"), [("other", []), ("w", ["DequantizeLinear"])])
+def test_what_dequantizes_a_weight_is_where_the_weight_is_read(other, before):
+    model = model_from_text(
+        f"""
+    g (float[4, 2, 3] x) => (float[2, 3] y) <int8[2, 3] q, float step = {{0.5}}, int64[1] frames = {{0}}> {{
+        w = DequantizeLinear(q, step)
+        a = MatMul(x, m)
+        b = Add(a, w)
+        c = ReduceMax<keepdims = 0>(b, frames)
+        y = Mul(c, {other})
+    }}""",
+        q=np.arange(-3, 3, dtype=np.int8).reshape(2, 3),
+        m=normal(3, 3),
+        other=normal(2, 3),
+    )
+    after, (report,) = rewrite(model, ["frame_loop"], {"x": normal(4, 2, 3)}, tolerance=1e-5)
+    assert ops(after) == [*before, "Loop", "ReduceMax", "Mul"] and report.rewrites == 2
+    assert _body_ops(after)[3:6] == ["MatMul", "DequantizeLinear", "Add"]
 
 
 def test_a_matrix_of_all_frames_on_the_right_stays_out():

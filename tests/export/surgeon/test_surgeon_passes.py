@@ -146,6 +146,34 @@ def test_a_node_with_a_readable_name_and_no_scope_keeps_it_and_nobody_else_gets_
     assert [node.output[0] for node in after.graph.node] == ["vision/Relu", "vision/Neg", "y"]
 
 
+def test_constants_of_the_exporter_are_named_after_what_they_are_to_their_reader():
+    model = model_from_text(
+        """g (float[4, 6] x) => (float[3, 4] y) <int64[1] val_1 = {0}, int64[1] val_2 = {4}, int64[1] val_3 = {0}, int64[1] val_4 = {1},
+            float val_5 = {-1.0}, float val_6 = {1.0}, int64[2] val_7 = {2, 4}, int64[1] val_8 = {1}, int64[2] val_9 = {3, 4}> {
+        a = Slice(x, val_1, val_2, val_3, val_4)
+        b = Clip(a, val_5, val_6)
+        c = MatMul(b, val_10)
+        d = Gemm(c, val_11, val_12)
+        e = Reshape(d, val_7)
+        f = Gather(e, val_8)
+        y = Expand(f, val_9)
+    }""",
+        val_10=normal(6, 3),
+        val_11=normal(3, 2),
+        val_12=normal(2),
+    )
+    for node in model.graph.node:
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=str(["", "net", "op"]))
+    after, _ = rewrite(model, ["names"], {"x": normal(4, 6)})
+    roles = {
+        "Slice": ["starts", "ends", "axes", "steps"], "Clip": ["constant", "constant_2"], "MatMul": ["weight"], "Gemm": ["weight", "bias"],
+        "Reshape": ["shape"], "Gather": ["indices"], "Expand": ["shape"],
+    }  # fmt: skip
+    for node in after.graph.node:
+        assert node.name == f"vision/net/{node.op_type}"
+        assert node.input[1:] == [f"{node.name}/{role}" for role in roles[node.op_type]]
+
+
 def test_local_functions_survive_all_passes():
     body = [helper.make_node("Mul", ["a", "a"], ["square"]), helper.make_node("Sqrt", ["square"], ["b"])]
     function = helper.make_function("gridpool", "magnitude", ["a"], ["b"], body, [helper.make_opsetid("", 20)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -131,6 +132,78 @@ class TestEngine:
         with pytest.raises(EngineError, match="no compressor"):
             SplitVision.open_both(Backend, split_bundle, EngineOptions())
         assert closed == [True]
+
+
+class Part:
+    """An engine of one graph. calls: what was done, in order, of all parts."""
+
+    backend, device = "stand-in", "cpu"
+    calls: list[object]
+
+    def __init__(self, graph: str, made: TensorSpec, given: TensorSpec, work):
+        self.graph, self.inputs, self.outputs, self.work = graph, (given,), (made,), work
+
+    def run(self, feeds):
+        ((name, array),) = feeds.items()
+        self.calls.append((self.graph, name, array.shape))
+        return {self.outputs[0].name: self.work(array)}
+
+    def close(self):
+        self.calls.append(("closed", self.graph))
+
+
+class TestParts:
+    """Frames of [1, 2, 2] pixels: the sum of each is its one feature, the largest of three is the clip's token."""
+
+    FRAME = TensorSpec("pixel_values", np.dtype(np.float32), (1, 1, 2, 2))
+    FEATURE = TensorSpec("features", np.dtype(np.float16), (1, 1, 1, 1))
+    FEATURES = TensorSpec("features", np.dtype(np.float16), (3, 1, 1, 1))
+    TOKENS = TensorSpec("visual_tokens", np.dtype(np.float32), (1, 1))
+
+    @pytest.fixture
+    def split(self, monkeypatch) -> SplitVision:
+        opened = []
+        parts = {
+            VISION_ENCODER: (self.FEATURE, self.FRAME, lambda x: x.sum(keepdims=True).astype(np.float16)),
+            VISION_COMPRESSOR: (self.TOKENS, self.FEATURES, lambda x: x.max(keepdims=True).reshape(1, 1).astype(np.float32)),
+        }
+
+        def open_part(bundle, graph, options):
+            opened.append((bundle, graph, options))
+            return Part(graph, *parts[graph])
+
+        monkeypatch.setattr(Part, "calls", [], raising=False)
+        split = SplitVision.open_both(SimpleNamespace(open=open_part), "bundle", EngineOptions(threads=3))
+        assert opened == [("bundle", graph, EngineOptions(threads=3)) for graph in (VISION_ENCODER, VISION_COMPRESSOR)]
+        return split
+
+    def test_a_clip_goes_through_frame_by_frame(self, split):
+        assert split.inputs == (TensorSpec("pixel_values", np.dtype(np.float32), (3, 1, 2, 2)),) and split.outputs == (self.TOKENS,)
+        assert (split.backend, split.device) == ("stand-in", "cpu")
+        pixels = np.arange(12, dtype=np.float32).reshape(3, 1, 2, 2)
+        assert split.run({"pixel_values": pixels})["visual_tokens"].tolist() == [[8 + 9 + 10 + 11]]
+        frame, clip = (VISION_ENCODER, "pixel_values", (1, 1, 2, 2)), (VISION_COMPRESSOR, "features", (3, 1, 1, 1))
+        assert Part.calls == [frame] * 3 + [clip]
+        features = split.encode_all(pixels)
+        assert features.dtype == np.float16 and features.ravel().tolist() == [6, 22, 38]
+        assert split.encode(pixels[1:2]).shape == (1, 1, 1)
+
+    def test_what_is_no_clip_is_refused_before_anything_runs(self, split):
+        with pytest.raises(EngineError, match=r"has shape \[2, 1, 2, 2\], the graph takes \[3, 1, 2, 2\]"):
+            split.run({"pixel_values": np.zeros((2, 1, 2, 2), np.float32)})
+        with pytest.raises(EngineError, match="the vision half keeps no state, asked for a, b"):
+            split.new_state({"a": "x", "b": "y"})
+        assert Part.calls == []
+
+    def test_both_are_closed(self, split):
+        split.close()
+        assert Part.calls == [("closed", VISION_ENCODER), ("closed", VISION_COMPRESSOR)]
+
+    @pytest.mark.parametrize(("shape", "dtype"), [((1, 1, 1, 2), "float16"), ((2, 1, 1, 1), "float16"), ((1, 1, 1, 1), "float32")])
+    def test_features_that_the_compressor_does_not_take_are_refused(self, shape, dtype):
+        encoder = Part(VISION_ENCODER, TensorSpec("features", np.dtype(dtype), shape), self.FRAME, None)
+        with pytest.raises(BundleError, match="of a frame, the compressor takes float16"):
+            SplitVision(encoder, Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, None))
 
 
 def test_both_parts_are_built_for_tensorrt_and_the_whole_graph_only_where_it_is_named(split_bundle, tmp_path):

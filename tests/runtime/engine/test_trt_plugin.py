@@ -13,6 +13,8 @@ from trt_bundle import make_bundle
 from plugins.spec import DOMAIN, NAME
 from plugins.tensorrt import LIBRARY as LIBRARY_FILE
 from runtime.bundle import DECODER, VISION
+from runtime.engine import build as build_module
+from runtime.engine import cuda
 from runtime.engine import trt as facade
 from runtime.engine.build import BuildOptions, build, find_engine, plugin_library
 from runtime.engine.plugin import PluginChoice, model_bytes_for_plugin
@@ -61,6 +63,41 @@ def test_engines_with_another_library_are_other_engines(tmp_path):
     (tmp_path / "b.so").write_bytes(b"b")
     keys = {PluginChoice.parse(str(tmp_path / name), "tensorrt").key for name in ("a.so", "b.so")}
     assert len(keys | {PluginChoice().key, PluginChoice.parse("aot", "tensorrt").key}) == 4
+
+
+def test_the_library_lies_beside_the_engines_that_need_it(tmp_path, monkeypatch):
+    """On stand-ins for a GPU and for TensorRT."""
+    library = tmp_path / "own-name.so"
+    library.write_bytes(b"a library")
+    events = []
+
+    def build_graph(bundle, graph, options, target, plugin, goal):
+        events.append((graph, plugin.library))
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        goal.write_bytes(graph.encode())
+        return {"onnx_sha256": bundle.sha256(graph), "size": len(graph), "seconds": 1.5, "inputs": {}, "plugin": plugin.kind}
+
+    monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 8 << 30),))
+    monkeypatch.setattr(facade, "load", lambda backend: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(PluginChoice, "register", lambda plugin, backend: events.append(backend))
+    monkeypatch.setattr(build_module, "_build_graph", build_graph)
+    bundle = make_bundle(tmp_path / "bundle")
+    options = BuildOptions(backend="tensorrt", plugin=str(library))
+    built = build(bundle, options)
+    directory = bundle.path / "engines" / "tensorrt-sm87-fp32"
+    assert events == ["tensorrt", (VISION, library), (DECODER, library)]
+    assert (directory / LIBRARY_FILE).read_bytes() == b"a library"
+    assert [(one.graph, one.path, one.size, one.seconds, one.reused) for one in built] == [
+        (VISION, directory / "vision.engine", 6, 1.5, False),
+        (DECODER, directory / "llm" / "decoder.engine", 11, 1.5, False),
+    ]
+    record = json.loads((directory / "build.json").read_text())
+    assert (record["schema_version"], record["built_on"], record["version"], record["target"]) == (1, "Orin", "10.3.0", "sm87")
+    assert plugin_library(built[1].path, DECODER) == directory / LIBRARY_FILE
+    assert [one.reused for one in build(bundle, options)] == [True, True] and len(events) == 3
+    library.write_bytes(b"another one")
+    assert [one.reused for one in build(bundle, options)] == [False, False]
+    assert (directory / LIBRARY_FILE).read_bytes() == b"another one"
 
 
 @needs_rtx

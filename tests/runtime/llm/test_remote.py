@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -17,7 +18,9 @@ from remote_llm import remote_llm
 from export.demo import CLIPS
 from runtime.engine import EngineOptions
 from runtime.errors import EngineError, UsageError
-from runtime.llm.remote import RemoteLLM, RemoteOptions, _pause, embeds
+from runtime.llm.chat import Chat
+from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, embeds
+from runtime.llm.scheduler import Piece
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
@@ -131,6 +134,67 @@ def test_connecting_and_silence_have_limits_of_their_own():
     bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
     limits = RemoteLLM(bundle, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
     assert (limits.connect, limits.read) == (2.5, 7)
+
+
+class Events:
+    """A response of these lines; what comes after [DONE] never does."""
+
+    def __init__(self, *events: dict | str):
+        self.lines = [event if isinstance(event, str) else f"data: {json.dumps(event)}" for event in events]
+
+    async def aiter_lines(self):
+        for line in self.lines:
+            yield line
+        if "data: [DONE]" in self.lines:
+            await asyncio.sleep(60)
+
+
+def pieces_of(response: Events) -> tuple[list[Piece], Chat]:
+    """What a remote's answer becomes."""
+    bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
+    llm, chat = RemoteLLM(bundle, RemoteOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
+
+    async def collect() -> list[Piece]:
+        return [piece async for piece in llm._pieces(response, chat, time.perf_counter())]
+
+    return asyncio.run(collect()), chat
+
+
+def choice(text: str | None = None, finish: str | None = None) -> dict:
+    return {"choices": [{"delta": {"content": text}, "finish_reason": finish}]}
+
+
+def test_an_answer_ends_with_done_though_the_connection_stays_open():
+    usage = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
+    response = Events(
+        ": comment",
+        "",
+        choice(""),
+        choice("a "),
+        choice("cat"),
+        choice(None, "length"),
+        {"choices": [], "usage": usage},
+        "data: [DONE]",
+    )
+    pieces, chat = pieces_of(response)
+    assert [(piece.text, piece.finish) for piece in pieces] == [("a ", None), ("cat", None), ("", "length")]
+    assert (chat.usage.prompt_tokens, chat.usage.completion_tokens, chat.usage.cached_tokens) == (12, 3, 8)
+    assert set(chat.usage.seconds) == {"prefill"}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("content_filter", "stop")])
+def test_why_an_answer_ended_is_said_in_words_that_are_known(theirs, ours):
+    pieces, chat = pieces_of(Events(choice("x", theirs), choice(None, None)))
+    assert [piece.finish for piece in pieces] == [None, ours]
+    assert (chat.usage.prompt_tokens, chat.usage.cached_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [({"message": "out of\n memory"}, "failed: out of memory"), ("x" * 600, f"failed: {'x' * 500}$")]
+)
+def test_an_error_inside_an_answer_is_the_remote_s(error, said):
+    with pytest.raises(RemoteError, match=f"^the LLM at http://host/v1 {said}"):
+        pieces_of(Events(choice("x"), {"error": error}))
 
 
 def test_the_remote_stops_when_our_client_goes_away(through):

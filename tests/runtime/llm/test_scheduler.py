@@ -109,6 +109,7 @@ def test_an_equal_beginning_is_not_computed_again(bundle, endless):
     second = Asked(endless, more).wait()
     assert first.generation.cached == 0 and second.generation.cached == 150
     assert second.generation.ids == _alone(bundle, more)
+    assert set(second.generation.seconds) == {"queue", "prefill", "decode"} and min(second.generation.seconds.values()) >= 0
     again = Asked(endless, more).wait()  # all but the last position, whose logits are needed
     assert again.generation.cached == len(ids) - 1 and again.generation.ids == second.generation.ids
 

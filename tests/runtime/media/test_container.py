@@ -16,6 +16,7 @@ from PIL import Image
 from video_files import pattern, write_video
 
 from runtime.errors import VideoError
+from runtime.media.container import opened
 from runtime.media.limits import DecodeLimits
 from runtime.media.stream import Stream
 from runtime.video import sample_frames, sample_frames_limited
@@ -197,6 +198,16 @@ def test_an_animation_is_refused_by_its_pixels_before_one_is_decoded(tmp_path, s
     (tmp_path / "a.gif").write_bytes(gif(*size, frames))
     with pytest.raises(VideoError, match=message):
         sample_frames_limited(tmp_path / "a.gif", 8, lambda image: pytest.fail("a frame was decoded"), DecodeLimits())
+
+
+def test_the_length_of_a_clip_is_that_of_the_file_and_of_its_video(tmp_path, monkeypatch):
+    """32 frames of 16 a second; a raw stream tells no length."""
+    lengths = []
+    monkeypatch.setattr("runtime.media.limits.check_seconds", lambda path, seconds: lengths.append(seconds))
+    with opened(write_video(tmp_path / "clip.mp4", pattern(32, 32, 32))):
+        assert lengths == [2.0, 2.0]
+    with opened(write_video(tmp_path / "clip.h264", pattern(4, 32, 32))):
+        assert lengths[2:] == [0, 0]
 
 
 def test_a_video_is_refused_by_what_must_be_decoded(tmp_path):

@@ -121,6 +121,50 @@ class TestCamera:
         assert numbers[:40] == [*range(40)] and lost in (5, 6) and len(numbers) == 60 - lost
 
 
+@pytest.mark.parametrize(
+    ("source", "live"),
+    [("rtsp://host/1", True), ("/dev/video0", True), ("http://host/a.mp4", True), ("/dev/shm/a.mp4", False), ("video.mp4", False)],
+)
+def test_what_comes_when_it_comes(source, live):
+    assert stream.is_live(source) is live
+
+
+class TestOpening:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """How PyAV was asked to open a source."""
+        asked = {}
+        monkeypatch.setattr(av, "open", lambda source, **more: asked.update(source=source, **more))
+        return asked
+
+    @pytest.mark.parametrize("source", ["rtsp://host/1", "rtsps://host/1"])
+    def test_an_address_is_read_over_tcp_and_given_up_after_ten_seconds(self, asked, source):
+        stream._opened(source)
+        options = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+        assert asked == {"source": source, "options": options, "timeout": 10, "metadata_errors": "replace"}
+
+    def test_a_device_is_one_of_video4linux(self, asked):
+        stream._opened("/dev/video2")
+        assert asked == {"source": "/dev/video2", "format": "v4l2", "metadata_errors": "replace"}
+
+    @pytest.mark.parametrize("source", ["http://host/live", "file:///etc/hostname", "concat://a|b", "xrtsp://host/1"])
+    def test_another_kind_of_address_is_not_opened(self, asked, source):
+        with pytest.raises(VideoError, match="is not a kind of stream that can be watched; expected a video file"):
+            list(Stream(source))
+        assert not asked
+
+    @pytest.mark.parametrize(
+        ("error", "reason"), [(av.error.ConnectionRefusedError(111, "refused"), "refused"), (ValueError("no"), "no")]
+    )
+    def test_why_it_can_not_be_watched_is_said(self, monkeypatch, error, reason):
+        def refuse(*_, **__):
+            raise error
+
+        monkeypatch.setattr(av, "open", refuse)
+        with pytest.raises(VideoError, match=rf"^/dev/video0 can't be watched \({reason}\); expected a video file"):
+            list(Stream("/dev/video0"))
+
+
 def test_a_lost_packet_of_an_rtsp_camera_does_not_end_the_stream():
     with camera([noisy(image) for image in pattern(120)], rate=50, lost=70) as url:
         seen = Stream(url)

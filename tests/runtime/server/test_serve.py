@@ -11,14 +11,35 @@ import pytest
 
 from runtime.__main__ import _parser
 from runtime.errors import UsageError
+from runtime.llm.remote import RemoteOptions
 from runtime.server import serve
-from runtime.server.arguments import options_of
+from runtime.server.arguments import options_of, remote_of
 from runtime.server.options import ServerOptions, is_loopback
 from runtime.server.state import State
 
 
 def test_defaults_of_the_command_line_are_those_of_the_options():
     assert options_of(_parser().parse_args(["serve", "BUNDLE"])) == ServerOptions()
+
+
+def test_the_key_of_a_remote_llm_comes_from_an_environment_variable_of_its_own(monkeypatch):
+    monkeypatch.setenv("GRIDPOOL_API_KEY", "ours")
+    monkeypatch.setenv("GRIDPOOL_LLM_API_KEY", "theirs")
+    serve_ = ["serve", "BUNDLE", "--llm", "http://llm/v1", "--llm-model", "m"]
+    options = options_of(_parser().parse_args(serve_))
+    assert (options.api_key, options.llm_api_key) == ("ours", "theirs")
+    run = ["run", "BUNDLE", "VIDEO", "what ?", *serve_[2:], "--llm-dtype", "bfloat16"]
+    assert remote_of(_parser().parse_args(run)) == RemoteOptions("http://llm/v1", "m", "theirs", "bfloat16")
+    assert remote_of(_parser().parse_args([*run, "--llm-api-key", "given"])).api_key == "given"
+    with pytest.raises(UsageError, match="--llm http://llm/v1 needs --llm-model"):
+        remote_of(_parser().parse_args(run[:6]))
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\nb", "\u00fc"])
+def test_a_key_that_no_header_carries_is_refused(key):
+    for name in ("--api-key", "--llm-api-key"):
+        with pytest.raises(UsageError, match="is empty or not plain ASCII"):
+            options_of(_parser().parse_args(["serve", "BUNDLE", name, key]))
 
 
 def test_a_key_comes_from_the_environment_and_the_command_line_wins(monkeypatch):

@@ -118,7 +118,54 @@ def test_the_cpu_wheel_on_a_gpu_says_how_to_change(wheels, monkeypatch: pytest.M
     assert check.ok and 'pip uninstall -y onnxruntime, then pip install "st-gridpool[gpu]"' in check.gives
 
 
+@pytest.mark.parametrize(
+    ("providers", "gpus"),
+    [(["CUDAExecutionProvider", "CPUExecutionProvider"], (cuda.Gpu("Orin", (8, 7), 2**33),)), (["CPUExecutionProvider"], ())],
+    ids=["the GPU wheel on a GPU", "the CPU wheel without one"],
+)
+def test_the_wheel_that_fits_needs_no_advice(wheels, monkeypatch: pytest.MonkeyPatch, providers: list[str], gpus: tuple) -> None:
+    wheels(onnxruntime="1.31.0", onnxruntime_gpu=None)
+    module = types.ModuleType("onnxruntime")
+    module.get_available_providers = lambda: providers  # type: ignore[attr-defined]
+    module.__spec__ = importlib.util.spec_from_loader("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(cuda, "gpus", lambda: gpus)
+    check = named("onnxruntime")
+    assert check == Check("onnxruntime", True, f"1.31.0, {', '.join(providers)}", "the onnx backend, on every machine")
+
+
+@pytest.mark.parametrize(("version", "ok"), [((3, 9, 20), False), ((3, 10, 0), True), ((3, 13, 1), True)])
+def test_python_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], ok: bool) -> None:
+    monkeypatch.setattr(doctor, "sys", types.SimpleNamespace(version_info=version))
+    assert doctor._python().ok is ok
+
+
+def test_memory_is_what_the_kernel_says_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(doctor.os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(doctor.Path, "read_text", lambda _: "MemTotal: 9 kB\nMemFree: 7 kB\nMemAvailable: 2000000 kB\n")
+    assert doctor._memory() == "2.0 GB of 8.2 GB memory free"
+    monkeypatch.setattr(doctor.Path, "read_text", lambda _: "MemTotal: 9 kB\n")
+    assert doctor._memory() == "memory unknown"
+
+
+@pytest.mark.parametrize("folder", ["plugins/build", "build/plugins"])
+def test_a_plugin_library_is_found_where_cmake_puts_it(tmp_path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "runtime" / "tools" / "doctor.py"))
+    missing = doctor._plugin()
+    assert (missing.ok, missing.found) == (False, "not built: cmake -S plugins -B build/plugins")
+    (tmp_path / folder).mkdir(parents=True)
+    library = tmp_path / folder / doctor.PLUGIN_LIBRARY
+    library.write_bytes(b"")
+    found = doctor._plugin()
+    assert (found.ok, found.found) == (True, str(library))
+
+
 class TestGpu:
+    def test_the_cuda_runtime_has_its_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "runtime_version", lambda: "12.6")
+        assert named("cuda runtime") == Check("cuda runtime", True, "libcudart 12.6", "buffers of the TensorRT engines")
+
     def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: ())
         check = named("gpu")
@@ -150,6 +197,14 @@ class TestTensorRT:
         monkeypatch.setattr(trt, "load", lambda backend: types.SimpleNamespace(__version__="10.3.0"))
         check = named(backend)
         assert check.ok is usable and check.found == "10.3.0, builds engines, runs none without a GPU"
+
+    @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+    def test_on_a_gpu_both_build_and_run(self, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 2**33),))
+        monkeypatch.setattr(trt, "installed", lambda backend: True)
+        monkeypatch.setattr(trt, "load", lambda backend: types.SimpleNamespace(__version__="10.3.0"))
+        check = named(backend)
+        assert check.ok and check.found == "10.3.0, builds and runs engines"
 
     def test_an_installation_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(backend: str) -> None:

@@ -109,6 +109,72 @@ def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(
     assert liveness.peak(liveness.load(path, {})).unknown > 0
 
 
+def test_sizes_that_a_node_takes_apart_keep_all_their_parts(tmp_path):
+    """What shape inference finds by itself, from a node of two outputs that are both read: 6 rows of 4."""
+    nodes = [
+        helper.make_node("Split", ["both"], ["rows", "columns"], "split", num_outputs=2),
+        helper.make_node("Concat", ["columns", "rows"], ["turned"], "turn", axis=0),
+        helper.make_node("Reshape", ["x", "turned"], ["y"], "reshape"),
+    ]
+    path = _save(tmp_path, nodes, {"x": [24]}, {"y": ["A", "B"]}, {"both": np.array([6, 4])})
+    model = liveness.load(path, {})
+    onnx.checker.check_model(model)
+    assert {name for node in model.graph.node for name in node.output} >= {"rows", "columns", "turned", "y"}
+
+
+def test_what_is_computed_of_shapes_alone_is_a_constant_and_nothing_else_is(tmp_path):
+    """x is [2, 3, 5], z has an axis of no known length."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["whole"], "whole"),
+        helper.make_node("Shape", ["x"], ["middle"], "middle", start=1, end=2),
+        helper.make_node("Shape", ["x"], ["rest"], "rest", start=-2),
+        helper.make_node("Mul", ["whole", "factor"], ["product"], "product"),
+        helper.make_node("Shape", ["z"], ["unknown"], "unknown"),
+        helper.make_node("Add", ["unknown", "factor"], ["of_unknown"], "of_unknown"),
+        helper.make_node("Cast", ["whole"], ["real"], "real", to=TensorProto.FLOAT),
+        helper.make_node("Range", ["zero", "many", "one"], ["long"], "long"),
+        helper.make_node("Range", ["zero", "most", "one"], ["longest"], "longest"),
+        helper.make_node("Neg", ["whole"], ["other"], "other", domain="gridpool"),
+        helper.make_node("ReduceSum", ["x"], ["y"], "y"),
+    ]
+    weights = {
+        "factor": np.array([10]),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "many": np.array(65_537),
+        "most": np.array(65_536),
+    }
+    body = [helper.make_node("Relu", ["v"], ["w"])]
+    function = helper.make_function("gridpool", "Unused", ["v"], ["w"], body, [helper.make_opsetid("", 18)])
+    path = _save(tmp_path, nodes, {"x": [2, 3, 5], "z": [4, "S"]}, {"y": [1, 1, 1]}, weights, [function])
+    model = onnx.load(path)
+    folded = liveness._fold_sizes(model)
+    constants = {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant"}
+    assert set(constants) == {"whole", "middle", "rest", "product", "longest"} and folded == 5
+    assert [constants[name].tolist() for name in ("whole", "middle", "rest", "product")] == [[2, 3, 5], [3], [3, 5], [20, 30, 50]]
+    assert [node.name for node in model.graph.node] == [node.name for node in nodes]
+    assert liveness._fold_sizes(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "size"),
+    [
+        ("FLOAT", [2, 3], 24),
+        ("FLOAT16", [2, 3], 12),
+        ("INT64", [], 8),
+        ("INT8", [5], 5),
+        ("INT4", [5], 3),
+        ("UINT4", [2, 2], 2),
+        ("BOOL", [3], 3),
+    ],
+)
+def test_bytes_of_a_tensor(kind, dims, size):
+    assert liveness._bytes(getattr(TensorProto, kind), dims) == size
+    assert liveness._value_bytes(helper.make_tensor_value_info("x", getattr(TensorProto, kind), dims)) == size
+    assert liveness._value_bytes(helper.make_tensor_value_info("x", getattr(TensorProto, kind), ["S", *dims])) is None
+    assert liveness._value_bytes(helper.make_tensor_value_info("x", getattr(TensorProto, kind), None)) is None
+
+
 def test_local_functions_are_counted_by_what_is_inside_them(tmp_path):
     body = [helper.make_node("Expand", ["v", "to"], ["wide"]), helper.make_node("ReduceMean", ["wide"], ["m"], keepdims=1)]
     function = helper.make_function("gridpool", "Pool", ["v", "to"], ["m"], body, [helper.make_opsetid("", 18)])

@@ -77,6 +77,37 @@ class TestRecord:
             monkeypatch.setattr(engine, "unavailable", classmethod(lambda cls, device: "not installed"))
         assert open_engine(bundle, VISION).backend == "onnx"
 
+    @pytest.mark.parametrize(
+        ("measured", "unavailable", "order", "threads"),
+        [
+            (Choice("openvino", 3), None, ["openvino", "onnx"], 3),
+            (Choice("onnx", 2), None, ["onnx"], 2),
+            (Choice("openvino", 3), "not installed", ["onnx"], 0),
+            (Choice("a backend of another release", 3), None, ["onnx"], 0),
+            (None, None, ["onnx"], 0),
+        ],
+    )
+    def test_its_threads_are_those_of_its_backend(self, monkeypatch, measured, unavailable, order, threads):
+        monkeypatch.setattr(tuning, "chosen", lambda bundle, graph: measured)
+        for name in ("onnx", "openvino"):
+            engine = runtime.engine.backend_class(name)
+            monkeypatch.setattr(engine, "unavailable", classmethod(lambda cls, device: unavailable))
+        assert runtime.engine._order(None, VISION, EngineOptions("cpu")) == (order, EngineOptions("cpu", threads))
+        assert runtime.engine._order(None, VISION, EngineOptions("cpu", 7)) == (order, EngineOptions("cpu", 7))
+
+    @pytest.mark.parametrize(
+        ("options", "order"),
+        [
+            (EngineOptions("cuda"), ["tensorrt", "tensorrt-rtx", "onnx"]),
+            (EngineOptions("cpu", bf16=True), ["openvino"]),
+            (EngineOptions("gpu.1"), ["openvino"]),
+            (EngineOptions("npu", 2), ["openvino"]),
+        ],
+    )
+    def test_other_devices_have_an_order_of_their_own(self, monkeypatch, options, order):
+        monkeypatch.setattr(tuning, "chosen", lambda bundle, graph: pytest.fail("it is about the CPU"))
+        assert runtime.engine._order(None, VISION, options) == (order, options)
+
     def test_a_record_is_of_one_content(self, bundle, split_bundle):
         assert tuning.file_of(bundle) != tuning.file_of(split_bundle)
 
