@@ -91,19 +91,11 @@ def check_options(options: ExportOptions) -> None:
 
 
 def _refuse_without_effect(options: ExportOptions) -> None:
-    """Refuse an option that this export has no use for, rather than leave it out without a word."""
-    vision, llm = ("vision", "llm"), ("LLM", "vision")  # (half that an option is about, --only that leaves it out)
-    chosen = {
-        "split": (options.split, vision),
-        "input": (options.input != "pixels", vision),
-        "place": (options.place != "after-projector", vision),
-        "llm-precision": (options.llm_precision is not None, llm),
-        "attention": (options.attention != "portable", llm),
-        "max-context": (options.max_context is not None, llm),
-    }
-    for name, (given, (half, without)) in chosen.items():
-        if given and options.only == without:
-            raise ExportError(f"--{name} is about the {half} half, which --only {without} leaves out; drop one of them")
+    """Refuse what this export has no use for. Precisions and the like of the half that --only leaves out are taken all the same, so that
+    one line of options serves both halves."""
+    for name, chosen in (("split", options.split), ("input", options.input != "pixels")):
+        if chosen and options.only == "llm":
+            raise ExportError(f"--{name} is about the vision half, which --only llm leaves out; drop one of them")
     for name, value in (("calibrate", options.calibrate), ("error-budget", options.error_budget)):
         if value is not None and not options.quantizes:
             raise ExportError(

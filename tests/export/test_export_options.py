@@ -61,10 +61,6 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
             "--precision int8 takes the frames of a clip apart, and a clip has 1 frame here",
         ),
         (["--split", "--only", "llm"], "--split is about the vision half, which --only llm leaves out; drop one of them"),
-        (["--place", "before-projector", "--only", "llm"], "--place is about the vision half, which --only llm leaves out"),
-        (["--llm-precision", "int4", "--only", "vision"], "--llm-precision is about the LLM half, which --only vision leaves out"),
-        (["--attention", "standard", "--only", "vision"], "--attention is about the LLM half, which --only vision leaves out"),
-        (["--max-context", "512", "--only", "vision"], "--max-context is about the LLM half, which --only vision leaves out"),
         (["--calibrate", "."], "--calibrate is for quantisation, and nothing is quantised here; pass --precision int8, or --llm-"),
         (["--calibrate", ""], "--calibrate is no directory"),
         (
