@@ -319,3 +319,106 @@ def test_what_the_builder_raises_reaches_who_asked_for_the_engine(monkeypatch: p
     builder = SimpleNamespace(build_serialized_network=build_serialized_network)
     with pytest.raises(MemoryError, match="no room for the network"):
         trt.serialize("tensorrt", builder, None, SimpleNamespace(), lambda *step: None)
+
+
+class TestMonitor:
+    @pytest.fixture
+    def steps(self) -> list[tuple[str, int, int]]:
+        """(phase, steps done, of how many) as they were told."""
+        return []
+
+    @pytest.fixture
+    def monitor(self, steps: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch) -> object:
+        interface = type("IProgressMonitor", (), {})
+        monkeypatch.setattr(trt, "load", lambda backend: SimpleNamespace(IProgressMonitor=interface))
+        monitor = trt._monitor("tensorrt", lambda *step: steps.append(step))
+        assert isinstance(monitor, interface)
+        return monitor
+
+    def test_steps_of_the_build_and_of_the_phases_right_under_it_are_told(self, monitor, steps) -> None:
+        monitor.phase_start("Build", None, 2)
+        monitor.phase_start("Tactics", "Build", 3)
+        monitor.phase_start("Kernel", "Tactics", 9)
+        assert all(monitor.step_complete(*step) for step in (("Kernel", 0), ("Tactics", 0), ("Tactics", 2), ("Build", 1)))
+        assert steps == [("Tactics", 1, 3), ("Tactics", 3, 3), ("Build", 2, 2)]
+        monitor.phase_finish("Kernel")
+        monitor.phase_finish("Tactics")
+        monitor.step_complete("Tactics", 0)
+        assert len(steps) == 3
+
+    def test_a_build_that_is_told_to_stop_ends_at_its_next_step(self, monitor) -> None:
+        monitor.phase_start("Build", None, 2)
+        assert monitor.step_complete("Build", 0) is True
+        monitor.stop()
+        assert monitor.step_complete("Build", 1) is False
+
+
+class Configuration:
+    """What an IBuilderConfig is told. flags: those that are on."""
+
+    def __init__(self) -> None:
+        self.flags, self.pools, self.capabilities = {"TF32"}, {}, {}
+
+    def clear_flag(self, flag: str) -> None:
+        self.flags.remove(flag)
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.pools[pool] = size
+
+    def set_compute_capability(self, capability: str, index: int) -> None:
+        self.capabilities[index] = capability
+
+
+class Library:
+    __version__ = "10.3.0"
+    BuilderFlag = SimpleNamespace(TF32="TF32")
+    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
+    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
+    ComputeCapability = SimpleNamespace(SM86="86", SM120="120", __members__={"NONE": "", "SM86": "86", "SM120": "120"})
+
+
+class TestConfiguration:
+    @pytest.fixture(autouse=True)
+    def library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trt, "load", lambda backend: Library)
+
+    @pytest.mark.parametrize(
+        ("options", "target", "expected"),
+        [
+            ({"backend": "tensorrt"}, "sm87", {"flags": set(), "pools": {}}),
+            ({"backend": "tensorrt", "tf32": True}, "sm87", {"flags": {"TF32"}}),
+            ({"backend": "tensorrt", "workspace": 3}, "sm87", {"pools": {"WORKSPACE": 3 * 1024 * 1024}}),
+            ({"backend": "tensorrt"}, "ampere-plus", {"hardware_compatibility_level": "AMPERE_PLUS"}),
+            ({"backend": "tensorrt-rtx"}, "any", {"capabilities": {}}),
+            ({"backend": "tensorrt-rtx"}, "sm86,sm120", {"capabilities": {0: "86", 1: "120"}, "num_compute_capabilities": 2}),
+        ],
+    )
+    def test_a_build_is_told_precision_workspace_and_gpus(self, options, target, expected) -> None:
+        configuration = Configuration()
+        build_module._configure(configuration, BuildOptions(**options), target)
+        told = vars(configuration)
+        assert {name: told[name] for name in expected} == expected
+        others = {"flags", "pools", "capabilities", *expected}
+        assert told.keys() == others
+
+    @pytest.mark.parametrize(
+        ("backend", "asked", "target"),
+        [
+            ("tensorrt", None, "sm89"),
+            ("tensorrt", "current", "sm89"),
+            ("tensorrt", "sm89", "sm89"),
+            ("tensorrt", "ampere-plus", "ampere-plus"),
+            ("tensorrt-rtx", None, "any"),
+            ("tensorrt-rtx", "current", "sm89"),
+            ("tensorrt-rtx", "sm86,sm120,sm86", "sm86,sm120"),
+        ],
+    )
+    def test_the_target_that_is_recorded(self, backend: str, asked: str | None, target: str, monkeypatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+        assert build_module._target(BuildOptions(backend, target=asked)) == target
+
+    def test_tensorrt_builds_for_no_other_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+        message = r'tensorrt builds for the GPU it runs on \(sm89\) or "ampere-plus", not for "sm87"'
+        with pytest.raises(EngineError, match=message):
+            build_module._target(BuildOptions("tensorrt", target="sm87"))
