@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ import pytest
 from export.demo import CLIPS
 from runtime.__main__ import main
 from runtime.bundle import VISION
-from runtime.cluster.batch import BatchOptions, run
+from runtime.cluster.batch import BatchOptions, _gpus_each, _runner, run
 from runtime.cluster.files import videos_of
 from runtime.errors import OutputError, UsageError
 from runtime.files import sha256_of
@@ -168,6 +169,45 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
     error = again.communicate(timeout=300)[1]
     assert again.returncode == 0 and f"{done} of 300 files are done" in error
     _complete(out, videos)
+
+
+@pytest.mark.parametrize(
+    ("options", "of_cluster", "each", "said"),
+    [
+        ({"device": "cuda"}, 0, 1, ""),
+        ({"device": "cpu"}, 9, None, ""),
+        ({}, 2, 1, "device auto: 2 workers, 2 GPUs in the cluster: one each\n"),
+        ({}, 1.5, None, "device auto: 2 workers, 1.5 GPUs in the cluster: on the CPU\n"),
+        ({"backend": "openvino"}, 2, None, "device auto: 2 workers, 2 GPUs in the cluster: on the CPU\n"),
+    ],
+)
+def test_which_workers_have_a_gpu_of_their_own(capsys, options, of_cluster, each, said):
+    assert _gpus_each(BatchOptions(**options), of_cluster) == each
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_the_runner_is_ray_where_it_is_installed(monkeypatch):
+    assert [_runner(BatchOptions(runner=name)) for name in ("ray", "local")] == ["ray", "local"]
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert _runner(BatchOptions()) == "local"
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert _runner(BatchOptions()) == "ray"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "0 workers and parts of 64 rows, expected at least 1 of each"),
+        ({"part": 0}, "2 workers and parts of 0 rows, expected at least 1 of each"),
+        ({"runner": "slurm"}, 'runner "slurm", expected auto, ray or local'),
+    ],
+)
+def test_jobs_that_make_no_sense_are_refused(options, message):
+    assert BatchOptions(workers=1, part=1)
+    with pytest.raises(UsageError, match=message):
+        BatchOptions(**options)
 
 
 def test_what_stands_for_videos(tmp_path, monkeypatch):
