@@ -284,13 +284,15 @@ def test_the_first_of_a_host_s_addresses_is_taken_and_one_without_any_is_said(mo
     monkeypatch.setattr(socket, "getaddrinfo", _resolving("2606:4700::1111", "93.184.216.34", "::ffff:93.184.216.34"))
     assert fetch._public_address("clips.test", 443) == "2606:4700::1111"
 
-    def unknown(*_, **__):
-        raise socket.gaierror
+    for error in (socket.gaierror("not known"), UnicodeError("label empty or too long")):  # no such name, and no name at all
 
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(ApiError, match=r"^clips\.test has no address$") as raised:
-        fetch._public_address("clips.test", 443)
-    assert (raised.value.status, raised.value.code) == (422, "media_unavailable")
+        def unknown(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(ApiError, match=r"^clips\.test has no address$") as raised:
+            fetch._public_address("clips.test", 443)
+        assert (raised.value.status, raised.value.code) == (422, "media_unavailable")
 
 
 def test_a_fetched_clip_may_have_as_many_bytes_as_are_taken(host):

@@ -93,7 +93,7 @@ def test_it_says_what_is_served_where_and_on_which_device(monkeypatch, capsys, t
     assert lines == ["device cpu: no GPU", f"serving one, two, three on {shown}", "drained"]
 
 
-def test_a_port_that_is_taken_or_none_is_said_with_what_to_change():
+def test_a_port_that_is_taken_and_a_host_that_can_t_be_are_said_with_what_to_change():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -101,8 +101,9 @@ def test_a_port_that_is_taken_or_none_is_said_with_what_to_change():
         message = f"^can't listen on 127.0.0.1:{port}: Address already in use.*; choose another --host or --port$"
         with pytest.raises(UsageError, match=message):
             serve._listen(ServerOptions(port=port))
-    with pytest.raises(UsageError, match=r"^can't listen on 127\.0\.0\.1:70000: .+; choose another --host or --port$"):
-        serve._listen(ServerOptions(port=70000))
+    for host in ("a..b", "a" * 64):
+        with pytest.raises(UsageError, match=rf"^can't listen on {host}:0: .+; choose another --host or --port$"):
+            serve._listen(ServerOptions(host=host, port=0))
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
