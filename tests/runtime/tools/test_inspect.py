@@ -109,6 +109,29 @@ def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(
     assert liveness.peak(liveness.load(path, {})).unknown > 0
 
 
+def test_a_part_of_a_shape_is_a_size_too(tmp_path):
+    nodes = [
+        helper.make_node("Shape", ["x"], ["middle"], "shape", start=1, end=3),  # [3, 5]
+        helper.make_node("Shape", ["x"], ["last"], "last", start=-1),  # [7]
+        helper.make_node("Concat", ["middle", "last"], ["all"], "concat", axis=0),
+        helper.make_node("ReduceProd", ["all"], ["count"], "product", keepdims=0),
+        helper.make_node("Range", ["zero", "count", "one"], ["positions"], "range"),
+        helper.make_node("Cast", ["positions"], ["y"], "cast", to=TensorProto.FLOAT),
+    ]
+    weights = {"zero": np.array(0), "one": np.array(1)}
+    path = _save(tmp_path, nodes, {"x": [2, "A", 5, "B"]}, {"y": ["N"]}, weights)
+    peak = liveness.peak(liveness.load(path, {"x": {1: 3, 3: 7}}))
+    assert (peak.bytes, peak.node, peak.unknown) == (2 * 3 * 5 * 7 * 4 + 105 * 4, "cast", 0)  # the positions are a constant
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "size"),
+    [("FLOAT", [2, 3], 24), ("FLOAT16", [2, 3], 12), ("INT8", [5], 5), ("INT4", [5], 3), ("UINT4", [2, 2], 2), ("INT64", [], 8)],
+)
+def test_bytes_of_a_tensor(kind, dims, size):
+    assert liveness._bytes(getattr(TensorProto, kind), dims) == size
+
+
 def test_local_functions_are_counted_by_what_is_inside_them(tmp_path):
     body = [helper.make_node("Expand", ["v", "to"], ["wide"]), helper.make_node("ReduceMean", ["wide"], ["m"], keepdims=1)]
     function = helper.make_function("gridpool", "Pool", ["v", "to"], ["m"], body, [helper.make_opsetid("", 18)])
