@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,9 +20,11 @@ import pytest
 from export.demo import CLIPS
 from runtime.__main__ import main
 from runtime.bundle import VISION
+from runtime.cluster import worker
 from runtime.cluster.batch import BatchOptions, _gpus_each, _runner, run
 from runtime.cluster.files import videos_of
-from runtime.errors import OutputError, UsageError
+from runtime.engine import EngineOptions
+from runtime.errors import OutputError, UsageError, VideoError
 from runtime.files import sha256_of
 from runtime.vision import VisionEncoder
 
@@ -171,6 +173,55 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
     _complete(out, videos)
 
 
+class TestRow:
+    """A worker's row of one file, on a stand-in for the encoder whose tokens are `value`."""
+
+    @pytest.fixture
+    def row(self, tmp_path, monkeypatch):
+        opened = []
+
+        def row(name: str, value: float = 1.5) -> dict:
+            def encode(path):
+                if path.endswith("torn.mp4"):
+                    raise VideoError("the clip\n is torn")
+                return SimpleNamespace(tokens=np.full((2, 3), value, np.float32))
+
+            monkeypatch.setattr(worker.Bundle, "open", lambda path: f"bundle {path}")
+            encoder = SimpleNamespace(encode=encode)
+            monkeypatch.setattr(worker.VisionEncoder, "open", lambda *arguments: opened.append(arguments) or encoder)
+            one = worker.Worker(worker.WorkerOptions("b", "onnx", "cpu", 2))
+            assert opened[-1] == ("bundle b", "onnx", EngineOptions("cpu", 2))
+            path = str(tmp_path / name)
+            result = one.row(path)
+            assert {key: value.tolist() for key, value in one({"path": np.array([path])}).items()} == {
+                key: [value] for key, value in result.items()
+            }
+            return result
+
+        return row
+
+    def test_it_has_the_tokens_in_float16_and_what_the_file_was(self, row, tmp_path):
+        (tmp_path / "a.mp4").write_bytes(b"abc")
+        os.utime(tmp_path / "a.mp4", ns=(5, 7_000_000_001))
+        assert row("a.mp4") == {
+            "path": str(tmp_path / "a.mp4"),
+            "size": 3,
+            "mtime_ns": 7_000_000_001,
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of NIST's example "abc"
+            "tokens": np.full((2, 3), 1.5, np.float16).tobytes(),
+            "error": None,
+        }
+
+    def test_what_is_no_good_is_said_in_its_row(self, row, tmp_path):
+        for name in ("a.mp4", "torn.mp4"):
+            (tmp_path / name).write_bytes(b"abc")
+        torn, large, absent = row("torn.mp4"), row("a.mp4", 65_520.0), row("absent.mp4")
+        assert (torn["error"], torn["tokens"], torn["size"]) == ("the clip is torn", None, 3)
+        assert (large["error"], large["tokens"]) == ("the tokens are out of float16's range", None)
+        assert "No such file" in absent["error"] and absent["size"] is absent["sha256"] is None
+        assert row("a.mp4", 65_504.0)["error"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "of_cluster", "each", "said"),
     [
@@ -219,9 +270,16 @@ def test_what_stands_for_videos(tmp_path, monkeypatch):
     assert videos_of(["."]) == [str(tmp_path / name) for name in ("a.mkv", "b.mp4", "sub/d.MOV")]
     assert videos_of(["*.mp4", "b.mp4", "@list"]) == [str(tmp_path / name) for name in ("b.mp4", "a.mkv", "missing.mp4")]
     Path("none").mkdir()
-    for bad in ("*.avi", "none", "@absent"):
-        with pytest.raises(UsageError):
+    for bad, message in (
+        ("*.avi", r'^nothing matches "\*\.avi"$'),
+        ("none", r"^none has no video files; expected some of \.3gp, \.avi, "),
+        ("@absent", r"^the list absent can't be read \([^\n]+\); expected one path a line$"),
+    ):
+        with pytest.raises(UsageError, match=message):
             videos_of([bad])
+    with pytest.raises(UsageError, match=r"^no videos to work on; name files, directories, globs or @FILE with one path a line$"):
+        videos_of([])
+    assert videos_of(["absent.mp4", "./absent.mp4", "sub"]) == [str(tmp_path / name) for name in ("absent.mp4", "sub/d.MOV")]
 
 
 def test_two_jobs_do_not_write_to_one_place(bundle_path, bundle, videos, tmp_path):
