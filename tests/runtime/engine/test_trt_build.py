@@ -422,3 +422,97 @@ class TestConfiguration:
         message = r'tensorrt builds for the GPU it runs on \(sm89\) or "ampere-plus", not for "sm87"'
         with pytest.raises(EngineError, match=message):
             build_module._target(BuildOptions("tensorrt", target="sm87"))
+
+
+class TestRecords:
+    """Engines that a build.json written by hand lists; none is real."""
+
+    @pytest.fixture(autouse=True)
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trt, "load", lambda backend: Library)
+        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+
+    def write(self, bundle: Bundle, name: str, entry: dict | None = None, graph: str = VISION, **record: object) -> Path:
+        directory = bundle.path / "engines" / name
+        (directory / "llm").mkdir(parents=True)
+        (directory / f"{graph}.engine").write_bytes(b"an engine")
+        entry = {"onnx_sha256": bundle.sha256(graph), "size": 9, "seconds": 1.5, "inputs": {"x": [1, "S"]}} | (entry or {})
+        values = {"schema_version": 1, "backend": "tensorrt", "version": "10.3.0", "target": "sm89", "graphs": {graph: entry}}
+        (directory / "build.json").write_text(json.dumps(values | record))
+        return directory / f"{graph}.engine"
+
+    @pytest.mark.parametrize("graph", [VISION, DECODER])
+    def test_one_that_serves_is_found_with_what_stands_beside_it(self, bundle: Bundle, graph: str) -> None:
+        file = self.write(bundle, "tensorrt-sm89-fp32", graph=graph)
+        assert find_engine(bundle, "tensorrt", graph) == file
+        assert dimension_names(file, graph) == {"x": [1, "S"]}
+        assert build_module.plugin_library(file, graph) is None
+
+    @pytest.mark.parametrize(
+        ("entry", "record", "why"),
+        [
+            ({"onnx_sha256": "0" * 64}, {}, "was built from another ONNX graph"),
+            ({"plugin": "library"}, {}, f"needs {build_module.PLUGIN_LIBRARY} beside it, which is missing"),
+            ({}, {"version": "10.2.0"}, "was built by version 10.2.0, here is 10.3.0"),
+            ({"size": 10}, {}, "is missing or truncated"),
+            ({}, {"target": "sm87"}, "was built for sm87, here is Test GPU (sm89)"),
+        ],
+    )
+    def test_why_one_does_not_serve(self, bundle: Bundle, entry: dict, record: dict, why: str) -> None:
+        file = self.write(bundle, "tensorrt-sm89-fp32", entry, **record)
+        mend = f"run `python -m runtime build {bundle.path} --backend tensorrt`"
+        with pytest.raises(EngineError) as raised:
+            find_engine(bundle, "tensorrt", VISION)
+        assert str(raised.value) == f"{file} {why}: {mend}"
+        with pytest.raises(EngineError) as raised:
+            find_engine(bundle, "tensorrt", DECODER)
+        assert str(raised.value) == f"{file.parent / 'llm/decoder.engine'} was not built: {mend}"
+
+    def test_the_first_that_serves_is_taken_and_where_none_does_all_are_named(self, bundle: Bundle) -> None:
+        old = self.write(bundle, "tensorrt-ampere-plus-fp32", version="10.2.0")
+        other = self.write(bundle, "tensorrt-sm87-fp32", target="sm87")
+        self.write(bundle, "tensorrt-rtx-any-fp32", backend="tensorrt-rtx", target="any")
+        with pytest.raises(EngineError, match=rf"^{old} was built by .+; {other} was built for sm87, "):
+            find_engine(bundle, "tensorrt", VISION)
+        serves = self.write(bundle, "tensorrt-sm89-fp32")
+        assert find_engine(bundle, "tensorrt", VISION) == serves
+
+    def test_the_library_of_a_plugin_stands_beside_the_engine(self, bundle: Bundle) -> None:
+        file = self.write(bundle, "tensorrt-sm89-fp32", {"plugin": "library"}, graph=DECODER)
+        library = file.parents[1] / build_module.PLUGIN_LIBRARY
+        library.touch()
+        assert find_engine(bundle, "tensorrt", DECODER) == file
+        assert build_module.plugin_library(file, DECODER) == library
+
+    @pytest.mark.parametrize("changed", ["version", "target", "backend", "size", "onnx_sha256", None])
+    def test_an_engine_is_kept_where_a_build_would_make_it_again(self, bundle: Bundle, changed: str | None) -> None:
+        key = {"backend": "tensorrt", "version": "10.3.0", "target": "sm89"}
+        entry = {changed: 10} if changed == "size" else {changed: "0" * 64} if changed == "onnx_sha256" else {}
+        record = {changed: "another"} if changed in key else {}
+        directory = self.write(bundle, "tensorrt-sm89-fp32", entry, **record).parent
+        assert list(build_module._kept(bundle, directory, key)) == ([] if changed else [VISION])
+
+    @pytest.mark.parametrize(
+        ("asked", "built"), [((), [VISION, DECODER]), ((VISION,), [VISION]), ((DECODER, VISION, DECODER), [DECODER, VISION])]
+    )
+    def test_which_graphs_are_built(self, bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
+        assert build_module._chosen_graphs(bundle, asked) == built
+
+
+def test_kernel_timings_are_kept_between_builds_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[object] = []
+    config = SimpleNamespace(
+        create_timing_cache=lambda content: content,
+        set_timing_cache=lambda cache, ignore_mismatch: told.append((cache, ignore_mismatch)),
+        get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
+    )
+    monkeypatch.setattr(trt, "load", lambda backend: Library)
+    monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        with build_module._timing_cache("tensorrt", config):
+            pass
+    assert told == [(b"", False), (b"timings", False)]
+    assert (tmp_path / "st-gridpool/timing/10.3.0-sm89.cache").read_bytes() == b"timings"
+    with build_module._timing_cache("tensorrt-rtx", SimpleNamespace()):
+        pass
