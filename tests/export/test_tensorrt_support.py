@@ -307,8 +307,10 @@ class TestOptions:
             ("fp32", "fp16", "int8"), (None, *self.PRECISIONS), ("portable", "standard"), (None, "vision", "llm"),
             ("after-projector", "before-projector"), (False, True), ("pixels", "frames:720x1280"),
         ):  # fmt: skip
-            if only == "llm" and (split or frames != "pixels"):
-                continue  # refused whatever the release is
+            of_vision = split or frames != "pixels" or place != "after-projector"
+            of_llm = llm is not None or attention != "portable"
+            if (only == "llm" and of_vision) or (only == "vision" and of_llm):
+                continue  # without effect: refused whatever the release is
             options = ExportOptions(
                 precision=precision, llm_precision=llm, attention=attention, only=only, place=place, split=split, input=frames,
                 tensorrt=release,
