@@ -80,7 +80,7 @@ def _public_address(host: str, port: int) -> str:
     """The first address of `host`; ApiError unless every one of them is public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: a name that no host can have
         raise ApiError(422, f"{host} has no address", "media_unavailable") from None
     addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:

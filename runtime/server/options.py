@@ -82,6 +82,8 @@ class ServerOptions:
         for name in (*positive, "decode_seconds"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name.replace('_', '-')} is {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.port <= 65_535:  # the system would listen on what is left of it in 16 bits
+            raise UsageError(f"port is {self.port}, expected 0 to 65535")
         if self.limits.pixels <= 0 or self.limits.seconds <= 0:
             raise UsageError("max-clip-seconds and max-clip-pixels must be more than 0")
         if self.queue < 0 or self.cache < 0:

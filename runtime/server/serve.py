@@ -104,6 +104,6 @@ def _listen(options: ServerOptions) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:  # the second: a name that no host can have
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"can't listen on {options.host}:{options.port}: {reason}; choose another --host or --port") from None

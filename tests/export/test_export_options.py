@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from refusal import error_line, names_under, refused
 
-from export.__main__ import main
+from export.__main__ import main, summary
 from export.pipeline import ExportOptions, export_bundle
 from runtime.errors import ExportError
 
@@ -80,6 +81,87 @@ def test_a_bad_value_is_one_line(refusal: Callable[..., str], args: list[str], m
 
 
 @pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("", ExportOptions()),
+        (
+            "--model m --checkpoint c --out o --frames 3 --compress nsp --place before-projector --precision int8 --llm-precision int4:64 "
+            "--calibrate v --error-budget 0.25 --attention standard --tensorrt 10.3 --max-context 99 --only llm --input frames:2x3 "
+            "--split --force",
+            ExportOptions(
+                "m", "c", "o", 3, "nsp", "before-projector", "int8", "int4:64", "v", 0.25, "standard", "10.3", 99, "llm", "frames:2x3",
+                True, True,
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_words_of_the_command_line_are_the_options(monkeypatch, capsys, line: str, options: ExportOptions) -> None:
+    asked: list[ExportOptions] = []
+
+    def export(options: ExportOptions):
+        asked.append(options)
+        raise ExportError("nothing is exported in this test")
+
+    monkeypatch.setattr("export.__main__.export_bundle", export)
+    assert refused(capsys, main, *line.split()) == "nothing is exported in this test"
+    assert asked == [options]
+
+
+FACTS = {
+    "bundle": "bundles/b",
+    "frames": 16,
+    "patch_tokens": 1296,
+    "tokens_per_clip": 257,
+    "precision": "int8",
+    "llm_precision": "int4",
+    "bytes": 2_340_000,
+    "compression": {"spec": "nsp:window=2", "place": "after-projector"},
+    "passes": [
+        {"graph": "vision", "pass": "fold", "rewrites": 3, "note": ""},
+        {"graph": "vision", "pass": "int64", "rewrites": 0, "note": "nothing"},
+        {"graph": "llm/decoder", "pass": "names", "rewrites": 7, "note": "all of them"},
+    ],
+    "tensorrt": {"vision table": "10.3 takes it"},
+    "verified": [{"stage": "vision/encoder", "error": 0.00012345, "ok": True}],
+}
+
+
+def test_the_summary_says_what_was_written_rewritten_and_verified() -> None:
+    assert summary(SimpleNamespace(as_dict=lambda: FACTS)).splitlines() == [
+        "bundles/b: 16 frames, 1296 patch tokens -> 257 visual tokens (5.0:1), vision int8, LLM int4, 2.3 MB",
+        "compression  nsp:window=2 after-projector",
+        "pass         vision: fold 3",
+        "pass         llm/decoder: names 7  all of them",
+        "TensorRT     vision table: 10.3 takes it",
+        "verified     vision/encoder           error 1.2e-04",
+    ]
+    same = SimpleNamespace(as_dict=lambda: FACTS | {"llm_precision": "int8"})
+    assert "(5.0:1), int8, 2.3 MB" in summary(same)
+
+
+def test_the_result_is_on_stdout_as_text_or_as_json(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("export.__main__.export_bundle", lambda options: SimpleNamespace(as_dict=lambda: FACTS))
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("bundles/b: 16 frames, ")
+    assert main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == FACTS
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--checkpoint DIR|HUB_ID", "--out DIR", "--frames N", "--compress PRESET|SPEC", "--llm-precision fp32|fp16|int8|int4[:BLOCK]",
+        "--calibrate DIR", "--error-budget SHARE", "--tensorrt VERSION", "--max-context N", "--input pixels|frames[:HxW]",
+        "model family (default: llava-ov)", "(default: pixels)",
+    ],
+)  # fmt: skip
+def test_help_says_what_an_option_takes(capsys, option: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert option in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
     ("spec", "window"), [("nsp:window=10", "10"), ("avgpool:window=30", "30"), ("ptg:sizes=4/4,strides=2/4/8", "strides")]
 )
 def test_a_spec_that_does_not_fit_the_grid(refusal: Callable[..., str], spec: str, window: str) -> None:
@@ -114,7 +196,7 @@ def test_the_library_refuses_what_the_command_line_does_not_offer(tmp_path: Path
 def test_what_is_wrong_whatever_the_checkpoint_is_said_before_torch_is_imported() -> None:
     code = """
 import sys
-from export.__main__ import main
+from export.__main__ import main, summary
 codes = [main(args.split()) for args in ("--model gpt", "--frames 0", "--max-context -1", "--frobnicate", "--out /dev/null")]
 assert codes == [2] * 5, codes
 assert not {"torch", "transformers", "onnx"} & sys.modules.keys()

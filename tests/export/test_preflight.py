@@ -18,6 +18,7 @@ from export.demo import CHECKPOINT
 from export.families import family
 from export.pipeline import ExportOptions
 from export.preflight import _max_context, check_options, make_plan
+from export.weights import _method
 from runtime.errors import ExportError, UserError
 
 IMAGES_ONLY = (
@@ -319,7 +320,29 @@ class TestQuantized:
         )
         assert "pass the checkpoint that has not been quantized" in line
 
-    @pytest.mark.parametrize(("name", "method"), [("quantize_config.json", "GPTQ"), ("hf_quant_config.json", "ModelOpt")])
+    @pytest.mark.parametrize(
+        ("quantization", "said"),
+        [
+            ({"load_in_4bit": True}, "quantized (bitsandbytes)"),
+            ({"w_bit": 4, "q_group_size": 128}, "quantized (4 bits)"),  # AWQ's own
+            ({"quant_method": "gptq", "bits": 8, "w_bit": 4}, "quantized (gptq, 8 bits)"),
+            ({"quant_method": 7, "bits": "4"}, "quantized"),
+            ({"bits": True}, "quantized"),
+            (True, "quantized"),
+        ],
+        ids=str,
+    )
+    def test_what_a_config_does_not_say_is_not_made_up(self, quantization: object, said: str) -> None:
+        assert _method(quantization) == said
+
+    def test_the_other_key_is_looked_for_too(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
+        change_config(checkpoint, "text_config", quantization_config={}, compression_config={"quant_method": "sparse"})
+        line = refusal()
+        assert line.startswith(f"{checkpoint / 'config.json'}: compression_config says that the weights are quantized (sparse); ")
+
+    @pytest.mark.parametrize(
+        ("name", "method"), [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ"), ("hf_quant_config.json", "ModelOpt")]
+    )
     def test_a_file_of_the_quantizer_beside_the_config(
         self, checkpoint: Path, refusal: Callable[..., str], name: str, method: str
     ) -> None:

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
-from runtime.errors import PromptError
-from runtime.prompt import Prompt, TextStream
+from runtime.errors import BundleError, PromptError
+from runtime.prompt import Prompt, TextPrompt, TextStream
 
 
 def test_ids_equal_transformers_with_the_video_token_expanded(bundle):
@@ -44,6 +44,66 @@ def test_visual_tokens_stand_where_the_template_puts_the_video(bundle):
 def test_empty_questions_and_special_tokens_are_refused(bundle, question):
     with pytest.raises(PromptError):
         Prompt(bundle).ids(question)
+
+
+def _prompt(template: str | None = None, tokenizer: Path = CHECKPOINT / "tokenizer.json", **facts) -> TextPrompt:
+    """The shipped tokenizer under another chat template."""
+    template = (CHECKPOINT / "chat_template.jinja").read_text() if template is None else template
+    return TextPrompt({"video_token": "<video>", "video_token_id": 4} | facts, tokenizer, template)
+
+
+@pytest.mark.parametrize(
+    ("template", "question", "message"),
+    [
+        (None, " \n", "the question is empty; expected some text"),
+        (None, "a\udcff", "the question is not valid Unicode; expected UTF-8 text"),
+        (None, "what is <video> ?", 'the question contains "<video>", a special token of this model; leave it out'),
+        ("none", "what", 'the chat template puts "<video>" 0 times into the prompt, expected once'),
+        ("<video> <video>", "what", 'the chat template puts "<video>" 2 times into the prompt, expected once'),
+        ("{{ raise_exception('no videos') }}", "what", "the chat template refuses the messages: no videos"),
+    ],
+)
+def test_what_makes_no_prompt_is_said(template, question, message):
+    with pytest.raises(PromptError) as raised:
+        _prompt(template).ids(question)
+    assert str(raised.value) == message
+
+
+def test_a_special_token_s_spelling_is_text_where_text_is_asked_for():
+    prompt = _prompt()
+    (token,) = prompt.encode("<video>")
+    assert token == 4 and token not in prompt.literal_ids("<video>")
+    assert prompt.literal_ids("what is it ?") == prompt.encode("what is it ?")
+
+
+def test_ids_that_are_generated_are_text_without_special_tokens():
+    prompt = _prompt()
+    assert prompt.decode([*prompt.encode("which shape"), *prompt.encode("<|im_end|>")]).split() == ["which", "shape"]
+    assert prompt.longest_token == len("<|endoftext|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "around"),
+    [
+        ("<video> {{ messages[0].content[1].text }} so", ["<video> ", " so"]),
+        ("{{ messages[0].content[1].text }}{% if add_generation_prompt %}!{% endif %}", ["", "!"]),
+        ("{{ messages[0].content[1].text | trim }}", None),
+        ("{{ messages[0].content[1].text | upper }}", None),
+        ("{{ messages[0].content[1].text | replace('\n', ' ') }}", None),
+        ("{{ messages[0].content[1].text }} {{ messages[0].content[1].text }}", None),
+        ("{% for message in messages %}{% break %}{% endfor %}", None),
+    ],
+)
+def test_the_text_around_a_question_where_it_is_left_as_it_is(template, around):
+    assert _prompt(template).around_question() == around
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(
+        BundleError, match=r"tokenizer\.json is no tokenizer \([^\n]+\); copy the checkpoint's own and export again"
+    ):
+        _prompt(tokenizer=tmp_path / "tokenizer.json").encode("a")
 
 
 class _Bytes(Prompt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,7 +15,8 @@ from video_files import decoded_by, frames_of, pattern, write_audio, write_video
 
 from runtime import video
 from runtime.errors import VideoError
-from runtime.video import sample_frames
+from runtime.media.timeline import Timeline
+from runtime.video import Clip, sample_frames
 
 FILES = {
     "long-gop.mp4": {"options": {"bf": "3", "g": "250"}},
@@ -66,6 +68,36 @@ def test_sparse_frames_are_reached_by_seeking_without_decoding_what_lies_between
     decoded.clear()
     sample_frames(folder / "long-gop.mp4", 3, lambda frame: frame)
     assert len(decoded) == len(set(decoded)) == 61  # one keyframe: straight on to frame 60, none twice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "decoded"),
+    [
+        ([0], 1),
+        ([3], 4),
+        ([3, 9], 10),  # straight on
+        ([3, 12], 4 + 3),  # from keyframe 10
+        ([6, 10], 7 + 4),  # a seek would save three
+        ([5, 10], 6 + 1),
+        ([55], 6),  # from keyframe 50
+        ([12, 55, 60], 3 + 6 + 5),
+    ],
+)
+def test_what_must_be_decoded_is_counted_from_the_keyframes_that_are_sought(wanted, decoded):
+    timeline = Timeline(range(100), Fraction(100), Fraction(1, 25), keys=(0, 10, 50))
+    assert video._decoded_by_seeking(timeline, wanted) == decoded
+
+
+def test_what_a_user_should_know_is_noted_in_one_line_each():
+    def notes(indices: tuple[int, ...], total: int, **more: bool) -> list[str]:
+        return Clip(Path("a.mp4"), np.zeros(0), indices, (), 1.0, total, (1, 1), **more).notes
+
+    assert notes((0, 1, 2), 3) == []
+    assert notes((0, 0, 1), 2) == ["the clip is shorter than 3 frames: 1 are repeated"]
+    assert notes((0, 0, 1), 3) == ["the clip's frames are not shown equally long: 1 of 3 sampled frames are repeated"]
+    cut, gap = notes((0, 1), 7, cut=True, has_gap=True)
+    assert cut == "the file ends inside a frame: the clip is what comes before, 7 frames"
+    assert gap.startswith("one gap between two frames is most of the clip")
 
 
 def test_timestamps_are_seconds_after_the_first_frame(folder):

@@ -108,6 +108,19 @@ def test_what_others_read_is_left_alone(model):
     np.testing.assert_array_equal(equal.of("normal"), [1])
 
 
+def test_a_normalisation_without_a_bias_is_divided_by_its_scale_alone():
+    model = small_model()
+    del model.graph.node[0].input[2]
+    equal = found_in(model)
+    assert set(equal.factors) == {"scale", "wa", "wb"}
+    np.testing.assert_allclose(equal.factors["scale"], 1 / equal.of("normal"), rtol=1e-6)
+    for weight in ("wa", "wb"):
+        np.testing.assert_array_equal(equal.factors[weight], equal.of("normal")[:, None])
+    exact = run(model, "a", "b")
+    for got, expected in zip(run(equal.fold(model), "a", "b"), exact, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_channels_that_are_alike_are_left_alone():
     model = small_model()
     even = RNG.uniform(-1, 1, (1, 40, K)).astype(np.float32)

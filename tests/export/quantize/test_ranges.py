@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from export.quantize.ranges import thresholds
+from export.quantize.ranges import activation_rounded, thresholds
 
 
 def squared_error(values: np.ndarray, threshold: float) -> float:
@@ -39,3 +39,19 @@ def test_a_rare_outlier_is_cut_and_a_range_that_is_used_is_kept():
 
 def test_a_tensor_of_zeros_has_some_threshold():
     assert thresholds([{"x": np.zeros((2, 3), np.float32)}])["x"] > 0
+
+
+def test_values_are_rounded_to_steps_of_which_int8_has_one_more_below():
+    values = np.array([0.4, 0.6, -127.6, -200, 127.4, 300, 0.5, 1.5], np.float32)
+    rounded = activation_rounded(values, 127.0)
+    assert rounded.tolist() == [0, 1, -128, -128, 127, 127, 0, 2]  # halves to the even one
+    np.testing.assert_allclose(activation_rounded(values / 10, 12.7), rounded / 10, rtol=1e-6)
+    assert rounded.dtype == np.float32
+
+
+def test_each_tensor_has_a_threshold_of_its_own_over_all_samples():
+    rng = np.random.default_rng(0)
+    small, large = (rng.uniform(-1, 1, (2, 5000)).astype(np.float32) * scale for scale in (1, 100))
+    found = thresholds([{"small": small, "large": large[:1]}, {"large": large[1:]}])
+    assert found["small"] == pytest.approx(1, rel=0.02) and found["large"] == pytest.approx(100, rel=0.02)
+    assert found == thresholds([{"large": -large}, {"small": small[::-1]}])

@@ -120,6 +120,67 @@ def test_a_layer_norm_takes_its_statistics_in_float32():
     assert after.graph.node[0].attribute[0].i == 1 and report.rewrites == 1
 
 
+def test_statistics_and_an_island_are_counted_together():
+    model = _compress(
+        model_from_text(
+            """
+    g (float16[2, 8] x) => (float16[2, 1] y) <float16[8] w, int64[1] axes = {-1}> {
+        a = LayerNormalization<stash_type = 10>(x, w)
+        b = LayerNormalization<stash_type = 1>(a, w)
+        c = Abs(b)
+        y = ReduceL2(c, axes)
+    }""",
+            w=np.ones(8, np.float16),
+        )
+    )
+    _, (report,) = run_passes(model, ["float32_norms"], graph="vision", precision="fp16")
+    assert report.rewrites == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("s = Mul(x, x)", ["Cast", "Mul", "ReduceSum", "Cast"]),
+        ("s = Pow(x, two)", ["Cast", "Pow", "ReduceSum", "Cast"]),
+        ("s = Exp(x)", ["Cast", "Exp", "ReduceSum", "Cast"]),
+        ("s = Mul(x, z)", ["Mul", "Cast", "ReduceSum", "Cast"]),  # no square, and no more than its sum can overflow
+        ("s = Add(x, x)", ["Add", "Cast", "ReduceSum", "Cast"]),
+    ],
+)
+@pytest.mark.parametrize("scope", ["compress/nsp/", "llm/layer.0/"])
+def test_what_is_squared_for_a_sum_is_squared_in_float32(before, expected, scope):
+    model = _compress(
+        model_from_text(
+            f"""
+    g (float16[2, 8] x, float16[2, 8] z) => (float16[2, 1] y) <float16 two, int64[1] axes = {{-1}}> {{
+        {before}
+        y = ReduceSum(s, axes)
+    }}""",
+            two=np.array(2, np.float16),
+        ),
+        scope,
+    )
+    feed = {"x": normal(2, 8, dtype=np.float16), "z": normal(2, 8, dtype=np.float16, seed=1)}
+    after, _ = rewrite(model, ["float32_norms"], feed, precision="fp16", tolerance=1e-2)
+    assert ops(after) == expected
+
+
+def test_a_value_that_leaves_the_graph_inside_an_island_is_float16_there_alone():
+    model = _compress(
+        model_from_text("""
+    g (float16[2, 8] x) => (float16[2, 1] sum, float16[2, 1] y) <int64[1] axes = {-1}> {
+        sum = ReduceSum(x, axes)
+        y = Sqrt(sum)
+    }""")
+    )
+    after, (report,) = rewrite(
+        model, ["float32_norms"], {"x": np.abs(normal(2, 8, dtype=np.float16))}, precision="fp16", tolerance=1e-3
+    )
+    assert sorted(ops(after)) == ["Cast", "Cast", "Cast", "ReduceSum", "Sqrt"] and report.rewrites == 2
+    root = next(node for node in after.graph.node if node.op_type == "Sqrt")
+    assert _type(after, root.input[0]) == FLOAT
+
+
 def test_a_float32_graph_has_nothing_to_move():
     model = _compress(model_from_text("g (float[2, 8] x) => (float[2, 1] y) <int64[1] axes = {-1}> { y = ReduceL2(x, axes) }"))
     after, (report,) = rewrite(model, ["float32_norms"], {"x": normal(2, 8)})

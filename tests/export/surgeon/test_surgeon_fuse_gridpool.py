@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 import pytest
 import torch
+from surgeon_graphs import model_from_text
 
 from export.compress import make
 from export.surgeon import run_passes
@@ -176,6 +177,33 @@ def test_what_the_kernel_does_not_cover_stays_plain_and_says_so(spec: str, shape
     assert [node.op_type for node in model.graph.node] == [node.op_type for node in plain.graph.node]
     assert note.startswith("compression stays plain nodes")
     assert re.search(words, note), note
+
+
+@pytest.mark.parametrize(
+    ("graph", "said"),
+    [
+        ("g (float[8, 6, 6, 16] x) => (float[8, 6, 6, 16] y) { y = Relu(x) }", "there are no nodes of the stages ptg and nsp"),
+        (
+            "g (float[8, 6, 6, 16] x, float[16] z) => (float[8, 6, 6, 16] y) { compressed = Add(x, z)\n y = Relu(compressed) }",
+            "the stages read 2 tensors and 1 are read of them; expected one of each",
+        ),
+        (
+            "g (float[T, 6, 6, 16] x) => (float[T, 6, 6, 16] y) { compressed = Neg(x)\n y = Relu(compressed) }",
+            "the shape or dtype of x is not known",
+        ),
+        (
+            "g (float[8, 6, 6, 16] x) => (float[8, 6, 6, 16] y) { compressed = Neg(x)\n y = Relu(compressed) }",
+            "the stages make [8, 6, 6, 16] of [8, 6, 6, 16], not what ptg:sizes=4/4/4",
+        ),
+    ],
+)
+def test_what_is_no_such_region_is_declined_in_words(graph: str, said: str):
+    model = model_from_text(graph)
+    for node in model.graph.node:
+        node.name = f"compress/nsp/{node.op_type}" if node.output[0] == "compressed" else node.op_type
+    fused, note, rewrites = fuse(model)
+    assert rewrites == 0 and not fused.functions
+    assert note.startswith(f"compression stays plain nodes: {said}")
 
 
 def test_a_spec_that_is_not_the_graphs_is_declined(plain: onnx.ModelProto):

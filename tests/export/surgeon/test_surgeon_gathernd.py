@@ -90,3 +90,27 @@ def test_a_reduction_is_left_alone():
         model_from_text(text, at=np.array([[1]])), ["scatternd"], {"x": normal(3, 2), "new": normal(1, 2, seed=1)}
     )
     assert ops(after) == ["ScatterND"] and report.rewrites == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(64, ["Concat"]), (65, ["Concat", "Gather"])])
+def test_more_than_64_runs_of_rows_are_a_table(rows, expected):
+    at = np.arange(0, rows, 2)[:, None]  # every other row: each row is a run
+    text = f"""
+    g (float[{rows}, 2] x, float[{len(at)}, 2] new) => (float[{rows}, 2] y) <int64[{len(at)}, 1] at> {{
+        y = ScatterND(x, at, new)
+    }}"""
+    feed = {"x": normal(rows, 2), "new": normal(len(at), 2, seed=1)}
+    after, _ = rewrite(model_from_text(text, at=at), ["scatternd"], feed)
+    assert [op for op in ops(after) if op != "Slice"] == expected
+
+
+def test_what_is_left_is_said():
+    text = "g (float[3, 2] x, float[1, 2] new, int64[1, 1] at) => (float[3, 2] y) { y = ScatterND(x, at, new) }"
+    feed = {"x": normal(3, 2), "new": normal(1, 2, seed=1), "at": np.array([[1]])}
+    after, (report,) = rewrite(model_from_text(text), ["scatternd"], feed)
+    assert ops(after) == ["ScatterND"]
+    assert report.note == "1 ScatterND with indices of run time, or a reduction, left"
+    text = "g (float[n, 2] x) => (float[2, 2] y) <int64[2, 1] at = {0, 1}> { y = GatherND(x, at) }"
+    after, (report,) = rewrite(model_from_text(text), ["gathernd"], {"x": normal(3, 2)})
+    assert ops(after) == ["GatherND"]  # of a length that is not known
+    assert report.note == "1 GatherND with indices of run time left"

@@ -216,8 +216,13 @@ def test_an_unknown_pass_and_a_graph_of_another_precision_are_errors():
     model = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
     with pytest.raises(ExportError, match=r'no surgeon pass "folds"; did you mean "fold"\?'):
         run_passes(model, ["folds"], graph="vision")
+    with pytest.raises(ExportError, match=r'no surgeon pass "gatherdn"; did you mean "gathernd"\?'):
+        run_passes(model, [], graph="vision", required=["gatherdn"])
     with pytest.raises(ExportError, match=r"vision: 0 tensors are float16 in a graph that was to be fp16"):
         run_passes(model, graph="vision", precision="fp16")
+    half = model_from_text("g (float16[2] x) => (float16[2] y) { y = Relu(x) }")
+    with pytest.raises(ExportError, match=r"vision: 2 tensors are float16 in a graph that was to be fp32; convert the module"):
+        run_passes(half, graph="vision", precision="fp32")
 
 
 def test_passes_run_in_their_own_order_and_report_as_the_manifest_wants():

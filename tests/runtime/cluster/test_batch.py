@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import psutil
@@ -20,9 +21,11 @@ import pytest
 from export.demo import CLIPS
 from runtime.__main__ import main
 from runtime.bundle import VISION
-from runtime.cluster.batch import BatchOptions, BatchResult, run
+from runtime.cluster import worker
+from runtime.cluster.batch import BatchOptions, BatchResult, _gpus_each, _runner, run
 from runtime.cluster.files import videos_of
-from runtime.errors import OutputError, UsageError
+from runtime.engine import EngineOptions
+from runtime.errors import OutputError, UsageError, VideoError
 from runtime.files import sha256_of
 from runtime.vision import VisionEncoder
 
@@ -170,6 +173,94 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
     _complete(out, videos)
 
 
+class TestRow:
+    """A worker's row of one file, on a stand-in for the encoder whose tokens are `value`."""
+
+    @pytest.fixture
+    def row(self, tmp_path, monkeypatch):
+        opened = []
+
+        def row(name: str, value: float = 1.5) -> dict:
+            def encode(path):
+                if path.endswith("torn.mp4"):
+                    raise VideoError("the clip\n is torn")
+                return SimpleNamespace(tokens=np.full((2, 3), value, np.float32))
+
+            monkeypatch.setattr(worker.Bundle, "open", lambda path: f"bundle {path}")
+            encoder = SimpleNamespace(encode=encode)
+            monkeypatch.setattr(worker.VisionEncoder, "open", lambda *arguments: opened.append(arguments) or encoder)
+            one = worker.Worker(worker.WorkerOptions("b", "onnx", "cpu", 2))
+            assert opened[-1] == ("bundle b", "onnx", EngineOptions("cpu", 2))
+            path = str(tmp_path / name)
+            result = one.row(path)
+            assert {key: value.tolist() for key, value in one({"path": np.array([path])}).items()} == {
+                key: [value] for key, value in result.items()
+            }
+            return result
+
+        return row
+
+    def test_it_has_the_tokens_in_float16_and_what_the_file_was(self, row, tmp_path):
+        (tmp_path / "a.mp4").write_bytes(b"abc")
+        os.utime(tmp_path / "a.mp4", ns=(5, 7_000_000_001))
+        assert row("a.mp4") == {
+            "path": str(tmp_path / "a.mp4"),
+            "size": 3,
+            "mtime_ns": 7_000_000_001,
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of NIST's example "abc"
+            "tokens": np.full((2, 3), 1.5, np.float16).tobytes(),
+            "error": None,
+        }
+
+    def test_what_is_no_good_is_said_in_its_row(self, row, tmp_path):
+        for name in ("a.mp4", "torn.mp4"):
+            (tmp_path / name).write_bytes(b"abc")
+        torn, large, absent = row("torn.mp4"), row("a.mp4", 65_520.0), row("absent.mp4")
+        assert (torn["error"], torn["tokens"], torn["size"]) == ("the clip is torn", None, 3)
+        assert (large["error"], large["tokens"]) == ("the tokens are out of float16's range", None)
+        assert "No such file" in absent["error"] and absent["size"] is absent["sha256"] is None
+        assert row("a.mp4", 65_504.0)["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "of_cluster", "each", "said"),
+    [
+        ({"device": "cuda"}, 0, 1, ""),
+        ({"device": "cpu"}, 9, None, ""),
+        ({}, 2, 1, "device auto: 2 workers, 2 GPUs in the cluster: one each\n"),
+        ({}, 1.5, None, "device auto: 2 workers, 1.5 GPUs in the cluster: on the CPU\n"),
+        ({"backend": "openvino"}, 2, None, "device auto: 2 workers, 2 GPUs in the cluster: on the CPU\n"),
+    ],
+)
+def test_which_workers_have_a_gpu_of_their_own(capsys, options, of_cluster, each, said):
+    assert _gpus_each(BatchOptions(**options), of_cluster) == each
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_the_runner_is_ray_where_it_is_installed(monkeypatch):
+    assert [_runner(BatchOptions(runner=name)) for name in ("ray", "local")] == ["ray", "local"]
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert _runner(BatchOptions()) == "local"
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert _runner(BatchOptions()) == "ray"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "0 workers and parts of 64 rows, expected at least 1 of each"),
+        ({"part": 0}, "2 workers and parts of 0 rows, expected at least 1 of each"),
+        ({"runner": "slurm"}, 'runner "slurm", expected auto, ray or local'),
+    ],
+)
+def test_jobs_that_make_no_sense_are_refused(options, message):
+    assert BatchOptions(workers=1, part=1)
+    with pytest.raises(UsageError, match=message):
+        BatchOptions(**options)
+
+
 def test_what_stands_for_videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("b.mp4", "a.mkv", "c.txt", "sub/d.MOV"):
@@ -179,9 +270,16 @@ def test_what_stands_for_videos(tmp_path, monkeypatch):
     assert videos_of(["."]) == [str(tmp_path / name) for name in ("a.mkv", "b.mp4", "sub/d.MOV")]
     assert videos_of(["*.mp4", "b.mp4", "@list"]) == [str(tmp_path / name) for name in ("b.mp4", "a.mkv", "missing.mp4")]
     Path("none").mkdir()
-    for bad in ("*.avi", "none", "@absent"):
-        with pytest.raises(UsageError):
+    for bad, message in (
+        ("*.avi", r'^nothing matches "\*\.avi"$'),
+        ("none", r"^none has no video files; expected some of \.3gp, \.avi, "),
+        ("@absent", r"^the list absent can't be read \([^\n]+\); expected one path a line$"),
+    ):
+        with pytest.raises(UsageError, match=message):
             videos_of([bad])
+    with pytest.raises(UsageError, match=r"^no videos to work on; name files, directories, globs or @FILE with one path a line$"):
+        videos_of([])
+    assert videos_of(["absent.mp4", "./absent.mp4", "sub"]) == [str(tmp_path / name) for name in ("absent.mp4", "sub/d.MOV")]
 
 
 def test_two_jobs_do_not_write_to_one_place(bundle_path, bundle, videos, tmp_path):

@@ -6,6 +6,8 @@ The numbers are those of NVIDIA's headers, read from cuda-bindings.
 from __future__ import annotations
 
 import ctypes
+import glob
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,3 +230,57 @@ def test_without_libcudart_the_error_says_what_brings_it(monkeypatch: pytest.Mon
     cuda._runtime.cache_clear()
     with pytest.raises(EngineError, match="pip install nvidia-cuda-runtime"):
         cuda.Cuda()
+
+
+def test_the_newest_library_of_a_toolkit_is_tried_first_and_lib64_before_lib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit, older = tmp_path / "toolkit", tmp_path / "older"
+    files = [
+        toolkit / "lib64/libcudart.so.13",
+        toolkit / "lib64/libcudart.so.12",
+        toolkit / "lib/libcudart.so",
+        older / "lib/libcudart.so.11",
+    ]
+    for file in [*files, toolkit / "lib64/libcublas.so.13"]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setenv("CUDA_PATH", str(older))
+    assert cuda._runtime_files()[:4] == [str(file) for file in files]
+
+
+def test_nvidia_s_wheels_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "nvidia/cu13/lib/libcudart.so.13"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    looked_at: list[str] = []
+    real = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda pattern: looked_at.append(pattern) or real(pattern))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(file.parents[2])]})
+    )
+    assert str(file) in cuda._runtime_files()
+    assert not [pattern for pattern in looked_at if pattern.startswith("/lib")]  # of a variable that is not set
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert str(file) not in cuda._runtime_files()
+
+
+def test_the_first_library_that_loads_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    class Library:
+        def __init__(self, name: str) -> None:
+            tried.append(name)
+            if name != "/toolkit/libcudart.so.12":
+                raise OSError(name)
+            self.cudaGetErrorString = type("Function", (), {})()
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr(cuda, "_runtime_files", lambda: ["/toolkit/libcudart.so.12", "/toolkit/libcudart.so"])
+    cuda._runtime.cache_clear()
+    assert cuda._runtime().cudaGetErrorString.restype is ctypes.c_char_p
+    assert tried == ["libcudart.so.13", "libcudart.so.12", "libcudart.so", "/toolkit/libcudart.so.12"]
+    cuda._runtime.cache_clear()

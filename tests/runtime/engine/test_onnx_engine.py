@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from runtime.bundle import VISION
 from runtime.engine import EngineOptions, TensorSpec, open_engine
-from runtime.engine.onnx import OnnxEngine
+from runtime.engine.onnx import OnnxEngine, has_cuda_provider
 from runtime.errors import EngineError
 
 
@@ -125,3 +130,85 @@ def test_cuda_is_asked_for_float32_arithmetic(bundle, monkeypatch):
 def test_an_unknown_backend_names_the_nearest(bundle):
     with pytest.raises(EngineError, match='did you mean "onnx"'):
         open_engine(bundle, VISION, "onx")
+
+
+class TestSession:
+    @pytest.fixture
+    def asked(self, monkeypatch) -> list:
+        """(source, settings, providers) of each session, on a stand-in for ONNX Runtime's."""
+        import onnxruntime
+
+        asked: list = []
+
+        class Settings(SimpleNamespace):
+            def add_session_config_entry(self, key: str, value: str) -> None:
+                setattr(self, key, value)
+
+        class Session:
+            def __init__(self, source, settings, providers):
+                asked.append((source, vars(settings), providers))
+
+            def get_inputs(self):
+                return []
+
+            get_outputs = get_inputs
+
+        monkeypatch.setattr(onnxruntime, "SessionOptions", Settings)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        return asked
+
+    @pytest.mark.parametrize(
+        ("model", "more", "source", "settings"),
+        [
+            (Path("a/m.onnx"), {}, "a/m.onnx", {"intra_op_num_threads": 0}),
+            (b"model", {"options": EngineOptions(threads=3)}, b"model", {"intra_op_num_threads": 3}),
+            (
+                b"model",
+                {"data": Path("a")},
+                b"model",
+                {"intra_op_num_threads": 0, "session.model_external_initializers_file_folder_path": "a"},
+            ),
+        ],
+    )
+    def test_a_cpu_is_told_threads_and_where_weights_lie(self, asked, model, more, source, settings):
+        engine = OnnxEngine.load(model, **more)
+        assert asked == [(source, {"log_severity_level": 3} | settings, ["CPUExecutionProvider"])]
+        assert (engine.device, engine.inputs, engine.outputs) == ("cpu", (), ())
+
+    def test_a_graph_may_run_as_it_is_written(self, asked):
+        import onnxruntime
+
+        OnnxEngine.load(b"model", as_written=True)
+        assert asked[0][1]["graph_optimization_level"] == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+def test_bytes_that_are_no_model_have_no_name():
+    with pytest.raises(EngineError, match=r"^ONNX Runtime \S+ can't load the model: "):
+        OnnxEngine.load(b"not a model")
+
+
+def test_a_device_of_another_backend_is_refused_by_name():
+    assert OnnxEngine.unavailable("npu") == "ONNX Runtime runs on cpu and cuda here, not on npu; --backend openvino has that device"
+    assert OnnxEngine.unavailable("cpu") is None
+    with pytest.raises(EngineError, match=r"^backend onnx can't run on gpu: ONNX Runtime runs on cpu and cuda here, not on gpu;"):
+        OnnxEngine.load(b"", EngineOptions(device="gpu"))
+
+
+@pytest.mark.parametrize("has_openvino", [False, True])
+def test_without_onnxruntime_what_brings_it_is_named_and_what_is_there(monkeypatch, has_openvino):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (name == "openvino" and has_openvino) or None)
+    said = OnnxEngine.unavailable("cpu")
+    assert 'the onnx backend needs the package "onnxruntime"' in said and 'pip install "st-gridpool[runtime]"' in said
+    assert said.endswith("; or pass --backend openvino, which is installed") == has_openvino
+    assert not has_cuda_provider()
+
+
+@pytest.mark.parametrize(
+    ("providers", "has"), [(["CPUExecutionProvider"], False), (["CUDAExecutionProvider", "CPUExecutionProvider"], True)]
+)
+def test_a_wheel_for_gpus_has_the_provider(monkeypatch, providers, has):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    assert has_cuda_provider() is has

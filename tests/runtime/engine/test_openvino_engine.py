@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from runtime.tools import reference
 from runtime.tools.parity import parity
 
 pytest.importorskip("openvino")
+from runtime.engine import openvino
 from runtime.engine.openvino import OpenVINOEngine
 
 
@@ -142,6 +144,58 @@ class TestState:
         assert decoder.dtype == np.float16
         assert {array.dtype for array in decoder.conversation().state.buffers.values()} == {np.dtype(np.float32)}
 
+    @pytest.mark.parametrize(
+        ("length", "capacity", "read"),
+        [(1, 64, 32), (31, 40, 32), (32, 40, 32), (33, 64, 64), (33, 40, 40), (40, 40, 40), (8, 8, 8)],
+    )
+    def test_a_mask_is_lengthened_by_rows_that_are_not_attended_to(self, length, capacity, read):
+        mask = openvino._lengthened(np.ones((2, length), np.int64), capacity)
+        assert mask.tolist() == [[1] * length + [0] * (read - length)] * 2
+
+
+class TestSettings:
+    @pytest.fixture
+    def told(self, monkeypatch) -> list:
+        """What OpenVINO is asked for, on a stand-in: (device, settings) and the type that states are held in."""
+        told: list = []
+        core = SimpleNamespace(
+            available_devices=["CPU", "GPU.0", "NPU"],
+            read_model=lambda model: "network",
+            compile_model=lambda network, device, settings: told.append((network, device, settings)),
+        )
+        monkeypatch.setattr(openvino, "core", lambda: core)
+        monkeypatch.setattr(openvino, "_readable", lambda model: model)
+        monkeypatch.setattr(openvino, "_rows_out", lambda network: None)
+        monkeypatch.setattr(openvino, "_state_held_in", lambda network, held: f"{network} in {held.to_string()}")
+        monkeypatch.setattr(OpenVINOEngine, "__init__", lambda self, compiled, device: None)
+        return told
+
+    @pytest.mark.parametrize(
+        ("options", "network", "device", "settings"),
+        [
+            ({}, "network in f32", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+            ({"bf16": True}, "network in bf16", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}),
+            ({"threads": 3}, "network in f32", "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 3}),
+            ({"device": "gpu", "threads": 3}, "network", "GPU", {}),
+            ({"device": "npu"}, "network", "NPU", {}),
+        ],
+    )
+    def test_a_cpu_is_told_precision_and_threads(self, told, tmp_path, options, network, device, settings):
+        OpenVINOEngine.load(tmp_path / "m.onnx", EngineOptions(**options))
+        assert told == [(network, device, {"PERFORMANCE_HINT": "LATENCY"} | settings)]
+
+    def test_bf16_is_a_choice_of_the_cpu_alone(self, told, tmp_path):
+        with pytest.raises(EngineError, match=r"^bf16 is a choice of OpenVINO's CPU; on gpu leave it out$"):
+            OpenVINOEngine.load(tmp_path / "m.onnx", EngineOptions(device="gpu", bf16=True))
+
+    @pytest.mark.parametrize(("device", "here"), [("cpu", True), ("gpu", True), ("gpu.0", True), ("gpu.1", False), ("npu", True)])
+    def test_a_device_is_known_by_its_name_or_as_the_first_of_its_kind(self, told, device, here):
+        assert (OpenVINOEngine.unavailable(device) is None) == here
+
+    def test_what_openvino_says_is_its_last_line(self):
+        assert openvino._last_line(RuntimeError("Check failed\n  at a.cpp:1\n  no such node \n\n")) == "no such node"
+        assert openvino._last_line(RuntimeError(" \n")) == "RuntimeError"
+
 
 class TestRefused:
     def test_feeds_of_another_shape_or_dtype(self, bundle):
@@ -185,6 +239,7 @@ def test_engines_leave_no_signal_stack_behind(bundle):
     code = """
 import os, signal, sys
 from pathlib import Path
+from runtime.engine import openvino
 from runtime.engine.openvino import OpenVINOEngine
 said = []
 signal.signal(signal.SIGTERM, lambda *_: said.append("drained"))

@@ -288,6 +288,86 @@ def test_pairs_that_do_not_match_are_refused() -> None:
         engine.new_state({"past": "future"})
 
 
+@pytest.mark.parametrize(("dtype", "shape"), [(INT64, (2,)), (FLOAT, (3,))])
+def test_a_state_of_two_shapes_or_dtypes_is_refused(dtype: str, shape: tuple[int, ...]) -> None:
+    tensors = {"past": ("INPUT", FLOAT, (2,)), "present": ("OUTPUT", dtype, shape)}
+    engine = TensorRTEngine(Engine(tensors, double), Gpu())
+    with pytest.raises(EngineError, match=rf"past \(2,\) and present \({shape[0]},\) can't share a buffer"):
+        engine.new_state({"past": "present"})
+
+
+def test_an_engine_without_a_context_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "create_execution_context", lambda engine: None)
+    with pytest.raises(EngineError, match="tensorrt could not make an execution context: broken"):
+        static()
+
+
+def test_an_output_whose_shape_depends_on_values_is_refused() -> None:
+    with pytest.raises(EngineError, match="the shape of output y depends on values"):
+        TensorRTEngine(Engine({"x": ("INPUT", FLOAT, (3, 4)), "y": ("OUTPUT", FLOAT, (-1, 4))}, double), Gpu())
+
+
+def test_a_buffer_that_is_refused_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, context, _ = static()
+    monkeypatch.setattr(context, "set_tensor_address", lambda name, address: name != "y")
+    with pytest.raises(EngineError, match="tensorrt refused the buffer of y: broken"):
+        engine.run({"x": array(3, 4)})
+
+
+def test_dimensions_without_a_recorded_name_get_one_each() -> None:
+    tensors = {"x": ("INPUT", FLOAT, (-1, 4)), "y": ("OUTPUT", FLOAT, None)}
+    engine = TensorRTEngine(Engine(tensors, double, maximum={"x": (6, 4)}), Gpu())
+    assert [spec.shape for spec in engine.inputs] == [("x.0", 4)]
+
+
+def test_a_conversation_before_the_first_run_alone_has_warmed_the_engine_up() -> None:
+    """What a first run allocates is there after one with a state too."""
+    engine, _, gpu = counter()
+    engine.run({"x": np.ones(2, np.float32)}, engine.new_state({"past": "present"}))
+    engine.run({"x": np.ones(2, np.float32), "past": np.ones(2, np.float32)})
+    assert gpu.calls.count("capture") == 1
+
+
+class TestDeserialize:
+    class Library(Module):
+        """initialised: whether the library's own plugins are there when the engine is read."""
+
+        initialised: bool
+
+        @classmethod
+        def init_libnvinfer_plugins(cls, log: object, namespace: str) -> None:
+            cls.initialised = True
+
+        class Runtime:
+            def __init__(self, log: object) -> None:
+                pass
+
+            def deserialize_cuda_engine(self, content: object) -> object:
+                return content[:] if content[:1] != b"-" else None
+
+    @pytest.fixture(autouse=True)
+    def library(self, monkeypatch: pytest.MonkeyPatch) -> type[Library]:
+        self.Library.initialised = False
+        monkeypatch.setattr(trt, "load", lambda backend: self.Library)
+        monkeypatch.setattr(trt, "logger", lambda backend: None)
+        return self.Library
+
+    @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+    def test_the_file_is_read_and_tensorrt_has_its_own_plugins(self, backend: str, library: type[Library], tmp_path: Path) -> None:
+        (tmp_path / "vision.engine").write_bytes(b"an engine")
+        assert tensorrt._deserialize(backend, tmp_path / "vision.engine", tmp_path) == b"an engine"
+        assert library.initialised == (backend == "tensorrt")
+
+    def test_an_engine_that_the_library_refuses_is_built_again(self, tmp_path: Path) -> None:
+        file = tmp_path / "vision.engine"
+        file.write_bytes(b"-")
+        with pytest.raises(EngineError) as raised:
+            tensorrt._deserialize("tensorrt", file, Path("b"))
+        assert str(raised.value) == (
+            f"tensorrt 10.3.0 can't load {file}: broken; run `python -m runtime build b --backend tensorrt --force`"
+        )
+
+
 def test_a_failed_launch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, context, _ = static()
     monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)

@@ -16,7 +16,8 @@ from video_files import decoded_by, frames_of, pattern, write_video
 
 from runtime import video
 from runtime.errors import VideoError
-from runtime.media.decode import DamageError, Reader, reading
+from runtime.media.decode import _LAST, DamageError, Reader, reading
+from runtime.media.limits import DecodeLimits, limited
 from runtime.media.stream import Stream
 from runtime.video import sample_frames
 
@@ -256,6 +257,88 @@ def test_an_avi_whose_last_packets_alone_were_not_read_is_cut_off(indexed, conta
     reader = indexed(container)
     reader.check_index(sizes)
     assert reader.cut is cut
+
+
+def _frame(pts: int | None, corrupt: bool = False, opaque: str | None = None, size: int = 8) -> SimpleNamespace:
+    return SimpleNamespace(pts=pts, is_corrupt=corrupt, opaque=opaque, width=size, height=size)
+
+
+class TestChecked:
+    """What is made of frames as a decoder gives them."""
+
+    def checked(self, reader: Reader, *frames: SimpleNamespace | Exception) -> list[int | None]:
+        def given():
+            for frame in frames:
+                if isinstance(frame, Exception):
+                    raise frame
+                yield frame
+
+        return [frame.pts for frame in reader.checked(given())]
+
+    def test_whole_frames_pass(self, indexed):
+        reader = indexed("mov")
+        assert self.checked(reader, _frame(7), _frame(None), _frame(9)) == [7, None, 9] and not reader.cut
+
+    def test_the_last_frame_may_be_cut_and_is_left_out(self, indexed):
+        reader = indexed("mov")
+        assert self.checked(reader, _frame(0), _frame(1, True, _LAST)) == [0] and reader.cut
+
+    @pytest.mark.parametrize(
+        ("frames", "where"),
+        [
+            ([_frame(5, True)], "at its first frame"),
+            ([_frame(None), _frame(5, True)], "at its first frame"),
+            ([_frame(5), _frame(6, True)], r"after 0\.00 s"),
+            ([_frame(50), _frame(75), _frame(None), _frame(76, True)], r"after 1\.00 s"),
+            ([_frame(50), _frame(25), _frame(76, True)], r"after 0\.00 s"),
+        ],
+    )
+    def test_another_frame_that_is_corrupt_is_damage_after_the_one_before(self, indexed, frames, where):
+        with pytest.raises(DamageError, match=rf"^clip\.avi is damaged {where} \(a picture can't be decoded\); expected a file"):
+            self.checked(indexed("mov"), *frames)
+
+    def test_what_the_decoder_says_is_handed_on_with_the_limit_that_it_may_mean(self, indexed):
+        error = av.error.InvalidDataError(1, "Invalid data")
+        with pytest.raises(DamageError, match=r"is damaged after 0\.40 s \(Invalid data\);"):
+            self.checked(indexed("mov"), _frame(0), _frame(10), error)
+        limits = limited(DecodeLimits(pixels=64))
+        with limits, pytest.raises(DamageError, match=r"\(Invalid data, or frames of more than 64 pixels\);"):
+            self.checked(indexed("mov"), _frame(0), error)
+
+    def test_frames_are_counted_against_the_limits(self, indexed):
+        with limited(DecodeLimits(decoded_pixels=2 * 64)), pytest.raises(VideoError, match="needs 3 frames of 8x8 decoded"):
+            self.checked(indexed("mov"), _frame(0), _frame(1), _frame(2))
+
+
+def _packet(dts: int | None, key: bool = False, duration: int | None = 2) -> SimpleNamespace:
+    return SimpleNamespace(dts=dts, pts=dts, is_keyframe=key, duration=duration)
+
+
+@pytest.mark.parametrize(
+    ("following", "joint"),
+    [
+        ([], False),
+        ([_packet(0)], False),
+        ([_packet(0), _packet(2)], False),
+        ([_packet(0), _packet(2, key=True)], True),
+        ([_packet(0), _packet(3, key=True)], True),
+        ([_packet(0), _packet(4, key=True)], False),  # a picture is missing
+        ([_packet(0), _packet(24, key=True)], False),
+        ([_packet(0), _packet(25, key=True)], True),  # a second: another clock
+        ([_packet(40), _packet(0, key=True)], True),
+        ([_packet(None), _packet(4, key=True)], True),
+        ([_packet(0), _packet(None, key=True)], True),
+        ([_packet(0, duration=None), _packet(4, key=True)], True),
+    ],
+)
+def test_where_a_joint_may_be(indexed, following, joint):
+    assert indexed("mpegts")._at_joint(following) is joint
+
+
+def test_packets_that_are_shown_before_the_entry_are_dropped_up_to_the_next_keyframe():
+    entry, *packets = [_packet(10, True), _packet(8), _packet(12), _packet(9), _packet(None), _packet(11, True), _packet(7)]
+    assert [packet.pts for packet in Reader._shown(entry, packets)] == [10, 12, None, 11, 7]
+    assert [packet.pts for packet in Reader._shown(_packet(None, True), packets)] == [None, 8, 12, 9, None, 11, 7]
 
 
 def test_a_stream_that_begins_in_the_middle_ends_with_the_last_packet(tmp_path, monkeypatch):

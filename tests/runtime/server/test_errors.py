@@ -10,7 +10,10 @@ import openai
 import pytest
 from http_server import NAME, data_url, question
 
-from runtime.errors import EngineError
+from runtime.errors import ContextError, EngineError, PromptError, UserError, VideoError
+from runtime.llm.remote import RemoteError
+from runtime.llm.scheduler import DeadlineError
+from runtime.server.errors import ApiError, api_error
 
 
 def _fails(client, kind: type[openai.APIStatusError], status: int, code: str | None, **ask) -> openai.APIStatusError:
@@ -121,3 +124,57 @@ def test_a_failure_of_a_route_that_takes_no_body_has_our_form_too(server, served
     assert got.status_code == 500 and got.json()["error"]["code"] == "internal_error"
     monkeypatch.undo()
     assert httpx.get(f"{server.url}/v1/models").status_code == 200
+
+
+INTERNAL = (500, "the server failed on this request; its log says why", "internal_error", None, {})
+LATER = {"Retry-After": "5"}
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (ContextError("too long"), (400, "too long", "context_length_exceeded", "messages", {})),
+        (PromptError("empty"), (400, "empty", "invalid_prompt", "messages", {})),
+        (VideoError("torn"), (422, "torn", "invalid_video", "messages", {})),
+        (DeadlineError("late"), (504, "late", "deadline_exceeded", None, {})),
+        (RemoteError("no", 400), (400, "no", "remote_llm", None, {})),
+        (RemoteError("no", 413), (413, "no", "remote_llm", None, {})),
+        (RemoteError("no", 422), (422, "no", "remote_llm", None, {})),
+        (RemoteError("no", 429), (429, "no", "remote_llm", None, LATER)),
+        (RemoteError("no", 401), (503, "no", "remote_llm", None, LATER)),
+        (RemoteError("no", 500), (503, "no", "remote_llm", None, LATER)),
+        (RemoteError("no"), (503, "no", "remote_llm", None, LATER)),
+        (EngineError("secret"), INTERNAL),
+        (UserError("secret"), INTERNAL),
+        (KeyError("secret"), INTERNAL),
+    ],
+    ids=repr,
+)
+def test_every_exception_has_its_answer(error, answer):
+    got = api_error(error)
+    assert (got.status, str(got), got.code, got.param, got.headers) == answer
+
+
+def test_an_answer_stays_what_it_is():
+    error = ApiError(403, "no", headers={"A": "b"})
+    assert api_error(error) is error
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (413, "invalid_request_error"),
+        (422, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (499, "invalid_request_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_a_status_has_the_type_that_openai_gives_it(status, kind):
+    body = ApiError(status, "why", "code", "messages.0").body()
+    assert body == {"error": {"message": "why", "type": kind, "param": "messages.0", "code": "code"}}

@@ -18,7 +18,7 @@ import pytest
 from video_files import pattern, write_video
 
 from runtime.errors import VideoError
-from runtime.server import fetch
+from runtime.server import fetch, media
 from runtime.server.errors import ApiError
 from runtime.server.media import load
 from runtime.server.options import ServerOptions
@@ -44,6 +44,71 @@ def test_files_are_read_below_the_named_directories_alone(tmp_path):
     refused = ["clips/link", "clips/../secret", "clips/%2e%2e/secret", "clips-too/b", "clips", "clips/none", "clips/a%00b"]
     assert {_code(load, MediaUrl(url=f"file://{tmp_path}/{path}"), options) for path in refused} == {"media_not_allowed"}
     assert _code(load, MediaUrl(url=f"file://elsewhere{tmp_path}/clips/a%20b.mp4"), options) == "media_not_allowed"
+
+
+PIXEL = "data:image/png;base64,YWJj"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code", "message"),
+    [
+        ({}, 400, "invalid_media", "a clip needs one of url, data and frames"),
+        ({"url": PIXEL, "data": "YWJj"}, 400, "invalid_media", "a clip needs one of url, data and frames"),
+        ({"frames": [PIXEL], "data": "YWJj"}, 400, "invalid_media", "a clip needs one of url, data and frames"),
+        ({"frames": []}, 400, "invalid_media", "a clip of no frames; expected at least one"),
+        ({"data": ""}, 422, "invalid_video", r"the clip is empty \(0 bytes\)"),
+        ({"frames": [PIXEL, "data:image/png;base64,"]}, 422, "invalid_video", r"the clip is empty \(0 bytes\)"),
+        ({"url": "https://clips.test/a"}, 400, "media_not_allowed", "this server takes clips as data: URLs only"),
+        ({"url": "rtsp://clips.test/a"}, 400, "media_not_allowed", "this server takes clips as data: URLs only"),
+        ({"url": "file:///a"}, 400, "media_not_allowed", "this server reads no files; send a data: URL"),
+        ({"url": "data:video/mp4,YWJj"}, 400, "invalid_url", "not of the form data:video/mp4;base64"),
+        ({"url": f"data:video/mp4;a={'b' * 1024};base64,YWJj"}, 400, "invalid_url", "not of the form data:video/mp4;base64"),
+        ({"url": "data:text/html;base64,YWJj"}, 400, "invalid_media", r'is of type "text/html", expected video/\* or image/\*'),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_clip_is_refused_with_what_is_expected(asked, status, code, message):
+    with pytest.raises(ApiError, match=message) as raised:
+        load(MediaUrl(**asked), ServerOptions())
+    assert (raised.value.status, raised.value.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "kind", ["video/mp4", "IMAGE/png", "application/octet-stream", "binary/octet-stream", "", "video/mp4;codecs=a"]
+)
+def test_what_is_in_a_data_url_is_found_out_by_decoding(kind):
+    assert load(MediaUrl(url=f" data:{kind}; Base64 ,YWJj"), ServerOptions()).data == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("asked", "contents", "fps"),
+    [
+        ({"url": PIXEL, "fps": 2.0}, [b"abc"], None),  # a file has its own rate
+        ({"data": "YWJj", "fps": 2.0}, [b"abc"], None),
+        ({"frames": [PIXEL]}, [b"abc"], 1.0),
+        ({"frames": [PIXEL, PIXEL], "fps": 2.0}, [b"abc", b"abc"], 2.0),
+        ({"url": "data:video/jpeg;base64,YWJj,YWI="}, [b"abc", b"ab"], 1.0),
+        ({"url": "data:video/jpeg;base64,YWJj"}, [b"abc"], None),
+    ],
+)
+def test_a_clip_of_frames_has_a_rate(asked, contents, fps):
+    clip = load(MediaUrl(**asked), ServerOptions())
+    assert ([path.read_bytes() for path in clip.paths], clip.fps) == (contents, fps)
+
+
+def test_as_many_frames_as_are_taken_and_one_more(monkeypatch):
+    monkeypatch.setattr(media, "MAX_FRAMES", 3)
+    url = "data:video/jpeg;base64,YWJj,YWI=,YQ=="
+    assert load(MediaUrl(url=url), ServerOptions()).size == 6
+    with pytest.raises(ApiError, match="a clip of more than 3 frames, the most that this server takes"):
+        load(MediaUrl(url=f"{url},YQ=="), ServerOptions())
+
+
+def test_a_clip_may_have_as_many_bytes_as_are_taken():
+    assert load(MediaUrl(data="YWJj"), ServerOptions(max_media=3)).size == 3
+    with pytest.raises(ApiError, match="the clip is larger than 2 bytes, the most that this server takes") as raised:
+        load(MediaUrl(data="YWJj"), ServerOptions(max_media=2))
+    assert raised.value.status == 413
 
 
 def test_equal_content_has_one_digest_however_it_came(tmp_path):
@@ -152,7 +217,9 @@ def test_a_clip_comes_from_a_named_host_at_the_address_that_was_checked(host):
 @pytest.mark.parametrize("path", ["/slow-headers", "/slow-body"])
 def test_a_host_that_sends_slowly_has_one_time_for_all(host, path):
     """Each byte comes well within the limit, all of them do not."""
-    assert _code(host.fetch, path, 0.4) == "media_timeout"
+    with pytest.raises(ApiError, match=r"^clips\.test did not send the clip within 0\.4 s$") as raised:
+        host.fetch(path, 0.4)
+    assert (raised.value.status, raised.value.code) == (422, "media_timeout")
 
 
 def test_a_clip_that_is_cut_off_on_the_way_is_not_taken(host):
@@ -180,6 +247,75 @@ def test_a_clip_that_is_cut_off_on_the_way_is_not_taken(host):
 )
 def test_urls_that_are_not_fetched(host, url, code):
     assert _code(fetch.fetch, url, ("clips.test",), 5000, 5, host.tls) == code
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://clips.test", ("clips.test", 443, "/")),
+        ("https://Clips.TEST/a/b?c=d&e", ("clips.test", 443, "/a/b?c=d&e")),
+        ("https://clips.test.:443/a#part", ("clips.test", 443, "/a")),
+        ("https://clips.test?a", ("clips.test", 443, "/?a")),
+        ("https://clips.test/!~", ("clips.test", 443, "/!~")),  # the first and the last character that need no escape
+    ],
+)
+def test_what_is_asked_of_which_host(url, allowed):
+    assert fetch._allowed(url, ("other.test", "CLIPS.test")) == allowed
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://clips.test/a", 'clips are fetched over https only, got "http:"; or send a data: URL'),
+        ("https://:secret@clips.test/a", "a URL with a user name is not fetched"),
+        ("https://me@clips.test/a", "a URL with a user name is not fetched"),
+        ("https://other.test/a", "clips may not be fetched from other.test:443; send a data: URL"),
+        ("https://clips.test:8443/a", "clips may not be fetched from clips.test:8443; send a data: URL"),
+        ("https://clips.test/a b", "the clip's URL has characters that must be escaped"),
+        ("https://clips.test/a\x7f", "the clip's URL has characters that must be escaped"),
+        ("https://clips.test:99999/a", "the clip's URL can't be read"),
+    ],
+)
+def test_why_a_url_is_not_fetched(url, message):
+    with pytest.raises(ApiError) as raised:
+        fetch._allowed(url, ("clips.test",))
+    assert (raised.value.status, str(raised.value)) == (400, message)
+
+
+def test_the_first_of_a_host_s_addresses_is_taken_and_one_without_any_is_said(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", _resolving("2606:4700::1111", "93.184.216.34", "::ffff:93.184.216.34"))
+    assert fetch._public_address("clips.test", 443) == "2606:4700::1111"
+
+    for error in (socket.gaierror("not known"), UnicodeError("label empty or too long")):  # no such name, and no name at all
+
+        def unknown(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(ApiError, match=r"^clips\.test has no address$") as raised:
+            fetch._public_address("clips.test", 443)
+        assert (raised.value.status, raised.value.code) == (422, "media_unavailable")
+
+
+def test_a_fetched_clip_may_have_as_many_bytes_as_are_taken(host):
+    assert len(fetch.fetch("https://clips.test/a", ("clips.test",), 1000, 5, host.tls)) == 1000
+    with pytest.raises(ApiError, match="the clip is larger than 999 bytes") as raised:
+        fetch.fetch("https://clips.test/a", ("clips.test",), 999, 5, host.tls)
+    assert raised.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/moved", 400, "clips.test redirects this URL; redirects are not followed, give the final one"),
+        ("/none", 422, "clips.test answers with status 404 for this URL"),
+        ("/short", 422, "the clip can't be fetched from clips.test: ConnectionError"),
+    ],
+)
+def test_what_a_host_did_is_said(host, path, status, message):
+    with pytest.raises(ApiError) as raised:
+        host.fetch(path)
+    assert (raised.value.status, str(raised.value)) == (status, message)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +369,19 @@ def test_the_limit_holds_for_all_frames_of_a_clip_together():
         (DecodeLimits(seconds=1), "2 s long"),
         (DecodeLimits(frames=10), "more than 10 frames"),
         (DecodeLimits(streams=0), "1 streams"),
+        # the last of the four is frame 24, and the only keyframe is the first
+        (
+            DecodeLimits(decoded_pixels=25 * 128 * 96 - 1),
+            "needs 25 frames of 128x96 decoded; expected at most 307199 pixels in all",
+        ),
     ],
 )
 def test_a_clip_over_a_decode_limit_is_refused(tmp_path, limits, message):
     path = write_video(tmp_path / "a.mp4", pattern(32))
     with pytest.raises(VideoError, match=message):
         sample_frames_limited(path, 4, lambda frame: frame, limits)
-    assert len(sample_frames_limited(path, 4, lambda frame: frame, DecodeLimits()).frames) == 4
+    for enough in (DecodeLimits(), DecodeLimits(decoded_pixels=25 * 128 * 96)):
+        assert len(sample_frames_limited(path, 4, lambda frame: frame, enough).frames) == 4
 
 
 def test_frames_that_grow_beyond_the_header_are_refused_by_the_decoder(tmp_path):

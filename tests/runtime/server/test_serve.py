@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.__main__ import _parser
+from runtime.engine import EngineOptions
 from runtime.errors import UsageError
 from runtime.llm.remote import RemoteOptions
 from runtime.server import serve
@@ -103,3 +105,57 @@ def test_a_server_is_ready_while_all_its_llms_work_and_it_does_not_drain(works, 
     state = State(SimpleNamespace(llms=[SimpleNamespace(healthy=healthy) for healthy in works]), ServerOptions())
     state.admission.draining = draining
     assert state.not_ready() == reason
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"), [(("127.0.0.1", 8000), "http://127.0.0.1:8000"), (("::1", 8001, 0, 0), "http://[::1]:8001")]
+)
+def test_it_says_what_is_served_where_and_on_which_device(monkeypatch, capsys, tmp_path, address, shown):
+    opened, ran = [], []
+    listening = SimpleNamespace(getsockname=lambda: address)
+    served = {name: SimpleNamespace(bundle=name) for name in ("one", "two", "three")}
+    notes = {"one": "device cpu: no GPU", "two": "", "three": "device cpu: no GPU"}
+    monkeypatch.setattr(serve, "_listen", lambda options: listening)
+    monkeypatch.setattr(
+        "runtime.server.models.Models.open", lambda *arguments: opened.append(arguments) or SimpleNamespace(served=served)
+    )
+    monkeypatch.setattr("runtime.server.state.State", lambda models, options: SimpleNamespace(models=models, options=options))
+    monkeypatch.setattr(serve, "place", lambda bundle, backend, engine: SimpleNamespace(note=notes[bundle]))
+    monkeypatch.setattr(serve, "server", lambda state: SimpleNamespace(run=lambda sockets: ran.append((state.options, sockets))))
+    options, engine = ServerOptions(port=0), EngineOptions(threads=2)
+    assert serve.run([tmp_path], options, "onnx", engine) == 0
+    assert opened == [([tmp_path], options, "onnx", engine)] and ran == [(options, [listening])]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
+    assert lines == ["device cpu: no GPU", f"serving one, two, three on {shown}", "drained"]
+
+
+def test_a_port_that_is_taken_and_a_host_that_can_t_be_are_said_with_what_to_change():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = f"^can't listen on 127.0.0.1:{port}: Address already in use.*; choose another --host or --port$"
+        with pytest.raises(UsageError, match=message):
+            serve._listen(ServerOptions(port=port))
+    for host in ("a..b", "a" * 64):
+        with pytest.raises(UsageError, match=rf"^can't listen on {host}:0: .+; choose another --host or --port$"):
+            serve._listen(ServerOptions(host=host, port=0))
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_it_listens_where_it_is_told(host, family):
+    if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with serve._listen(ServerOptions(host=host, port=0)) as listening:
+        assert listening.family == family and listening.getsockname()[0] == host and listening.getsockname()[1] > 0
+        socket.create_connection(listening.getsockname()[:2]).close()
+
+
+def test_connections_are_bounded_and_the_drain_outlasts_what_is_given_up():
+    from runtime.server.models import Models
+
+    config = serve.server(State(Models([]), ServerOptions(drain=12.4))).config
+    assert (config.backlog, config.timeout_keep_alive, config.h11_max_incomplete_event_size) == (128, 75, 1 << 16)
+    assert config.timeout_graceful_shutdown == 12 + 4 + 1  # requests, giving up, cutting off, and one to spare
+    assert (config.ws, config.lifespan, config.log_level, config.server_header) == ("none", "on", "warning", False)
+    assert serve.server(State(Models([]), ServerOptions()), lifespan=False).config.lifespan == "off"

@@ -100,9 +100,10 @@ def test_a_bundle_of_one_half_is_measured(bundle, selecting_bundle):
     assert [row.stage for row in llm.rows] == ["prefill", "decode rate"]
 
 
-@pytest.mark.parametrize("field", ["rounds", "new_tokens"])
-def test_nothing_to_measure_is_refused(field):
-    with pytest.raises(EngineError, match="expected at least 1"):
+@pytest.mark.parametrize(("field", "said"), [("rounds", "rounds"), ("new_tokens", "new tokens")])
+def test_nothing_to_measure_is_refused(field, said):
+    assert getattr(BenchOptions(**{field: 1}), field) == 1
+    with pytest.raises(EngineError, match=f"^{said} is 0, expected at least 1$"):
         BenchOptions(**{field: 0})
 
 

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.float16 import frame_and_clip, rounded
+from runtime.tools.float16_rows import _parts
 
 
 def _model(text: str, opset: int = 20, **constants: np.ndarray) -> onnx.ModelProto:
@@ -105,3 +106,10 @@ def test_a_loop_over_frames_comes_apart_into_a_frame_and_a_clip():
     np.testing.assert_array_equal(_run(frame, x=x), [[4, 6]])
     np.testing.assert_array_equal(_run(clip, rows=x), [5, 2])
     assert frame_and_clip(clip) is None
+
+
+def test_a_frame_and_a_clip_are_looked_for_where_a_bundle_has_them(tmp_path):
+    for name, found in (("", ["whole"]), (".loop", ["whole"]), (".compressor", ["whole"]), (".encoder", ["encoder", "compressor"])):
+        graph = name.removeprefix(".") or "whole"
+        onnx.save(_model(f"{graph} (float16[1] x) => (float16[1] y) {{ y = Neg(x) }}"), tmp_path / f"vision{name}.onnx")
+        assert [model.graph.name for model in _parts(tmp_path)] == found  # this Loop graph has no Loop to take apart

@@ -264,6 +264,61 @@ def _save(directory, nodes, inputs, outputs, weights, functions=()):
     return path
 
 
+def test_a_report_line_by_line():
+    facts = inspect.BundleFacts(
+        bundle="bundles/b",
+        family="llava-ov",
+        checkpoint={"id": "tiny", "sha256": "0123456789abcdef"},
+        compression={"preset": "st-gridpool", "spec": "nsp:window=2", "place": "after-projector"},
+        frames=16,
+        grid=[9, 7],
+        input="pixel values of 126×98",
+        precision="int8",
+        llm_precision="fp16",
+        quantized={"vision": "quantize int8: 14 layers"},
+        opset=20,
+        budget={"patch_tokens": 1008, "visual_tokens": 193, "ratio": 5.22, "max_context": 2048, "prompt_room": 1855},
+        memory={"vision weights": 1_500_000, "KV cache": 2_000},
+        serve={"KV caches of 8 answers": 16_000, "kept visual tokens, at most": 256_000_000},
+        graphs=[inspect.GraphFacts("vision", {"Add": 2, "MatMul": 11, "Abs": 2}, 1_500_000, 7)],
+        engines=[
+            inspect.EngineFacts("engines/a", "tensorrt", "10.3", "sm87", "fp16", {"vision": 3_000_000, "llm/decoder": 5_000}, ()),
+            inspect.EngineFacts("engines/c", "tensorrt-rtx", "1.7", "any", "fp32", {"vision": 1_000}, ("vision",)),
+        ],
+        files={"vision.onnx": 1_000_000, "manifest.json": 500},
+        versions={"torch": "2.9", "onnx": "1.20"},
+        notes=["vision: a note"],
+    )
+    lines = [" ".join(line.split()) for line in inspect.text(facts).splitlines() if line.strip(" -─")]
+    assert lines[:9] == [
+        "bundle bundles/b",
+        "model llava-ov, checkpoint tiny (sha256 0123456789ab…)",
+        "compression nsp:window=2 (st-gridpool), after-projector",
+        "graphs vision int8, LLM fp16, opset 20, 16 frames of 9×7 patches",
+        "input pixel values of 126×98",
+        "vision quantize int8: 14 layers",
+        "written by torch 2.9, onnx 1.20",
+        "a clip 1,008 patch tokens → 193 visual tokens (5.2:1)",
+        "context 2,048 positions, 1,855 left for question and answer",
+    ]
+    rest = [
+        "vision weights 1.5 MB",
+        "vision: a note",
+        "a server KV caches of 8 answers 16.0 KB, kept visual tokens, at most 256.0 MB (--batch, --cache-mib)",
+        "vision: 15 nodes: MatMul 11, Abs 2, Add 2",
+        "engine engines/a: tensorrt 10.3 for sm87: vision 3.0 MB, llm/decoder 5.0 KB",
+        "engine engines/c: tensorrt-rtx 1.7 for any: vision 1.0 KB; STALE: vision built from another ONNX",
+        "2 files 1.0 MB",
+    ]
+    assert [line for line in rest if line not in lines] == []
+    plain = replace(facts, compression=facts.compression | {"preset": "nsp:window=2"}, budget={**facts.budget}, engines=[])
+    del plain.budget["max_context"]
+    shown = inspect.text(plain)
+    assert (
+        "compression  nsp:window=2, after-projector\n" in shown and "context " not in shown and "engines      none built" in shown
+    )
+
+
 def test_of_a_split_bundle_that_lists_a_loop_too_the_split_graphs_count(split_bundle, tmp_path):
     folder = shutil.copytree(split_bundle.path, tmp_path / "b")
     before = inspect.inspect(split_bundle).memory

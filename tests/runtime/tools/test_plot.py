@@ -106,6 +106,100 @@ def test_without_nsp_there_is_no_row_of_weights(bundle, clip):
     assert len(plot.draw(picture).axes) == 2 * 16 + 1
 
 
+class TestFigure:
+    """Three frames, red, green and blue, two side by side; the second is a summary of level 1, the third of levels 1 and 2."""
+
+    @pytest.fixture(scope="class")
+    def picture(self) -> plot.Picture:
+        frames = np.zeros((3, 8, 4, 3), np.uint8)
+        for channel in range(3):
+            frames[channel, ..., channel] = 255
+        clip = Clip(Path("clip.mp4"), frames, (0, 1, 2), (0.0, 0.5, 1.25), 2.0, 3, (8, 4))
+        norms = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+        weights = np.full((3, 4, 2), 0.25, np.float32)
+        return plot.Picture(clip, norms, weights, 2, {1: [1], 2: [1, 2]}, "a title", "a subtitle", "nsp:window=2")
+
+    @pytest.fixture(scope="class")
+    def figure(self, picture):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plot, "COLUMNS", 2)
+            return plot.draw(picture)
+
+    @staticmethod
+    def texts(figure, words: str) -> list:
+        return [text for text in figure.texts if text.get_text() == words]
+
+    def test_a_row_is_named_at_its_middle_left_of_its_cells(self, figure):
+        for row, name in enumerate(("frame", "token norms", "NSP weights")):
+            labels = self.texts(figure, name)
+            for block, label in zip((0, 2), labels, strict=True):  # the first frame of each of two blocks
+                cell = figure.axes[3 * block + row].get_position()
+                assert label.get_position()[1] == pytest.approx((cell.y0 + cell.y1) / 2)
+                assert label.get_position()[0] < cell.x0 and label.get_horizontalalignment() == "right"
+                assert label.get_verticalalignment() == "center"
+
+    def test_cells_stand_under_their_time_and_beside_each_other(self, figure, picture):
+        width, height = figure.get_size_inches()
+        cells = [axes.get_position() for axes in figure.axes[:9]]
+        for frame, seconds in enumerate(("0.00 s", "0.50 s", "1.25 s")):
+            (time,) = self.texts(figure, seconds)
+            top, middle, bottom = cells[3 * frame : 3 * frame + 3]
+            assert time.get_position()[0] == pytest.approx((top.x0 + top.x1) / 2)
+            assert top.y1 < time.get_position()[1] and top.y0 > middle.y1 > middle.y0 > bottom.y1
+            assert top.height * height == pytest.approx(2 * top.width * width)  # frames of 8x4
+        assert cells[0].y0 == cells[3].y0 and cells[0].x1 < cells[3].x0
+        assert cells[6].x0 == cells[0].x0 and cells[6].y1 < cells[2].y0  # the next block
+        for axes in figure.axes:
+            place = axes.get_position()
+            assert min(place.x0, place.y0) > 0 and max(place.x1, place.y1) < 1
+
+    def test_norms_lie_over_a_grey_frame_and_all_frames_share_a_scale(self, figure, picture):
+        for frame, grey in enumerate((76.245, 149.685, 29.07)):  # 255 times the luma weights of ITU-R BT.601
+            shown, below, above = (
+                *figure.axes[3 * frame].images,
+                *figure.axes[3 * frame + 1].images,
+            )
+            np.testing.assert_array_equal(shown.get_array(), picture.clip.frames[frame])
+            np.testing.assert_allclose(below.get_array(), np.full((8, 4), grey), rtol=1e-5)
+            assert (below.get_clim(), below.get_cmap().name) == ((0, 255), "gray")
+            np.testing.assert_array_equal(above.get_array(), picture.norms[frame])
+            assert above.get_clim() == pytest.approx((0, 22.885)) and above.get_alpha() == 0.85  # 0.995 of the way to 23
+            (weights,) = figure.axes[3 * frame + 2].images
+            assert weights.get_clim() == (0, 1)
+            assert {tuple(image.get_extent()) for image in (shown, below, above, weights)} == {(0, 4, 8, 0)}
+
+    def test_windows_are_ruled_off(self, figure):
+        (line,) = figure.axes[2].lines  # 4 rows in windows of 2; the columns are one window
+        assert list(line.get_ydata()) == [4, 4]
+
+    def test_a_summary_has_the_colour_of_the_level_that_wrote_it_last(self, figure):
+        for frame, color in enumerate((None, "#e69f00", "#009e73")):
+            spines = [spine for axes in figure.axes[3 * frame : 3 * frame + 3] for spine in axes.spines.values()]
+            assert {spine.get_visible() for spine in spines} == {color is not None}
+            if color:
+                expected = tuple(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5))
+                np.testing.assert_allclose([spine.get_edgecolor()[:3] for spine in spines], [expected] * 12, atol=1e-6)
+                assert {spine.get_linewidth() for spine in spines} == {3}
+                (time,) = self.texts(figure, ("0.50 s", "1.25 s")[frame - 1])
+                assert (time.get_color(), time.get_weight()) == (color, "bold")
+
+    def test_the_head_and_the_foot_say_what_is_drawn(self, figure):
+        texts = [text.get_text() for text in figure.texts]
+        assert texts[:3] == ["a title", "a subtitle", "nsp:window=2"]
+        assert texts[-5:] == [
+            "norm of a token before compression",
+            "weight in its 2×2 window",
+            "replaced by a PTG summary, written last by",
+            "level 1: 1 frame",
+            "level 2: 1 frame",
+        ]
+        assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["0", "0.25 = average", "1"]
+
+
+def test_levels_beyond_the_colours_begin_again():
+    assert [plot._color(level) for level in (1, 5, 6)] == ["#e69f00", "#d55e00", "#e69f00"]
+
+
 def test_a_bad_video_leaves_the_old_picture(bundle, tmp_path):
     out = tmp_path / "plot.png"
     out.write_bytes(b"old")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 from refusal import refused
@@ -136,3 +138,96 @@ class TestCommand:
 
     def test_rounds_must_be_some(self, bundle, capsys):
         assert "rounds is 0, expected at least 1" in refused(capsys, main, "tune", bundle.path, "--rounds", "0")
+
+
+class TestMachine:
+    @pytest.fixture
+    def system(self, monkeypatch) -> dict[str, str]:
+        """The system's files by path; one that is not there can't be read."""
+        files: dict[str, str] = {}
+
+        def read_text(path: Path) -> str:
+            if str(path) not in files:
+                raise FileNotFoundError(path)
+            return files[str(path)]
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+        return files
+
+    def test_the_cpu_is_called_as_the_kernel_calls_it(self, system):
+        system["/proc/device-tree/model"] = "Board"
+        system["/proc/cpuinfo"] = "processor\t: 0\nmodel\t\t: 85\nmodel name\t: A  CPU : 3.0\tGHz\nmodel name\t: Another\n"
+        assert tuning.cpu_model() == "A CPU : 3.0 GHz"
+
+    def test_a_board_has_a_name_where_its_cpu_has_none(self, system):
+        system["/proc/cpuinfo"] = "processor\t: 0\nBogoMIPS\t: 62.50\n"
+        system["/proc/device-tree/model"] = "NVIDIA Jetson Orin\n\0"
+        assert tuning.cpu_model() == "NVIDIA Jetson Orin"
+
+    def test_without_either_it_is_what_python_says(self, system, monkeypatch):
+        monkeypatch.setattr("platform.processor", lambda: "")
+        monkeypatch.setattr("platform.machine", lambda: "riscv64")
+        assert tuning.cpu_model() == "riscv64"
+
+    def test_a_release_is_that_of_whichever_package_is_installed(self, monkeypatch):
+        def version(package: str) -> str:
+            if package == "onnxruntime-gpu":
+                return "1.2.3"
+            raise tuning.metadata.PackageNotFoundError(package)
+
+        monkeypatch.setattr(tuning.metadata, "version", version)
+        assert [tuning.release(backend) for backend in ("onnx", "openvino", "tensorrt")] == ["1.2.3", None, None]
+
+    def test_graphs_belong_to_a_half(self):
+        halves = {graph: tuning.half_of(graph) for graph in ("vision", "vision.encoder", "llm/decoder", "llm/decoder.batch")}
+        assert halves == {"vision": "vision", "vision.encoder": "vision", "llm/decoder": "llm", "llm/decoder.batch": "llm"}
+
+
+class TestMeasuring:
+    @pytest.fixture
+    def rounds(self, monkeypatch) -> list[tuple]:
+        """What is measured, on stand-ins: a warm-up of 9 s, then rounds of 3, 1 and 2 s of vision, ten times as long of the LLM."""
+        opened: list[tuple] = []
+
+        def half(name: str, factor: float):
+            @contextlib.contextmanager
+            def opener(bundle, backend, options):
+                opened.append((name, bundle, backend, options))
+                yield iter([9 * factor, 3 * factor, 1 * factor, 2 * factor]).__next__
+
+            return opener
+
+        monkeypatch.setattr(tune, "_vision", half("vision", 1))
+        monkeypatch.setattr(tune, "_llm", half("llm", 10))
+        return opened
+
+    def test_each_half_is_measured_by_its_own_rounds_after_a_warm_up(self, rounds, capsys):
+        vision = tune._measure("a bundle", "vision", Choice("onnx", 0), 3)
+        llm = tune._measure("a bundle", "llm", Choice("openvino", 2), 3)
+        assert vision == Measured("vision", "onnx", 0, 2, 1)
+        assert llm == Measured("llm", "openvino", 2, 20, 10)
+        assert rounds == [
+            ("vision", "a bundle", "onnx", EngineOptions("cpu", 0)),
+            ("llm", "a bundle", "openvino", EngineOptions("cpu", 2)),
+        ]
+        said = capsys.readouterr().err
+        assert "vision on onnx, its own number of threads" in said and "llm on openvino, 2 threads" in said
+
+    def test_the_report_is_a_line_a_candidate(self):
+        measured = (row("onnx", 0, 1.0, 0.9), row("openvino", 2, 0.5, 0.25), row("openvino", 4))
+        machine = {"cpu": "A CPU", "cores": 6}
+        report = tune.TuneReport({"vision": Choice("openvino", 2)}, measured, Path("cache/record.json"), machine)
+        first, header, *_, last = (lines := tune.text(report).splitlines())
+        assert (first, last) == ("A CPU, 6 cores", "--backend auto reads cache/record.json")
+        assert header.split("  ")[0] == "half" and "median s" in header and "fastest s" in header
+        assert [line.split() for line in lines[-4:-1]] == [
+            ["vision", "onnx", "its", "own", "1.0000", "0.9000"],
+            ["vision", "openvino", "2", "0.5000", "0.2500", "chosen"],
+            ["vision", "openvino", "4", "broken"],
+        ]
+        assert report.as_dict()["file"] == "cache/record.json"
+
+    def test_thread_counts_end_below_the_number_of_cores(self, monkeypatch):
+        monkeypatch.setattr(tuning, "machine", lambda: {"cores": 4})
+        monkeypatch.setattr(tune, "BACKENDS", ("onnx",))
+        assert [choice.threads for choice in tune.candidates()] == [0, 1, 2]

@@ -1,0 +1,87 @@
+"""What is judged, by which tolerance, and what is said of a graph that differs, on engines that stand in for the real ones."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from export import verify
+from runtime.engine import EngineOptions
+from runtime.errors import ExportError
+from runtime.tools.parity import Row
+
+LOGITS = np.array([1.0, -10.0, 4.0], np.float32)
+
+
+class TestBatch:
+    @pytest.fixture
+    def seen(self, monkeypatch) -> SimpleNamespace:
+        """What the decoders were given, together and alone; error: what the batch adds to the last logit."""
+        seen = SimpleNamespace(prefilled=[], last=None, alone=[], opened=[], closed=False, error=0.0)
+
+        class Together:
+            def extend(self, slot, embeddings):
+                seen.prefilled.append((slot, embeddings))
+
+            def step(self, slots, last):
+                assert list(slots) == [0, 1, 2]
+                seen.last = last
+                return np.tile(LOGITS + np.array([0, 0, seen.error], np.float32), (3, 1))
+
+            def close(self):
+                seen.closed = True
+
+        class Alone:
+            def conversation(self):
+                return SimpleNamespace(extend=lambda prompt: seen.alone.append(prompt) or LOGITS)
+
+        table = np.random.default_rng(1).normal(0, 0.5, (600, 8)).astype(np.float32)
+        monkeypatch.setattr(verify, "Prompt", lambda bundle: SimpleNamespace(embeddings=table))
+        monkeypatch.setattr(verify.SlotDecoder, "open", lambda *arguments: seen.opened.append(arguments[1:]) or Together())
+        monkeypatch.setattr(verify.LocalDecoder, "open", lambda *arguments: seen.opened.append(arguments[1:]) or Alone())
+        return seen
+
+    @staticmethod
+    def bundle(context: int = 64) -> SimpleNamespace:
+        return SimpleNamespace(
+            manifest=SimpleNamespace(llm_precision="fp32", hidden_size=8, limits={"max_context": context}), path="bundle"
+        )
+
+    def test_each_conversation_is_given_the_same_alone_and_in_the_batch(self, seen):
+        result = verify.verify_batch(self.bundle(), 0.0)
+        assert result == verify.StageResult("llm/batch", 0.0, True)
+        assert [prompt.shape for prompt in seen.alone] == [(1, 6, 8), (1, 18, 8), (1, 10, 8)]
+        for (slot, part), last, whole in zip(seen.prefilled, seen.last, seen.alone, strict=True):
+            np.testing.assert_array_equal(np.concatenate([part, last[None]]), whole[0])
+            assert seen.prefilled[slot][1] is part
+        assert np.concatenate(seen.alone, axis=1).std() == pytest.approx(0.5, rel=0.1)  # as large as word embeddings
+        assert seen.opened == [(3, "onnx", EngineOptions("cpu")), ("onnx", EngineOptions("cpu"))] and seen.closed
+
+    def test_a_small_context_holds_what_it_can(self, seen):
+        verify.verify_batch(self.bundle(8), 0.0)
+        assert [prompt.shape[1] for prompt in seen.alone] == [6, 8, 8]
+
+    def test_what_float32_does_to_the_checkpoint_is_allowed_four_times(self, seen):
+        seen.error = 0.003  # of logits up to 10
+        assert verify.verify_batch(self.bundle(), 1e-4).error == pytest.approx(3e-4, rel=1e-3)
+        message = r"^llm/batch differs between torch and ONNX Runtime: relative error 3\.00e-04, allowed 1e-04 in fp32; "
+        with pytest.raises(ExportError, match=message):
+            verify.verify_batch(self.bundle(), 0.0)
+
+
+def _row(ok: bool, note: str = "") -> Row:
+    return Row("vision/frame (float16)", "onnx", (2, 3), 1.0, 0.0312, 0.03, ok, note)
+
+
+def test_float16_arithmetic_that_loses_too_much_is_refused_with_what_to_change():
+    assert verify.verify_float16([_row(True)], "--precision fp32") == [verify.StageResult("vision/frame (float16)", 0.0312, True)]
+    with pytest.raises(ExportError) as raised:
+        verify.verify_float16([_row(True), _row(False, "not finite")], "--precision fp32")
+    assert str(raised.value) == (
+        "vision/frame (float16): with arithmetic in float16 the relative error is 3.12e-02, allowed 3e-02; not finite; "
+        "this checkpoint needs --precision fp32; nothing was written"
+    )
+    with pytest.raises(ExportError, match="allowed 3e-02; this checkpoint needs"):
+        verify.verify_float16([_row(False)], "--precision fp32")

@@ -1,0 +1,117 @@
+"""The routes that need no model, and what every response says of itself and of what went wrong."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import AsyncExitStack
+
+import pytest
+from fastapi.testclient import TestClient
+
+from runtime.server.app import EventStream, create_app
+from runtime.server.models import Models, ServedModel
+from runtime.server.options import ServerOptions
+from runtime.server.state import State
+
+
+class LLM:
+    """healthy: as in runtime.llm.chat; closed: how often."""
+
+    def __init__(self) -> None:
+        self.healthy, self.closed = True, 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def llm() -> LLM:
+    return LLM()
+
+
+@pytest.fixture
+def state(llm) -> State:
+    return State(Models([ServedModel("one", None, None, llm)]), ServerOptions())
+
+
+@pytest.fixture
+def client(state) -> TestClient:
+    return TestClient(create_app(state), base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/page.css", "text/css; charset=utf-8"),
+    ],
+)
+def test_the_page_is_asked_for_again_and_may_load_nothing_from_elsewhere(client, path, kind):
+    got = client.get(path)
+    assert (got.status_code, got.headers["content-type"], got.headers["cache-control"]) == (200, kind, "no-cache")
+    assert got.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+    assert got.headers["x-content-type-options"] == "nosniff"
+
+
+def test_prometheus_is_told_the_format_of_the_metrics(state, client, monkeypatch):
+    monkeypatch.setattr(state.metrics, "text", lambda: b"a 1\n")
+    got = client.get("/metrics")
+    assert (got.headers["content-type"], got.content) == ("text/plain; version=0.0.4; charset=utf-8", b"a 1\n")
+    assert "content-security-policy" not in got.headers
+
+
+def test_a_server_is_ready_until_it_drains_or_its_llm_fails(state, client, llm):
+    def ready() -> tuple[int, dict]:
+        got = client.get("/health/ready")
+        return got.status_code, got.json()
+
+    assert ready() == (200, {"status": "ready"})
+    llm.healthy = False
+    assert ready() == (503, {"status": "the LLM does not work"})
+    state.admission.draining = True
+    assert ready() == (503, {"status": "draining"})
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_models_are_closed_once_the_app_has_ended(state, llm):
+    with TestClient(create_app(state)):
+        assert llm.closed == 0
+    assert llm.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message", "kind"),
+    [
+        ("GET", "/v1/embeddings", 404, "no such path: /v1/embeddings", "not_found_error"),
+        ("GET", f"/{'a' * 300}", 404, f"no such path: /{'a' * 199}", "not_found_error"),
+        ("DELETE", "/v1/models", 405, "DELETE is not for /v1/models", "invalid_request_error"),
+        ("GET", "/v1/models/oen", 404, 'no model "oen"; did you mean "one"?', "not_found_error"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_form(client, method, path, status, message, kind):
+    got = client.request(method, path)
+    error = got.json()["error"]
+    assert (got.status_code, error["message"], error["type"]) == (status, message, kind)
+    assert ("allow" in got.headers) == (status == 405)
+
+
+def test_a_failure_inside_is_logged_under_the_number_that_the_answer_has(client, caplog):
+    with caplog.at_level(logging.ERROR, "runtime.server"):
+        got = client.get("/v1/models")  # this model has no bundle
+    number = re.fullmatch(
+        r"the server failed on this request; its log says why under ([0-9a-f]{12})", got.json()["error"]["message"]
+    )
+    assert (got.status_code, got.json()["error"]["code"], got.headers["connection"]) == (500, "internal_error", "close")
+    (record,) = [record for record in caplog.records if record.name == "runtime.server"]
+    assert record.getMessage() == f"GET /v1/models failed ({number[1]})" and record.exc_info[0] is AttributeError
+
+
+def test_a_stream_is_kept_by_nobody_on_its_way():
+    async def events():
+        yield b""
+
+    headers = EventStream(events(), AsyncExitStack()).headers
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"

@@ -1,0 +1,84 @@
+"""Which options make sense, and what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.__main__ import _parser
+from runtime.errors import UsageError
+from runtime.server.arguments import options_of
+from runtime.server.options import ServerOptions
+from runtime.video import DecodeLimits
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("batch", "batch"),
+        ("max_body", "max-body"),
+        ("max_media", "max-media"),
+        ("deadline", "deadline"),
+        ("drain", "drain"),
+        ("fetch_seconds", "fetch-seconds"),
+        ("header_seconds", "header-seconds"),
+        ("body_seconds", "body-seconds"),
+        ("decode_seconds", "decode-seconds"),
+    ],
+)
+def test_amounts_are_more_than_0(name, said):
+    assert getattr(ServerOptions(**{name: 1}), name) == 1
+    for value in (0, -1):
+        with pytest.raises(UsageError, match=f"^{said} is {value}, expected more than 0$"):
+            ServerOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limits": DecodeLimits(pixels=0)}, "max-clip-seconds and max-clip-pixels must be more than 0"),
+        ({"limits": DecodeLimits(seconds=0)}, "max-clip-seconds and max-clip-pixels must be more than 0"),
+        ({"port": -1}, "port is -1, expected 0 to 65535"),
+        ({"port": 65_536}, "port is 65536, expected 0 to 65535"),
+        ({"queue": -1}, "queue and cache can't be negative"),
+        ({"cache": -1}, "queue and cache can't be negative"),
+        ({"api_key": " "}, "the API key is empty; give one, or leave the option out for a server without a key"),
+        ({"llm": "http://h/v1"}, "--llm http://h/v1 needs --llm-model, the model's name there"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, message):
+    with pytest.raises(UsageError) as raised:
+        ServerOptions(**options)
+    assert str(raised.value) == message
+
+
+def test_a_directory_of_clips_must_be_one(tmp_path):
+    (tmp_path / "file").touch()
+    assert ServerOptions(media_paths=(tmp_path,), queue=0, cache=0, port=65_535)
+    with pytest.raises(UsageError, match=r"^--allow-media-path \S+file is not a directory$"):
+        ServerOptions(media_paths=(tmp_path, tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("options", "keyless"), [({}, True), ({"host": "localhost."}, True), ({"host": "0.0.0.0"}, False), ({"api_key": "k"}, False)]
+)
+def test_who_may_ask_without_a_key(options, keyless):
+    assert ServerOptions(**options).keyless_loopback is keyless
+
+
+def test_bodies_and_clips_of_all_requests_are_four_bodies_at_most():
+    assert ServerOptions(max_body=7).memory == 28
+
+
+@pytest.mark.parametrize("option", ["api_key", "llm_api_key"])
+@pytest.mark.parametrize("key", ["", "  ", "über", "a\nb"])
+def test_a_key_that_no_header_can_hold_is_refused_wherever_it_comes_from(monkeypatch, option, key):
+    words = ["serve", "b"]
+    variable = {"api_key": "GRIDPOOL_API_KEY", "llm_api_key": "GRIDPOOL_LLM_API_KEY"}[option]
+    monkeypatch.setenv(variable, "from the environment")
+    assert getattr(options_of(_parser().parse_args(words)), option) == "from the environment"
+    message = f"^the key in {variable} or on the command line is empty or not plain ASCII; give one that is$"
+    with pytest.raises(UsageError, match=message):
+        options_of(_parser().parse_args([*words, f"--{option.replace('_', '-')}", key]))
+    monkeypatch.setenv(variable, key)
+    with pytest.raises(UsageError, match=message):
+        options_of(_parser().parse_args(words))
