@@ -22,6 +22,7 @@ from runtime.errors import BundleError, VideoError, missing_package, nearest
 from runtime.video import Clip, sample_frames
 
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, as transformers writes them
+_LARGEST_SIDE = 1 << 15  # pixels
 _LARGEST = float(np.finfo(np.float32).max) / 255  # a rescale_factor that no level overflows under
 
 
@@ -121,6 +122,8 @@ def _channels(name: str, value: Any) -> np.ndarray:
 def _size(name: str, size: Any) -> tuple[int, int]:
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
         raise BundleError(f"the bundle's preprocessing has {name} {size!r}; expected [height, width], export the bundle again")
+    if max(size) > _LARGEST_SIDE:
+        raise BundleError(f"the bundle's preprocessing has {name} {size!r}; expected at most {_LARGEST_SIDE} a side")
     return size[0], size[1]
 
 

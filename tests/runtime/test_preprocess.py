@@ -114,6 +114,7 @@ def test_a_graph_that_takes_frames_of_the_models_size_gets_any_resized():
         ({"frames": [720]}, "frames"),
         ({"size": [384]}, "size"),
         ({"size": [0, 384]}, "size"),
+        ({"size": [384, 32_769]}, "size .*; expected at most 32768 a side"),
         ({"resample": "bicubik"}, 'did you mean "bicubic"'),
         ({"resample": 9}, "resample"),
         ({"rescale_factor": "1/255"}, "rescale_factor"),
