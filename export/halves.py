@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from export.pipeline import ExportOptions
 
 CHAT_TEMPLATE = "chat_template.jinja"
+_ROWS = 64  # random visual tokens in the prompt of an LLM without a vision half
 
 
 @dataclass
@@ -190,10 +191,11 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
 
 def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.ndarray | None) -> LLMReference:
     """Compare the decoder with transformers on a prompt around the clip's tokens; add the reference to the bundle."""
-    if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do
-        visual_tokens = _rows_like(source, bundle.manifest.tokens_per_clip)
-    visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
     ids = Prompt(bundle).ids(QUESTION)
+    if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do, as many as the context has room for
+        room = bundle.manifest.limits["max_context"] - len(ids.before) - len(ids.after) - torch_reference.GREEDY
+        visual_tokens = _rows_like(source, min(_ROWS, max(bundle.manifest.tokens_per_clip, room)))
+    visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
     with step("comparing the LLM half with torch"):
         expected = torch_reference.llm(source, ids, visual_tokens)
         half.verified = verify_llm(bundle, expected)

@@ -69,6 +69,12 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.has_llm == (only == "llm")
 
 
+@pytest.mark.slow
+def test_an_llm_alone_is_compared_within_a_context_that_has_room_for_little_more_than_the_clip(tmp_path):
+    result = export_bundle(ExportOptions(out=str(tmp_path / "b"), only="llm", frames=2, max_context=60))
+    assert result.bundle.manifest.limits["max_context"] == 60 and result.bundle.manifest.tokens_per_clip == 33
+
+
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "split"])
 def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path, monkeypatch, bundle, split):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
