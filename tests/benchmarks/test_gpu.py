@@ -84,6 +84,7 @@ def test_a_step_that_fails_stops_no_other_one_and_shows_in_the_exit_status(step,
     assert (tmp_path / "out" / "log.txt").read_text().count("log of") == 3
 
 
+@pytest.mark.slow
 def test_a_step_out_of_time_is_ended_with_all_that_it_started_and_keeps_what_it_had_written(step, tmp_path):
     status, results, text = run([step("hangs", seconds=10.0), step("last")], tmp_path / "out")
     assert status == 1

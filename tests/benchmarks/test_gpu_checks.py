@@ -243,6 +243,7 @@ def test_the_programs_for_a_gpu_are_right_on_stand_ins(tmp_path: Path):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_memory_that_the_cuda_program_leaks_is_seen_on_a_stand_in(tmp_path: Path):
     program = gpu_programs.build_cuda_program("cpu", tmp_path)
     done = subprocess.run([program, "--leak"], env=gpu_programs.environment("cpu", tmp_path), capture_output=True, text=True)

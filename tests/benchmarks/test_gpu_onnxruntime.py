@@ -109,6 +109,7 @@ def test_a_part_that_dies_or_hangs_is_said(module, tmp_path, capsys):
     assert {"crash", "hang"} <= report.numbers.keys() and not report.ok
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_keeps_its_numbers_and_leaves_no_process(module, tmp_path):
     reporting, part = module("gpu_onnxruntime_report"), tmp_path / "part.json"
     program = (

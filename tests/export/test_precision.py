@@ -56,6 +56,7 @@ def test_the_llm_is_right_in_float16_arithmetic(loud, tmp_path):
     assert [row.stage for row in report.rows][-3:] == LLM_ROWS
 
 
+@pytest.mark.slow
 def test_the_standard_variant_is_right_in_float16_arithmetic(loud, tmp_path):
     errors = _errors(_export(loud, tmp_path, precision="fp16", attention="standard", only="llm"))
     assert 1e-4 < errors["llm/prefill (float16)"] < 1e-2

@@ -31,7 +31,9 @@ TINY = Recipe(
 @pytest.mark.parametrize(
     ("stopped_at", "then"),
     [
-        ("joint T=4 2/3", ["joint T=4 2/3", "joint T=8 3/3", "polish T=8 1/2", "polish T=8 2/2"]),
+        pytest.param(
+            *("joint T=4 2/3", ["joint T=4 2/3", "joint T=8 3/3", "polish T=8 1/2", "polish T=8 2/2"]), marks=pytest.mark.slow
+        ),
         ("polish T=8 2/2", ["polish T=8 2/2"]),
     ],
 )

@@ -113,6 +113,7 @@ def test_embeddings_are_rows_times_their_scale(quantized, bundle):
     np.testing.assert_array_equal(Embeddings(bundle)[[4, 2]], exact[[4, 2]])
 
 
+@pytest.mark.slow
 def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
     options = ExportOptions(out=str(tmp_path / "b"), precision="int8", llm_precision="int4", error_budget=0.012)
     report = json.loads(export_bundle(options).bundle.file("quantization.json").read_text())
@@ -127,7 +128,7 @@ def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"split": True},
+        pytest.param({"split": True}, marks=pytest.mark.slow),
         pytest.param({"input": "frames:40x60"}, marks=pytest.mark.slow),
         pytest.param({"only": "llm"}, marks=pytest.mark.slow),
         pytest.param({"place": "before-projector"}, marks=pytest.mark.slow),

@@ -312,6 +312,7 @@ def test_every_pixel_format_has_pythons_bits(cpp: Path, tmp_path: Path):
         assert_same(answer, path, 2)
 
 
+@pytest.mark.slow
 def test_pixels_are_those_of_the_ffmpeg_command_line(cpp: Path, tmp_path: Path):
     if not shutil.which("ffmpeg"):
         pytest.skip("no ffmpeg command line")

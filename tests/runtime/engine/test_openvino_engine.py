@@ -51,7 +51,7 @@ def decoder_of_40(tmp_path_factory):
 
 
 class TestParity:
-    @pytest.mark.parametrize("which", ["bundle", "half_bundle"])
+    @pytest.mark.parametrize("which", ["bundle", pytest.param("half_bundle", marks=pytest.mark.slow)])
     def test_both_halves_compute_what_torch_computed(self, request, which):
         report = parity(request.getfixturevalue(which), ["openvino"])
         assert report.ok, report.rows

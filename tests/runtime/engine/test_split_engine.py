@@ -37,7 +37,7 @@ class TestNumbers:
         assert got.clip.indices == expected.clip.indices
         np.testing.assert_allclose(got.tokens, expected.tokens, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("which", ["split_bundle", "before_projector"])
+    @pytest.mark.parametrize("which", ["split_bundle", pytest.param("before_projector", marks=pytest.mark.slow)])
     def test_parity_shows_the_features_too(self, request, which):
         report = parity(request.getfixturevalue(which), ["onnx"])
         assert report.ok, report.rows
