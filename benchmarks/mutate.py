@@ -147,13 +147,13 @@ def judge(mutation: Mutation, runner: Runner, tests: CoveringTests, near_alone: 
     budget: seconds for them all, 0 for as long as they take.
     """
     start, ran = time.monotonic(), 0
-    runner.end = start + budget if budget else math.inf
+    end = start + budget if budget else math.inf
     first, last = mutation.statement
     near, far = tests.of(mutation.file, range(first, last + 1))
     result = _result(mutation, "near" if near_alone and far else "survived")
     for stage in (near, () if near_alone else far):
         ran += len(stage)
-        outcome = runner.with_change(mutation, list(stage)) if stage else Outcome(0)
+        outcome = runner.with_change(mutation, list(stage), end) if stage else Outcome(0)
         if outcome.late:
             result.verdict = "near"
             break
@@ -170,21 +170,20 @@ class Runner:
 
     def __init__(self, tree: Path, out: Path, limit: float):
         self.tree, self.log, self.limit = tree, out / "tests.log", limit
-        self.end = math.inf  # of time.monotonic(), when a run is given up
         self.healthy: dict[str, bool] = {}  # of a test: whether it passes without a change
         for name in WARM:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 
-    def with_change(self, mutation: Mutation, tests: list[str]) -> Outcome:
-        """Run `tests` on the changed tree up to a failure that the change explains."""
+    def with_change(self, mutation: Mutation, tests: list[str], end: float = math.inf) -> Outcome:
+        """Run `tests` on the changed tree up to a failure that the change explains, or until `end` of time.monotonic()."""
         path = self.tree / mutation.file
         source = path.read_text(encoding="utf-8")
         broken: list[str] = []
         while tests:
             path.write_text(mutation.apply(source), encoding="utf-8")
             try:
-                outcome = self._run([*tests, "-x", *(f"--deselect={test}" for test in broken)])
+                outcome = self._run([*tests, "-x", *(f"--deselect={test}" for test in broken)], end)
             finally:
                 path.write_text(source, encoding="utf-8")
             unexplained = [test for test in outcome.failed if not self._passes(test)]
@@ -198,14 +197,12 @@ class Runner:
 
     def _passes(self, test: str) -> bool:
         if test not in self.healthy:
-            end, self.end = self.end, math.inf
             self.healthy[test] = self._run([test]).status == 0
-            self.end = end
             if not self.healthy[test]:
                 say(f"left out, it fails without a change: {test}")
         return self.healthy[test]
 
-    def _run(self, words: list[str]) -> Outcome:
+    def _run(self, words: list[str], end: float = math.inf) -> Outcome:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -215,7 +212,7 @@ class Runner:
         said, hung, late = b"", False, False
         try:
             while not said.endswith(_END) and not hung:
-                left = self.end - time.monotonic()
+                left = end - time.monotonic()
                 hung = not select.select([reader], [], [], max(0.0, min(self.limit, left)))[0]
                 late = hung and left < self.limit
                 chunk = b"" if hung else os.read(reader, 1 << 16)

@@ -98,15 +98,9 @@ def _refuse_without_effect(options: ExportOptions) -> None:
             raise ExportError(f"--{name} is about the vision half, which --only llm leaves out; drop one of them")
     for name, value in (("calibrate", options.calibrate), ("error-budget", options.error_budget)):
         if value is not None and not options.quantizes:
-            raise ExportError(
-                f"--{name} is for quantisation, and nothing is quantised here; {_quantize(options.only)}, or leave it out"
-            )
-
-
-def _quantize(only: str | None) -> str:
-    """How an export of that half, or of both, is quantised."""
-    ways = {"vision": "pass --precision int8", "llm": "pass --llm-precision int8 or int4"}
-    return ways[only] if only else "pass --precision int8, or --llm-precision int8 or int4"
+            ways = {"vision": "--precision int8", "llm": "--llm-precision int8 or int4"}
+            remedy = f"pass {ways.get(options.only or '', ', or '.join(ways.values()))}, or leave it out"
+            raise ExportError(f"--{name} is for quantisation, and nothing is quantised here; {remedy}")
 
 
 def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) -> Plan:
@@ -230,9 +224,9 @@ def _frames(options: ExportOptions, vision: VisionInfo, checkpoint: Checkpoint) 
 def _check_apart(options: ExportOptions, frames: int) -> None:
     """ExportError where a graph of one frame would have to be taken apart into frames."""
     apart = {"--split": options.split, "--precision int8": options.precision == "int8" and options.only != "llm"}
-    if frames < 2 and any(apart.values()):
-        name = next(name for name, chosen in apart.items() if chosen)
-        raise ExportError(f"{name} takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
+    for name, chosen in apart.items():
+        if chosen and frames < 2:
+            raise ExportError(f"{name} takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2 or more")
 
 
 def _check_frames(frames: int, name: str) -> None:

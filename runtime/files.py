@@ -81,8 +81,7 @@ def atomic_directory(goal: Path) -> Iterator[Path]:
                     _exchange(temporary, goal)
                 else:
                     os.rename(temporary, goal)
-                shutil.rmtree(temporary, ignore_errors=True)  # the older content
-    finally:
+    finally:  # what was written, or the older content
         with postponing_ctrl_c():
             if made:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -62,6 +62,7 @@ class Reader:
         self.path, self.container, self.stream = path, container, stream
         self.tick = tick_of(stream)
         self.cut = False
+        self._whole_frames = gif.frames_before_cut(path) if container.format.name == "gif" else None
         self.warns = stream.codec_context.name in ("h264", "tiff")
         stream.codec_context.copy_opaque = True  # from a packet to its frame
 
@@ -75,9 +76,8 @@ class Reader:
         broken: av.Packet | None = None  # the first marked packet
         packet: av.Packet | None = None
         packets = (packet for packet in self._demuxed() if packet.size)
-        whole = gif.frames_before_cut(self.path) if self.container.format.name == "gif" else None
         try:
-            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, whole)), 1):
+            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, self._whole_frames)), 1):
                 limits.check_frames(self.path, count)
                 if self.container.format.name == "gif":
                     limits.check_animation(self.path, count, codec.width, codec.height)
@@ -93,7 +93,7 @@ class Reader:
                     yield packet
         except av.FFmpegError as error:
             raise _damage(self.path, self._seconds(packet, first), error.strerror) from None
-        self.cut = self.cut or broken is not None or whole is not None
+        self.cut = self.cut or broken is not None or self._whole_frames is not None
 
     def _demuxed(self) -> Iterator[av.Packet]:
         try:

@@ -182,8 +182,7 @@ def _add_errors(app: FastAPI, state: State) -> None:
 
     @app.exception_handler(Exception)
     async def everything_else(request: Request, error: Exception) -> Response:
-        answer = _api_error(request, error)  # the request comes without its body here: what the client still sends is not read
-        return JSONResponse(answer.body(), answer.status, answer.headers | {"Connection": "close"})
+        return body.response(_api_error(request, error), complete=False)  # the request comes without its body here
 
 
 def _api_error(request: Request, error: Exception) -> ApiError:

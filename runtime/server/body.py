@@ -46,6 +46,11 @@ async def refuse(request: Request, error: ApiError, state: State) -> JSONRespons
     """The response that says so, once what the client still sends has been read; else the connection must close with it."""
     waits = error.status == 408 or state.admission.draining
     complete = getattr(request.state, "body_read", False) or (not waits and await _discard(request, 4 * state.options.max_body))
+    return response(error, complete)
+
+
+def response(error: ApiError, complete: bool) -> JSONResponse:
+    """What says so; the connection closes with it where the request was not read to its end."""
     headers = error.headers if complete else error.headers | {"Connection": "close"}
     return JSONResponse(error.body(), error.status, headers)
 

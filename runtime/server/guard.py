@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.server import body
 from runtime.server.errors import ApiError
 from runtime.server.options import is_loopback
-from runtime.server.protocol import HEADER_BYTES
+from runtime.server.protocol import HEADER_BYTES, headers_too_large
 from runtime.server.state import State
 
 _PAGE_POLICY = (
@@ -61,7 +61,7 @@ class Guard:
 
     def _refusal(self, request: Request, path: str) -> ApiError | None:
         if _head_size(request) > HEADER_BYTES:  # in one piece; more that comes in several is not even kept (protocol.py)
-            return ApiError(431, f"the headers are longer than {HEADER_BYTES} bytes", "headers_too_large")
+            return headers_too_large()
         host = request.headers.get("host")
         if self.state.options.keyless_loopback and host is not None and not is_loopback(_name(host)):
             # a page whose name is made to resolve to 127.0.0.1 would be of this origin, for the browser, and read the answers

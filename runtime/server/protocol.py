@@ -39,6 +39,10 @@ def connection_limit() -> int:
     return 1000 if files == resource.RLIM_INFINITY else max(16, min(1000, files * 3 // 4))
 
 
+def headers_too_large() -> ApiError:
+    return ApiError(431, f"the headers are longer than {HEADER_BYTES} bytes", "headers_too_large")
+
+
 class BoundedH11(H11Protocol):
     """header_seconds, limit: see the module; waiting: the connections without a request, the longest first."""
 
@@ -87,7 +91,7 @@ class BoundedH11(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         too_long = len(self.conn.trailing_data[0]) > HEADER_BYTES
         if too_long:
-            self._refuse(ApiError(431, f"the headers are longer than {HEADER_BYTES} bytes", "headers_too_large"))
+            self._refuse(headers_too_large())
         else:
             self._refuse(ApiError(400, "this is not an HTTP/1.1 request", "invalid_http"))
 
@@ -130,9 +134,8 @@ class BoundedH11(H11Protocol):
             head = h11.Response(status_code=error.status, headers=headers, reason=reason)
             for event in (head, h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            if (
-                self.cycle is not None and not self.cycle.response_complete
-            ):  # the body is what is wrong: nobody hears the application
+            # where it is the body that is wrong, the application may be at work on an answer that nobody hears
+            if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
         self.transport.close()

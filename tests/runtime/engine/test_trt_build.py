@@ -5,9 +5,7 @@ from __future__ import annotations
 import _thread
 import hashlib
 import json
-import os
 import signal
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -275,28 +273,6 @@ class TestFindEngine:
         assert not build(bundle, RTX)[0].reused
 
 
-def test_what_c_prints_on_stdout_goes_to_stderr(capfd: pytest.CaptureFixture) -> None:
-    with trt.stdout_to_stderr():
-        os.write(1, b"from C++")
-    os.write(1, b"after")
-    assert capfd.readouterr() == ("after", "from C++")
-
-
-def test_progress_is_that_of_the_whole_build_and_of_the_phases_right_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt, "load", lambda backend: type("module", (), {"IProgressMonitor": object}))
-    seen: list[tuple[str, int, int]] = []
-    monitor = trt._monitor("tensorrt", lambda *step: seen.append(step))
-    monitor.phase_start("build", None, 2)
-    monitor.phase_start("tactics", "build", 30)
-    monitor.phase_start("one layer", "tactics", 9)
-    assert all(monitor.step_complete(phase, 0) for phase in ("one layer", "tactics", "build"))
-    monitor.phase_finish("tactics")
-    monitor.step_complete("tactics", 1)
-    assert seen == [("tactics", 1, 30), ("build", 1, 2)]
-    monitor.stop()
-    assert not monitor.step_complete("build", 1)
-
-
 @pytest.mark.parametrize(
     ("target", "capability", "runs"),
     [
@@ -322,60 +298,6 @@ def test_a_missing_package_says_what_brings_it(bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr(trt, "installed", lambda backend: False)
     with pytest.raises(UserError, match=r'pip install "st-gridpool\[gpu\]"'):
         build(bundle, BuildOptions(backend="tensorrt"))
-
-
-def test_a_package_that_is_there_and_does_not_load_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('no libnvinfer.so.10')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    assert trt.installed("tensorrt") and "tensorrt" not in sys.modules
-    with pytest.raises(EngineError, match=r'does not load \(no libnvinfer\.so\.10\); .*--force-reinstall "st-gridpool\[gpu\]"'):
-        trt.load("tensorrt")
-    monkeypatch.setitem(trt._PACKAGES, "tensorrt", ("no_such_package", "gpu"))
-    assert not trt.installed("tensorrt")
-
-
-def test_what_the_builder_raises_reaches_who_asked_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build_serialized_network(network: object, config: object) -> None:
-        raise MemoryError("no room for the network")
-
-    monkeypatch.setattr(trt, "logger", lambda backend: type("Logger", (), {})())
-    monkeypatch.setattr(trt, "_monitor", lambda backend, progress: None)
-    builder = SimpleNamespace(build_serialized_network=build_serialized_network)
-    with pytest.raises(MemoryError, match="no room for the network"):
-        trt.serialize("tensorrt", builder, None, SimpleNamespace(), lambda *step: None)
-
-
-class TestMonitor:
-    @pytest.fixture
-    def steps(self) -> list[tuple[str, int, int]]:
-        """(phase, steps done, of how many) as they were told."""
-        return []
-
-    @pytest.fixture
-    def monitor(self, steps: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch) -> object:
-        interface = type("IProgressMonitor", (), {})
-        monkeypatch.setattr(trt, "load", lambda backend: SimpleNamespace(IProgressMonitor=interface))
-        monitor = trt._monitor("tensorrt", lambda *step: steps.append(step))
-        assert isinstance(monitor, interface)
-        return monitor
-
-    def test_steps_of_the_build_and_of_the_phases_right_under_it_are_told(self, monitor, steps) -> None:
-        monitor.phase_start("Build", None, 2)
-        monitor.phase_start("Tactics", "Build", 3)
-        monitor.phase_start("Kernel", "Tactics", 9)
-        assert all(monitor.step_complete(*step) for step in (("Kernel", 0), ("Tactics", 0), ("Tactics", 2), ("Build", 1)))
-        assert steps == [("Tactics", 1, 3), ("Tactics", 3, 3), ("Build", 2, 2)]
-        monitor.phase_finish("Kernel")
-        monitor.phase_finish("Tactics")
-        monitor.step_complete("Tactics", 0)
-        assert len(steps) == 3
-
-    def test_a_build_that_is_told_to_stop_ends_at_its_next_step(self, monitor) -> None:
-        monitor.phase_start("Build", None, 2)
-        assert monitor.step_complete("Build", 0) is True
-        monitor.stop()
-        assert monitor.step_complete("Build", 1) is False
 
 
 class Configuration:
@@ -447,81 +369,6 @@ class TestConfiguration:
         message = r'tensorrt builds for the GPU it runs on \(sm89\) or "ampere-plus", not for "sm87"'
         with pytest.raises(EngineError, match=message):
             build_module._target(BuildOptions("tensorrt", target="sm87"))
-
-
-class TestRecords:
-    """Engines that a build.json written by hand lists; none is real."""
-
-    @pytest.fixture(autouse=True)
-    def machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(trt, "load", lambda backend: Library)
-        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-
-    def write(self, bundle: Bundle, name: str, entry: dict | None = None, graph: str = VISION, **record: object) -> Path:
-        directory = bundle.path / "engines" / name
-        (directory / "llm").mkdir(parents=True)
-        (directory / f"{graph}.engine").write_bytes(b"an engine")
-        entry = {"onnx_sha256": bundle.sha256(graph), "size": 9, "seconds": 1.5, "inputs": {"x": [1, "S"]}} | (entry or {})
-        values = {"schema_version": 1, "backend": "tensorrt", "version": "10.3.0", "target": "sm89", "graphs": {graph: entry}}
-        (directory / "build.json").write_text(json.dumps(values | record))
-        return directory / f"{graph}.engine"
-
-    @pytest.mark.parametrize("graph", [VISION, DECODER])
-    def test_one_that_serves_is_found_with_what_stands_beside_it(self, bundle: Bundle, graph: str) -> None:
-        file = self.write(bundle, "tensorrt-sm89-fp32", graph=graph)
-        assert find_engine(bundle, "tensorrt", graph) == file
-        assert dimension_names(file, graph) == {"x": [1, "S"]}
-        assert build_module.plugin_library(file, graph) is None
-
-    @pytest.mark.parametrize(
-        ("entry", "record", "why"),
-        [
-            ({"onnx_sha256": "0" * 64}, {}, "was built from another ONNX graph"),
-            ({"plugin": "library"}, {}, f"needs {build_module.PLUGIN_LIBRARY} beside it, which is missing"),
-            ({}, {"version": "10.2.0"}, "was built by version 10.2.0, here is 10.3.0"),
-            ({"size": 10}, {}, "is missing or truncated"),
-            ({}, {"target": "sm87"}, "was built for sm87, here is Test GPU (sm89)"),
-        ],
-    )
-    def test_why_one_does_not_serve(self, bundle: Bundle, entry: dict, record: dict, why: str) -> None:
-        file = self.write(bundle, "tensorrt-sm89-fp32", entry, **record)
-        mend = f"run `python -m runtime build {bundle.path} --backend tensorrt`"
-        with pytest.raises(EngineError) as raised:
-            find_engine(bundle, "tensorrt", VISION)
-        assert str(raised.value) == f"{file} {why}: {mend}"
-        with pytest.raises(EngineError) as raised:
-            find_engine(bundle, "tensorrt", DECODER)
-        assert str(raised.value) == f"{file.parent / 'llm/decoder.engine'} was not built: {mend}"
-
-    def test_the_first_that_serves_is_taken_and_where_none_does_all_are_named(self, bundle: Bundle) -> None:
-        old = self.write(bundle, "tensorrt-ampere-plus-fp32", version="10.2.0")
-        other = self.write(bundle, "tensorrt-sm87-fp32", target="sm87")
-        self.write(bundle, "tensorrt-rtx-any-fp32", backend="tensorrt-rtx", target="any")
-        with pytest.raises(EngineError, match=rf"^{old} was built by .+; {other} was built for sm87, "):
-            find_engine(bundle, "tensorrt", VISION)
-        serves = self.write(bundle, "tensorrt-sm89-fp32")
-        assert find_engine(bundle, "tensorrt", VISION) == serves
-
-    def test_the_library_of_a_plugin_stands_beside_the_engine(self, bundle: Bundle) -> None:
-        file = self.write(bundle, "tensorrt-sm89-fp32", {"plugin": "library"}, graph=DECODER)
-        library = file.parents[1] / build_module.PLUGIN_LIBRARY
-        library.touch()
-        assert find_engine(bundle, "tensorrt", DECODER) == file
-        assert build_module.plugin_library(file, DECODER) == library
-
-    @pytest.mark.parametrize("changed", ["version", "target", "backend", "size", "onnx_sha256", None])
-    def test_an_engine_is_kept_where_a_build_would_make_it_again(self, bundle: Bundle, changed: str | None) -> None:
-        key = {"backend": "tensorrt", "version": "10.3.0", "target": "sm89"}
-        entry = {changed: 10} if changed == "size" else {changed: "0" * 64} if changed == "onnx_sha256" else {}
-        record = {changed: "another"} if changed in key else {}
-        directory = self.write(bundle, "tensorrt-sm89-fp32", entry, **record).parent
-        assert list(build_module._kept(bundle, directory, key)) == ([] if changed else [VISION])
-
-    @pytest.mark.parametrize(
-        ("asked", "built"), [((), [VISION, DECODER]), ((VISION,), [VISION]), ((DECODER, VISION, DECODER), [DECODER, VISION])]
-    )
-    def test_which_graphs_are_built(self, bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
-        assert build_module._chosen_graphs(bundle, asked) == built
 
 
 def test_kernel_timings_are_kept_between_builds_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

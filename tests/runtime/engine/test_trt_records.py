@@ -1,0 +1,100 @@
+"""Engines that a build.json written by hand lists: which one serves, and why another does not. None is real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from trt_bundle import make_bundle
+
+from runtime.bundle import DECODER, VISION, Bundle
+from runtime.engine import build as build_module
+from runtime.engine import cuda, trt
+from runtime.engine.build import dimension_names, find_engine
+from runtime.errors import EngineError
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "load", lambda backend: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Test GPU", (8, 9), 2**34),))
+
+
+def write(bundle: Bundle, name: str, entry: dict | None = None, graph: str = VISION, **record: object) -> Path:
+    directory = bundle.path / "engines" / name
+    (directory / "llm").mkdir(parents=True)
+    (directory / f"{graph}.engine").write_bytes(b"an engine")
+    entry = {"onnx_sha256": bundle.sha256(graph), "size": 9, "seconds": 1.5, "inputs": {"x": [1, "S"]}} | (entry or {})
+    values = {"schema_version": 1, "backend": "tensorrt", "version": "10.3.0", "target": "sm89", "graphs": {graph: entry}}
+    (directory / "build.json").write_text(json.dumps(values | record))
+    return directory / f"{graph}.engine"
+
+
+@pytest.mark.parametrize("graph", [VISION, DECODER])
+def test_one_that_serves_is_found_with_what_stands_beside_it(bundle: Bundle, graph: str) -> None:
+    file = write(bundle, "tensorrt-sm89-fp32", graph=graph)
+    assert find_engine(bundle, "tensorrt", graph) == file
+    assert dimension_names(file, graph) == {"x": [1, "S"]}
+    assert build_module.plugin_library(file, graph) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "record", "why"),
+    [
+        ({"onnx_sha256": "0" * 64}, {}, "was built from another ONNX graph"),
+        ({"plugin": "library"}, {}, f"needs {build_module.PLUGIN_LIBRARY} beside it, which is missing"),
+        ({}, {"version": "10.2.0"}, "was built by version 10.2.0, here is 10.3.0"),
+        ({"size": 10}, {}, "is missing or truncated"),
+        ({}, {"target": "sm87"}, "was built for sm87, here is Test GPU (sm89)"),
+    ],
+)
+def test_why_one_does_not_serve(bundle: Bundle, entry: dict, record: dict, why: str) -> None:
+    file = write(bundle, "tensorrt-sm89-fp32", entry, **record)
+    remedy = f"run `python -m runtime build {bundle.path} --backend tensorrt`"
+    with pytest.raises(EngineError) as raised:
+        find_engine(bundle, "tensorrt", VISION)
+    assert str(raised.value) == f"{file} {why}: {remedy}"
+    with pytest.raises(EngineError) as raised:
+        find_engine(bundle, "tensorrt", DECODER)
+    assert str(raised.value) == f"{file.parent / 'llm/decoder.engine'} was not built: {remedy}"
+
+
+def test_the_first_that_serves_is_taken_and_where_none_does_all_are_named(bundle: Bundle) -> None:
+    old = write(bundle, "tensorrt-ampere-plus-fp32", version="10.2.0")
+    other = write(bundle, "tensorrt-sm87-fp32", target="sm87")
+    write(bundle, "tensorrt-rtx-any-fp32", backend="tensorrt-rtx", target="any")
+    with pytest.raises(EngineError, match=rf"^{old} was built by .+; {other} was built for sm87, "):
+        find_engine(bundle, "tensorrt", VISION)
+    serves = write(bundle, "tensorrt-sm89-fp32")
+    assert find_engine(bundle, "tensorrt", VISION) == serves
+
+
+def test_the_library_of_a_plugin_stands_beside_the_engine(bundle: Bundle) -> None:
+    file = write(bundle, "tensorrt-sm89-fp32", {"plugin": "library"}, graph=DECODER)
+    library = file.parents[1] / build_module.PLUGIN_LIBRARY
+    library.touch()
+    assert find_engine(bundle, "tensorrt", DECODER) == file
+    assert build_module.plugin_library(file, DECODER) == library
+
+
+@pytest.mark.parametrize("changed", ["version", "target", "backend", "size", "onnx_sha256", None])
+def test_an_engine_is_kept_where_a_build_would_make_it_again(bundle: Bundle, changed: str | None) -> None:
+    key = {"backend": "tensorrt", "version": "10.3.0", "target": "sm89"}
+    entry = {changed: 10} if changed == "size" else {changed: "0" * 64} if changed == "onnx_sha256" else {}
+    record = {changed: "another"} if changed in key else {}
+    directory = write(bundle, "tensorrt-sm89-fp32", entry, **record).parent
+    assert list(build_module._kept(bundle, directory, key)) == ([] if changed else [VISION])
+
+
+@pytest.mark.parametrize(
+    ("asked", "built"), [((), [VISION, DECODER]), ((VISION,), [VISION]), ((DECODER, VISION, DECODER), [DECODER, VISION])]
+)
+def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
+    assert build_module._chosen_graphs(bundle, asked) == built
