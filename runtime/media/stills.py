@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import accumulate
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")  # pictures; hevc, hevx, msf1 and avis are sequences
 _ANIMATED = ("PNG", "WEBP")
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags, and a value of the second
 _BLOCK = 1 << 24  # bytes searched for a second JPEG picture
 
 
@@ -96,6 +97,7 @@ class Still:
         self.path, self._image = path, image
         self.size = (image.height, image.width)
         limits.check_size(path, image.width, image.height)
+        _check_grey(path, image)
         with _errors(path):
             frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
         self._first = 1 if frames > 1 and image.info.get("default_image") else 0  # a PNG's picture for who can't show animations
@@ -125,7 +127,7 @@ class Still:
             self._seek(index)
             self._image.load()
             image = ImageOps.exif_transpose(self._image)
-            pixels = _rgb(image)
+            pixels = _rgb(image, _tiff_tags(self._image))
         self.size = pixels.shape[:2]
         return pixels
 
@@ -134,12 +136,26 @@ class Still:
             self._image.seek(self._first + index)
 
 
-def _rgb(image: Image) -> np.ndarray:
-    """RGB uint8 [h, w, 3]; of levels with more than 8 bits the upper 8."""
-    if image.mode.startswith("I"):  # 16 bits, in whatever byte order or width Pillow holds them
-        levels = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(levels[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+def _tiff_tags(image: Any) -> Mapping[int, Any]:
+    return image.tag_v2 if image.format == "TIFF" else {}
+
+
+def _check_grey(path: Path, image: Any) -> None:
+    """VideoError for numbers of 32 bits: which of them is white is up to the program that wrote them."""
+    if image.mode == "F" or (image.mode == "I" and _tiff_tags(image).get(_BITS_PER_SAMPLE) == (32,)):
+        raise VideoError(f"{path} has grey levels of 32 bits, and nothing says which of them is white; save it with 8 or 16 bits")
+
+
+def _rgb(image: Image, tiff_tags: Mapping[int, Any]) -> np.ndarray:
+    """RGB uint8 [h, w, 3]; of grey levels with more than 8 bits the upper 8."""
+    if not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    # What Pillow gives as stored, in whatever byte order or width it holds them: 16 bits, or a TIFF's 12, or its white as 0.
+    (bits,) = tiff_tags.get(_BITS_PER_SAMPLE, (16,))
+    levels = (np.asarray(image).astype(np.int64) >> bits - 8).clip(0, 255).astype(np.uint8)
+    if tiff_tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    return np.repeat(levels[:, :, None], 3, axis=2)
 
 
 @contextmanager

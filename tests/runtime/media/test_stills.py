@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +47,35 @@ def test_every_mode_becomes_rgb(tmp_path, mode, kind):
     np.testing.assert_array_equal(
         sample_frames(tmp_path / f"picture.{kind}", 1, lambda image: image).frames[0], np.repeat(levels[:, :, None], 3, 2)
     )
+
+
+@pytest.mark.parametrize(
+    ("bits", "white_is_zero", "packed", "levels"),
+    [
+        (12, False, "000fff 800abc", [0x00, 0xFF, 0x80, 0xAB]),
+        (16, False, "0000 ffff 0080 bcab", [0x00, 0xFF, 0x80, 0xAB]),
+        (16, True, "0000 ffff 0080 bcab", [0xFF, 0x00, 0x7F, 0x54]),
+        (8, True, "00 ff 80 ab", [0xFF, 0x00, 0x7F, 0x54]),
+    ],
+)
+def test_grey_levels_of_a_tiff_are_those_that_it_says(tmp_path, bits, white_is_zero, packed, levels):
+    write_grey_tiff(tmp_path / "a.tiff", bits, white_is_zero, bytes.fromhex(packed))
+    frame = sample_frames(tmp_path / "a.tiff", 1, lambda image: image).frames[0]
+    np.testing.assert_array_equal(frame, np.repeat(np.reshape(levels, (1, 4, 1)), 3, 2))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_tiff_whose_white_nothing_tells_is_refused(tmp_path, mode):
+    Image.fromarray(np.eye(4, dtype=np.int32 if mode == "I" else np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(VideoError, match=r"^\S*a\.tiff has grey levels of 32 bits, .* save it with 8 or 16 bits$"):
+        sample_frames(tmp_path / "a.tiff", 1, lambda image: image)
+
+
+def write_grey_tiff(path, bits, white_is_zero, rows):
+    """4 x 1 pixels, by TIFF 6.0's baseline: a header, the pixels, and 8 entries of (tag, type, count, value)."""
+    values = {256: 4, 257: 1, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 278: 1, 279: len(rows)}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in values.items())
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(rows)) + rows + struct.pack("<H", len(values)) + entries + bytes(4))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
