@@ -41,6 +41,7 @@ VISION_ENCODER = "vision.encoder"
 VISION_COMPRESSOR = "vision.compressor"
 DECODER = "llm/decoder"
 DECODER_BATCH = "llm/decoder.batch"
+REPETITION_PENALTIES = 1e-3, 1e3  # least and most; logits divided by less, or times more, may overflow
 BATCH = "B"  # the name of that graph's first axis
 
 
@@ -255,7 +256,8 @@ def _check_values(file: Path, manifest: Manifest) -> None:
         two = isinstance(around, list) and len(around) == 2 and all(isinstance(text, str) for text in around)
         check("prompt", two, "the two texts of around_question")
         penalty = manifest.prompt.get("repetition_penalty", 1)
-        check("prompt", _number(penalty) and penalty > 0, "a repetition_penalty above 0")
+        least, most = REPETITION_PENALTIES
+        check("prompt", _number(penalty) and least <= penalty <= most, f"a repetition_penalty from {least:g} to {most:g}")
 
 
 def _positive(value: Any) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.checkpoint import Checkpoint
+from runtime.bundle import REPETITION_PENALTIES
 from runtime.errors import BundleError, CheckpointError
 from runtime.preprocess import Preprocessor
 
-_PENALTIES = 1e-3, 1e3  # least and most; logits divided by less, or times more, may overflow
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
@@ -170,10 +170,11 @@ def _repetition_penalty(checkpoint: Checkpoint) -> float:
     penalty = (checkpoint.json("generation_config.json") or {}).get("repetition_penalty")
     if penalty is None:
         return 1.0
-    if type(penalty) not in (int, float) or not _PENALTIES[0] <= penalty <= _PENALTIES[1]:
+    least, most = REPETITION_PENALTIES
+    if type(penalty) not in (int, float) or not least <= penalty <= most:
         raise CheckpointError(
             f"{checkpoint.path / 'generation_config.json'}: repetition_penalty is {penalty!r}; "
-            f"expected a number from {_PENALTIES[0]:g} to {_PENALTIES[1]:g}, 1 for none"
+            f"expected a number from {least:g} to {most:g}, 1 for none"
         )
     return float(penalty)
 

@@ -311,7 +311,7 @@ class TestValues:
             ({"prompt": PROMPT | {"eos_token_ids": 2}}, "prompt is not a list of eos_token_ids"),
             ({"prompt": PROMPT | {"eos_token_ids": [2, 3.0]}}, "prompt is not a list of eos_token_ids"),
             *(({"prompt": PROMPT | {"around_question": value}}, "prompt is not the two texts of around_question") for value in ("ab", ["a"], ["a", 1])),
-            ({"prompt": PROMPT | {"repetition_penalty": -1}}, "prompt is not a repetition_penalty above 0"),
+            *(({"prompt": PROMPT | {"repetition_penalty": value}}, "prompt is not a repetition_penalty from 0.001 to 1000") for value in (-1, 0, 9e-4, 1001, "1")),
         ],
     )  # fmt: skip
     def test_a_value_of_a_wrong_kind_is_named(self, manifest: Manifest, values: dict[str, Any], fault: str) -> None:
@@ -333,6 +333,7 @@ class TestValues:
             {"files": {"llm/decoder.onnx": ENTRY}},
             {"files": {"vision.onnx": ENTRY, "vision.encoder.onnx": ENTRY, "vision.compressor.onnx": ENTRY}, "llm": {}},
             {"prompt": PROMPT | {"around_question": ["a", ""], "repetition_penalty": 1e-3}},
+            {"prompt": PROMPT | {"repetition_penalty": 1000}},
         ],
         ids=str,
     )  # fmt: skip

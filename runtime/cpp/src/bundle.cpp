@@ -75,8 +75,8 @@ void check_values(const std::string& file, const Json& m) {
   const bool two = around.is_array() && around.size() == 2 && std::all_of(around.begin(), around.end(), is_text);
   check("prompt", !prompt.contains("around_question") || two, "the two texts of around_question");
   const Json& penalty = member(prompt, "repetition_penalty");
-  const bool fits = penalty.is_number() && penalty.get<double>() > 0 && std::isfinite(penalty.get<double>());
-  check("prompt", !prompt.contains("repetition_penalty") || fits, "a repetition_penalty above 0");
+  const bool fits = penalty.is_number() && penalty.get<double>() >= 1e-3 && penalty.get<double>() <= 1e3;
+  check("prompt", !prompt.contains("repetition_penalty") || fits, "a repetition_penalty from 0.001 to 1000");
 }
 
 Manifest manifest_from(const Json& m) {

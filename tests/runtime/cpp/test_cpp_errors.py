@@ -112,7 +112,7 @@ FAULTS: list[dict[str, Any]] = [
             "prompt",
             {"chat_template": "x", "video_token": "y", "video_token_id": 4, "eos_token_ids": [2], "repetition_penalty": value},
         )
-        for value in (0, -1.5, "1.1", True, None)
+        for value in (0, -1.5, 9e-4, 1001, "1.1", True, None)
     ],
     _edited("preprocessing", {}),
     *[
