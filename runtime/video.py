@@ -26,7 +26,7 @@ import numpy as np
 from runtime.errors import VideoError
 from runtime.media import limits, stills
 from runtime.media.container import check_file, interval_of
-from runtime.media.decode import DamageError, Reader, reading
+from runtime.media.decode import DamageError, Reader, damage, reading
 from runtime.media.limits import DecodeLimits
 from runtime.media.timeline import Timeline
 
@@ -227,7 +227,7 @@ def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
     """The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends."""
     times: list[int] = []
     known, shift, duration = True, 0, None
-    with reading(path, strict) as reader:
+    with reading(path, strict, threads=False) as reader:
         rate = reader.stream.average_rate
         for frame in reader.checked(reader.frames()):
             if frame.pts is None:
@@ -263,5 +263,5 @@ def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each, str
                 image = reader.rgb(frame)
                 taken[index], size = each(image), image.shape[:2]
                 if len(taken) == len(wanted):
-                    break
-    return taken, size
+                    return taken, size
+    raise damage(path, None, "it gave other frames when it was read again")

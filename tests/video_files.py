@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -63,6 +64,20 @@ def _mux(output, packets, cut: int, rate: int) -> None:
         early = int(cut / rate / packet.time_base) if cut else 0  # what lies before zero is cut
         packet.pts, packet.dts = packet.pts - early, packet.dts - early
         output.mux(packet)
+
+
+def write_without_its_last_slice(path: Path) -> Path:
+    """Six H.264 pictures of noise in two slices each, with B-frames; the last slice of the file is a filler, which no decoder refuses."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 240, 320, 3), np.uint8)
+    write_video(path, noise, options={"bf": "1", "refs": "1", "slices": "2", "g": "10"})
+    with av.open(str(path)) as container:
+        *_, last = (bytes(packet) for packet in container.demux(video=0) if packet.size)
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack(">I", last[:4])
+    slice_type = content.index(last) + 4 + first + 4
+    content[slice_type] = content[slice_type] & 0xE0 | 12
+    path.write_bytes(content)
+    return path
 
 
 def write_audio(path: Path) -> Path:

@@ -20,7 +20,21 @@ from typing import Any
 from benchmarks.campaign.child import POLL, Child, memory_of, reset_peak
 from benchmarks.campaign.verdicts import Ended, Fault, judge, judge_log
 
-OPTIONS = ("--port", "0", "--threads", "1", "--backend", "onnx", "--deadline", "60", "--max-body-mib", "8", "--max-media-mib", "4")
+MAX_BODY = 8 << 20  # bytes of a request that the server takes; it reads on for four times as much before it hangs up
+OPTIONS = (
+    "--port",
+    "0",
+    "--threads",
+    "1",
+    "--backend",
+    "onnx",
+    "--deadline",
+    "60",
+    "--max-body-mib",
+    str(MAX_BODY >> 20),
+    "--max-media-mib",
+    "4",
+)
 MODEL = "demo"
 START, ANSWER = 120.0, 90.0  # seconds that a start and an answer may take
 MEMORY = 1 << 30  # bytes that a server may grow by

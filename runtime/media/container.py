@@ -85,7 +85,7 @@ def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tu
         strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
-        stream.thread_type = ("AUTO" if threads and codec.name in _FRAME_THREADS else "SLICE") if strict else "NONE"
+        stream.thread_type = ("AUTO" if codec.name in _FRAME_THREADS else "SLICE") if strict and threads else "NONE"
         yield container, stream
 
 

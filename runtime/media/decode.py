@@ -86,13 +86,13 @@ class Reader:
                 if packet.is_corrupt and not (first is None and following) and not self._at_joint(following):
                     broken = broken or packet
                 elif broken and len(following) == 2:  # the file goes on
-                    raise _damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
+                    raise damage(self.path, self._seconds(broken, first), "packets are missing or incomplete")
                 elif not broken:
                     first = first or (packet if packet.is_keyframe else None)
                     packet.opaque = None if following else _LAST
                     yield packet
         except av.FFmpegError as error:
-            raise _damage(self.path, self._seconds(packet, first), error.strerror) from None
+            raise damage(self.path, self._seconds(packet, first), error.strerror) from None
         self.cut = self.cut or broken is not None or self._whole_frames is not None
 
     def _demuxed(self) -> Iterator[av.Packet]:
@@ -140,8 +140,8 @@ class Reader:
     ) -> Iterator[VideoFrame]:
         """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it.
 
-        At the end PyAV gives the frames that threads still hold up to the first error, and keeps the error to itself. So where
-        fewer frames came out than packets went in, the rest is what `again` gives in a reader without such threads.
+        At the end threads hand out the frames that they still hold, without the flags that a decoder sets last, and PyAV keeps their
+        errors to itself. So these frames are what `again` gives in a reader without threads.
         """
         from av.codec.context import ThreadType
 
@@ -153,10 +153,11 @@ class Reader:
             frames = packet.decode()
             taken += len(frames)
             yield from frames
-        frames = self.stream.codec_context.decode(None)
-        yield from frames
-        taken += len(frames)
-        if taken < given and self.stream.thread_type & ThreadType.FRAME:
+        threads = self.stream.thread_type & ThreadType.FRAME
+        held = self.stream.codec_context.decode(None)
+        if not threads:
+            yield from held
+        elif held or taken < given:
             with reading(self.path, threads=False) as reader:
                 yield from islice(again(reader), taken, None)
                 self.cut = self.cut or reader.cut
@@ -184,7 +185,7 @@ class Reader:
                     self.cut = True
                     continue
                 if frame.is_corrupt:
-                    raise _damage(self.path, last, "a picture can't be decoded")
+                    raise damage(self.path, last, "a picture can't be decoded")
                 if frame.pts is not None:  # its time base is wrong where the decoder was flushed
                     first = frame.pts if first is None else first
                     last = float((frame.pts - first) * self.tick)
@@ -192,7 +193,7 @@ class Reader:
         except av.FFmpegError as error:
             allowed = limits.current()
             or_large = f", or frames of more than {allowed.pixels} pixels" if allowed else ""
-            raise _damage(self.path, last, f"{error.strerror}{or_large}") from None
+            raise damage(self.path, last, f"{error.strerror}{or_large}") from None
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
         """RGB uint8 [h, w, 3], upright."""
@@ -218,7 +219,7 @@ class Reader:
         if len(sizes) < len(listed):
             lost = next((time for size, (other, time) in zip(sizes, listed) if size != other), None)  # noqa: B905
             if lost is not None:
-                raise _damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
+                raise damage(self.path, float((lost - listed[0][1]) * self.tick), "packets are missing or incomplete")
             self.cut = True
 
 
@@ -235,7 +236,7 @@ def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
         window.popleft()
 
 
-def _damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:
+def damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:
     """seconds: after the first frame; None at the first."""
     where = "at its first frame" if seconds is None else f"after {max(0.0, seconds):.2f} s"
     return DamageError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")

@@ -10,7 +10,7 @@ from benchmarks.campaign import mutate_bytes, mutate_json
 from benchmarks.campaign.kinds.http import HttpKind
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case
-from benchmarks.campaign.server import ANSWER, MODEL, data_url, request, send
+from benchmarks.campaign.server import ANSWER, MAX_BODY, MODEL, data_url, request, send
 from benchmarks.campaign.verdicts import Fault
 
 _ROUTES = {".chat": "/v1/chat/completions", ".tokens": "/v1/video/tokens", ".inspect": "/v1/video/inspect"}
@@ -59,6 +59,8 @@ class Bodies(HttpKind):
             return Fault("hang", _ROUTES[case.suffix], f"no answer in {ANSWER:.0f} s")
         except OSError:
             return None  # the server says why, or is gone
+        if not response.status and len(case.data) > 4 * MAX_BODY:
+            return None  # hung up on, as anybody is who goes on sending
         if response.status not in STATUS:
             return Fault(
                 "answer", f"status {response.status} of {_ROUTES[case.suffix]}", response.body[:2000].decode(errors="replace")

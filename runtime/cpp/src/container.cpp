@@ -94,7 +94,7 @@ AVRational Container::interval() const {
   return guess.num > 0 && guess.den > 0 ? av_inv_q(guess) : AVRational{1, 25};
 }
 
-void open_decoder(Container& container, const std::string& name, bool strict) {
+void open_decoder(Container& container, const std::string& name, bool strict, bool threads) {
   container.stream = best_stream(*container.format);
   if (!container.stream) refuse_streams(*container.format, name);
   const AVCodecParameters& parameters = *container.stream->codecpar;
@@ -104,14 +104,14 @@ void open_decoder(Container& container, const std::string& name, bool strict) {
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
   strict = strict || is_intra_only(parameters.codec_id);
-  codec.thread_count = strict ? 0 : 1;  // 0: as many as there are processors
+  codec.thread_count = strict && threads ? 0 : 1;  // 0: as many as there are processors
   codec.thread_type = FF_THREAD_SLICE | (may_thread_frames(parameters.codec_id) ? FF_THREAD_FRAME : 0);
   // TIFF's decoder takes a tag that it does not know for an error.
   if (strict && parameters.codec_id != AV_CODEC_ID_TIFF) codec.err_recognition |= AV_EF_EXPLODE;
   av_checked(avcodec_open2(&codec, decoder, nullptr));
 }
 
-Container open_container(const fs::path& path, bool strict) {
+Container open_container(const fs::path& path, bool strict, bool threads) {
   Container container;
   container.picture = read_picture(path);
   AVDictionary* options = nullptr;
@@ -129,7 +129,7 @@ Container open_container(const fs::path& path, bool strict) {
     throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(status) +
                      "); expected a file such as mp4, mkv or webm");
   }
-  open_decoder(container, path.string(), strict);
+  open_decoder(container, path.string(), strict, threads);
   return container;
 }
 

@@ -38,12 +38,12 @@ bool is_fragmented(const std::filesystem::path& path);
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or holds none that can be decoded; AvFailure as below.
-Container open_container(const std::filesystem::path& path, bool strict = true);
+Container open_container(const std::filesystem::path& path, bool strict = true, bool threads = true);
 
 /// The stream that is shown, and its opened decoder: the one that FFmpeg calls the best; a cover picture, a tile, or a strip of
 /// thumbnails never is. VideoError, with `name` in it, where there is none; AvFailure where its decoder can't be opened.
-/// strict: stop at everything that looks like an error; else decode in one thread, because FFmpeg's decoders with threads may hand a
-/// frame out before they flag it as corrupt.
-void open_decoder(Container& container, const std::string& name, bool strict = true);
+/// strict: stop at everything that looks like an error. Unless it is, or without `threads`, one thread decodes, because FFmpeg's decoders
+/// with threads may hand a frame out before they flag it as corrupt.
+void open_decoder(Container& container, const std::string& name, bool strict = true, bool threads = true);
 
 }  // namespace gridpool

@@ -15,9 +15,9 @@ constexpr size_t kWindow = 3;  // a packet and the two after it
 
 bool is_key(const AVPacket& packet) { return packet.flags & AV_PKT_FLAG_KEY; }
 
-Container opened(const fs::path& path, bool strict) {
+Container opened(const fs::path& path, bool strict, bool threads) {
   try {
-    return open_container(path, strict);
+    return open_container(path, strict, threads);
   } catch (const AvFailure& failure) {
     throw DamageError(path, std::nullopt, av_reason(failure.number));
   }
@@ -33,7 +33,8 @@ DamageError::DamageError(const fs::path& path, std::optional<double> seconds, co
     : VideoError(path.string() + " is damaged " + where(seconds) + " (" + reason + "); expected a file that plays to its end, copy it again"),
       reason_(reason) {}
 
-Reader::Reader(const fs::path& path, bool strict) : path_(path), container_(opened(path, strict)) {
+Reader::Reader(const fs::path& path, bool strict, bool threads)
+    : path_(path), strict_(strict), container_(opened(path, strict, threads)) {
   if (std::string_view(container_.format->iformat->name) != "gif") return;
   ByteSource file(path);
   whole_frames_ = gif_frames_before_cut(file);
@@ -157,8 +158,7 @@ FramePtr Reader::decoded() {
     AVPacket* packet = read();
     if (!packet && !entered_) return nullptr;
     if (!packet) {
-      ended_ = true;
-      decode(nullptr);
+      end();
       continue;
     }
     if (!entered_) {
@@ -177,16 +177,16 @@ FramePtr Reader::decoded() {
 }
 
 void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
-  std::vector<int64_t> targets{key};
-  targets.insert(targets.end(), earlier.begin(), earlier.end());
-  for (const int64_t target : targets) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
+  sought_ = {key};
+  sought_.insert(sought_.end(), earlier.begin(), earlier.end());
+  for (const int64_t target : sought_) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
     av_checked(av_seek_frame(container_.format.get(), container_.stream->index, target, AVSEEK_FLAG_BACKWARD));
     avcodec_flush_buffers(container_.codec.get());
     ready_.clear();
     ahead_.clear();
     first_key_.reset(), read_to_.reset(), first_time_.reset(), last_time_.reset();
     demuxed_all_ = has_packet_ = is_broken_ = ended_ = entered_ = false;
-    read_ = 0;
+    read_ = decoded_ = 0;
     AVPacket* packet = read();
     while (packet && !is_key(*packet)) packet = read();
     if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= key) return enter(*packet);
@@ -205,7 +205,19 @@ void Reader::enter(AVPacket& key) {
 void Reader::decode(AVPacket* packet) {
   if (packet) mark(*container_.codec, *packet, ahead_.size() == 1);  // the file's last
   std::deque<FramePtr> frames = gridpool::decode(*container_.codec, packet);
+  decoded_ += static_cast<int64_t>(frames.size());
   std::move(frames.begin(), frames.end(), std::back_inserter(ready_));
+}
+
+/// Frames that threads hold at the end come out without the flags that a decoder sets last: another reader decodes them, in one thread.
+void Reader::end() {
+  ended_ = true;
+  if (!(container_.codec->active_thread_type & FF_THREAD_FRAME)) return decode(nullptr);
+  Reader again(path_, strict_, false);
+  if (!sought_.empty()) again.seek(sought_.front(), {sought_.begin() + 1, sought_.end()});
+  for (int64_t i = 0; i < decoded_; ++i) again.decoded();
+  while (FramePtr frame = again.decoded()) ready_.push_back(std::move(frame));
+  cut_ = cut_ || again.is_cut();
 }
 
 }  // namespace gridpool

@@ -26,8 +26,9 @@ class DamageError : public VideoError {
 /// An open file; decodes from where it stands.
 class Reader {
  public:
-  /// strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage.
-  explicit Reader(const std::filesystem::path& path, bool strict = true);
+  /// strict: a warning of the decoder ends the reading too; else a frame's flags alone tell of damage, and one thread decodes.
+  /// threads: whether several may where it is strict.
+  explicit Reader(const std::filesystem::path& path, bool strict = true, bool threads = true);
 
   const Container& container() const { return container_; }
 
@@ -57,9 +58,11 @@ class Reader {
   bool is_at_joint() const;
   void enter(AVPacket& key);
   void decode(AVPacket* packet);
+  void end();
   std::optional<double> seconds_since_key(const AVPacket& packet) const;
 
   std::filesystem::path path_;
+  bool strict_;
   Container container_;
   std::optional<int64_t> whole_frames_;  // of a GIF that ends inside one
   int64_t read_ = 0;                     // packets, since decoding began
@@ -70,6 +73,8 @@ class Reader {
   bool is_broken_ = false;                         // a packet was incomplete: the file may end here, and nothing else
   std::optional<double> broken_at_;                // seconds after the first keyframe
   std::deque<FramePtr> ready_;
+  int64_t decoded_ = 0;                            // frames, since decoding began
+  std::vector<int64_t> sought_;                    // the keyframe that was sought and those earlier; none where decoding began at the start
   int64_t entry_ = AV_NOPTS_VALUE;
   bool entered_ = false, ended_ = false, leading_ = true;
   std::optional<int64_t> first_time_;              // of the frames since decoding began

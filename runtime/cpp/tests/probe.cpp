@@ -39,9 +39,10 @@ std::vector<uint8_t> bytes_of_hex(const std::string& text) {
 }
 
 Json frames(const Json& line) {
-  const Clip clip = sample_frames(line[0].get<std::string>(), line[1], [](const Image& image) { return image; });
+  const bool with_pixels = line[2];
+  const Clip clip = sample_frames(line[0].get<std::string>(), line[1], [&](const Image& image) { return with_pixels ? image : Image{}; });
   Json pixels = Json::array();
-  for (const Image& image : clip.frames) pixels.push_back(line[2].get<bool>() ? hex_of(image.pixels) : "");
+  for (const Image& image : clip.frames) pixels.push_back(hex_of(image.pixels));
   return {{"indices", clip.indices}, {"timestamps", clip.timestamps}, {"duration", clip.duration}, {"total", clip.total},
           {"size", {clip.height, clip.width}}, {"notes", clip.notes()}, {"frames", pixels}};
 }

@@ -17,7 +17,7 @@ from cpp_build import probe
 from heif_files import write_grid
 from PIL import Image
 from rtsp_camera import camera
-from video_files import pattern, write_video
+from video_files import pattern, write_video, write_without_its_last_slice
 
 from runtime.errors import VideoError
 from runtime.media.stream import Stream
@@ -398,6 +398,12 @@ def test_recordings_that_begin_or_end_anywhere_are_read(cpp: Path, tmp_path: Pat
     assert "the file ends inside a frame" in answers[2]["notes"][0]
     assert answers[4]["total"] == answers[2]["total"] > 20 and answers[4]["notes"][0] == answers[2]["notes"][0]
     assert answers[3]["duration"] == pytest.approx(60 / 25 + 20 / 10)
+
+
+def test_a_last_picture_without_one_of_its_slices_is_left_out_however_threads_run(cpp: Path, tmp_path: Path):
+    path = write_without_its_last_slice(tmp_path / "clip.mkv")
+    answers = probe(cpp, "frames", [[str(path), 6, False]] * 20)
+    assert {(answer["total"], *answer["indices"]) for answer in answers} == {(5, 0, 0, 1, 2, 3, 4)}
 
 
 def test_open_groups_are_entered_by_seeking(cpp: Path, tmp_path: Path):

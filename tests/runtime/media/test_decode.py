@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import chain, islice, repeat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import decoded_by, frames_of, pattern, write_video
+from video_files import decoded_by, frames_of, pattern, write_video, write_without_its_last_slice
 
 from runtime import video
 from runtime.errors import VideoError
@@ -200,6 +201,29 @@ def test_what_is_damage_does_not_depend_on_how_threads_run(tmp_path):
         except VideoError as error:
             said.add(str(error))
     assert len(said) == 1
+
+
+def test_a_last_picture_without_one_of_its_slices_is_left_out_however_threads_run(tmp_path):
+    """The decoder calls it no error, and flags the picture when a thread may have handed it out already."""
+    path = write_without_its_last_slice(tmp_path / "clip.mkv")
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0) if not frame.is_corrupt]
+    for _ in range(20):
+        clip, frames = seen(path, 6)
+        assert (clip.total, clip.cut, clip.indices) == (5, True, (0, 0, 1, 2, 3, 4))
+        np.testing.assert_array_equal(frames[1:], shown)
+
+
+def test_a_file_that_gives_fewer_frames_when_it_is_read_again_is_refused_in_one_line(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.h264", pattern(6))
+    decoded = Reader.frames
+    monkeypatch.setattr(Reader, "frames", lambda self: islice(decoded(self), next(counts)))
+    counts = chain([6], repeat(3))
+    with pytest.raises(
+        DamageError, match=r"^\S+clip\.h264 is damaged at its first frame \(it gave other frames when it was read again\)"
+    ):
+        sample_frames(path, 6, lambda image: image)
 
 
 _ONE_CPU = """
