@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 
 import numpy as np
 import onnx
@@ -13,14 +14,21 @@ from export import halves
 from export.__main__ import main
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
-from runtime.engine import open_engine
+from runtime.engine import open_engine, trt
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import ExportError
 from runtime.tools.parity import parity
 
 
 def _export(tmp_path, **options) -> Bundle:
-    export_bundle(ExportOptions(out=str(tmp_path / "b"), **options))
+    """A bundle of which each graph that TensorRT builds was shown to its table, where that was asked for, and to its parser."""
+    result = export_bundle(ExportOptions(out=str(tmp_path / "b"), **options))
+    said, release = {}, options.get("tensorrt")
+    vision = (VISION, VISION_ENCODER, VISION_COMPRESSOR) if options.get("split") else (VISION,)
+    for graph in {"vision": vision, "llm": (DECODER,)}.get(options.get("only"), (*vision, DECODER)):
+        said |= {f"{graph}: operators of TensorRT {release}": "all nodes supported"} if release else {}
+        said[f"{graph}: parser of TensorRT-RTX"] = "parsed" if trt.installed("tensorrt-rtx") else "not installed here"
+    assert result.tensorrt == said
     return Bundle.open(tmp_path / "b")
 
 
@@ -67,6 +75,52 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.model(present).exists()
     assert not (bundle.path / f"{absent}.onnx").exists()
     assert bundle.has_llm == (only == "llm")
+
+
+def test_the_llm_is_read_when_the_encoder_is_gone(tmp_path, monkeypatch):
+    made = []
+
+    class Source:
+        pass
+
+    class Module:
+        def __init__(self, source, *arguments):
+            self.source = source
+            made.extend([weakref.ref(source), weakref.ref(self)])
+
+        def eval(self):
+            return self
+
+    def load_llm(checkpoint):
+        assert len(made) == 2 and not any(one() for one in made)
+        raise ExportError("nothing is exported in this test")
+
+    monkeypatch.setattr("export.families.llava_ov.load_vision", lambda checkpoint: Source())
+    monkeypatch.setattr("export.trace.Vision", Module)
+    monkeypatch.setattr("export.halves.export_vision", lambda *arguments: halves.Half())
+    monkeypatch.setattr("export.families.llava_ov.load_llm", load_llm)
+    with pytest.raises(ExportError, match="nothing is exported"):
+        export_bundle(ExportOptions(out=str(tmp_path / "b")))
+
+
+@pytest.mark.parametrize(("errors", "said"), [(None, "not installed here"), ([], "parsed")])
+def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, said):
+    graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Swish(x) }")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), str(tmp_path / "vision.onnx"))
+    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: errors)
+    half = halves.Half()
+    halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
+    halves._check_tensorrt(half, tmp_path / "vision.onnx", "other", ExportOptions(tensorrt="11.1"))
+    assert half.tensorrt == {
+        "vision: parser of TensorRT-RTX": said,
+        "other: operators of TensorRT 11.1": "all nodes supported",
+        "other: parser of TensorRT-RTX": said,
+    }
+    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 does not take node y \(Swish\)"):
+        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions(tensorrt="10.15"))
+    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: ["the first", "the second"])
+    with pytest.raises(ExportError, match=r"^TensorRT-RTX's parser refuses vision\.onnx: the first$"):
+        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
 
 
 @pytest.mark.slow
