@@ -30,7 +30,6 @@ def quantized(tmp_path_factory) -> Bundle:
     out = tmp_path_factory.mktemp("bundles") / "quantized"
     result = export_bundle(ExportOptions(out=str(out), precision="int8", llm_precision="int4:64"))
     assert {row["stage"] for row in result.verified} >= {"vision/encoder", "visual_tokens (loop)", "llm/prefill"}
-    assert result.tensorrt.keys() == {f"{graph}: parser of TensorRT-RTX" for graph in ("vision", "llm/decoder")}
     return Bundle.open(out)
 
 
