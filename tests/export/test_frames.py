@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import onnx
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +75,17 @@ class TestPillow:
         plain = {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": resample}
         got = FrameInput(plain, shape)(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(got, [pillow(image, size, resample) for image in images])
+
+    @pytest.mark.skipif(int(PIL.__version__.partition(".")[0]) < 13, reason="earlier releases never run along columns first")
+    @pytest.mark.parametrize(
+        ("shape", "size"),
+        [((20, 20), (16, 18)), ((20, 20), (15, 18)), ((20, 20), (19, 30)), ((20, 20), (21, 24)), ((20, 30), (17, 29))],
+    )
+    def test_where_probes_tell_nothing_the_order_is_that_of_pillow_at_such_a_size(self, monkeypatch, shape, size):
+        plain = {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": "bicubic"}
+        as_probes_tell = FrameInput(plain, shape).down_first
+        monkeypatch.setattr("export.frames._PROBES", 0)
+        assert FrameInput(plain, shape).down_first == as_probes_tell
 
     @pytest.mark.parametrize("shape", [(720, 1280), (1080, 1920), (480, 640), (16, 3840), (8192, 5), (384, 384), (91, 77)])
     def test_the_frames_of_cameras_have_the_same_bits(self, shape):

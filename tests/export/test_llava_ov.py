@@ -143,7 +143,9 @@ def test_several_feature_layers_are_concatenated(tmp_path):
     half = llava_ov.load_vision(open_checkpoint(str(tmp_path)))
     pixels = torch.randn(2, 3, 126, 126)
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-    expected = model.model.multi_modal_projector(torch.cat([states[1], states[-2]], dim=-1))
+    features = torch.cat([states[1], states[-2]], dim=-1)
+    torch.testing.assert_close(half.reference_encoder(pixels), features, rtol=0, atol=0)
+    expected = model.model.multi_modal_projector(features)
     torch.testing.assert_close(half.projector(half.encoder(pixels)), expected, rtol=1e-5, atol=1e-5)
     # the untied head is read from the file, not copied from the embeddings
     ids = torch.arange(6, 20)[None]
@@ -158,6 +160,58 @@ def test_frames_of_the_encoders_size_are_required(tmp_path):
         (path / name).write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"resized to \[384, 384\], the encoder takes \[126, 126\]"):
         llava_ov.load_vision(open_checkpoint(str(path)))
+
+
+def test_a_checkpoint_that_says_no_number_of_frames_is_given_32(tmp_path):
+    path = _copy(tmp_path)
+    info = llava_ov.describe_vision(open_checkpoint(str(path)))
+    assert (info.grid, info.frames, info.hidden_size, info.closing_tokens) == ((9, 9), 16, 128, 1)
+    (path / "video_preprocessor_config.json").unlink()
+    assert llava_ov.describe_vision(open_checkpoint(str(path))).frames == 32
+
+
+@pytest.mark.parametrize("part", ["vision_config", "text_config"])
+def test_a_config_may_have_a_thousand_layers(tmp_path, part):
+    path = _copy(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"].pop("layer_types", None)
+    for layers in (1000, 1001):
+        config[part]["num_hidden_layers"] = layers
+        (path / "config.json").write_text(json.dumps(config))
+        if layers == 1000:
+            assert getattr(llava_ov._config(open_checkpoint(str(path))), part).num_hidden_layers == 1000
+        else:
+            with pytest.raises(CheckpointError, match=f"{part} has num_hidden_layers 1001; expected at most 1000"):
+                llava_ov._config(open_checkpoint(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("key", "check", "other"),
+    [
+        ("vision_tower.encoder.layers.0.mlp.fc1.weight", llava_ov.check_vision_weights, llava_ov.check_llm_weights),
+        ("multi_modal_projector.linear_1.bias", llava_ov.check_vision_weights, llava_ov.check_llm_weights),
+        ("language_model.layers.2.mlp.up_proj.weight", llava_ov.check_llm_weights, llava_ov.check_vision_weights),
+    ],
+)
+def test_each_half_is_checked_for_its_own_weights(tmp_path, key, check, other):
+    path = _copy(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith(key.removeprefix("language_model."))]
+    del weights[name]
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"lacks weights: {key};"):
+        check(open_checkpoint(str(path)))
+    other(open_checkpoint(str(path)))
+
+
+def test_values_of_the_llm_are_looked_at_where_that_is_asked_for(tmp_path):
+    path = _copy(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    weights[next(name for name in weights if name.endswith("layers.2.mlp.up_proj.weight"))][3, 5] = float("nan")
+    save_file(weights, path / "model.safetensors")
+    llava_ov.check_llm_weights(open_checkpoint(str(path)))
+    with pytest.raises(CheckpointError, match="holds NaN or infinite values"):
+        llava_ov.check_llm_weights(open_checkpoint(str(path)), values=True)
 
 
 @pytest.mark.parametrize("where", ["top level", "text_config"])

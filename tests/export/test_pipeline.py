@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export import halves
 from export.__main__ import main
@@ -67,6 +70,95 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
     assert bundle.model(present).exists()
     assert not (bundle.path / f"{absent}.onnx").exists()
     assert bundle.has_llm == (only == "llm")
+
+
+def test_the_llm_is_read_when_the_encoder_is_gone(tmp_path, monkeypatch):
+    made = []
+
+    class Source:
+        pass
+
+    class Module:
+        def __init__(self, source, *arguments):
+            self.source = source
+            made.extend([weakref.ref(source), weakref.ref(self)])
+
+        def eval(self):
+            return self
+
+    def load_llm(checkpoint):
+        assert len(made) == 2 and not any(one() for one in made)
+        raise ExportError("nothing is exported in this test")
+
+    monkeypatch.setattr("export.families.llava_ov.load_vision", lambda checkpoint: Source())
+    monkeypatch.setattr("export.trace.Vision", Module)
+    monkeypatch.setattr("export.halves.export_vision", lambda *arguments: halves.Half())
+    monkeypatch.setattr("export.families.llava_ov.load_llm", load_llm)
+    with pytest.raises(ExportError, match="nothing is exported"):
+        export_bundle(ExportOptions(out=str(tmp_path / "b")))
+
+
+@pytest.mark.parametrize(
+    ("precision", "whole", "rows", "finished"),
+    [("fp32", "fp32", np.float32, True), ("fp16", "fp16", np.float16, True), ("int8", "fp32", np.float32, False), ("int4:64", "fp32", np.float32, False)],
+)  # fmt: skip
+def test_a_decoder_that_is_still_to_be_quantized_is_neither_checked_nor_written_for_a_batch(
+    tmp_path, monkeypatch, precision, whole, rows, finished
+):
+    table = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+    embeddings = SimpleNamespace(weight=torch.nn.Parameter(torch.from_numpy(table)))
+    source = SimpleNamespace(
+        causal_lm=SimpleNamespace(get_input_embeddings=lambda: embeddings), prompt={"chat_template": "{{ 'é' }}"}
+    )
+    (tmp_path / "tokenizer.json").write_text("tokens")
+    (tmp_path / "b" / "llm").mkdir(parents=True)
+    calls, traced = [], []
+
+    class Decoder(torch.nn.Linear):
+        def facts(self):
+            return {"layers": 2}
+
+    monkeypatch.setattr(halves, "Decoder", lambda llm, context, attention: Decoder(2, 2))
+    monkeypatch.setattr(
+        halves,
+        "trace_decoder",
+        lambda module, *more: traced.append(module.weight.dtype) or SimpleNamespace(model=onnx.ModelProto()),
+    )
+    monkeypatch.setattr(halves, "_passes", lambda half, model, *more, **facts: calls.append(("passes", facts)) or model)
+    monkeypatch.setattr(halves, "_write_batch", lambda half, model, directory: calls.append(("batch", directory)))
+    monkeypatch.setattr(halves, "_check_tensorrt", lambda half, path, graph, options: calls.append(("check", path, graph)))
+    options = ExportOptions(llm_precision=precision)
+    half = halves.export_llm(tmp_path / "b", source, SimpleNamespace(path=tmp_path), options, 64)
+    decoder = tmp_path / "b" / "llm" / "decoder.onnx"
+    rest = [("batch", tmp_path / "b"), ("check", decoder, "llm/decoder")] if finished else []
+    assert calls == [("passes", {"precision": whole}), *rest] and decoder.exists()
+    assert half.facts == {"layers": 2, "attention": "portable", "precision": whole}
+    assert traced == [torch.float16 if whole == "fp16" else torch.float32]
+    written = np.load(tmp_path / "b" / "llm" / "embed_tokens.npy")
+    assert written.dtype == rows
+    np.testing.assert_array_equal(written, table.astype(rows))
+    assert (tmp_path / "b" / "llm" / "tokenizer.json").read_text() == "tokens"
+    assert (tmp_path / "b" / "llm" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ 'é' }}"
+
+
+@pytest.mark.parametrize(("errors", "said"), [(None, "not installed here"), ([], "parsed")])
+def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, said):
+    graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Swish(x) }")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), str(tmp_path / "vision.onnx"))
+    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: errors)
+    half = halves.Half()
+    halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
+    halves._check_tensorrt(half, tmp_path / "vision.onnx", "other", ExportOptions(tensorrt="11.1"))
+    assert half.tensorrt == {
+        "vision: parser of TensorRT-RTX": said,
+        "other: operators of TensorRT 11.1": "all nodes supported",
+        "other: parser of TensorRT-RTX": said,
+    }
+    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 does not take node y \(Swish\)"):
+        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions(tensorrt="10.15"))
+    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: ["the first", "the second"])
+    with pytest.raises(ExportError, match=r"^TensorRT-RTX's parser refuses vision\.onnx: the first$"):
+        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
 
 
 @pytest.mark.slow

@@ -142,6 +142,23 @@ class TestCheck:
         for values, message in ((np.zeros((2, 8), np.float32), ""), (np.zeros((2, 8), np.int8), "a is INT8")):
             assert message in why(wrap([node], kind="BOOL", constants=[numpy_helper.from_array(values, "a")]))
 
+    @pytest.mark.parametrize(
+        ("made", "message"),
+        [
+            (model("OneHot", kind="INT8", inputs={"depth": np.int64(3), "values": np.zeros(2, np.float32)}), ""),
+            (model("OneHot", kind="INT64", inputs={"depth": np.int64(3), "values": np.zeros(2, np.int8)}), "values is INT8, "),
+            (model("EyeLike", kind="INT8", dtype=TensorProto.FLOAT), ""),
+            (model("EyeLike", kind="FLOAT", dtype=TensorProto.INT8), "y is INT8, "),
+            (model("ConstantOfShape", [2], "INT64", value=numpy_helper.from_array(np.zeros(1, np.int8))), "y is INT8, "),
+            (model("ConstantOfShape", [2], "INT64"), ""),
+            (model("Cast", kind="FLOAT", to=TensorProto.INT16), "y is INT16, "),
+            (model("Cast", kind="INT16", to=TensorProto.FLOAT), "x is INT16, "),
+            (wrap([helper.make_node("RandomNormal", [], ["y"], shape=[2, 8])]), ""),
+        ],
+    )
+    def test_which_tensor_s_type_an_operator_is_judged_by(self, made: onnx.ModelProto, message: str) -> None:
+        assert why(made).startswith(message) if message else why(made) == ""
+
     @pytest.mark.parametrize(("k", "message"), [(3840, ""), (3841, "K is 3841, at most 3840 are taken")])
     def test_top_k_has_a_limit(self, k: int, message: str) -> None:
         assert why(model("TopK", shape=[1, 5000], inputs={"k": np.array([k])}, outputs=2)) == message
@@ -166,6 +183,7 @@ class TestCheck:
             (model("QuantizeLinear", inputs={"s": np.float32(1), "z": np.int8(3)}), "zero point"),
             (model("QuantizeLinear", inputs={"s": np.float32(1), "z": np.int8(0)}), ""),
             (model("DequantizeLinear", kind="INT8", inputs={"s": np.float32(1), "z": np.int8(1)}), "zero point"),
+            (model("AveragePool", shape=None, kernel_shape=[2]), ""),  # of how many dimensions is not known
         ],
     )  # fmt: skip
     def test_limits_of_single_operators(self, made: onnx.ModelProto, message: str) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from pathlib import Path
+from types import SimpleNamespace
 
-from export.quantize import llm_precision
-from export.quantize.layers import worst
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from export.quantize import llm, llm_precision
+from export.quantize.layers import find_layers, worst
 from export.quantize.report import LayerReport, Report
 from runtime.errors import ExportError
 from runtime.tools.compare import relative_error
@@ -31,6 +36,70 @@ def test_the_worst_layers_go_first_a_twelfth_then_twice_as_many():
     assert worst(errors, {"layer2", "layer9"}) == ["layer9", "layer2"]
     assert worst({"a": 0.1, "b": 0.2}, ["a", "b"]) == ["b"]
     assert len(worst(errors, errors, rounds=2)) == 12
+
+
+def decoder(path: Path) -> None:
+    """Write three products of one input, whose weights int4 and int8 round much, a little and not at all."""
+    rng = np.random.default_rng(0)
+    whole = rng.choice(np.array([-8, 0], np.float32), (32, 4))
+    whole[::16] = -8
+    noise = rng.normal(size=(32, 4)).astype(np.float32)
+    weights = {"much": noise, "little": whole + noise / 100, "exact": whole}
+    nodes = [helper.make_node("MatMul", ["x", name], [f"{name}/y"], name) for name in weights]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 32])],
+        [helper.make_tensor_value_info(f"{name}/y", 1, [1, 3, 4]) for name in weights],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
+
+
+def steps(levels: str) -> dict[str, str]:
+    return dict(zip(("much", "little", "exact"), [{"4": "int4", "8": "int8", "F": "fp32"}[level] for level in levels], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("precision", "budget", "errors", "tried"),
+    [
+        ("int4", 0.125, [0.5, 0.25, 0.125], ["444", "844", "884"]),
+        ("int4", None, [0.5, 0.25, 0.1875, 0.125], ["444", "844", "884", "888"]),
+        ("int8", None, [0.125, 0.0625, 0.03125], ["888", "F88", "FF8"]),
+        ("int4", 0.1, [0.5] * 6, ["444", "844", "884", "888", "FF8", "FFF"]),  # no layer is left: nothing more can be done
+    ],
+)
+def test_layers_go_up_a_step_until_the_whole_is_within_the_budget(monkeypatch, tmp_path, precision, budget, errors, tried):
+    decoder(tmp_path / "decoder.onnx")
+    x = np.random.default_rng(1).normal(size=(1, 3, 32)).astype(np.float32)
+    logits = iter([1.0, *(1 + error for error in errors)])
+    seen: list[dict[str, str]] = []
+    measured: list[tuple[int, ...]] = []
+    monkeypatch.setattr(llm, "OnnxEngine", SimpleNamespace(load=lambda *arguments, **more: None))
+    monkeypatch.setattr(llm, "_run", lambda engine, prompt: measured.append(prompt.shape) or {"x": x})
+    monkeypatch.setattr(llm, "_logits", lambda engine, prompts: np.array([[next(logits)]]))
+    monkeypatch.setattr(llm, "_quantized", lambda model, layers, chosen, block: seen.append(dict(chosen)) or model)
+    _, report = llm.quantize_llm(tmp_path / "decoder.onnx", precision, 16, [np.zeros((1, 600, 32))], "clips", budget)
+    assert seen == [steps(levels) for levels in [*tried, tried[-1]]]
+    assert [(layer.layer, layer.precision) for layer in report.layers] == list(steps(tried[-1]).items())
+    assert measured == [(1, 512, 32)]
+    expected = {"int4": 0.15, "int8": 0.05}[precision] if budget is None else budget
+    assert (report.precision, report.error, report.budget, report.calibration) == (precision, errors[-1], expected, "clips")
+    of = {layer.layer: layer.error for layer in report.layers}
+    assert of["much"] > of["little"] > 1e-4 > 1e-6 > of["exact"]
+
+
+def test_each_layer_is_written_in_the_precision_that_was_chosen_for_it(tmp_path):
+    decoder(tmp_path / "decoder.onnx")
+    model = onnx.load(str(tmp_path / "decoder.onnx"))
+    written = llm._quantized(model, find_layers(model), {"much": "int8", "little": "int4", "exact": "fp32"}, 16)
+    kinds = {tensor.name: tensor.data_type for tensor in written.graph.initializer}
+    read = {node.output[0]: node for node in written.graph.node}
+    sources = {}
+    for name in ("much", "little", "exact"):
+        weight = next(node for node in written.graph.node if node.op_type == "MatMul" and f"{name}/y" in node.output).input[1]
+        sources[name] = kinds[read[weight].input[0] if weight in read else weight]
+    assert sources == {"much": onnx.TensorProto.INT8, "little": onnx.TensorProto.INT4, "exact": onnx.TensorProto.FLOAT}
 
 
 def test_the_relative_error_is_of_the_whole():

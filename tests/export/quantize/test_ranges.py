@@ -37,6 +37,12 @@ def test_a_rare_outlier_is_cut_and_a_range_that_is_used_is_kept():
     assert kept == pytest.approx(2, rel=0.02)
 
 
+@pytest.mark.parametrize("largest", [2.0, 0.5, 1024.0])
+def test_a_range_that_all_values_fill_is_kept_to_its_end(largest):
+    values = np.array([largest, -largest] * 50, np.float32)
+    assert thresholds([{"x": values}])["x"] == pytest.approx(largest, rel=1e-6)
+
+
 def test_a_tensor_of_zeros_has_some_threshold():
     assert thresholds([{"x": np.zeros((2, 3), np.float32)}])["x"] > 0
 
