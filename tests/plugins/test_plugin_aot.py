@@ -64,7 +64,9 @@ def test_registration_gives_tensorrt_types_shapes_and_a_kernel(monkeypatch: pyte
         setattr(trtp, name, lambda plugin, name=name: lambda function: registered.setdefault((name, plugin), function))
     trtp.TensorDesc = type("TensorDesc", (), {})
     trtp.KernelLaunchParams = type("KernelLaunchParams", (list,), {"__init__": lambda self, *sizes: list.__init__(self, sizes)})
-    trtp.AutoTuneCombination = type("AutoTuneCombination", (), {"__init__": lambda self, types, layout: None})
+    trtp.AutoTuneCombination = type(
+        "AutoTuneCombination", (tuple,), {"__new__": lambda kind, types, layout: tuple.__new__(kind, (types, layout))}
+    )
     trtp.SymIntExprs = type("SymIntExprs", (list,), {"__init__": lambda self, length: list.__init__(self, [None] * length)})
     trt = ModuleType("tensorrt")
     trt.QuickPluginCreationRequest, trt.float32, trt.float16, trt.bfloat16 = object, "f32", "f16", "bf16"
@@ -77,7 +79,11 @@ def test_registration_gives_tensorrt_types_shapes_and_a_kernel(monkeypatch: pyte
     plan = plan_of(StGridPool())
     assert describe(x, plan, 1.0, 2.0).shape_expr == [16, 4, 4, 896]
     assert all(not isinstance(kind, str) for kind in describe.__annotations__.values())
-    name, ptx, launch, extra = registered["aot_impl", "gridpool::StGridPool"](x, plan, 1.0, 2.0, (None,), 0)
+    choose, compile_call = registered["autotune", "gridpool::StGridPool"], registered["aot_impl", "gridpool::StGridPool"]
+    assert choose(x, (None,)) == [("FP32|FP16|BF16, FP32|FP16|BF16", "LINEAR")]
+    assert choose.__annotations__ == {"return": list[trtp.AutoTuneCombination]}
+    assert compile_call.__annotations__ == {"return": tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]}
+    name, ptx, launch, extra = compile_call(x, plan, 1.0, 2.0, (None,), 0)
     assert name.encode() in ptx
     assert (list(launch), len(extra)) == ([8, 16, 1, 64, 2], 0)
     assert compile_kernel.cache_info().currsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,36 @@ def test_a_dlpack_capsule_is_read_without_a_copy(dtype):
     seen = view_of_capsule(x.__dlpack__(), 0)
     assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous) == (x.data_ptr(), tuple(x.shape), str(dtype)[6:], True)
     assert not view_of_capsule(x.transpose(1, 2).__dlpack__(), 0).contiguous
+
+
+def capsule(shape, strides, code, bits, lanes=1, offset=0):
+    """A DLTensor at address 4096, written out as dlpack.h has it, and what must live as long."""
+    numbers = [(ctypes.c_int64 * len(values))(*values) if values else None for values in (shape, strides)]
+    pointers = [ctypes.addressof(values) if values else 0 for values in numbers]
+    tensor = ctypes.create_string_buffer(struct.pack("@QiiiBBHPPQ", 4096, 2, 0, len(shape), code, bits, lanes, *pointers, offset))
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(ctypes.addressof(tensor), b"dltensor", None), (tensor, *numbers)
+
+
+@pytest.mark.parametrize(("strides", "contiguous"), [(None, True), ((12, 4, 1), True), ((12, 1, 3), False), ((24, 4, 1), False)])
+def test_a_capsule_without_strides_is_contiguous(strides, contiguous):
+    given, _alive = capsule((2, 3, 4), strides, 2, 32, offset=64)
+    seen = view_of_capsule(given, 3)
+    assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous, seen.device) == (4160, (2, 3, 4), "float32", contiguous, 3)
+    assert seen.owner is given
+
+
+@pytest.mark.parametrize(
+    ("code", "bits", "lanes", "dtype"),
+    [
+        (2, 32, 1, "float32"), (2, 16, 1, "float16"), (4, 16, 1, "bfloat16"), (2, 64, 1, "DLPack type 2 of 64 bits"),
+        (0, 32, 1, "DLPack type 0 of 32 bits"), (2, 32, 4, "float32 x 4"),
+    ],
+)  # fmt: skip
+def test_the_type_of_a_capsule_is_named(code, bits, lanes, dtype):
+    given, _alive = capsule((8,), None, code, bits, lanes)
+    assert view_of_capsule(given, None).dtype == dtype
 
 
 def test_strides_that_say_contiguous_are_contiguous():

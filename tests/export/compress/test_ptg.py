@@ -80,6 +80,24 @@ def test_written_frames_of_32():
     assert stage.written == [[7, 15, 23, 31], [15, 31], [31]]
 
 
+@pytest.mark.parametrize(
+    ("frames", "spec", "resized"),
+    [
+        (12, "ptg:sizes=4,strides=2", {"2x2": [1, 3, 5, 7]}),
+        (12, "ptg:sizes=4/6,strides=2/2", {"2x2": [1, 3, 5, 7], "3x2": [1, 3, 5, 9, 11]}),  # 7 is the summary of level 1 by then
+        (8, "ptg:sizes=1/4,strides=1/2", {"1x1": [0, 1, 2, 3, 4, 5, 6, 7], "2x2": []}),  # nothing but summaries is left for level 2
+        (3, "ptg:sizes=4,strides=2", {}),
+    ],
+)
+def test_of_the_clip_only_what_a_level_still_reads_of_it_is_resized_to_its_tiles(frames, spec, resized):
+    stage = make(spec, frames, 6, 6).stages[0][1]
+    assert {size: resize.frames.tolist() for size, resize in stage.resize.items()} == resized
+    x = torch.randn(frames, 6, 6, 2)
+    for size, picked in resized.items():
+        if picked:
+            assert torch.equal(stage.resize[size].pick(x), torch.stack([x[frame] for frame in picked]))
+
+
 @pytest.mark.parametrize("frames", range(1, 8))
 def test_a_short_clip_passes_unchanged(frames):
     x = torch.randn(frames, 4, 4, 2)

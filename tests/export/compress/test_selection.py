@@ -69,3 +69,16 @@ def test_scores_count_as_equal_below_the_stated_resolution_and_not_above(gap, ch
 
 def test_a_mask_of_too_few_never_looks_outside_the_clip():
     assert RasterIndex(2, 3, 4, 5)(torch.zeros(2, 3, 4)).max() < 24
+
+
+def test_counts_before_each_token_are_exact_and_nothing_larger_than_the_clip_is_summed_for_them(monkeypatch):
+    summed, plain = [], torch.Tensor.sum
+    monkeypatch.setattr(torch.Tensor, "sum", lambda x, *axes, **named: summed.append(x.numel()) or plain(x, *axes, **named))
+    ones = np.random.default_rng(0).integers(0, 2, (2, 4, 5, 6)).astype(np.float32)
+    prefix = TopMask(4, 5, 6).prefix
+    counts, (by_frame, by_row, by_column) = prefix(torch.from_numpy(ones))
+    np.testing.assert_array_equal(counts, ones.reshape(2, -1).cumsum(-1).reshape(ones.shape))
+    np.testing.assert_array_equal(by_frame, ones.sum((2, 3)).cumsum(1))
+    np.testing.assert_array_equal(by_row, ones.sum(3).cumsum(2))
+    np.testing.assert_array_equal(by_column, ones.cumsum(3))
+    assert max(summed) == ones.size

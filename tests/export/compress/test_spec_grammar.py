@@ -75,6 +75,8 @@ def test_what_is_written_reads_back_equal(stages):
         ("nsp:window=2,window=3", "twice"),
         ("nsp:window", "key=value"),
         ("nsp:", "key=value"),
+        ("nsp:=2", '"=2" is no option; expected key=value'),
+        ("nsp:window= ", '"window=" is no option; expected key=value'),
         ("nsp:window=2,", "key=value"),
         ("nsp:window=two", "not a whole number"),
         ("nsp:window=2.5", "not a whole number"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 from surgeon_graphs import model_from_text, normal, ops, rewrite
 
+from export.surgeon import run_passes
 from export.surgeon.graph import SMALL
 
 
@@ -112,6 +114,21 @@ def test_equal_constants_and_equal_nodes_are_merged():
     assert len(after.graph.initializer) == 2
 
 
+def test_equal_nodes_are_merged_but_for_those_that_make_the_graphs_outputs():
+    model = model_from_text("""
+    g (float[2] x) => (float[2] y, float[2] z, float[2] w) {
+        y = Relu(x)
+        z = Relu(x)
+        a = Relu(x)
+        b = Relu(x)
+        c = Neg(b)
+        w = Add(a, c)
+    }""")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2)})
+    assert ops(after) == ["Relu", "Relu", "Relu", "Neg", "Add"] and report.rewrites == 1
+    assert [node.input[0] for node in after.graph.node] == ["x", "x", "x", "a", "a"]
+
+
 def test_constants_of_one_bit_pattern_and_two_types_stay_two():
     model = model_from_text("""
     g (float[2] x, int32[2] n) => (float[2] y, int32[2] m) <float[1] nothing = {0}, int32[1] zero = {0}> {
@@ -122,17 +139,15 @@ def test_constants_of_one_bit_pattern_and_two_types_stay_two():
     assert len(after.graph.initializer) == 2 and report.rewrites == 0
 
 
-def test_the_same_random_node_twice_is_two_nodes():
-    model = model_from_text("""
-    g () => (float[3] y) {
-        a = RandomNormal<shape = [3]>()
-        b = RandomNormal<shape = [3]>()
-        y = Sub(a, b)
-    }""")
-    from export.surgeon import run_passes
-
-    after, _ = run_passes(model, ["fold"], graph="vision")
-    assert ops(after) == ["RandomNormal", "RandomNormal", "Sub"]
+@pytest.mark.parametrize(
+    "made",
+    ["RandomNormal<shape = [3]>()", "RandomUniform<shape = [3]>()", "RandomNormalLike(k)", "RandomUniformLike(k)", "Bernoulli(k)"],
+)
+def test_the_same_random_node_twice_is_two_nodes_even_of_a_constant(made):
+    model = model_from_text(f"g () => (float[3] y) <float[3] k = {{0.5, 0.5, 0.5}}> {{ a = {made}\n b = {made}\n y = Sub(a, b) }}")
+    after, (report,) = run_passes(model, ["fold"], graph="vision")
+    op = made.split("<")[0].split("(")[0]
+    assert ops(after) == [op, op, "Sub"] and report.rewrites == 0
 
 
 def test_a_weight_is_not_folded_into_a_second_copy():
@@ -148,6 +163,22 @@ def test_a_weight_is_not_folded_into_a_second_copy():
     assert ops(after) == ["Transpose", "MatMul"] and report.rewrites == 0
 
 
+@pytest.mark.parametrize(("numbers", "left"), [(SMALL // 4, ["Mul", "Add"]), (SMALL // 4 + 1, ["ReduceMax", "Mul", "Add"])])
+def test_what_is_computed_from_a_weight_alone_stays_however_small_it_is(numbers, left):
+    """A weight may lie in a file of its own, and is not read."""
+    model = model_from_text(
+        """
+    g (float[2] x) => (float[2] y) {
+        two = Constant<value: tensor = float[1] {2}>()
+        largest = ReduceMax<keepdims = 0>(w)
+        a = Mul(x, two)
+        y = Add(a, largest)
+    }""",
+        w=normal(numbers),
+    )
+    assert ops(rewrite(model, ["fold"], {"x": normal(2)})[0]) == left
+
+
 def test_external_weights_are_left_on_disk_and_small_tables_are_read(tmp_path):
     model = model_from_text("""
     g (float[4, 8] x) => (float[2, 8] y) <float[8, 8] w, int64[1, 2] rows = {3, 1}> {
@@ -161,8 +192,6 @@ def test_external_weights_are_left_on_disk_and_small_tables_are_read(tmp_path):
     big = np.ones((8, SMALL // 8), np.float32)
     model.graph.initializer.extend([rows, numpy_helper.from_array(big, "unused"), numpy_helper.from_array(normal(8, 8), "w")])
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
-    from export.surgeon import run_passes
-
     loaded = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     after, _ = run_passes(loaded, ["fold", "int64"], graph="vision", directory=tmp_path)
     types = {tensor.name: (tensor.data_type, len(tensor.external_data)) for tensor in after.graph.initializer}

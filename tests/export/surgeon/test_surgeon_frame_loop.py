@@ -232,18 +232,91 @@ def test_what_dequantizes_a_weight_is_where_the_weight_is_read(other, before):
     assert _body_ops(after)[3:6] == ["MatMul", "DequantizeLinear", "Add"]
 
 
-def test_a_matrix_of_all_frames_on_the_right_stays_out():
+@pytest.mark.parametrize("joined", ["MatMul(a, b)", "Add(a, b)", "Add(b, a)", "Add(b, shifted)"])
+def test_a_matrix_of_all_frames_beside_each_frame_stays_out(joined):
     model = model_from_text(
-        """
-    g (float[4, 4, 4] x, float[4, 4] z) => (float[4, 4, 4] y) <float[4, 4] w> {
+        f"""
+    g (float[4, 4, 4] x, float[4, 4] z) => (float[4, 4, 4] y) {{
         a = MatMul(x, w)
+        shifted = Add(a, one)
         b = MatMul(z, w)
-        y = MatMul(a, b)
-    }""",
+        c = {joined}
+        y = Add(c, shifted)
+    }}""",
         w=normal(4, 4),
+        one=normal(1, 4, 4, seed=2),
     )
     after, (report,) = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4), "z": normal(4, 4, seed=1)}, tolerance=1e-5)
-    assert ops(after) == ["Loop", "MatMul"] and report.rewrites == 2
+    assert ops(after) == ["Loop", joined.split("(")[0], "Add"] and report.rewrites == 3
+
+
+@pytest.mark.parametrize(
+    ("product", "inside"),
+    [
+        ("MatMul(a, w)", True),
+        ("MatMul(a, one)", True),
+        ("MatMul(a, batch)", False),  # each frame by a matrix of its own
+        ("MatMul(w, a)", True),
+        ("MatMul(one, a)", True),
+        ("MatMul(batch, a)", False),
+        ("MatMul(a, a)", True),
+        ("MatMul(w, rows)", False),  # a frame is a row here, and these are sums over frames
+        ("MatMul(rows, rows)", False),
+        ("MatMul(sums, w)", False),  # a frame is a number
+        ("MatMul(w, sums)", False),
+        ("MatMul(rows, w)", True),
+    ],
+)
+def test_a_product_goes_into_the_loop_where_it_is_one_of_each_frame(product, inside):
+    shape = "4, 4, 4" if "a" in product[7:-1].split(", ") else "4" if "sums" in product else "4, 4"
+    model = model_from_text(
+        f"""
+    g (float[4, 4, 4] x) => (float[{shape}] y) <int64[1] last = {{-1}}> {{
+        a = MatMul(x, w)
+        rows = ReduceSum<keepdims = 0>(a, last)
+        sums = ReduceMax<keepdims = 0>(rows, last)
+        b = {product}
+        y = Relu(b)
+    }}""",
+        w=normal(4, 4),
+        one=normal(1, 4, 4, seed=1),
+        batch=normal(4, 4, 4, seed=2),
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4, seed=3)}, tolerance=1e-5)
+    assert [op for op in ops(after) if op in ("MatMul", "Relu")] == ([] if inside else ["MatMul", "Relu"])
+
+
+@pytest.mark.parametrize(
+    ("moved", "shape", "inside"),
+    [
+        ("ReduceSum<keepdims = 0>(a, at2)", (4, 4), True),
+        ("ReduceSum<keepdims = 0>(a, last)", (4, 4), True),
+        ("ReduceSum<keepdims = 0>(a, both)", (4,), True),
+        ("ReduceSum<keepdims = 0>(a, first)", (4, 4), False),  # over all frames
+        ("ReduceSum<keepdims = 0>(a, across)", (4,), False),
+        ("Unsqueeze(a, at2)", (4, 4, 1, 4), True),
+        ("Unsqueeze(a, at3)", (4, 4, 4, 1), True),
+        ("Squeeze(thin, at2)", (4, 4), True),
+        ("Slice(a, at2, at3, at2)", (4, 4, 1), True),
+        ("Slice(a, at2, at3)", (1, 4, 4), False),  # the third frame
+    ],
+)
+def test_what_works_along_axes_goes_into_the_loop_where_that_of_the_frames_is_none_of_them(moved, shape, inside):
+    model = model_from_text(
+        f"""
+    g (float[4, 4, 4] x) => (float[{", ".join(map(str, shape))}] y)
+    <int64[1] at2 = {{2}}, int64[1] at3 = {{3}}, int64[1] last = {{-1}}, int64[1] first = {{-3}}, int64[2] both = {{1, 2}},
+     int64[2] across = {{0, 1}}>
+    {{
+        a = MatMul(x, w)
+        thin = ReduceMax<keepdims = 1>(a, last)
+        b = {moved}
+        y = Relu(b)
+    }}""",
+        w=normal(4, 4),
+    )
+    after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4, seed=1)}, tolerance=1e-5)
+    assert ("Relu" in _body_ops(after), "Relu" in ops(after)) == (inside, not inside)
 
 
 def test_a_weight_read_inside_and_outside_is_there_once():

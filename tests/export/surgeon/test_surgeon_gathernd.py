@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from surgeon_graphs import model_from_text, normal, ops, rewrite
 
+from export.surgeon import gathernd, scatternd
+from export.surgeon.graph import graph_from_model
+
 
 @pytest.mark.parametrize(
     ("indices", "batch", "expected"),
@@ -114,3 +117,21 @@ def test_what_is_left_is_said():
     after, (report,) = rewrite(model_from_text(text), ["gathernd"], {"x": normal(3, 2)})
     assert ops(after) == ["GatherND"]  # of a length that is not known
     assert report.note == "1 GatherND with indices of run time left"
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("name", "text", "shape"),
+    [
+        ("gathernd", "float[3, 5, 2] y) <int64[3, 1] at = {3, 0, 3}> { a = GatherND(x, at)\n y = Relu(a) }", [3, 5, 2]),
+        ("gathernd", "float[1, 2, 2] y) <int64[1, 2, 2] at = {0, 4, 2, 1}> { a = GatherND(x, at)\n y = Relu(a) }", [1, 2, 2]),
+        ("scatternd", "float[4, 5, 2] y) <int64[1, 1] at = {2}> { a = ScatterND(x, at, new)\n y = Relu(a) }", [4, 5, 2]),
+    ],
+)
+def test_the_shape_of_the_result_is_known_afterwards(name, text, shape, known):
+    graph = graph_from_model(model_from_text(f"g (float[4, 5, 2] x, float[1, 5, 2] new) => ({text}"))
+    result = graph.nodes[0].outputs[0]
+    assert result.shape == shape
+    result.shape = shape if known else None
+    assert {"gathernd": gathernd, "scatternd": scatternd}[name].run(graph) == 1
+    assert graph.nodes[-2].outputs[0] is result and result.shape == shape

@@ -141,8 +141,9 @@ def test_path_of_scope(scope, rules, path):
 def test_a_node_with_a_readable_name_and_no_scope_keeps_it_and_nobody_else_gets_it():
     model = model_from_text("g (float[2] x) => (float[2] y) { a = Relu(x)\n b = Neg(a)\n y = Neg(b) }")
     model.graph.node[1].name = "vision/Neg"
-    after, _ = run_passes(model, ["names"], graph="vision")
+    after, (report,) = run_passes(model, ["names"], graph="vision")
     assert [node.name for node in after.graph.node] == ["vision/Relu", "vision/Neg", "vision/Neg_2"]
+    assert report.rewrites == 4 and report.note == "3 nodes named"  # two nodes, a and b
     assert [node.output[0] for node in after.graph.node] == ["vision/Relu", "vision/Neg", "y"]
 
 
