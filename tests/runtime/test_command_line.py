@@ -84,10 +84,15 @@ def asked(monkeypatch) -> list[Any]:
     stand_in("runtime.tools.bench", "bench", report)
     stand_in("runtime.tools.tune", "tune", report)
     stand_in("runtime.tools.parity", "parity", report)
+    stand_in("runtime.tools.plot", "plot", None)
     for tool in ("bench", "tune", "parity"):
         monkeypatch.setattr(f"runtime.tools.{tool}.text", lambda _: "a report")
     monkeypatch.setattr(runtime.__main__, "_bundle", lambda args, **_: f"bundle {args.bundle}")
-    monkeypatch.setattr(runtime.__main__, "_placed", lambda args, bundle, backend: EngineOptions("cuda", args.threads, args.bf16))
+
+    def placed(args, bundle, backend):  # as where ONNX Runtime's wheel is that for CPUs
+        return EngineOptions("cpu" if backend == "onnx" else "cuda", args.threads, args.bf16)
+
+    monkeypatch.setattr(runtime.__main__, "_placed", placed)
     return calls
 
 
@@ -129,6 +134,7 @@ def asked(monkeypatch) -> list[Any]:
             ("bundle b", BenchOptions(Path("c.mp4"), 2, 3, "openvino", "cuda", 4, True)),
         ),
         ("tune b --rounds 4", ("bundle b", 4)),
+        ("plot b c.mp4 -o p.png --threads 2 --bf16", ("bundle b", Path("c.mp4"), Path("p.png"), EngineOptions("cpu", 2, True))),
         ("parity b --backend onnx --device cpu --threads 2", ("bundle b", ["onnx"], EngineOptions("cpu", 2, False))),
     ],
 )  # fmt: skip
@@ -144,6 +150,7 @@ def test_a_command_hands_over_what_was_said(asked, capsys, line, arguments):
         ("batch b v --out o", "o: 5 rows, 0 with errors, 4 done before, 3.2 s (local)\n"),
         ("build b", "e/vision.engine  2.5 MB  1.2 s  (reused)\n"),
         ("tune b", "a report\n"),
+        ("plot b c.mp4 -o p.png", "p.png\n"),
         ("tune b --json", "{}\n"),
     ],
 )

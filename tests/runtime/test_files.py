@@ -110,6 +110,18 @@ class TestFile:
         with pytest.raises(OutputError, match=r"x/y can't be written: .*file is not a directory"):
             require_writable(tmp_path / "file" / "x" / "y")
 
+    @pytest.mark.parametrize(("allowed", "refused"), [("rx", True), ("rw", True), ("rwx", False)])
+    def test_a_folder_must_be_one_to_write_in_and_to_enter(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, refused: bool
+    ) -> None:
+        bits = sum({"r": 4, "w": 2, "x": 1}[letter] for letter in allowed)
+        monkeypatch.setattr(os, "access", lambda path, mode: bool(mode) and path == tmp_path and mode & ~bits == 0)
+        if not refused:
+            require_writable(tmp_path / "a" / "b")
+            return
+        with pytest.raises(OutputError, match=f"a/b can't be written: no permission to write in {tmp_path}; choose another path"):
+            require_writable(tmp_path / "a" / "b")
+
     @pytest.mark.parametrize("length", [250, 300])  # the temporary name, and the name itself
     @pytest.mark.parametrize("write_to", [atomic_file, atomic_directory])
     def test_a_name_that_is_too_long_is_named_with_the_reason(self, tmp_path: Path, length: int, write_to: Callable) -> None:
@@ -200,6 +212,14 @@ class TestDirectory:
         with atomic_directory(Path()) as temporary:
             write(temporary, new="2")
         assert names_under(tmp_path) == ["here", "here/new"]
+
+    def test_a_second_one_that_can_t_begin_leaves_the_first_alone(self, tmp_path: Path) -> None:
+        with atomic_directory(tmp_path / "goal") as temporary:
+            write(temporary, first="1")
+            with pytest.raises(OutputError, match="goal can't be written: File exists"), atomic_directory(tmp_path / "goal"):
+                raise AssertionError("not reached")
+            write(temporary, more="2")
+        assert names_under(tmp_path) == ["goal", "goal/first", "goal/more"]
 
     def test_a_file_is_no_goal(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")

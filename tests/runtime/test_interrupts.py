@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import exit_code
-from runtime.interrupts import leave_on_ctrl_c, noting_ctrl_c, raise_if_interrupted
+from runtime.interrupts import leave_on_ctrl_c, noting_ctrl_c, postponing_ctrl_c, raise_if_interrupted
 
 # A destructor is such a place; the signal is there before `del` has returned.
 PROLOGUE = """
@@ -142,6 +142,28 @@ def test_a_handler_that_is_there_stays(handler: object) -> None:
             signal.raise_signal(signal.SIGINT)
             raise_if_interrupted()
         assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_pressed_while_it_is_postponed_comes_afterwards_and_under_the_handler_of_before() -> None:
+    before, went_on = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt), postponing_ctrl_c():
+            signal.raise_signal(signal.SIGINT)
+            went_on.append("library")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with noting_ctrl_c():
+            noting = signal.getsignal(signal.SIGINT)
+            with postponing_ctrl_c():
+                signal.raise_signal(signal.SIGINT)
+                went_on.append("command")
+            assert signal.getsignal(signal.SIGINT) is noting
+            with pytest.raises(KeyboardInterrupt):
+                raise_if_interrupted()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert went_on == ["library", "command"]
     finally:
         signal.signal(signal.SIGINT, before)
 

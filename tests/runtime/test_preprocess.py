@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from video_files import frames_of, pattern, write_video
@@ -85,6 +86,17 @@ def test_one_number_serves_all_channels_and_pillows_numbers_name_the_filter():
     np.testing.assert_array_equal(short.resize(frames[0, :5]), full.resize(frames[0, :5]))
 
 
+@pytest.mark.parametrize("name", ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"])
+def test_every_filter_of_pillow_goes_by_its_name_or_its_number(name):
+    number = int(Image.Resampling[name.upper()])
+    frame = np.random.default_rng(6).integers(0, 256, (31, 23, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(frame).resize((9, 7), resample=number))
+    for resample in (name, number):
+        preprocessor = Preprocessor(SIGLIP | {"size": [7, 9], "resample": resample})
+        assert preprocessor.resample == number
+        np.testing.assert_array_equal(preprocessor.resize(frame), expected)
+
+
 def test_frames_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"expected uint8 \[T, 384, 384, 3\]"):
         Preprocessor(SIGLIP).normalise(np.zeros((1, 384, 383, 3), np.uint8))
@@ -116,7 +128,7 @@ def test_a_graph_that_takes_frames_of_the_models_size_gets_any_resized():
         ({"size": [0, 384]}, "size"),
         ({"size": [384, 32_769]}, "size .*; expected at most 32768 a side"),
         ({"resample": "bicubik"}, 'did you mean "bicubic"'),
-        ({"resample": 9}, "resample"),
+        *(({"resample": number}, "has no resample") for number in (6, -1, True, None)),
         ({"rescale_factor": "1/255"}, "rescale_factor"),
         ({"image_mean": [0.5, 0.5]}, "image_mean"),
         ({"image_mean": "half"}, "image_mean"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket
 import time
@@ -18,12 +19,14 @@ from remote_llm import remote_llm
 from export.demo import CLIPS
 from runtime.engine import EngineOptions
 from runtime.errors import EngineError, UsageError
-from runtime.llm.chat import Chat
+from runtime.llm import remote
+from runtime.llm.chat import Chat, ClipTokens
 from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, embeds
 from runtime.llm.scheduler import Piece
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
+VISION_ONLY = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
 ASKED = [("shapes.mp4", "which shape appears last ?", "cross"), ("flash.mp4", "what color is the flash ?", "white")]
 
 
@@ -131,8 +134,7 @@ def test_a_remote_that_is_not_there_is_said(through):
 
 
 def test_connecting_and_silence_have_limits_of_their_own():
-    bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
-    limits = RemoteLLM(bundle, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
+    limits = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
     assert (limits.connect, limits.read) == (2.5, 7)
 
 
@@ -151,8 +153,7 @@ class Events:
 
 def pieces_of(response: Events) -> tuple[list[Piece], Chat]:
     """What a remote's answer becomes."""
-    bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
-    llm, chat = RemoteLLM(bundle, RemoteOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
+    llm, chat = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
 
     async def collect() -> list[Piece]:
         return [piece async for piece in llm._pieces(response, chat, time.perf_counter())]
@@ -180,6 +181,49 @@ def test_an_answer_ends_with_done_though_the_connection_stays_open():
     assert [(piece.text, piece.finish) for piece in pieces] == [("a ", None), ("cat", None), ("", "length")]
     assert (chat.usage.prompt_tokens, chat.usage.completion_tokens, chat.usage.cached_tokens) == (12, 3, 8)
     assert set(chat.usage.seconds) == {"prefill"}
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 12, "completion_tokens": 3}, (12, 3, 0)),
+        ({"prompt_tokens": 12, "prompt_tokens_details": None}, (12, 0, 0)),
+        ({"completion_tokens": 3, "prompt_tokens_details": {"audio_tokens": 2}}, (0, 3, 0)),
+        ({"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": {"cached_tokens": None}}, (0, 0, 0)),
+    ],
+)
+def test_what_a_remote_does_not_count_is_0(usage, counts):
+    _, chat = pieces_of(Events(choice("x", "stop"), {"choices": None, "usage": usage}))
+    assert (chat.usage.prompt_tokens, chat.usage.completion_tokens, chat.usage.cached_tokens) == counts
+
+
+def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_too_long(monkeypatch):
+    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    assert llm.check([{"role": "user", "content": [{"type": "text", "text": "what ?"}]}]) == 0
+    llm.prompt, counted = "a prompt", []
+    ids = SimpleNamespace(text_tokens=9, clips=2)
+    monkeypatch.setattr(remote, "ids_of_messages", lambda *arguments: counted.append(arguments) or ids)
+    halves = [{"type": "text", "text": "a" * 65_536}, {"type": "video"}, {"type": "text", "text": "b" * 65_536}, {"type": "video"}]
+    messages = [{"role": "user", "content": halves}]
+    assert llm.check(messages) == 9 + 2 * 4
+    assert counted == [("a prompt", messages)]
+    messages.append({"role": "user", "content": [{"type": "text", "text": "c"}]})
+    assert llm.check(messages) == 0 and len(counted) == 1
+
+
+def test_the_latest_eight_clips_are_encoded_once(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(remote, "embeds", lambda tokens, dtype: encoded.append((tokens, dtype)) or tokens.encode())
+    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", dtype="bfloat16"))
+    for number in (*range(8), *range(8)):
+        assert llm._data(ClipTokens(f"clip {number}", f"{number}")) == base64.b64encode(b"%d" % number).decode()
+    assert encoded == [(f"{number}", "bfloat16") for number in range(8)]
+    for number in (8, 1, 7, 8, 0, 2):  # 8 takes the place of 0, then 0 that of 1
+        llm._data(ClipTokens(f"clip {number}", f"{number}"))
+    assert [int(tokens) for tokens, _ in encoded[8:]] == [8, 0]
+    llm.close()
+    llm._data(ClipTokens("clip 2", "2"))
+    assert len(encoded) == 11
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("content_filter", "stop")])

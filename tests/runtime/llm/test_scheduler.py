@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from runtime.errors import ContextError
+from runtime.errors import ContextError, EngineError
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import Cancelled, DeadlineError, Piece, Request, Scheduler
@@ -283,3 +284,15 @@ def test_closing_tells_those_who_wait(bundle):
     asked = [Asked(scheduler, _request(bundle, n, 5, max_tokens=1400)) for n in range(2)]
     scheduler.close()
     assert all(one.ended.is_set() for one in asked) and not scheduler.alive
+
+
+def test_a_scheduler_that_is_closed_takes_no_more_requests():
+    closed = []
+    decoder = SimpleNamespace(slots=1, max_context=8, lengths=[0], close=lambda: closed.append(True))
+    prompt = SimpleNamespace(facts={"video_token_id": 4}, repetition_penalty=1.0, eos=frozenset())
+    scheduler = Scheduler(decoder, prompt)
+    assert scheduler.alive and not closed
+    scheduler.close()
+    with pytest.raises(EngineError, match="the scheduler is closed"):  # nobody would answer
+        scheduler.submit(Request([5, 6], np.zeros((2, 4), np.float32)), lambda _: None)
+    assert (scheduler.waiting, scheduler.alive, closed) == (0, False, [True])

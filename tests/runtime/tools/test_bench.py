@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -90,6 +91,15 @@ def test_the_text_says_what_was_measured_on_which_machine(more, machine):
     assert second == f"{machine}; threads: 2; vision onnx on cpu"
     assert [row.split()[-3:] for row in rows[-2:]] == [["0.5000", "0.7500", "s"], ["40.0", "38.2", "tokens/s"]]
     assert last == "engines loaded in 1.50 s, peak memory 2.0 GB"
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 4, 5}, 1: {0}}.__getitem__, raising=False)  # 0 is this process
+    assert bench.hardware("cpu", 0)["cores"] == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for count, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert bench.hardware("cpu", 0)["cores"] == cores
 
 
 def test_a_bundle_of_one_half_is_measured(bundle, selecting_bundle):

@@ -43,6 +43,17 @@ def test_the_share_of_other_rows_is_a_limit(precision, absent, ok):
     assert compare(got, expected, precision, selected=True).ok is ok
 
 
+@pytest.mark.parametrize("scale", [0.01, 200.0])
+def test_rows_that_were_chosen_are_judged_by_the_largest_value_too(scale):
+    unit = np.random.default_rng(0).uniform(-1, 1, (60, 6)).astype(np.float32)
+    unit[7, 3] = 1
+    near = compare((unit + np.float32(0.02)) * scale, unit * scale, "fp16", selected=True)
+    assert (near.error, near.max_abs) == pytest.approx((0.02, 0.02 * scale), rel=1e-3)
+    assert near.ok and near.absent == 0
+    far = compare((unit + np.float32(0.04)) * scale, unit * scale, "fp16", selected=True)  # 0.03 is allowed
+    assert (far.ok, far.absent, far.error) == (False, 1, 0)
+
+
 def test_a_choice_with_a_row_that_is_not_finite_differs():
     expected = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
     for value in (np.nan, np.inf):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 import types
 
@@ -138,6 +139,15 @@ def test_the_wheel_that_fits_needs_no_advice(wheels, monkeypatch: pytest.MonkeyP
 def test_python_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], ok: bool) -> None:
     monkeypatch.setattr(doctor, "sys", types.SimpleNamespace(version_info=version))
     assert doctor._python().ok is ok
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 4, 5}, 1: {0}}.__getitem__, raising=False)  # 0 is this process
+    assert named("processor").found.startswith("3 cores for this process, ")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for count, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert doctor._cores() == cores
 
 
 def test_memory_is_what_the_kernel_says_is_available(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,29 @@ def test_what_is_computed_of_shapes_alone_is_a_constant_and_nothing_else_is(tmp_
     assert liveness._fold_sizes(model) == 0
 
 
+def test_a_constant_node_of_not_too_many_whole_numbers_may_be_a_size(tmp_path):
+    held = {
+        "int64": np.array([3]),
+        "int32": np.array([3], np.int32),
+        "int16": np.array([3], np.int16),
+        "most": np.zeros(65_536, np.int64),
+        "more": np.zeros(65_537, np.int64),
+    }
+    nodes = [helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)) for name, value in held.items()]
+    nodes.append(helper.make_node("Constant", [], ["ints"], value_ints=[3]))
+    nodes += [helper.make_node("Add", [name, name], [f"{name} twice"]) for name in (*held, "ints")]
+    nodes.append(helper.make_node("Neg", ["x"], ["y"]))
+    model = onnx.load(_save(tmp_path, nodes, {"x": [1]}, {"y": [1]}, {}))
+    assert liveness._fold_sizes(model) == 3
+    folded = {
+        n.output[0]: numpy_helper.to_array(n.attribute[0].t)
+        for n in model.graph.node
+        if n.output[0].endswith("twice") and n.op_type != "Add"
+    }
+    assert set(folded) == {"int64 twice", "int32 twice", "most twice"}
+    assert folded["int64 twice"].tolist() == folded["int32 twice"].tolist() == [6] and folded["most twice"].size == 65_536
+
+
 @pytest.mark.parametrize(
     ("kind", "dims", "size"),
     [

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,7 +18,8 @@ from onnx import numpy_helper
 
 from runtime.bundle import Bundle, write_manifest
 from runtime.engine import EngineOptions
-from runtime.errors import EngineError
+from runtime.engine.place import Placement
+from runtime.errors import BundleError, EngineError
 from runtime.tools import parity, reference
 from runtime.tools.stages import Stages, run_stages
 
@@ -123,6 +125,68 @@ def test_without_names_what_cannot_run_is_listed_with_its_reason(bundle, monkeyp
     assert report.ok
     assert set(report.not_run) == {"tensorrt", "tensorrt-rtx"} and all(report.not_run.values())
     assert "tensorrt-rtx was not run: " in parity.text(report)
+
+
+class TestBackends:
+    """Which backends are compared, and on which device, where the comparison itself does nothing; openvino's fails with `failure`."""
+
+    ROW = parity.Row("visual_tokens", "onnx", (2, 3), 0.0, 0.0, 1e-4, True)
+    BUNDLE = SimpleNamespace(path="b", manifest=SimpleNamespace(precision="fp32"))
+
+    @pytest.fixture
+    def machine(self, monkeypatch) -> SimpleNamespace:
+        machine = SimpleNamespace(failure=EngineError("no room"), compared=[])
+
+        def compare(bundle, backend, options):
+            machine.compared.append((backend, options))
+            if backend == "openvino":
+                raise machine.failure
+            return [self.ROW]
+
+        kind = SimpleNamespace(unavailable=lambda device: "no GPU here" if device == "cuda" else None)
+        placed = {"onnx": "cpu", "openvino": "gpu"}
+        monkeypatch.setattr(parity, "BACKENDS", ["openvino", "tensorrt", "onnx"])
+        monkeypatch.setattr(parity, "backend_class", lambda name: kind)
+        monkeypatch.setattr(parity, "_compare_backend", compare)
+        monkeypatch.setattr(
+            parity,
+            "place",
+            lambda _, name, given: Placement(replace(given, device=placed[name]), f"a note on {name}" * (name == "onnx")),
+        )
+        return machine
+
+    def test_without_names_one_that_fails_is_listed_and_the_next_compared(self, machine, capsys):
+        report = parity.parity(self.BUNDLE, (), ONE_THREAD)
+        assert machine.compared == [("openvino", EngineOptions("gpu", 1)), ("onnx", EngineOptions("cpu", 1))]
+        assert (report.bundle, report.precision, report.rows) == ("b", "fp32", (self.ROW,))
+        assert report.not_run == {"openvino": "no room", "tensorrt": "no GPU here"}
+        assert capsys.readouterr().err == "a note on onnx\n"
+
+    def test_named_ones_are_compared_once_each_and_must_not_fail(self, machine):
+        assert parity.parity(self.BUNDLE, ["tensorrt", "onnx", "tensorrt"], ONE_THREAD).rows == (self.ROW, self.ROW)
+        assert machine.compared == [("tensorrt", EngineOptions("cuda", 1)), ("onnx", EngineOptions("cpu", 1))]
+        with pytest.raises(EngineError, match="no room"):
+            parity.parity(self.BUNDLE, ["openvino"])
+
+    def test_a_damaged_bundle_is_an_error_on_every_backend(self, machine):
+        machine.failure = BundleError("a file is missing")
+        with pytest.raises(BundleError, match="a file is missing"):
+            parity.parity(self.BUNDLE)
+
+
+def test_the_text_is_a_table_with_numbers_flush_right_and_a_verdict():
+    fine = parity.Row("vision/encoder", "onnx", (2, 3), 0.5, 1.3e-5, 1e-4, True)
+    broken = parity.Row("visual_tokens", "openvino", (1, 12), float("inf"), float("inf"), 0.03, False, "an odd shape")
+    assert parity.text(parity.ParityReport("b", "fp32", (fine, broken), {"tensorrt": "no GPU"})).splitlines() == [
+        "stage           backend   shape  max abs    error  allowed        note",
+        "──────────────  ────────  ─────  ───────  ───────  ───────  ────  ────────────",
+        "vision/encoder  onnx      2×3    5.0e-01  1.3e-05    1e-04  ok",
+        "visual_tokens   openvino  1×12       inf      inf    3e-02  FAIL  an odd shape",
+        "tensorrt was not run: no GPU",
+        "1 of 2 stages differ from torch, the first is visual_tokens on openvino",
+    ]
+    header, *_, verdict = parity.text(parity.ParityReport("b", "fp32", (fine,))).splitlines()
+    assert "note" not in header and verdict == "all 1 stages agree with torch (fp32)"
 
 
 def test_a_report_in_which_nothing_ran_is_not_ok():

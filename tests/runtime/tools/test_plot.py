@@ -183,6 +183,31 @@ class TestFigure:
                 (time,) = self.texts(figure, ("0.50 s", "1.25 s")[frame - 1])
                 assert (time.get_color(), time.get_weight()) == (color, "bold")
 
+    def test_texts_stand_inside_the_picture_and_apart_from_each_other(self, figure):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in figure.texts]
+        for at, box in enumerate(boxes):
+            assert 0 < box.x0 < box.x1 < figure.bbox.x1 and 0 < box.y0 < box.y1 < figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[:at])
+        title, subtitle, spec = figure.texts[:3]
+        assert boxes[0].y0 > boxes[1].y1 > boxes[1].y0 > boxes[2].y1 and boxes[2].y0 > max(box.y1 for box in boxes[3:])
+        assert title.get_weight() == "bold" and title.get_size() > subtitle.get_size()
+        assert title.get_color() != subtitle.get_color() == spec.get_color()
+        assert spec.get_family() == ["monospace"] != subtitle.get_family()
+
+    def test_an_entry_of_the_legend_is_a_border_and_its_name_close_by(self, figure):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        names = [text.get_window_extent(renderer) for text in figure.texts[-2:]]
+        borders = [artist.get_window_extent(renderer) for artist in figure.artists]
+        second, inch = borders[1], figure.dpi
+        for border, name in zip(borders, names, strict=True):
+            assert 0 < name.x0 - border.x1 < 0.15 * inch and border.y0 < (name.y0 + name.y1) / 2 < border.y1
+        assert 0.15 * inch < second.x0 - names[0].x1 < 0.45 * inch
+
     def test_the_head_and_the_foot_say_what_is_drawn(self, figure):
         texts = [text.get_text() for text in figure.texts]
         assert texts[:3] == ["a title", "a subtitle", "nsp:window=2"]

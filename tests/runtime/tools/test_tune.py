@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from refusal import refused
@@ -212,6 +213,44 @@ class TestMeasuring:
         ]
         said = capsys.readouterr().err
         assert "vision on onnx, its own number of threads" in said and "llm on openvino, 2 threads" in said
+
+    @pytest.mark.parametrize(
+        ("tokens", "context", "prefill", "decode"),
+        [  # where the chunk of the prefill begins and ends, and the decode steps
+            (600, 4096, (188, 444), (632, 664)),  # 632 positions; 188 are on either side of the chunk of 256
+            (601, 4096, (188, 444), (633, 665)),
+            (100, 4096, (0, 132), (132, 164)),
+            (600, 500, (106, 362), (468, 500)),  # what the context holds
+            (600, 63, (0, 32), (32, 63)),
+            (600, 20, (0, 10), (10, 20)),
+        ],
+    )
+    def test_an_answer_is_the_chunk_in_the_middle_of_its_prompt_and_the_steps_behind_it(
+        self, monkeypatch, tokens, context, prefill, decode
+    ):
+        runs: list[tuple[int, tuple[int, ...]]] = []
+
+        class Conversation:
+            length = 0
+
+            def extend(self, rows):
+                runs.append((self.length, rows.shape))
+                self.length += rows.shape[1]
+
+        closed, timed = [], iter([8.0, 5.0])
+        engine = SimpleNamespace(close=lambda: closed.append(True))
+        decoder = SimpleNamespace(max_context=context, engine=engine, conversation=Conversation)
+        bundle = SimpleNamespace(manifest=SimpleNamespace(tokens_per_clip=tokens, hidden_size=6))
+        monkeypatch.setattr(tune, "open_engine", lambda *arguments: arguments)
+        monkeypatch.setattr(
+            tune, "LocalDecoder", lambda *given: decoder if given[1] == (bundle, DECODER, "onnx", "options") else None
+        )
+        monkeypatch.setattr(tune, "_timed", lambda run: (run(), next(timed))[1])
+        with tune._llm(bundle, "onnx", "options") as run:
+            assert run() == pytest.approx(8 * decode[0] / (prefill[1] - prefill[0]) + 5)
+            assert not closed
+        assert closed == [True]
+        assert runs == [(prefill[0], (1, prefill[1] - prefill[0], 6)), *((at, (1, 1, 6)) for at in range(*decode))]
 
     def test_the_report_is_a_line_a_candidate(self):
         measured = (row("onnx", 0, 1.0, 0.9), row("openvino", 2, 0.5, 0.25), row("openvino", 4))
