@@ -174,7 +174,7 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
 
 
 class TestRow:
-    """A worker's row of one file, on a stand-in for the encoder whose tokens are `value`."""
+    """A worker's row of one file, on a stand-in for the encoder whose first token begins with `value`; the rest is 0."""
 
     @pytest.fixture
     def row(self, tmp_path, monkeypatch):
@@ -184,7 +184,7 @@ class TestRow:
             def encode(path):
                 if path.endswith("torn.mp4"):
                     raise VideoError("the clip\n is torn")
-                return SimpleNamespace(tokens=np.full((2, 3), value, np.float32))
+                return SimpleNamespace(tokens=np.array([[value, 0, 0], [0, 0, 0]], np.float32))
 
             monkeypatch.setattr(worker.Bundle, "open", lambda path: f"bundle {path}")
             encoder = SimpleNamespace(encode=encode)
@@ -208,7 +208,7 @@ class TestRow:
             "size": 3,
             "mtime_ns": 7_000_000_001,
             "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of NIST's example "abc"
-            "tokens": np.full((2, 3), 1.5, np.float16).tobytes(),
+            "tokens": b"\x00\x3e" + bytes(10),  # 1.5 is 0x3e00
             "error": None,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,25 @@ def test_engines_with_another_library_are_other_engines(tmp_path):
     (tmp_path / "b.so").write_bytes(b"b")
     keys = {PluginChoice.parse(str(tmp_path / name), "tensorrt").key for name in ("a.so", "b.so")}
     assert len(keys | {PluginChoice().key, PluginChoice.parse("aot", "tensorrt").key}) == 4
+
+
+@pytest.mark.parametrize(
+    ("choice", "registered"),
+    [
+        (PluginChoice(), []),
+        (PluginChoice("aot"), [("kernel", "tensorrt's module")]),
+        (PluginChoice("library", Path("a.so")), [("library", "tensorrt's module", Path("a.so"))]),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_what_was_chosen_is_registered_and_nothing_else(monkeypatch, choice, registered):
+    seen = []
+    monkeypatch.setattr(facade, "load", lambda backend: f"{backend}'s module")
+    monkeypatch.setattr("plugins.tensorrt.load_library", lambda *arguments: seen.append(("library", *arguments)))
+    aot = SimpleNamespace(register=lambda *arguments: seen.append(("kernel", *arguments)))
+    monkeypatch.setitem(sys.modules, "plugins.tensorrt.aot", aot)
+    choice.register("tensorrt")
+    assert seen == registered
 
 
 def test_the_library_lies_beside_the_engines_that_need_it(tmp_path, monkeypatch):

@@ -98,3 +98,34 @@ def test_an_engine_is_kept_where_a_build_would_make_it_again(bundle: Bundle, cha
 )
 def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
     assert build_module._chosen_graphs(bundle, asked) == built
+
+
+@pytest.mark.parametrize(
+    ("entry", "record"),
+    [
+        ({"size": "9"}, {}),
+        ({"size": 9.0}, {}),
+        ({"size": True}, {}),
+        ({"onnx_sha256": None}, {}),
+        ({"seconds": "1.5"}, {}),
+        ({"seconds": True}, {}),
+        ({"inputs": [1]}, {}),
+        ({}, {"schema_version": 2}),
+        ({}, {"backend": 1}),
+        ({}, {"version": 10.3}),
+        ({}, {"target": ["sm89"]}),
+        ({}, {"graphs": [VISION]}),
+        ({}, {"graphs": {VISION: None}}),
+    ],
+    ids=str,
+)
+def test_a_record_with_a_value_of_another_type_is_none(bundle: Bundle, entry: dict, record: dict) -> None:
+    file = write(bundle, "tensorrt-sm89-fp32", entry, **record)
+    assert build_module._read(file.parent) is None
+    with pytest.raises(EngineError, match=rf"^{bundle.path} has no tensorrt engine for vision: run "):
+        find_engine(bundle, "tensorrt", VISION)
+
+
+def test_a_build_that_took_whole_seconds_is_a_record_too(bundle: Bundle) -> None:
+    file = write(bundle, "tensorrt-sm89-fp32", {"seconds": 2})
+    assert build_module._read(file.parent)["graphs"][VISION]["seconds"] == 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -16,8 +17,8 @@ from PIL import Image
 from video_files import pattern, write_video
 
 from runtime.errors import VideoError
-from runtime.media.container import opened
-from runtime.media.limits import DecodeLimits
+from runtime.media.container import best_stream, interval_of, is_fragmented, opened, tick_of
+from runtime.media.limits import DecodeLimits, limited
 from runtime.media.stream import Stream
 from runtime.video import sample_frames, sample_frames_limited
 
@@ -62,6 +63,135 @@ def test_transparency_is_not_the_video(tmp_path):
     images[0].save(path, save_all=True, append_images=images[1:], duration=100)
     clip = sample_frames(path, 5, lambda image: image)
     assert np.abs(clip.frames - np.array([20, 60, 100, 140, 180]).reshape(5, 1, 1, 1)).max() <= 2
+
+
+NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
+COVER = av.stream.Disposition.attached_pic
+
+
+def _stream(disposition=NONE, frames: int = 9, width: int = 8, height: int = 6, kind: str = "video", decoder: bool = True):
+    codec = SimpleNamespace(width=width, height=height) if decoder else None
+    return SimpleNamespace(disposition=disposition, frames=frames, codec_context=codec, type=kind)
+
+
+class Streams(list):
+    """best_of: the number of the stream that FFmpeg calls the best, None for none."""
+
+    def __init__(self, streams, best_of: int | None):
+        super().__init__(streams)
+        self.video, self.best_of = [one for one in streams if one.type == "video"], best_of
+
+    def best(self, kind: str):
+        assert kind == "video"
+        return None if self.best_of is None else self[self.best_of]
+
+
+def _container(streams: list, best: int | None, brand: str = "isom") -> SimpleNamespace:
+    return SimpleNamespace(streams=Streams(streams, best), metadata={"major_brand": brand})
+
+
+@pytest.mark.parametrize(
+    ("streams", "best", "brand", "chosen"),
+    [
+        ([_stream(), _stream()], 1, "isom", 1),  # what FFmpeg chooses
+        ([_stream(), _stream()], 1, "avis", 0),  # colours stand before their transparency
+        ([_stream(), _stream(), _stream()], 2, "msf1", 0),
+        ([_stream(frames=1), _stream()], 1, "avis", 1),  # a picture before the sequence
+        ([_stream(width=9), _stream()], 1, "hevc", 1),
+        ([_stream(height=7), _stream()], 1, "hevx", 1),
+        ([_stream(COVER, width=99), _stream()], 0, "isom", 1),
+        ([_stream(av.stream.Disposition.dependent, width=99), _stream()], 0, "isom", 1),
+        ([_stream(av.stream.Disposition.still_image, width=99), _stream()], 0, "isom", 1),
+        ([_stream(av.stream.Disposition.timed_thumbnails, width=99), _stream()], 0, "avis", 1),
+        ([_stream(width=3, height=9), _stream(width=5), _stream(width=4), _stream(COVER)], 3, "isom", 1),  # the largest
+        ([_stream(DEFAULT, width=3), _stream(), _stream(COVER)], 2, "isom", 0),  # the default before the largest
+        ([_stream(decoder=False, width=99), _stream()], None, "isom", 1),
+    ],
+)
+def test_which_stream_is_the_video(streams, best, brand, chosen):
+    assert best_stream(_container(streams, best, brand), "a.mp4") is streams[chosen]
+
+
+@pytest.mark.parametrize(
+    ("streams", "message"),
+    [
+        ([], "a.mp4 has no video stream that can be decoded (it has no stream); expected a video"),
+        (
+            [_stream(kind="subtitle"), _stream(kind="audio"), _stream(kind="audio")],
+            "a.mp4 has no video stream that can be decoded (it has audio, subtitle); expected a video",
+        ),
+        ([_stream(decoder=False)], "a.mp4 has no video stream that can be decoded (it has video); expected a video"),
+        ([_stream(kind="audio"), _stream(COVER)], "a.mp4 has a cover picture but no video; expected a video"),
+    ],
+)
+def test_what_a_file_has_instead_of_a_video_is_said(streams, message):
+    with pytest.raises(VideoError) as raised:
+        best_stream(_container(streams, None), "a.mp4")
+    assert str(raised.value) == message
+
+
+def test_a_stream_that_names_no_times_has_microseconds_and_25_frames_of_a_second():
+    silent = SimpleNamespace(time_base=None, guessed_rate=None)
+    assert (tick_of(silent), interval_of(silent)) == (Fraction(1, 1_000_000), Fraction(1, 25))
+    told = SimpleNamespace(time_base=Fraction(1, 90_000), guessed_rate=Fraction(30_000, 1001))
+    assert (tick_of(told), interval_of(told)) == (Fraction(1, 90_000), Fraction(1001, 30_000))
+
+
+EXPLODE = {"err_detect": "explode"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "strict", "threads", "options", "kind"),
+    [
+        ("libx264", True, True, EXPLODE, "AUTO"),
+        ("libx264", True, False, EXPLODE, "SLICE"),
+        ("libx264", False, True, {}, "NONE"),
+        ("mpeg4", True, True, EXPLODE, "SLICE"),
+        ("mpeg4", False, True, {}, "NONE"),
+        ("mjpeg", False, True, EXPLODE, "SLICE"),  # its decoder flags nothing, so it is always strict
+    ],
+)
+def test_a_decoder_is_told_whether_to_be_strict_and_how_many_work(tmp_path, codec, strict, threads, options, kind):
+    pixel_format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    path = write_video(tmp_path / "clip.mkv", pattern(1, 32, 32), codec, pixel_format)
+    with opened(path, strict, threads) as (_, stream):
+        assert (stream.codec_context.options, stream.thread_type.name) == (options, kind)
+    with limited(DecodeLimits(pixels=5000)), opened(path, strict, threads) as (_, stream):
+        assert stream.codec_context.options == {"max_pixels": "5000"} | options
+
+
+def box(kind: bytes, content: bytes = b"", size: int | None = None, wide: bool = False) -> bytes:
+    """A box of ISO/IEC 14496-12; wide: its size has 64 bits; size: what it says of itself where that is not the truth."""
+    length = len(content) + (16 if wide else 8) if size is None else size
+    return (struct.pack(">I4sQ", 1, kind, length) if wide else struct.pack(">I4s", length, kind)) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "fragmented"),
+    [
+        (box(b"moof"), True),
+        (box(b"ftyp", b"isom") + box(b"moov", bytes(20)) + box(b"moof"), True),
+        (box(b"mdat", bytes(20), wide=True) + box(b"moof"), True),
+        (box(b"ftyp") + box(b"mdat", box(b"moof")), False),  # not a box, but in one
+        (box(b"mdat", box(b"moof"), size=0) + box(b"moof"), False),  # a box up to the end of the file
+        (box(b"free", size=7) + box(b"moof"), False),  # smaller than its own head
+        (box(b"mdat", size=1000) + box(b"moof"), False),  # which ends behind the file
+        (b"", False),
+    ],
+    ids=[
+        "first",
+        "behind an index",
+        "behind a wide box",
+        "in a box",
+        "in the last box",
+        "behind a broken box",
+        "behind the end",
+        "empty",
+    ],
+)
+def test_where_the_boxes_of_an_mp4_say_that_it_has_fragments(tmp_path, content, fragmented):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    assert is_fragmented(tmp_path / "clip.mp4") is fragmented
 
 
 def cover_first(path):

@@ -17,7 +17,7 @@ from video_files import decoded_by, frames_of, pattern, write_video, write_witho
 
 from runtime import video
 from runtime.errors import VideoError
-from runtime.media.decode import _LAST, DamageError, Reader, reading
+from runtime.media.decode import _LAST, DamageError, Reader, _with_two_more, reading
 from runtime.media.limits import DecodeLimits, limited
 from runtime.media.stream import Stream
 from runtime.video import sample_frames
@@ -357,6 +357,51 @@ def _packet(dts: int | None, key: bool = False, duration: int | None = 2) -> Sim
 )
 def test_where_a_joint_may_be(indexed, following, joint):
     assert indexed("mpegts")._at_joint(following) is joint
+
+
+@pytest.mark.parametrize(
+    ("packet", "first", "seconds"),
+    [(75, 50, 1.0), (25, 50, -1.0), (50, 50, 0.0), (None, 50, None), (75, None, None), (None, None, None)],
+)
+def test_damage_is_told_in_seconds_after_the_first_keyframe_where_both_have_times(indexed, packet, first, seconds):
+    reader = indexed("mpegts")
+    assert reader._seconds(_packet(packet), _packet(first)) == seconds
+    assert reader._seconds(None, _packet(first)) is reader._seconds(_packet(packet), None) is None
+
+
+@pytest.mark.parametrize(
+    ("container", "fragmented", "size", "time", "at"),
+    [
+        ("mov,mp4", False, 40, 25, None),  # the last frame ends where the file does
+        ("mov,mp4", False, 41, 25, "1.00"),
+        ("mov,mp4", False, 41, -25, "0.00"),  # before what is shown
+        ("mov,mp4", True, 41, 25, None),
+        ("avi", False, 41, 25, None),
+    ],
+)
+def test_an_mp4_that_ends_before_a_frame_that_it_lists_is_cut_off(
+    indexed, tmp_path, monkeypatch, container, fragmented, size, time, at
+):
+    reader, path = indexed(container), tmp_path / "clip.mp4"
+    path.write_bytes(bytes(100))
+    reader.path = path
+    reader.stream.index_entries = [SimpleNamespace(pos=pos, size=n, timestamp=t) for pos, n, t in ((0, 60, 0), (60, size, time))]
+    monkeypatch.setattr("runtime.media.decode.is_fragmented", lambda asked: asked == path and fragmented)
+    if at is None:
+        reader.check_length()
+    else:
+        with pytest.raises(
+            VideoError, match=rf"^{path} is cut off at {at} s: it has 100 bytes and its index lists more; copy it again$"
+        ):
+            reader.check_length()
+
+
+@pytest.mark.parametrize(
+    ("packets", "windows"),
+    [("", []), ("a", ["a"]), ("ab", ["ab", "b"]), ("abc", ["abc", "bc", "c"]), ("abcd", ["abc", "bcd", "cd", "d"])],
+)
+def test_every_packet_is_seen_with_the_two_after_it(packets, windows):
+    assert ["".join(window) for window in _with_two_more(packets)] == windows
 
 
 def test_packets_that_are_shown_before_the_entry_are_dropped_up_to_the_next_keyframe():

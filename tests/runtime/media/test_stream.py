@@ -121,6 +121,41 @@ class TestCamera:
         assert numbers[:40] == [*range(40)] and lost in (5, 6) and len(numbers) == 60 - lost
 
 
+class TestGone:
+    """A camera that shows two frames and then breaks."""
+
+    @pytest.fixture
+    def camera(self, tmp_path, monkeypatch):
+        path = write_video(tmp_path / "camera.mkv", pattern(2, 32, 32), "mjpeg", "yuvj420p")
+
+        class Line:
+            """An open container whose end is an error."""
+
+            def __init__(self):
+                self.container = av.open(str(path))
+                self.streams, self.metadata = self.container.streams, self.container.metadata
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                self.container.close()
+
+            def demux(self, stream):
+                yield from self.container.demux(stream)
+                raise av.error.ConnectionResetError(104, "reset by peer")
+
+        monkeypatch.setattr(stream, "_opened", lambda source: Line())
+        return Stream("rtsp://camera")
+
+    def test_its_frames_are_shown_and_then_it_is_said(self, camera):
+        seen = []
+        with pytest.raises(VideoError, match=r"^rtsp://camera is gone \(reset by peer\); watch it again$"):
+            for seconds, _ in camera:
+                seen.append(round(16 * seconds))
+        assert seen == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("source", "live"),
     [("rtsp://host/1", True), ("/dev/video0", True), ("http://host/a.mp4", True), ("/dev/shm/a.mp4", False), ("video.mp4", False)],

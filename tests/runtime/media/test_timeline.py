@@ -24,6 +24,8 @@ def timeline(times: list[int], last: int | None = None, rate: int | None = None)
         ([0, 1000], 60_000, (0, 1, 1, 1, 1, 1, 1, 1)),  # the last slide stays for a minute
         ([0, 1000], 1000, (0, 0, 0, 0, 1, 1, 1, 1)),
         ([0, 7000], 1000, (0, 0, 0, 0, 1, 1, 1, 1)),  # two frames are a constant rate
+        ([0, 1000], 2000, (0, 0, 0, 0, 1, 1, 1, 1)),  # for two intervals, and no longer
+        ([0, 1000], 2001, (0, 0, 0, 1, 1, 1, 1, 1)),
         ([0, 1000, 61_000], 1000, (0, 1, 1, 1, 1, 1, 1, 1)),  # slides again, of which one stays
         (list(range(0, 1600, 100)), None, tuple(range(0, 16, 2))),
         (list(range(0, 1600, 100)), 1600, (0, 3, 7, 11, 15, 15, 15, 15)),

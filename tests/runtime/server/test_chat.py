@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from PIL import Image
 
 from export.demo import CLIPS
 from runtime.pipeline import VideoChat
+from runtime.server import chat
+from runtime.server.memory import Memory
 
 
 def _questions() -> list[tuple[str, str, str]]:
@@ -144,3 +148,51 @@ def test_two_clips_in_one_question(client, video):
     other = data_url(CLIPS / "flash.mp4")
     got = client.chat.completions.create(model=NAME, messages=question("how many objects are there ?", video, other))
     assert got.metadata["compression"]["clips"] == 2 and got.usage.prompt_tokens > 2 * 257
+
+
+class TestBegin:
+    """A request whose clips have been stored, on stand-ins for what encodes and answers; each clip is (tokens, was in the cache)."""
+
+    @pytest.fixture
+    def begun(self, monkeypatch):
+        """begun(clips): the answer as it begins, once the request's share of memory was looked at."""
+
+        async def encode(state, model, media, deadline):
+            tokens, was_there = media
+            seconds = {"decode": 0.5, "encode": float(tokens)}
+            return SimpleNamespace(key=f"{tokens} tokens", tokens=np.zeros((tokens, 2)), seconds=seconds), was_there
+
+        def begun(*clips: tuple[int, bool]) -> chat.Answering:
+            manifest = SimpleNamespace(patch_tokens=10, compression={"spec": "nsp"})
+            model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest))
+            job = SimpleNamespace(messages=["what ?"], max_tokens=5, sampling="greedy", stops=["."])
+            with Memory(100).hold() as share:
+                share.grow(30)
+                ready = chat.Ready(job, model, SimpleNamespace(answer=lambda asked: ("pieces of", asked)), list(clips), share)
+                answer = asyncio.run(chat.begin(None, ready, 7.5))
+                assert (share.size, share.memory.held, ready.clips) == (0, 0, [])  # others may have it while this one is answered
+            return answer
+
+        monkeypatch.setattr(chat, "encode", encode)
+        return begun
+
+    def test_its_clips_leave_memory_and_the_llm_is_asked_with_their_tokens(self, begun):
+        answer = begun((4, False), (3, True), (2, False))
+        asked = answer.chat
+        assert answer.pieces == ("pieces of", asked) and answer.model.name == "m" and answer.id.startswith("chatcmpl-")
+        assert [(clip.key, len(clip.tokens)) for clip in asked.clips] == [("4 tokens", 4), ("3 tokens", 3), ("2 tokens", 2)]
+        assert (asked.messages, asked.max_tokens, asked.sampling, asked.stop) == (["what ?"], 5, "greedy", ["."])
+        assert asked.deadline == 7.5
+        assert answer.compression == {
+            "spec": "nsp",
+            "tokens_in": 30,
+            "tokens_out": 9,
+            "ratio": 3.33,
+            "clips": 3,
+            "cached_clips": 1,
+            "seconds": {"decode": 1.0, "encode": 6.0},
+        }
+
+    def test_a_question_without_clips_has_no_ratio(self, begun):
+        block = begun().compression
+        assert (block["tokens_in"], block["tokens_out"], block["ratio"], block["clips"], block["seconds"]) == (0, 0, None, 0, {})

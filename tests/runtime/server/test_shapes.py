@@ -45,6 +45,26 @@ def test_values_that_change_nothing_are_accepted(table):
 
 
 @pytest.mark.parametrize(
+    ("names", "neutral", "other"),
+    [
+        ("top_k", (-1, 0), 1),
+        ("typical_p tfs_z repetition_penalty repeat_penalty length_penalty best_of", (1, 1.0), 0),
+        ("min_p top_a xtc_probability dry_multiplier dynatemp_range mirostat", (0, 0.0), 1),
+        ("presence_penalty frequency_penalty", (0, 0.0), 0.5),
+        ("use_beam_search", (False,), True),
+        ("logit_bias", ({},), {"5": 1}),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_sampling_that_is_off_changes_nothing_and_any_other_is_temperature_and_top_p(names, neutral, other):
+    for name in names.split():
+        for value in neutral:
+            assert _job(**{name: value}) == _job(), (name, value)
+        error = _refused(**{name: other})
+        assert error.param == name and str(error).endswith("; leave it out, or use temperature and top_p.")
+
+
+@pytest.mark.parametrize(
     ("name", "value", "remedy"),
     [("top_k", 3, "temperature"), ("n", 2, "ask once"), ("n", True, "ask once"), ("logprobs", True, "leave it out"),
      ("repetition_penalty", 1.1, "leave it out"), ("min_p", 0.1, "temperature"), ("tools", [{"type": "function"}], "no tools"),
@@ -228,6 +248,12 @@ def test_base64_is_read_however_it_is_written(size):
     for text in written:
         assert b"".join(decoded(text)) == content
         assert b"".join(decoded(f"start{text}end", 5, 5 + len(text))) == content
+
+
+def test_an_escape_may_stand_anywhere():
+    """Also first: 0xfb 0xff is +/8= in base64."""
+    for text in ("%2B%2F8%3D", "+%2F8=", "+/8%3D", "%2b/8"):
+        assert b"".join(decoded(text)) == b"".join(decoded(f"%{text}%", 1, 1 + len(text))) == b"\xfb\xff"
 
 
 @pytest.mark.parametrize("text", ["A", "AA==BBBB", "AB*D", "AAAAA", "QUJD\0", "ä", "%%%%", "QUJD=QUJD"])

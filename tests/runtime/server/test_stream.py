@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import threading
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -15,6 +18,9 @@ from http_server import NAME, data_url, question
 from export.demo import CLIPS
 from runtime.errors import VideoError
 from runtime.server import stream
+from runtime.server.admission import Admission
+from runtime.server.options import ServerOptions
+from runtime.server.schema import StreamOptions
 
 
 @pytest.fixture
@@ -125,3 +131,22 @@ def test_usage_comes_with_every_chunk_where_that_is_asked_for(server):
         chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
     assert all(chunk["usage"]["prompt_tokens"] for chunk in chunks)
     assert chunks[-1]["usage"]["completion_tokens"] >= chunks[0]["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize(("error", "logged"), [(VideoError("the clip is torn"), []), (RuntimeError("secret"), ["a stream failed"])])
+def test_what_fails_inside_is_in_the_log_and_what_is_the_client_s_own_is_not(monkeypatch, caplog, error, logged):
+    async def fail(*_):
+        raise error
+
+    async def main() -> list[bytes]:
+        options = ServerOptions()
+        ready = SimpleNamespace(job=SimpleNamespace(stream_options=StreamOptions()))
+        state = SimpleNamespace(options=options, admission=Admission(options))
+        async with stream.Stream(state, ready, 0, 0) as one:
+            return [event async for event in one.events()]
+
+    monkeypatch.setattr(stream, "begin", fail)
+    with caplog.at_level(logging.ERROR, "runtime.server"):
+        comment, event, done = asyncio.run(main())
+    assert (comment, done) == (b": working\n\n", b"data: [DONE]\n\n") and b"secret" not in event
+    assert [(record.getMessage(), record.exc_info[1]) for record in caplog.records] == [(text, error) for text in logged]
