@@ -65,3 +65,16 @@ def test_a_split_that_is_not_the_merged_batch_stays():
     }""")
     after, (report,) = rewrite(model, ["layout"], {"k": normal(2, 3, 5, 4)})
     assert ops(after) == ["Reshape", "Transpose", "Reshape"] and report.rewrites == 0
+
+
+def test_what_changes_nothing_and_what_is_there_twice_count_one_each():
+    model = model_from_text("""
+    g (float[2, 3] x) => (float[2, 3] y) {
+        a = Identity(x)
+        b = Identity(a)
+        c = Relu(b)
+        d = Relu(b)
+        y = Add(c, d)
+    }""")
+    after, (report,) = rewrite(model, ["layout"], {"x": normal(2, 3)})
+    assert ops(after) == ["Relu", "Add"] and report.rewrites == 3

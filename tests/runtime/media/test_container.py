@@ -144,7 +144,8 @@ EXPLODE = {"err_detect": "explode"}
     ("codec", "strict", "threads", "options", "kind"),
     [
         ("libx264", True, True, EXPLODE, "AUTO"),
-        ("libx264", True, False, EXPLODE, "SLICE"),
+        ("libx264", True, False, EXPLODE, "NONE"),
+        ("mpeg4", True, False, EXPLODE, "NONE"),
         ("libx264", False, True, {}, "NONE"),
         ("mpeg4", True, True, EXPLODE, "SLICE"),
         ("mpeg4", False, True, {}, "NONE"),
