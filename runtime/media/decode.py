@@ -3,9 +3,9 @@
 Damage is an error in a picture that is shown. It is never concealed: the decoder flags a frame whose data it could not read, or
 refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds a little more of it, but turns H.264's
 warnings into errors too. So decoding is strict first, and where that fails it may be repeated without: in one thread, because a
-decoder with threads may hand a frame out before it has set the flags. So are the frames that threads still hold at the end. (What is
-left to luck: an H.264 picture inside the clip that lacks a slice, which no decoder calls an error, where B-frames change the order.)
-These are not damage:
+decoder with threads may hand a frame out before it has set the flags. The frames that threads still hold at the end are decoded in
+one thread for the same reason. (What is left to luck: an H.264 picture inside a clip with B-frames that lacks a slice, which is no
+error to the decoder.) These are not damage:
 
 - pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
   and nothing shown later refers to them, so they are left out;
