@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import VideoError
-from runtime.server.clips import ClipStore, EncodedClip
+from runtime.server.clips import _AHEAD, ClipStore, EncodedClip
 
 
 class Encoder:
@@ -146,6 +146,26 @@ def test_an_abandoned_encoding_ends_before_the_encoder_runs(encoder):
         gate.set()
         await store.get(encoder, _media(1))
         assert encoder.encoded == [1] and not store._running
+
+    _run(work)
+
+
+def test_the_file_of_an_abandoned_clip_goes_at_once_however_long_its_turn_takes(encoder):
+    async def work(store):
+        gates = [encoder.gates.setdefault(clip, threading.Event()) for clip in range(_AHEAD)]
+        before = [asyncio.ensure_future(store.get(encoder, _media(clip))) for clip in range(_AHEAD)]
+        waiting = _media(_AHEAD)
+        gone = asyncio.ensure_future(store.get(encoder, waiting))
+        await asyncio.sleep(0.02)
+        assert not waiting.closed
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        await asyncio.sleep(0)  # callbacks of a task that ended run in the loop's next turn
+        assert waiting.closed and not any(task.done() for task in before)
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*before)
+        assert _AHEAD not in encoder.decoded
 
     _run(work)
 

@@ -53,7 +53,7 @@ def test_what_makes_no_sense_is_refused(options, message):
 
 def test_a_directory_of_clips_must_be_one(tmp_path):
     (tmp_path / "file").touch()
-    assert ServerOptions(media_paths=(tmp_path,), queue=0, cache=0, port=65_535)
+    assert ServerOptions(media_paths=(tmp_path,), queue=0, cache=0, port=65_535, limits=DecodeLimits(pixels=1, seconds=1e-3))
     with pytest.raises(UsageError, match=r"^--allow-media-path \S+file is not a directory$"):
         ServerOptions(media_paths=(tmp_path, tmp_path / "file"))
 
