@@ -2,7 +2,7 @@
 
     token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the tokens that the first compression stage is given
 
-One ReduceL2 more in the graph, so that a clip's norms cost no second run and its full tokens never leave the engine. Where the
+A few nodes more in the graph, so that a clip's norms cost no second run and its full tokens never leave the engine. Where the
 backend is not ONNX Runtime, or the tensor can't be found, the engine is the plain one and the page shows no heat map.
 
 T frames, H, W patch rows and columns.

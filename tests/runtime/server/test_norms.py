@@ -1,0 +1,51 @@
+"""The output for the page's heat map, on a graph of two nodes: what it computes, and where there is none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+
+from runtime.engine import EngineOptions
+from runtime.engine.onnx import OnnxEngine
+from runtime.server import norms
+
+GRAPH = """<ir_version: 10, opset_import: ["" : 20]> g (float16[2, 3, 4] pixel_values) => (float16[2, 4] visual_tokens) {
+    projected = Identity(pixel_values)
+    visual_tokens = ReduceSum<keepdims = 0>(projected, axes)
+}"""
+PROJECTOR = {"name": "projector", "tensor": "projected"}
+COMPRESSION = {"name": "compress/nsp", "tensor": "visual_tokens"}
+LAST = {"name": "newline", "tensor": "visual_tokens"}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """bundle(stages): one whose frame-by-frame graph is GRAPH."""
+    model = onnx.parser.parse_model(GRAPH)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axes"))
+    onnx.save(model, tmp_path / "vision.loop.onnx")
+
+    def with_stages(*stages: dict[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(manifest=SimpleNamespace(stages=list(stages)), model=lambda name: tmp_path / f"{name}.onnx")
+
+    return with_stages
+
+
+def test_the_root_mean_square_of_what_compression_is_given_is_computed_beside_the_tokens(bundle):
+    engine = OnnxEngine.load(norms._with_norms(bundle(PROJECTOR, COMPRESSION, LAST)), EngineOptions())
+    x = np.random.default_rng(0).uniform(-300, 300, (2, 3, 4)).astype(np.float16)  # squares that float16 does not hold
+    found = engine.run({"pixel_values": x})
+    assert found.keys() == {"visual_tokens", "token_norms"}
+    np.testing.assert_allclose(found["token_norms"], np.sqrt((x.astype(np.float64) ** 2).mean(-1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [(), (PROJECTOR,), (PROJECTOR, LAST), (COMPRESSION, LAST), ({"name": "projector", "tensor": "renamed"}, COMPRESSION)],
+    ids=["none", "one", "no compression", "compression first", "no such tensor"],
+)
+def test_where_nothing_is_compressed_or_found_there_are_none(bundle, stages):
+    assert norms._with_norms(bundle(*stages)) is None
