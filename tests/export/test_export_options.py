@@ -14,6 +14,7 @@ import pytest
 from refusal import error_line, names_under, refused
 
 from export.__main__ import main, summary
+from export.demo import CHECKPOINT
 from export.pipeline import ExportOptions, export_bundle
 from runtime.errors import ExportError
 
@@ -197,6 +198,7 @@ def test_what_is_wrong_whatever_the_checkpoint_is_said_before_torch_is_imported(
     code = """
 import sys
 from export.__main__ import main, summary
+from export.demo import CHECKPOINT
 codes = [main(args.split()) for args in ("--model gpt", "--frames 0", "--max-context -1", "--frobnicate", "--out /dev/null")]
 assert codes == [2] * 5, codes
 assert not {"torch", "transformers", "onnx"} & sys.modules.keys()
@@ -255,3 +257,12 @@ def test_a_process_of_its_own_says_the_same(cli: Callable[..., subprocess.Comple
     done = cli("export", "--compress", "st-gridpol", "--out", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")
     assert 'did you mean "st-gridpool"?' in error_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), [((), 1), (("--checkpoint", CHECKPOINT), 0)], ids=["the shipped checkpoint", "one that was named"]
+)
+def test_an_export_without_a_checkpoint_says_that_it_is_of_the_small_one(tmp_path, capsys, args, said):
+    assert main(["--out", str(tmp_path / "bundle"), "--max-context", "270", *map(str, args)]) == 2
+    line = "exporting the small checkpoint that ships with this package; for a real one: --checkpoint llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    assert capsys.readouterr().err.splitlines().count(line) == said
