@@ -40,7 +40,7 @@ def test_int8_rows_are_worth_their_own_step_each(tmp_path):
     assert rows[[]].shape == (0, 3)
 
 
-@pytest.mark.parametrize(("ids", "named"), [([4], 4), ([0, 9, 4], 9), ([-1], -1), ([9, -2], -2)])
+@pytest.mark.parametrize(("ids", "named"), [([4], 4), ([0, 9, 4], 9), ([-1], -1), ([3, -1], -1), ([9, -2], -2)])
 def test_a_token_without_a_row_is_named(tmp_path, ids, named):
     with pytest.raises(BundleError, match=rf"embed_tokens\.npy has 4 rows and none for token {named}; export the bundle again"):
         table(tmp_path, ROWS.astype(np.float32))[ids]

@@ -150,6 +150,19 @@ def test_clips_that_take_turns_keep_their_caches(bundle, endless):
     assert [ask(clip) for clip in (1, 2, 0)] == [52] * 3
 
 
+def test_of_two_caches_the_one_that_has_more_in_common_is_taken_over(bundle, endless):
+    first, other = _request(bundle, 0, 100, max_tokens=2), _request(bundle, 1, 100)
+    keys = [*first.keys[:80], *other.keys[80:]]
+    second = Request(keys, np.asarray(Prompt(bundle).embeddings[keys]), max_tokens=2)
+    with endless._changed:  # both wait before either is given a slot, so that they get two
+        asked = [Asked(endless, first), Asked(endless, second)]
+    assert [one.wait().generation.cached for one in asked] == [0, 0]
+    for request in (first, second):
+        more = [*request.keys, *other.keys[:5]]
+        again = Request(more, np.asarray(Prompt(bundle).embeddings[more]), max_tokens=1)
+        assert Asked(endless, again).wait().generation.cached == 100
+
+
 def test_a_cancelled_request_frees_its_slot(bundle, endless):
     asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400)) for n in range(5)]
     while not all(one.pieces for one in asked[:4]):
