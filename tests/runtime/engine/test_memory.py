@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -116,16 +117,44 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 """
 
 
+# Whether a frame of 720p is mapped, and one of 1080p.
+FRAMES = """
+import ctypes
+from runtime.engine.memory import large_blocks_apart
+
+class Info(ctypes.Structure):  # mallinfo2 of glibc's malloc.h; hblks: the blocks that are mapped
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep".split()]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Info
+large_blocks_apart()
+for size in (1280 * 720 * 3, 1920 * 1080 * 3):
+    before = libc.mallinfo2().hblks
+    libc.malloc(ctypes.c_size_t(size))
+    print(libc.mallinfo2().hblks - before)
+"""
+
+
+def printed(code: str, **environment: str) -> list[str]:
+    """The words that `code` prints in a process of its own."""
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[3]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=root, env=os.environ | environment
+    ).stdout.split()
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_large_blocks_leave_no_holes():
     def run(apart: bool, **environment: str) -> list[str]:
-        command = [sys.executable, "-c", GROWING.format(apart=apart)]
-        root = Path(__file__).parents[3]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=os.environ | environment)
-        return done.stdout.split()
+        return printed(GROWING.format(apart=apart), **environment)
 
     (heap,) = run(False)
     said, apart = run(True)
     assert said == "True"
     assert int(heap) - int(apart) > 20 << 20
     assert run(True, MALLOC_MMAP_THRESHOLD_=str(32 << 20))[0] == "False"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="no glibc that counts its blocks")
+def test_frames_that_come_again_stay_in_the_heap():
+    assert printed(FRAMES) == ["0", "1"]
