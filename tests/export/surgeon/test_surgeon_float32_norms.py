@@ -47,6 +47,7 @@ def test_a_sum_of_squares_that_overflows_in_float16_is_right_afterwards():
         assert not ReferenceEvaluator(model).run(None, {"x": x})[0].any(), "the sum is infinite in float16"
     after, (report,) = run_passes(model, ["float32_norms"], graph="vision", precision="fp16")
     assert ops(after) == ["Cast", "Mul", "ReduceSum", "Div", "Add", "Sqrt", "Cast", "Div"]
+    assert [node.name for node in after.graph.node if node.op_type == "Cast"] == ["x/Cast", "compress/nsp/Cast"]
     types = [_type(after, node.output[0]) for node in after.graph.node]
     assert types == [FLOAT] * 6 + [HALF] * 2
     wide = x.astype(np.float64)
