@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.compress import make
+from export.compress.ptg import _Resize
 from plugins.schedule import tile_layout
 
 
@@ -120,3 +121,11 @@ def test_the_graph_is_gathers_matmuls_and_one_full_size_concat(to_onnx):
     assert ops.count("MatMul") == 6
     sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     assert sum(sizes.get(node.output[0]) == [32, 27, 27, 4] for node in model.graph.node) == 1
+
+
+@pytest.mark.parametrize(("frames", "is_view"), [([0, 4, 8], True), ([1, 2, 3], True), ([2], True), ([0, 1, 3], False)])
+def test_frames_at_even_distances_are_read_where_they_lie(frames, is_view):
+    x = torch.arange(9 * 2 * 2 * 3.0).reshape(9, 2, 2, 3)
+    picked = _Resize((1, 1), frames, 2, 2).pick(x)
+    assert torch.equal(picked, x[torch.tensor(frames)])
+    assert (picked.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()) is is_view

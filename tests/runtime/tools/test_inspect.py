@@ -109,6 +109,13 @@ def test_dynamic_axes_take_the_size_that_is_given_also_through_shape_arithmetic(
     assert liveness.peak(liveness.load(path, {})).unknown > 0
 
 
+def test_an_output_that_is_as_long_as_an_input_has_a_size_whatever_makes_it(tmp_path):
+    nodes = [helper.make_node("Unknown", ["x"], ["y"], "own", domain="gridpool")]
+    path = _save(tmp_path, nodes, {"x": ["S"]}, {"y": ["S", 2]}, {})
+    peak = liveness.peak(liveness.load(path, {"x": {0: 64}}))
+    assert (peak.bytes, peak.unknown) == (4 * 64 + 4 * 64 * 2, 0)
+
+
 def test_sizes_that_a_node_takes_apart_keep_all_their_parts(tmp_path):
     """What shape inference finds by itself, from a node of two outputs that are both read: 6 rows of 4."""
     nodes = [
