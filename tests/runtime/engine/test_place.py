@@ -16,7 +16,7 @@ import pytest
 import runtime.engine.build
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
-from runtime.engine import EngineOptions, backend_class, cuda, open_engine
+from runtime.engine import EngineOptions, _order, backend_class, cuda, open_engine
 from runtime.engine import onnx as onnx_engine
 from runtime.engine import trt as facade
 from runtime.engine.build import BuildOptions, build
@@ -290,3 +290,18 @@ class TestBuild:
         installed()
         with pytest.raises(EngineError, match="tensorrt is not installed: pip install it; tensorrt-rtx is not installed"):
             build(bundle, BuildOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "backends"),
+    [
+        (EngineOptions(device="cpu"), ["onnx"]),  # nothing was measured in a test's cache
+        (EngineOptions(device="cuda"), ["tensorrt", "tensorrt-rtx", "onnx"]),
+        (EngineOptions(device="gpu"), ["openvino"]),
+        (EngineOptions(device="npu"), ["openvino"]),
+        (EngineOptions(device="cpu", bf16=True), ["openvino"]),
+    ],
+    ids=str,
+)
+def test_the_backends_that_auto_tries_are_those_of_the_device_fastest_first(bundle, options, backends):
+    assert _order(bundle, VISION, options) == (backends, options)
