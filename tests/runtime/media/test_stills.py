@@ -28,6 +28,15 @@ def test_an_animation_is_a_clip_whose_last_frame_counts(tmp_path, kind):
     np.testing.assert_array_equal(clip.frames, [pattern(6)[index] for index in clip.indices])
 
 
+@pytest.mark.parametrize("kind", ["webp", "png"])
+def test_an_animation_may_be_as_long_as_the_limit_says_and_no_longer(tmp_path, kind):
+    images = [Image.fromarray(image) for image in pattern(6)]
+    images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:], duration=DURATIONS, lossless=True)
+    assert sample_frames_limited(tmp_path / f"a.{kind}", 1, lambda image: image, DecodeLimits(seconds=1.8)).total == 6
+    with pytest.raises(VideoError, match=r"is 2 s long; expected at most 2 s$"):
+        sample_frames_limited(tmp_path / f"a.{kind}", 1, lambda image: image, DecodeLimits(seconds=1.799))
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff", "bmp", "webp", "ppm"])
 def test_a_picture_has_its_pixels(tmp_path, kind):
     image = pattern(1)[0]
