@@ -146,7 +146,15 @@ def test_decode_is_printed_once_for_each_number_of_tokens_and_the_kernels_differ
 
 
 @pytest.mark.parametrize(
-    ("difference", "right"), [(None, True), (0.0, True), (0.0159, True), (0.0161, False), (math.nan, False), (math.inf, False)]
+    ("difference", "right"),
+    [
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param(0.0, True, marks=pytest.mark.slow),
+        (0.0159, True),
+        (0.0161, False),
+        (math.nan, False),
+        pytest.param(math.inf, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_kernel_that_is_too_far_from_the_compiled_module_fails_the_run(monkeypatch, capsys, difference, right):
     import gpu_speed

@@ -35,6 +35,7 @@ def test_float_stays_what_it_was(bundle, louder):
     np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_all_layers_stay_in_int8(bundle, louder, tmp_path, monkeypatch):
     clips, grid = Clips(bundle.manifest.preprocessing), bundle.manifest.grid
     _, report = quantize_vision(louder, tmp_path, [], grid, clips, None)

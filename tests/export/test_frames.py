@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from polygraphy.json import load_json
 from refusal import refused
 
 import runtime.__main__
@@ -139,6 +140,10 @@ class TestBundle:
             assert given.name == "frames" and given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
             assert [d.dim_value for d in given.type.tensor_type.shape.dim] == [frames_, 378, 378, 3]
         assert "input        uint8 frames of 378×378" in text(inspect(frames_bundle))
+
+    def test_the_recorded_input_has_the_graphs_name_for_polygraphy(self, frames_bundle):
+        (feed,) = load_json(str(frames_bundle.path / "reference" / "inputs.json"))
+        assert [(name, value.dtype, value.shape) for name, value in feed.items()] == [("frames", np.uint8, (16, 378, 378, 3))]
 
     def test_parity_holds_the_input_to_less_than_a_grey_level(self, frames_bundle):
         report = parity(frames_bundle, ["onnx"])
