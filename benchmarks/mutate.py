@@ -3,7 +3,8 @@
     python benchmarks/mutate.py --seed 1 --sample 150                       any 150 changes of export/ (but its demo), runtime/ and plugins/
     python benchmarks/mutate.py --seed 1 --sample 20 'export/quantize/*'    of the files that match
     python benchmarks/mutate.py … --record        first run every test file once under coverage.py; makes survivors much cheaper
-    python benchmarks/mutate.py … --budget 180    seconds for the tests of one change; some survivors reach a thousand tests
+    python benchmarks/mutate.py … --budget 180    seconds for the tests of one change; some survivors reach a thousand tests (tell hangs
+                                                  with a --limit below it)
     python benchmarks/mutate.py … --again         judge those again that were not noticed, after tests were added
     python benchmarks/mutate.py … --write         put the table into RESULTS.md
 
