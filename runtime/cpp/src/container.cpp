@@ -69,6 +69,9 @@ AVStream* best_stream(AVFormatContext& format) {
   throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
 }
 
+/// Of a video's frame, twice 8K: what damaged headers say is not made.
+constexpr int64_t kMaxPixels = int64_t{1} << 26;
+
 /// Whether every error is in the picture that has it: in codecs without prediction.
 bool is_intra_only(AVCodecID codec) {
   const AVCodecDescriptor* descriptor = avcodec_descriptor_get(codec);
@@ -103,6 +106,13 @@ void open_decoder(Container& container, const std::string& name, bool strict, bo
   AVCodecContext& codec = *container.codec;
   av_checked(avcodec_parameters_to_context(&codec, &parameters));
   codec.pkt_timebase = container.stream->time_base;
+  if (!container.picture) {
+    codec.max_pixels = kMaxPixels;
+    if (static_cast<int64_t>(parameters.width) * parameters.height > kMaxPixels) {
+      throw VideoError(format("%s has frames of %dx%d; expected at most %lld pixels a frame", name.c_str(), parameters.width,
+                              parameters.height, static_cast<long long>(kMaxPixels)));
+    }
+  }
   strict = strict || is_intra_only(parameters.codec_id);
   codec.thread_count = strict && threads ? 0 : 1;  // 0: as many as there are processors
   codec.thread_type = FF_THREAD_SLICE | (may_thread_frames(parameters.codec_id) ? FF_THREAD_FRAME : 0);

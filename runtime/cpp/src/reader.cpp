@@ -149,7 +149,10 @@ FramePtr Reader::next() {
       return frame;
     }
   } catch (const AvFailure& failure) {
-    throw DamageError(path_, last_time_, av_reason(failure.number));
+    const bool may_be_large = failure.number == AVERROR(EINVAL) && !container_.picture;
+    const std::string or_large = may_be_large ? format(", or frames of more than %lld pixels",
+                                                       static_cast<long long>(container_.codec->max_pixels)) : "";
+    throw DamageError(path_, last_time_, av_reason(failure.number) + or_large);
   }
 }
 

@@ -238,6 +238,19 @@ def test_damage_in_whatever_codec_does_not_end_the_process(cpp: Path, tmp_path: 
     assert all("is damaged" in clip["error"] if "error" in clip else clip["total"] for clip in clips)
 
 
+def test_a_video_with_frames_larger_than_any_is_refused_before_one_is_made(cpp: Path, tmp_path: Path):
+    """VP8's keyframes say their size in 14 bits behind a mark, AVI's stream headers in 32."""
+    for path, codec, mark, size, said in (
+        (tmp_path / "a.mkv", "libvpx", b"\x9d\x01\x2a", "<HH", "is damaged at its first frame (Invalid argument, or frames of more than 67108864 pixels); expected"),
+        (tmp_path / "a.avi", "rawvideo", b"strf\x28\0\0\0\x28\0\0\0", "<II", "has frames of 16000x16000; expected at most 67108864 pixels a frame"),
+    ):  # fmt: skip
+        content = bytearray(write_video(path, pattern(2, 64, 64), codec).read_bytes())
+        struct.pack_into(size, content, content.index(mark) + len(mark), 16_000, 16_000)
+        path.write_bytes(content)
+        (answer,) = probe(cpp, "frames", [[str(path), 1, False]])
+        assert answer["error"].startswith(f"{path} {said}")
+
+
 def test_what_a_demuxer_cant_read_is_called_damage_in_pythons_words(cpp: Path, tmp_path: Path):
     content = write_video(tmp_path / "clip.ts", pattern(6, 64, 64), "mpeg2video").read_bytes()
     paths = [tmp_path / name for name in ("first.ts", "later.ts")]
