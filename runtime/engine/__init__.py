@@ -43,6 +43,14 @@ class TensorSpec:
             raise EngineError(f"{self.name} has shape {list(self.shape)}, expected numbers alone; export the bundle again")
         return numbers
 
+    def zeros(self, batch: int = 1) -> np.ndarray:
+        """Zeros of that shape. EngineError where there is no memory for it."""
+        sizes = self.sizes(batch)
+        try:
+            return np.zeros(sizes, self.dtype)
+        except (MemoryError, ValueError):  # the latter for more than can be addressed
+            raise EngineError(f"{self.name} has shape {sizes}, more than memory holds; export the bundle again") from None
+
 
 @dataclass(frozen=True)
 class EngineOptions:

@@ -127,7 +127,7 @@ class OnnxEngine:
         import onnxruntime
 
         def zeros(spec: TensorSpec) -> Any:
-            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(spec.sizes(batch), spec.dtype), self.device)
+            return onnxruntime.OrtValue.ortvalue_from_numpy(spec.zeros(batch), self.device)
 
         values = {spec.name: zeros(spec) for spec in self.inputs if spec.name in pairs}
         return OnnxState(dict(pairs), values)

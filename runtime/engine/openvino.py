@@ -131,7 +131,7 @@ class OpenVINOEngine:
 
     def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OpenVINOState:
         """batch: entries of a first axis that the graph leaves open."""
-        buffers = {spec.name: np.zeros(spec.sizes(batch), spec.dtype) for spec in self.inputs if spec.name in pairs}
+        buffers = {spec.name: spec.zeros(batch) for spec in self.inputs if spec.name in pairs}
         state = OpenVINOState(dict(pairs), self._compiled.create_infer_request(), buffers)
         self._bind(state, slice(None))
         return state
