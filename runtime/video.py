@@ -227,7 +227,7 @@ def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
     """The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends."""
     times: list[int] = []
     known, shift, duration = True, 0, None
-    with reading(path, strict, threads=False) as reader:
+    with reading(path, strict, threads=False) as reader:  # it is read to its end, which threads would have to decode again
         rate = reader.stream.average_rate
         for frame in reader.checked(reader.frames()):
             if frame.pts is None:

@@ -21,20 +21,7 @@ from benchmarks.campaign.child import POLL, Child, memory_of, reset_peak
 from benchmarks.campaign.verdicts import Ended, Fault, judge, judge_log
 
 MAX_BODY = 8 << 20  # bytes of a request that the server takes; it reads on for four times as much before it hangs up
-OPTIONS = (
-    "--port",
-    "0",
-    "--threads",
-    "1",
-    "--backend",
-    "onnx",
-    "--deadline",
-    "60",
-    "--max-body-mib",
-    str(MAX_BODY >> 20),
-    "--max-media-mib",
-    "4",
-)
+OPTIONS = f"--port 0 --threads 1 --backend onnx --deadline 60 --max-body-mib {MAX_BODY >> 20} --max-media-mib 4".split()
 MODEL = "demo"
 START, ANSWER = 120.0, 90.0  # seconds that a start and an answer may take
 MEMORY = 1 << 30  # bytes that a server may grow by

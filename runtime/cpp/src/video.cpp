@@ -128,7 +128,7 @@ bool take_by_time(const fs::path& path, const Timeline& timeline, int64_t frames
 
 /// The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends.
 Timeline decoded_timeline(const fs::path& path, bool strict) {
-  Reader reader(path, strict, false);
+  Reader reader(path, strict, false);  // it is read to its end, which threads would have to decode again
   const Container& container = reader.container();
   std::vector<int64_t> times;
   int64_t duration = 0;
