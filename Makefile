@@ -1,5 +1,5 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
-# make test   the tests that fit a quarter of an hour;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
+# make test   the tests that fit a quarter of an hour, in WORKERS processes;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
 # make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
 PYTHON ?= python3
@@ -8,6 +8,7 @@ PY     := $(VENV)/bin/python
 BUNDLE := bundles/llava-ov
 CLIP   := export/demo/clips/shapes.mp4
 QUESTION := which shape appears last ?
+WORKERS := 2
 
 .PHONY: demo test test-slow test-gpu lint bench cpp cpp-packages clean
 
@@ -18,7 +19,7 @@ demo: $(VENV)/.installed
 	$(PY) -m runtime run $(BUNDLE) $(CLIP) "$(QUESTION)"
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m "slow and not gpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -34,17 +35,22 @@ def missing() -> str | None:
 
 
 def build(directory: Path, *options: str, targets: Iterable[str] = ()) -> Path:
-    """Configure and build into `directory`; skip where something is missing, fail where something does not compile."""
+    """Configure and build into `directory`, one test process at a time; skip where something is missing, fail where it does not compile."""
     lacking = missing()
     if lacking:
         pytest.skip(f"the C++ runtime can't be built here: {lacking}; run runtime/cpp/install-packages.sh")
-    configured = subprocess.run(["cmake", "-S", SOURCES, "-B", directory, "-G", "Ninja", *options], capture_output=True, text=True)
-    if "could not be fetched" in configured.stderr:
-        pytest.skip("ONNX Runtime's headers are not installed and apt could not bring them")
-    assert configured.returncode == 0, configured.stderr
+    configure = ["cmake", "-S", SOURCES, "-B", directory, "-G", "Ninja", *options]
     wanted = [word for target in targets for word in ("--target", target)]
-    built = subprocess.run(["cmake", "--build", directory, "-j", str(os.cpu_count()), *wanted], capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-8000:]
+    compile_it = ["cmake", "--build", directory, "-j", str(os.cpu_count()), *wanted]
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configured = subprocess.run(configure, capture_output=True, text=True)
+        if "could not be fetched" in configured.stderr:
+            pytest.skip("ONNX Runtime's headers are not installed and apt could not bring them")
+        assert configured.returncode == 0, configured.stderr
+        built = subprocess.run(compile_it, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout[-8000:]
     return directory
 
 
