@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from export.compress import make
+from export.compress.topk import _cells
 
 
 def reference(x: np.ndarray, keep: float, cell: int, sigma: float) -> tuple[np.ndarray, list[int]]:
@@ -83,3 +84,19 @@ def test_equal_norms_keep_the_lower_index():
 
 def test_zero_tokens_stay_finite():
     assert make("topk", 2, 6, 6)(torch.zeros(2, 6, 6, 3)).isfinite().all()
+
+
+def test_a_dropped_token_just_at_sigma_counts_and_the_first_of_equals_is_kept():
+    x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [1, 1]]).reshape(1, 2, 2, 2)  # equal norms: every score is 0
+    assert make("topk:keep=0.25,cell=2,sigma=0", 1, 2, 2)(x).tolist() == [[0.5, 0.5]]
+
+
+def test_a_dropped_token_below_sigma_weighs_nothing():
+    x = torch.tensor([3.0, 1, 1, 1]).reshape(1, 2, 2, 1)  # scores 1.73, -0.58, -0.58, -0.58
+    assert make("topk:keep=0.25,cell=2,sigma=0.5", 1, 2, 2)(x).tolist() == [[3]]
+    torch.testing.assert_close(make("topk:keep=0.25,cell=2,sigma=0.6", 1, 2, 2)(x), torch.tensor([[12 / 6]]))
+
+
+def test_cells_at_the_far_edges_are_smaller():
+    numbers, count = _cells(3, 5, 2)
+    assert numbers.tolist() == [0, 0, 1, 1, 2, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5] and count == 6
