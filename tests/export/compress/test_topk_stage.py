@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -91,10 +92,15 @@ def test_a_dropped_token_just_at_sigma_counts_and_the_first_of_equals_is_kept():
     assert make("topk:keep=0.25,cell=2,sigma=0", 1, 2, 2)(x).tolist() == [[0.5, 0.5]]
 
 
-def test_a_dropped_token_below_sigma_weighs_nothing():
-    x = torch.tensor([3.0, 1, 1, 1]).reshape(1, 2, 2, 1)  # scores 1.73, -0.58, -0.58, -0.58
-    assert make("topk:keep=0.25,cell=2,sigma=0.5", 1, 2, 2)(x).tolist() == [[3]]
-    torch.testing.assert_close(make("topk:keep=0.25,cell=2,sigma=0.6", 1, 2, 2)(x), torch.tensor([[12 / 6]]))
+@pytest.mark.parametrize(("sigma", "token"), [(0.5, 20 / 6), (0.9, 22 / 8)])
+def test_a_token_becomes_the_norm_weighted_mean_of_itself_and_what_is_dropped_above_sigma(sigma, token):
+    x = torch.tensor([2.0, 4, 1, 1]).reshape(1, 2, 2, 1)  # scores 0, 1.63, -0.82, -0.82; (4*4 + 2*2) / 6, (4*4 + 2*2 + 1 + 1) / 8
+    assert make(f"topk:keep=0.25,cell=2,sigma={sigma}", 1, 2, 2)(x).item() == pytest.approx(token)
+
+
+def test_the_larger_norm_is_kept_however_little_they_differ():
+    x = torch.tensor([1e-7, 3e-7, 1e-7, 1e-7]).reshape(1, 2, 2, 1)
+    assert make("topk:keep=0.25,cell=2,sigma=0", 1, 2, 2)(x).item() == pytest.approx(3e-7)
 
 
 def test_cells_at_the_far_edges_are_smaller():
