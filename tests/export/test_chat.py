@@ -89,7 +89,6 @@ class TestPreprocessing:
             with pytest.raises(CheckpointError, match=f"num_frames is {frames}; expected a positive number"):
                 read_preprocessing(source)
 
-
     @pytest.mark.parametrize("resample", [True, [3], 3.0, 6, None])
     def test_a_filter_is_a_number_of_pillows_or_a_name(self, resample: Any) -> None:
         with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing \(.*copy the"):
@@ -146,7 +145,9 @@ class TestChat:
 
     @pytest.mark.parametrize("tokenizer", [{}, {"added_tokens": None}, {"added_tokens": [{"id": 5, "content": "<video>"}]}])
     def test_the_video_token_is_an_added_one(self, tokenizer: dict[str, Any]) -> None:
-        with pytest.raises(CheckpointError, match=r"video token id 4 is no special token of tokenizer\.json; .* such as a/published"):
+        with pytest.raises(
+            CheckpointError, match=r"video token id 4 is no special token of tokenizer\.json; .* such as a/published"
+        ):
             self.read(tokenizer=tokenizer)
 
     def test_a_checkpoint_without_a_tokenizer_is_refused(self) -> None:
@@ -168,7 +169,9 @@ class TestChat:
         with pytest.raises(CheckpointError, match=r"^C/generation_config\.json: repetition_penalty is"):
             self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
 
-    @pytest.mark.parametrize("generation", [{"eos_token_id": 2, "repetition_penalty": 1}, {"eos_token_id": 2, "repetition_penalty": None}])
+    @pytest.mark.parametrize(
+        "generation", [{"eos_token_id": 2, "repetition_penalty": 1}, {"eos_token_id": 2, "repetition_penalty": None}]
+    )
     def test_a_penalty_of_1_is_none(self, generation: dict[str, Any]) -> None:
         chat = self.read(generation_config=generation)
         assert chat.repetition_penalty == 1 and "repetition_penalty" not in chat.as_prompt()

@@ -52,6 +52,12 @@ def test_nothing_is_downloaded_of_a_local_checkpoint(hub, tmp_path):
     assert hub == []
 
 
+def test_a_file_is_no_checkpoint(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"model\.gguf is a file; expected a Hugging Face checkpoint directory or a hub id"):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("source", ["nothing", "a/b/c", "/a/b", "-a/b", "a/b c", "a/"])
 def test_what_is_no_directory_and_no_hub_id_is_refused(hub, tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
@@ -84,6 +90,21 @@ class TestFiles:
         (tmp_path / "config.json").write_text('{"é": [1, null]}', encoding="utf-8")
         assert Checkpoint(tmp_path, "x").json("config.json") == {"é": [1, None]}
         assert Checkpoint(tmp_path, "x").json("other.json") is None
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself; run git lfs pull"),
+            ("{", "is not valid JSON: "),
+            ("[" * 100_000, "is not valid JSON: "),
+        ],
+        ids=["pointer", "cut off", "deep"],
+    )
+    def test_what_is_no_json_is_refused(self, tmp_path, content, said):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(CheckpointError) as raised:
+            Checkpoint(tmp_path, "x").json("a.json")
+        assert str(raised.value).startswith(f"{tmp_path / 'a.json'} {said}")
 
     @pytest.mark.parametrize(("content", "said"), [("[1]", "holds a list"), ("3", "holds a int"), ('""', "holds a str")])
     def test_other_values_are_refused_by_their_kind(self, tmp_path, content, said):

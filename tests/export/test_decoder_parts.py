@@ -17,6 +17,11 @@ HEADS, KV_HEADS, WIDTH, HIDDEN, CAPACITY = 4, 2, 6, 10, 8
 FREQUENCIES = np.array([1.0, 0.3, 0.01])
 
 
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
 def angles(_: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(cos, sin), as the rotary embeddings of transformers give them."""
     half = positions[..., None] * torch.from_numpy(FREQUENCIES).float()
@@ -28,19 +33,25 @@ def plain(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
-def layer() -> SimpleNamespace:
-    torch.manual_seed(0)
+def layer(seed: int = 0) -> SimpleNamespace:
+    torch.manual_seed(seed)
     norm = SimpleNamespace(weight=torch.ones(HIDDEN), variance_epsilon=1e-6)
     attention = SimpleNamespace(
         q_proj=nn.Linear(HIDDEN, HEADS * WIDTH), k_proj=nn.Linear(HIDDEN, KV_HEADS * WIDTH),
         v_proj=nn.Linear(HIDDEN, KV_HEADS * WIDTH), o_proj=nn.Linear(HEADS * WIDTH, HIDDEN), scaling=0.7,
     )  # fmt: skip
-    return SimpleNamespace(input_layernorm=norm, self_attn=attention, post_attention_layernorm=norm, mlp=nn.Identity())
+    return SimpleNamespace(input_layernorm=norm, self_attn=attention, post_attention_layernorm=norm, mlp=Doubled())
 
 
 def decoder(layers: int = 2, attention: str = "portable", **config) -> Decoder:
-    values = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "hidden_size": HIDDEN, "head_dim": WIDTH, "vocab_size": 9}
-    parts = [layer() for _ in range(layers)]
+    values = {
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "hidden_size": HIDDEN,
+        "head_dim": WIDTH,
+        "vocab_size": 9,
+    }
+    parts = [layer(seed) for seed in range(layers)]
     model = SimpleNamespace(rotary_emb=angles, layers=parts, norm=layer().input_layernorm)
     llm = SimpleNamespace(config=SimpleNamespace(**(values | config)), model=model, lm_head=nn.Linear(HIDDEN, 9))
     return Decoder(llm, CAPACITY, attention)
@@ -55,6 +66,10 @@ def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarr
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         out[head] = weights / weights.sum(-1, keepdims=True) @ value[shared]
     return out
+
+
+def normed(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
 
 def rotated(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -139,6 +154,48 @@ def test_attention_reads_the_cache_that_it_has_just_written(kept):
     np.testing.assert_allclose(mixed[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_prompt_in_two_pieces_goes_through_every_layer_with_its_own_cache():
+    x, ignored = plain(5, HIDDEN), 1  # the prompt's position 1 is masked
+    made, seen = decoder(3), np.tril(np.ones((5, 5), bool))
+    seen[:, ignored] = False
+    expected = x.astype(np.float64)
+    keys = []
+    with torch.no_grad():
+        for part in made.layers:
+            source, positions = part.self_attn, np.arange(5)
+
+            def heads(linear: nn.Linear, count: int, given: np.ndarray = normed(expected)) -> np.ndarray:
+                return linear(torch.from_numpy(given).float()).numpy().reshape(5, count, WIDTH).transpose(1, 0, 2)
+
+            query, key = (rotated(heads(*pair), positions) for pair in ((source.q_proj, HEADS), (source.k_proj, KV_HEADS)))
+            keys.append(key)
+            mixed = attend(query, key, heads(source.v_proj, KV_HEADS), seen, 0.7).transpose(1, 0, 2).reshape(5, -1)
+            expected = expected + source.o_proj(torch.from_numpy(mixed).float()).numpy()
+            expected = expected + 2 * normed(expected)
+        logits = made.lm_head(torch.from_numpy(normed(expected)).float()).numpy()
+
+        cache, mask = made.empty_cache(), torch.tensor([[1, 0, 1, 1, 1]])
+        for start, end in ((0, 3), (3, 5)):
+            given = torch.from_numpy(x[None, start:end])
+            got, *cache = made(given, torch.arange(start, end)[None], cache, mask[:, :end])
+            assert got.shape == (1, 1, 9)
+            np.testing.assert_allclose(got[0, 0].numpy(), logits[end - 1], rtol=1e-3, atol=1e-4)
+    for layer_keys, written in zip(keys, cache[::2], strict=True):
+        np.testing.assert_allclose(written[0, :, :5].numpy(), layer_keys, atol=1e-4)
+        assert not written[0, :, 5:].any()
+
+
+@pytest.mark.parametrize("attention", ["portable", "standard"])
+def test_the_standard_spelling_alone_calls_the_standard_operators(monkeypatch, attention):
+    called = []
+    monkeypatch.setattr(torch.onnx.ops, "rotary_embedding", lambda x, *tables: called.append("rotary_embedding") or x)
+    monkeypatch.setattr(functional, "rms_norm", lambda x, *rest: called.append("rms_norm") or x)
+    made = decoder(1, attention)
+    made.norm(torch.ones(1, 1, HIDDEN))
+    made.rotary(torch.tensor([[0]]))(torch.ones(1, 1, 1, WIDTH))
+    assert called == (["rms_norm", "rotary_embedding"] if attention == "standard" else [])
+
+
 def test_the_standard_cache_is_written_by_tensor_scatter_from_the_first_position(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.onnx.ops, "symbolic", lambda *args, **named: calls.append((args, named)) or "cache")
@@ -162,7 +219,9 @@ def test_the_standard_cache_is_written_by_tensor_scatter_from_the_first_position
 def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mix):
     called = []
     for name in ("_mix_portable", "_mix_standard"):
-        monkeypatch.setattr(_Attention, name, lambda self, query, *_, name=name: called.append((name, query.dtype)) or query.to(dtype))
+        monkeypatch.setattr(
+            _Attention, name, lambda self, query, *_, name=name: called.append((name, query.dtype)) or query.to(dtype)
+        )
     monkeypatch.setattr(_Attention, "_write", lambda self, past, new, ids: past)
     module = _Attention(layer().self_attn, decoder(1), attention).to(dtype)
     for part in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
@@ -191,7 +250,9 @@ def test_the_width_of_a_head_is_the_configs_or_its_share_of_hidden():
     assert (without.max_context, without.hidden_size, without.vocab_size) == (CAPACITY, 13, 9)
 
 
-@pytest.mark.parametrize(("config", "refused"), [({}, False), ({"use_sliding_window": False}, False), ({"use_sliding_window": True}, True)])
+@pytest.mark.parametrize(
+    ("config", "refused"), [({}, False), ({"use_sliding_window": False}, False), ({"use_sliding_window": True}, True)]
+)
 def test_only_a_config_that_says_so_slides(config, refused):
     if refused:
         with pytest.raises(ExportError, match="the LLM uses sliding-window attention"):

@@ -89,7 +89,9 @@ def test_every_frequency_and_the_scale_of_a_rotation_are_finite(monkeypatch, fre
         llava_ov._refuse_rotation(C, text(rope_parameters={}))
 
 
-@pytest.mark.parametrize(("value", "refused"), [(0, False), (1e-6, False), (1e300, False), (-1e-9, True), (math.inf, True), (math.nan, True)])
+@pytest.mark.parametrize(
+    ("value", "refused"), [(0, False), (1e-6, False), (1e300, False), (-1e-9, True), (math.inf, True), (math.nan, True)]
+)
 def test_an_epsilon_is_finite_and_not_negative(value, refused):
     if refused:
         with pytest.raises(CheckpointError, match=f"rms_norm_eps is {value}; expected a small number from 0 on"):
@@ -129,7 +131,12 @@ def test_only_a_tied_head_may_be_absent():
 
 def test_the_defaults_of_the_family():
     assert family("llava-ov") is llava_ov and list(FAMILIES) == ["llava-ov"]
-    assert (llava_ov.NAME, llava_ov.MODEL_TYPE, llava_ov.FRAMES, llava_ov.COMPRESS) == ("llava-ov", "llava_onevision", 32, "st-gridpool")
+    assert (llava_ov.NAME, llava_ov.MODEL_TYPE, llava_ov.FRAMES, llava_ov.COMPRESS) == (
+        "llava-ov",
+        "llava_onevision",
+        32,
+        "st-gridpool",
+    )
     with pytest.raises(ExportError, match='no model family "llava_ov"; did you mean "llava-ov"'):
         family("llava_ov")
 
@@ -172,7 +179,7 @@ def test_what_the_library_raises_about_a_config_is_said_in_one_line_and_our_own_
     with pytest.raises(CheckpointError) as raised, reading_config(C):
         raise ValueError("two\n lines")
     assert str(raised.value).startswith("C/config.json describes no model that transformers can make (ValueError: two lines); copy")
-    with pytest.raises(ExportError, match="^ours$"), reading_config(C):
+    with pytest.raises(ExportError, match=r"^ours$"), reading_config(C):
         raise ExportError("ours")
     with reading_config(C):
         pass

@@ -74,7 +74,9 @@ def test_half_precision_sums_in_float32():
 
 
 @pytest.mark.parametrize(("compiling", "device", "pooled"), [(False, "cpu", [1, 1, 1]), (True, "cpu", [3]), (False, "meta", [3])])
-def test_a_clip_is_pooled_frame_by_frame_where_a_cache_gains_by_it_and_as_a_whole_in_a_graph(monkeypatch, compiling, device, pooled):
+def test_a_clip_is_pooled_frame_by_frame_where_a_cache_gains_by_it_and_as_a_whole_in_a_graph(
+    monkeypatch, compiling, device, pooled
+):
     calls, pool_ = [], NSP._pool
     monkeypatch.setattr(NSP, "_pool", lambda self, x: calls.append(len(x)) or pool_(self, x))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)

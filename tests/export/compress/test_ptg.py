@@ -144,7 +144,9 @@ def test_where_every_frame_is_a_summary_nothing_of_the_clip_is_joined(monkeypatc
     assert lengths == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("frames", "is_view"), [([0, 4, 8], True), ([1, 2, 3], True), ([2], True), ([3, 7], True), ([0, 1, 3], False)])
+@pytest.mark.parametrize(
+    ("frames", "is_view"), [([0, 4, 8], True), ([1, 2, 3], True), ([2], True), ([3, 7], True), ([0, 1, 3], False)]
+)
 def test_frames_at_even_distances_are_read_where_they_lie(frames, is_view):
     x = torch.arange(9 * 2 * 2 * 3.0).reshape(9, 2, 2, 3)
     picked = _Resize((1, 1), frames, 2, 2).pick(x)

@@ -115,7 +115,9 @@ def test_a_constant_clip_keeps_the_first_tokens_of_every_frame(value):
 
 
 def test_similarity_is_a_sum_of_five_gaussians_of_the_distance_to_a_mean_of_unit_tokens():
-    tokens = torch.tensor([[[3.0, 0], [0, 5]]])  # unit tokens (1, 0) and (0, 1), their mean (1/2, 1/2), both at a squared distance of 1/2
+    tokens = torch.tensor(
+        [[[3.0, 0], [0, 5]]]
+    )  # unit tokens (1, 0) and (0, 1), their mean (1/2, 1/2), both at a squared distance of 1/2
     to_video, to_frame = make("vidcom2:keep=0.5", 1, 1, 2).vidcom2._similarities(tokens)
     expected = math.exp(-2) + math.exp(-1) + math.exp(-1 / 2) + math.exp(-1 / 4) + math.exp(-1 / 8)
     for similarities in (to_video, to_frame):
