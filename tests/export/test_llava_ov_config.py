@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from export.checkpoint import Checkpoint, open_checkpoint
 from export.families import FAMILIES, _original, check_model_type, family, llava_ov, reading_config
 from runtime.errors import CheckpointError, ExportError
 
@@ -216,3 +217,59 @@ def test_a_head_is_tied_where_either_config_says_so(monkeypatch, config, tied):
     made = llava_ov._config(C)
     assert (made.tie_word_embeddings, made.text_config.tie_word_embeddings) == (tied, tied)
     assert (made.vision_config._attn_implementation, made.text_config._attn_implementation) == ("sdpa", "sdpa")
+
+
+def shipped(monkeypatch: pytest.MonkeyPatch, part: str | None = None, **values: Any) -> Checkpoint:
+    """The shipped checkpoint with other values in its config."""
+    source = open_checkpoint(None)
+    raw = source.config()
+    (raw[part] if part else raw).update(values)
+    monkeypatch.setattr(llava_ov, "check_model_type", lambda checkpoint, expected: raw)
+    return source
+
+
+def test_the_halves_of_the_shipped_checkpoint_are_described(monkeypatch):
+    vision = llava_ov.describe_vision(shipped(monkeypatch, "vision_config", num_attention_heads=1, layer_norm_eps=0.0))
+    assert (vision.grid, vision.frames, vision.hidden_size, vision.closing_tokens) == ((9, 9), 16, 128, 1)
+    assert all(type(side) is int for side in vision.grid) and vision.preprocessing["size"] == [126, 126]
+    llm = llava_ov.describe_llm(shipped(monkeypatch, "text_config", num_key_value_heads=1, rms_norm_eps=0.0))
+    assert (llm.max_positions, llm.vocabulary, llm.chat.video_token_id) == (4096, 66, 4)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        (None, {"vision_feature_select_strategy": "default"}, 'vision_feature_select_strategy is "default"'),
+        (None, {"vision_feature_layer": 4}, "vision_feature_layer is [4], the encoder has 3 layers"),
+        ("vision_config", {"num_channels": 4}, "the encoder takes 4 channels; expected 3"),
+        ("vision_config", {"num_channels": 1}, "the encoder takes 1 channels; expected 3"),
+        ("vision_config", {"num_attention_heads": 0}, "the encoder has 0 attention heads; expected at least 1"),
+        ("vision_config", {"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; expected"),
+        ("vision_config", {"image_size": 140}, "frames are resized to [126, 126], the encoder takes [140, 140]"),
+        (None, {"projector_hidden_act": "swosh"}, "describes no model that transformers can make"),
+    ],
+)
+def test_an_encoder_that_can_not_be_exported_is_refused(monkeypatch, part, values, said):
+    with pytest.raises(CheckpointError) as raised:
+        llava_ov.describe_vision(shipped(monkeypatch, part, **values))
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8, "num_hidden_layers": 3},
+            "layers are of type sliding_attention",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "give rotations that are not finite"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps is inf; expected"),
+        ({"hidden_act": "swosh"}, "describes no model that transformers can make"),
+        ({"num_key_value_heads": 3}, "4 attention heads can't share 3 KV heads evenly"),
+        ({"vocab_size": 2}, "none of them a token of the LLM (its vocab_size is 2)"),
+    ],
+)
+def test_an_llm_that_can_not_be_exported_is_refused(monkeypatch, values, said):
+    with pytest.raises(CheckpointError) as raised:
+        llava_ov.describe_llm(shipped(monkeypatch, "text_config", **values))
+    assert said in str(raised.value)

@@ -75,6 +75,24 @@ def test_what_lies_outside_is_refused_with_the_range(spec, expected):
     assert str(raised.value) == f'stage "{stage}": {item} is out of range; expected {expected}'
 
 
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ("nsp:window=2/3", "a whole number"),
+        ("ptg:sizes=4/", "a whole number"),
+        ("ptg:sizes=4.5/4", "a whole number"),
+        ("topk:keep=0.5/1", "a number"),
+        ("topk:keep=half", "a number"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_option(item, expected):
+    stage, _, given = item.partition(":")
+    wrong = {"ptg:sizes=4/": "sizes=", "ptg:sizes=4.5/4": "sizes=4.5"}.get(item, given)
+    with pytest.raises(SpecError) as raised:
+        expand(item)
+    assert str(raised.value) == f'stage "{stage}": {wrong} is not {expected}'
+
+
 @dataclass(frozen=True)
 class Fraction:
     shares: tuple[float, ...] = option((0.5,), "one share")
