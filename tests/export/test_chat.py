@@ -89,6 +89,31 @@ class TestPreprocessing:
             with pytest.raises(CheckpointError, match=f"num_frames is {frames}; expected a positive number"):
                 read_preprocessing(source)
 
+    @pytest.mark.parametrize("resample", [True, [3], 3.0, 6, None])
+    def test_a_filter_is_a_number_of_pillows_or_a_name(self, resample: Any) -> None:
+        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing \(.*copy the"):
+            read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample=resample)}))
+        named = read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample="box")}))[0]
+        assert named["resample"] == "box"
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            ({"size": 9}, "preprocessor size is 9; expected"),
+            ({"size": {"height": 9}}, r"preprocessor size is \{'height': 9\}"),
+            ({"size": {"width": 9}}, r"preprocessor size is \{'width': 9\}"),
+            ({"do_center_crop": True, "crop_size": {"height": 9, "width": 9}}, "do_center_crop with crop_size"),
+            ({"image_std": None}, "describes no usable preprocessing"),
+        ],
+    )
+    def test_what_the_runtime_can_not_do_is_refused(self, values: dict[str, Any], said: str) -> None:
+        with pytest.raises(CheckpointError, match=f"C/preprocessor_config.json.*{said}"):
+            read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, **values)}))
+
+    def test_a_size_may_say_more_than_height_and_width(self) -> None:
+        size = SIZE | {"longest_edge": None}
+        assert read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, size=size)}))[0]["size"] == [30, 40]
+
 
 class TestChat:
     FILES = {"tokenizer.json": TOKENS, "generation_config.json": {"eos_token_id": 2}, "chat_template.json": {"chat_template": "T"}}  # noqa: RUF012
@@ -111,6 +136,59 @@ class TestChat:
     def test_a_penalty_that_logits_do_not_bear_is_refused(self, penalty: float) -> None:
         with pytest.raises(CheckpointError, match=r"expected a number from 0\.001 to 1000, 1 for none"):
             self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
+
+    @pytest.mark.parametrize("added", [3, {"id": 4}, ["x"], [{}], [{"id": 4}], [{"id": "4", "content": "<video>"}], [{"id": True, "content": "a"}],
+                                       [{"id": 4, "content": 5}], [*TOKENS["added_tokens"], None]])  # fmt: skip
+    def test_added_tokens_are_objects_with_a_number_and_a_text(self, added: Any) -> None:
+        with pytest.raises(CheckpointError, match=r"^C: tokenizer\.json lists no added_tokens with id and content"):
+            self.read(tokenizer={"added_tokens": added})
+
+    @pytest.mark.parametrize("tokenizer", [{}, {"added_tokens": None}, {"added_tokens": [{"id": 5, "content": "<video>"}]}])
+    def test_the_video_token_is_an_added_one(self, tokenizer: dict[str, Any]) -> None:
+        with pytest.raises(
+            CheckpointError, match=r"video token id 4 is no special token of tokenizer\.json; .* such as a/published"
+        ):
+            self.read(tokenizer=tokenizer)
+
+    def test_a_checkpoint_without_a_tokenizer_is_refused(self) -> None:
+        with pytest.raises(CheckpointError, match=r"^C has no tokenizer\.json; save it"):
+            self.read(tokenizer=None)
+
+    @pytest.mark.parametrize("ends", [None, [], "2", [2, "3"], ["3", 2], [None], True, 2.0])
+    def test_ends_are_numbers_of_tokens(self, ends: Any) -> None:
+        with pytest.raises(CheckpointError, match="names no eos_token_id, neither in"):
+            self.read({"text_config": {"eos_token_id": 2}}, generation_config={"eos_token_id": ends})
+
+    def test_no_end_anywhere_is_refused(self) -> None:
+        for config in ({}, {"text_config": None}):
+            with pytest.raises(CheckpointError, match=r"names no eos_token_id, .* \(it is None\)"):
+                self.read(config, generation_config={})
+
+    @pytest.mark.parametrize("penalty", ["1.1", True, [1.1], float("nan"), 0])
+    def test_a_penalty_is_a_number(self, penalty: Any) -> None:
+        with pytest.raises(CheckpointError, match=r"^C/generation_config\.json: repetition_penalty is"):
+            self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
+
+    @pytest.mark.parametrize(
+        "generation", [{"eos_token_id": 2, "repetition_penalty": 1}, {"eos_token_id": 2, "repetition_penalty": None}]
+    )
+    def test_a_penalty_of_1_is_none(self, generation: dict[str, Any]) -> None:
+        chat = self.read(generation_config=generation)
+        assert chat.repetition_penalty == 1 and "repetition_penalty" not in chat.as_prompt()
+
+    @pytest.mark.parametrize(
+        "value",
+        [None, 5, [], {}, {"default": None}, ["T"], [{"name": "rag", "template": "T"}], [{"template": "T"}], [{"name": "default"}]],
+    )
+    def test_what_holds_no_default_template_is_passed_over(self, value: Any) -> None:
+        entry = {"chat_template": value}
+        assert self.read(chat_template=entry, tokenizer_config={"chat_template": "K"}).template == "K"
+        with pytest.raises(CheckpointError, match=r"^C has no chat template; expected chat_template\.jinja or"):
+            self.read(chat_template=entry, tokenizer_config=None)
+
+    def test_the_default_is_found_behind_entries_of_other_kinds(self) -> None:
+        entries = ["x", None, {"name": "rag", "template": "R"}, {"name": "default", "template": {"default": "D"}}]
+        assert self.read(chat_template={"chat_template": entries}).template == "D"
 
     def test_ends_are_those_of_the_generation_config_else_of_the_llm(self) -> None:
         config = {"text_config": {"eos_token_id": [5, 2]}}

@@ -57,6 +57,11 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         (["--max-context", "0"], "--max-context is 0, expected at least 1"),
         (["--tensorrt", "9.9"], 'no table for TensorRT "9.9"; known: 10.3'),
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
+        (["--place", "after"], "argument --place: invalid choice: 'after'"),
+        (["--attention", "flash"], "argument --attention: invalid choice: 'flash'"),
+        (["--only", "text"], "argument --only: invalid choice: 'text'"),
+        (["--error-budget", "little"], "argument --error-budget: invalid float value: 'little'"),
+        (["--max-context", "1.5"], "argument --max-context: invalid int value: '1.5'"),
         (["--split", "--frames", "1"], "--split takes the frames of a clip apart, and a clip has 1 frame here; pass --frames 2"),
         (
             ["--precision", "int8", "--frames", "1"],

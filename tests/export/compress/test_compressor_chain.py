@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.compress import make
+from export.compress import PRESETS, make
+from runtime.errors import SpecError
 
 PER_FRAME = {
     "llava-ov": 196,
@@ -73,3 +74,64 @@ def test_children_are_named_after_their_stages():
 def test_another_grid_is_refused():
     with pytest.raises(ValueError, match=r"made for \[8, 6, 6, D\]"):
         make("nsp", 8, 6, 6)(torch.zeros(8, 6, 7, 3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("avgpool:window=2+nsp:window=2", ["avgpool", "nsp"]),
+        ("avgpool:window=1+avgpool:window=2+avgpool:window=1", ["avgpool", "avgpool_2", "avgpool_3"]),
+        ("ptg:sizes=4,strides=2", ["ptg"]),
+        ("ptg:sizes=4,strides=2+nsp+avgpool", ["ptg", "nsp", "avgpool"]),
+        ("ptg:sizes=4,strides=2+topk:keep=0.5", ["ptg", "topk"]),
+        ("ptg:sizes=4,strides=2+ptg:sizes=4,strides=1+nsp", ["ptg", "ptg_2", "nsp"]),
+        ("ptg:sizes=4,strides=2+avgpool+ptg:sizes=4,strides=2+avgpool", ["ptg", "avgpool", "ptg_2", "avgpool_2"]),
+        ("ptg:sizes=4,strides=4+nsp", ["ptg", "nsp"]),  # too short a clip for any summary
+    ],
+)
+def test_a_chain_is_its_stages_one_after_the_other(spec, names):
+    torch.manual_seed(0)
+    x = torch.randn(9, 8, 10, 3)
+    module = make(spec, 9, 8, 10)
+    outputs = list(module.outputs(x))
+    assert [name for name, _ in outputs] == [name for name, _ in module.stages] == names
+    expected = x
+    for _, stage in module.stages:
+        expected = stage(expected)
+    torch.testing.assert_close(outputs[-1][1], expected)
+    assert torch.equal(module(x), outputs[-1][1].reshape(module.num_tokens, 3))
+
+
+def test_behind_a_ptg_its_summaries_are_what_a_frame_wise_stage_gets():
+    x = torch.randn(8, 8, 10, 3)
+    module = make("ptg:sizes=4/2,strides=1/4+nsp", 8, 8, 10)  # frames 3 and 7 become summaries, and 7 again
+    (_, summaries), (_, pooled) = module.outputs(x)
+    assert torch.equal(summaries, module.ptg(x)[[3, 7]])
+    assert pooled.shape == (8, 4, 5, 3)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_compressor_has_no_weights_and_computes_where_its_tokens_lie(preset):
+    module = make(preset, 8, 12, 12)
+    assert not module.state_dict()
+    assert module.to("meta")(torch.empty(8, 12, 12, 4, device="meta")).shape == (module.num_tokens, 4)
+
+
+@pytest.mark.parametrize("grid", [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
+def test_a_clip_of_nothing_is_refused(grid):
+    with pytest.raises(SpecError, match="{} frames of {}x{} tokens has nothing to compress".format(*grid)):
+        make("ptg", *grid)
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 6), (8, 6, 6, 3, 1), (7, 6, 6, 3), (8, 7, 6, 3)])
+def test_tokens_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"got tokens of shape .* this compressor was made for \[8, 6, 6, D\]"):
+        make("nsp", 8, 6, 6)(torch.zeros(shape))
+
+
+def test_the_grid_is_that_of_the_last_stage():
+    module = make("segmean:levels=1+avgpool+ptg", 7, 8, 10)
+    assert (module.grid_in, module.num_tokens) == ((7, 8, 10), 4 * 4 * 5)
+    grids = [(stage.grid_in, stage.grid_out, stage.num_tokens) for _, stage in module.stages]
+    assert grids == [((7, 8, 10), (4, 8, 10), 320), ((4, 8, 10), (4, 4, 5), 80), ((4, 4, 5), (4, 4, 5), 80)]
+    assert [stage.grid_out for _, stage in make("evs", 2, 3, 3).stages] == [None]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.compress import make
+from export.compress.nsp import NSP
 from export.compress.spec import format_value
 
 
@@ -69,3 +71,14 @@ def test_half_precision_sums_in_float32():
     exact = reference(x.numpy(), 2, 0.01, 2, 0).reshape(-1, 64)
     result = make("nsp:temperature=0.01", 1, 2, 2)(x).double().numpy()
     assert np.abs(result - exact).max() <= np.abs(exact).max() * 2**-11  # one rounding, at the end
+
+
+@pytest.mark.parametrize(("compiling", "device", "pooled"), [(False, "cpu", [1, 1, 1]), (True, "cpu", [3]), (False, "meta", [3])])
+def test_a_clip_is_pooled_frame_by_frame_where_a_cache_gains_by_it_and_as_a_whole_in_a_graph(
+    monkeypatch, compiling, device, pooled
+):
+    calls, pool_ = [], NSP._pool
+    monkeypatch.setattr(NSP, "_pool", lambda self, x: calls.append(len(x)) or pool_(self, x))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert make("nsp", 3, 4, 6)(torch.ones(3, 4, 6, 2, device=device)).shape == (18, 2)
+    assert calls == pooled

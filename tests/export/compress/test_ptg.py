@@ -123,7 +123,30 @@ def test_the_graph_is_gathers_matmuls_and_one_full_size_concat(to_onnx):
     assert sum(sizes.get(node.output[0]) == [32, 27, 27, 4] for node in model.graph.node) == 1
 
 
-@pytest.mark.parametrize(("frames", "is_view"), [([0, 4, 8], True), ([1, 2, 3], True), ([2], True), ([0, 1, 3], False)])
+@pytest.mark.parametrize(("frames", "joined"), [(9, [3, 1, 3, 1, 1]), (8, [3, 1, 3, 1]), (4, [3, 1])])
+def test_what_is_joined_is_runs_of_frames_and_summaries_none_of_them_empty(monkeypatch, frames, joined):
+    lengths, cat = [], torch.cat
+    stage = make("ptg:sizes=4,strides=1", frames, 4, 4).ptg
+    x, summaries = torch.randn(frames, 4, 4, 2), stage(torch.randn(frames, 4, 4, 2), join=False)
+    monkeypatch.setattr(torch, "cat", lambda pieces: lengths.extend(map(len, pieces)) or cat(pieces))
+    result = stage(x, summaries)
+    assert lengths == joined
+    for frame in range(frames):
+        expected = summaries[frame // 4] if frame in (3, 7) else x[frame]
+        assert torch.equal(result[frame], expected)
+
+
+def test_where_every_frame_is_a_summary_nothing_of_the_clip_is_joined(monkeypatch):
+    lengths, cat = [], torch.cat
+    x, stage = torch.randn(4, 3, 3, 2), make("ptg:sizes=1,strides=1", 4, 3, 3).ptg
+    monkeypatch.setattr(torch, "cat", lambda pieces: lengths.extend(map(len, pieces)) or cat(pieces))
+    assert torch.equal(stage(torch.zeros(4, 3, 3, 2), x), x)
+    assert lengths == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("frames", "is_view"), [([0, 4, 8], True), ([1, 2, 3], True), ([2], True), ([3, 7], True), ([0, 1, 3], False)]
+)
 def test_frames_at_even_distances_are_read_where_they_lie(frames, is_view):
     x = torch.arange(9 * 2 * 2 * 3.0).reshape(9, 2, 2, 3)
     picked = _Resize((1, 1), frames, 2, 2).pick(x)

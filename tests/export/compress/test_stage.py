@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from export.compress.stage import kept, refuse_misfit, token_norm
+from export.compress import STAGES
+from export.compress.stage import Stage, kept, refuse_misfit, token_norm
 from runtime.errors import SpecError
 
 
@@ -38,3 +39,23 @@ def test_a_norm_does_not_grow_with_the_number_of_channels(order):
 def test_a_norm_of_half_precision_is_summed_in_float32():
     norm = token_norm(torch.full((1, 3584), 100.0, dtype=torch.float16))
     assert norm.dtype == torch.float32 and norm.item() == pytest.approx(100)
+
+
+def test_which_stages_select_and_which_work_frame_by_frame():
+    assert [name for name, stage in STAGES.items() if stage.select] == ["topk", "evs", "vidcom2"]
+    assert [name for name, stage in STAGES.items() if stage.framewise] == ["bilinear", "avgpool", "nsp"]
+
+
+def test_a_stage_keeps_the_grid_until_it_declares_another():
+    stage = Stage(None, 2, 3, 4)
+    assert (stage.grid_in, stage.grid_out, stage.num_tokens) == ((2, 3, 4), (2, 3, 4), 24) and type(stage.num_tokens) is int
+    stage.set_grid(5, 3, 2)
+    assert (stage.grid_in, stage.grid_out, stage.num_tokens) == ((2, 3, 4), (5, 3, 2), 30)
+    stage.set_selected(7)
+    assert (stage.grid_out, stage.num_tokens) == (None, 7)
+
+
+@pytest.mark.parametrize(("order", "norm"), [(1, 7 / 2), (2, math.sqrt(25 / 2)), (3, (91 / 2) ** (1 / 3)), (math.inf, 4)])
+def test_a_norm_is_the_mean_power_of_the_magnitudes(order, norm):
+    assert token_norm(torch.tensor([[3.0, -4]]), order).item() == pytest.approx(norm)
+    assert token_norm(torch.tensor([[3.0, -4]])).item() == pytest.approx(math.sqrt(25 / 2))

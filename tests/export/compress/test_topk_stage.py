@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from export.compress import make
+from export.compress.topk import _cells
 
 
 def reference(x: np.ndarray, keep: float, cell: int, sigma: float) -> tuple[np.ndarray, list[int]]:
@@ -83,3 +85,24 @@ def test_equal_norms_keep_the_lower_index():
 
 def test_zero_tokens_stay_finite():
     assert make("topk", 2, 6, 6)(torch.zeros(2, 6, 6, 3)).isfinite().all()
+
+
+def test_a_dropped_token_just_at_sigma_counts_and_the_first_of_equals_is_kept():
+    x = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [1, 1]]).reshape(1, 2, 2, 2)  # equal norms: every score is 0
+    assert make("topk:keep=0.25,cell=2,sigma=0", 1, 2, 2)(x).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize(("sigma", "token"), [(0.5, 20 / 6), (0.9, 22 / 8)])
+def test_a_token_becomes_the_norm_weighted_mean_of_itself_and_what_is_dropped_above_sigma(sigma, token):
+    x = torch.tensor([2.0, 4, 1, 1]).reshape(1, 2, 2, 1)  # scores 0, 1.63, -0.82, -0.82; (4*4 + 2*2) / 6, (4*4 + 2*2 + 1 + 1) / 8
+    assert make(f"topk:keep=0.25,cell=2,sigma={sigma}", 1, 2, 2)(x).item() == pytest.approx(token)
+
+
+def test_the_larger_norm_is_kept_however_little_they_differ():
+    x = torch.tensor([1e-7, 3e-7, 1e-7, 1e-7]).reshape(1, 2, 2, 1)
+    assert make("topk:keep=0.25,cell=2,sigma=0", 1, 2, 2)(x).item() == pytest.approx(3e-7)
+
+
+def test_cells_at_the_far_edges_are_smaller():
+    numbers, count = _cells(3, 5, 2)
+    assert numbers.tolist() == [0, 0, 1, 1, 2, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5] and count == 6

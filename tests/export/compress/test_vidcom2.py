@@ -112,3 +112,21 @@ def test_a_constant_clip_keeps_the_first_tokens_of_every_frame(value):
     module = make("vidcom2:keep=0.5", 4, 2, 4)
     assert module.vidcom2._budgets(torch.zeros(4)).tolist() == [4, 4, 4, 4]
     assert torch.equal(module(x), x.reshape(-1, 3)[: module.num_tokens])
+
+
+def test_similarity_is_a_sum_of_five_gaussians_of_the_distance_to_a_mean_of_unit_tokens():
+    tokens = torch.tensor(
+        [[[3.0, 0], [0, 5]]]
+    )  # unit tokens (1, 0) and (0, 1), their mean (1/2, 1/2), both at a squared distance of 1/2
+    to_video, to_frame = make("vidcom2:keep=0.5", 1, 1, 2).vidcom2._similarities(tokens)
+    expected = math.exp(-2) + math.exp(-1) + math.exp(-1 / 2) + math.exp(-1 / 4) + math.exp(-1 / 8)
+    for similarities in (to_video, to_frame):
+        np.testing.assert_allclose(similarities.numpy(), [[expected, expected]], rtol=1e-5)
+
+
+def test_the_mean_of_the_video_is_that_of_all_frames():
+    tokens = torch.tensor([[[2.0, 0]], [[0, 0.5]], [[0, 7]]])  # their mean (1/3, 2/3) at squared distances 8/9, 2/9 and 2/9
+    to_video, to_frame = make("vidcom2:keep=1", 3, 1, 1).vidcom2._similarities(tokens)
+    expected = [sum(math.exp(-d / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)) for d in (8 / 9, 2 / 9, 2 / 9)]
+    np.testing.assert_allclose(to_video[:, 0].numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(to_frame[:, 0].numpy(), [5, 5, 5], rtol=1e-5)
