@@ -204,6 +204,49 @@ def test_the_vision_half_is_quantised_on_clips_as_the_graph_takes_them(tmp_path,
     assert (row["graph"], row["pass"], row["rewrites"]) == ("vision", "quantize int8", 1) and "1 of 2 layers" in row["note"]
 
 
+@pytest.mark.parametrize(
+    ("precision", "whole", "rows", "finished"),
+    [("fp32", "fp32", np.float32, True), ("fp16", "fp16", np.float16, True), ("int8", "fp32", np.float32, False), ("int4:64", "fp32", np.float32, False)],
+)  # fmt: skip
+def test_a_decoder_that_is_still_to_be_quantized_is_neither_checked_nor_written_for_a_batch(
+    tmp_path, monkeypatch, precision, whole, rows, finished
+):
+    table = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
+    embeddings = SimpleNamespace(weight=torch.nn.Parameter(torch.from_numpy(table)))
+    source = SimpleNamespace(
+        causal_lm=SimpleNamespace(get_input_embeddings=lambda: embeddings), prompt={"chat_template": "{{ 'é' }}"}
+    )
+    (tmp_path / "tokenizer.json").write_text("tokens")
+    (tmp_path / "b" / "llm").mkdir(parents=True)
+    calls, traced = [], []
+
+    class Decoder(torch.nn.Linear):
+        def facts(self):
+            return {"layers": 2}
+
+    monkeypatch.setattr(halves, "Decoder", lambda llm, context, attention: Decoder(2, 2))
+    monkeypatch.setattr(
+        halves,
+        "trace_decoder",
+        lambda module, *more: traced.append(module.weight.dtype) or SimpleNamespace(model=onnx.ModelProto()),
+    )
+    monkeypatch.setattr(halves, "_passes", lambda half, model, *more, **facts: calls.append(("passes", facts)) or model)
+    monkeypatch.setattr(halves, "_write_batch", lambda half, model, directory: calls.append(("batch", directory)))
+    monkeypatch.setattr(halves, "_check_tensorrt", lambda half, path, graph, options: calls.append(("check", path, graph)))
+    options = ExportOptions(llm_precision=precision)
+    half = halves.export_llm(tmp_path / "b", source, SimpleNamespace(path=tmp_path), options, 64)
+    decoder = tmp_path / "b" / "llm" / "decoder.onnx"
+    rest = [("batch", tmp_path / "b"), ("check", decoder, "llm/decoder")] if finished else []
+    assert calls == [("passes", {"precision": whole}), *rest] and decoder.exists()
+    assert half.facts == {"layers": 2, "attention": "portable", "precision": whole}
+    assert traced == [torch.float16 if whole == "fp16" else torch.float32]
+    written = np.load(tmp_path / "b" / "llm" / "embed_tokens.npy")
+    assert written.dtype == rows
+    np.testing.assert_array_equal(written, table.astype(rows))
+    assert (tmp_path / "b" / "llm" / "tokenizer.json").read_text() == "tokens"
+    assert (tmp_path / "b" / "llm" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ 'é' }}"
+
+
 def manifest(**values: Any) -> Manifest:
     given = {
         "family": "f", "checkpoint": {}, "compression": {}, "frames": 2, "grid": [1, 1], "tokens_per_clip": 20, "hidden_size": 4,
@@ -361,3 +404,11 @@ def test_what_runs_frame_by_frame_is_a_loop_or_two_graphs(tmp_path, calls, stub,
     ]
     assert half.report == [{"graph": "vision.encoder", "pass": "split", "rewrites": 3, "note": "2 nodes left for the compressor"}]
     assert [onnx.load(str(tmp_path / f"{name}.onnx")).graph.name for name in names] == ["e", "c"]
+
+
+def test_what_passes_did_is_added_to_the_report(tmp_path, calls, stub):
+    half = halves.Half(report=[{"pass": "before"}])
+    stub("run_passes", ("after", [halves.PassReport("vision", "fold", 3, "note")]))
+    assert halves._passes(half, "model", tmp_path, "vision", ["fold"], precision="fp16") == "after"
+    assert calls == [("run_passes", "model", ["fold"], {"graph": "vision", "directory": tmp_path, "precision": "fp16"})]
+    assert half.report == [{"pass": "before"}, {"graph": "vision", "pass": "fold", "rewrites": 3, "note": "note"}]
