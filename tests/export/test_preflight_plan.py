@@ -106,7 +106,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr("export.quantize.calibration.Clips", Clips)
     monkeypatch.setattr("export.frames.FrameInput", lambda preprocessing, size: (preprocessing, size))
-    monkeypatch.setattr(preflight, "check_prompt", lambda checkpoint, llm, published: 20 if published == "hub" else 0)
+    monkeypatch.setattr(
+        preflight, "check_prompt", lambda checkpoint, llm, published: 2000 if llm.chat and published == "hub" else 0
+    )
     monkeypatch.setattr(preflight, "_log_settings", lambda checkpoint, llm: ["min_new_tokens"])
     return asked
 
@@ -128,15 +130,15 @@ def plan(seen: list[tuple[Any, ...]], frames: int = 8, options: dict[str, Any] |
 def test_a_plan_counts_tokens_of_the_checkpoints_frames_and_of_those_asked_for(seen: list[tuple[Any, ...]]) -> None:
     planned = plan(seen)
     assert (planned.preset, planned.frames, planned.tokens) == ("avgpool:window=3", 8, 8 * 3 * 2 + 1)
-    assert planned.max_context == 1280 and planned.input is None and planned.not_applied == ["min_new_tokens"]
+    assert planned.max_context == 2304 and planned.input is None and planned.not_applied == ["min_new_tokens"]
     assert seen == ["vision weights", "llm weights"] and planned.vision.grid == (9, 6)
-    planned = plan(seen, 3000, options={"frames": 3, "compress": "avgpool:window=2", "max_context": 200})
+    planned = plan(seen, 3000, options={"frames": 3, "compress": "avgpool:window=2", "max_context": 2100})
     assert (planned.preset, planned.frames, planned.tokens) == (
         "avgpool:window=2",
         3,
         3 * 4 * 3 + 1,
     )  # what is left over at an edge of 9 is left out
-    assert planned.max_context == 200
+    assert planned.max_context == 2100
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_the_users_clips_are_looked_into_where_they_calibrate(seen, options, che
 
 
 @pytest.mark.parametrize(
-    ("only", "context", "not_applied"), [(None, 1280, ["min_new_tokens"]), ("vision", 0, []), ("llm", 1280, ["min_new_tokens"])]
+    ("only", "context", "not_applied"), [(None, 2304, ["min_new_tokens"]), ("vision", 0, []), ("llm", 2304, ["min_new_tokens"])]
 )
 def test_without_an_llm_there_is_no_context(seen, only, context, not_applied) -> None:
     planned = plan(seen, options={"only": only})
