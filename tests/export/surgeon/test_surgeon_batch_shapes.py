@@ -58,8 +58,9 @@ def test_a_shape_that_begins_with_the_batch_copies_it(body, rewrites, left):
         "s = Concat<axis = 0>(two, rest, two)\n a = Reshape(x, s)\n y = ReduceMax(a, first)",
         "s = Concat<axis = 0>(ones, rest)\n y = Reshape(x, s)",
         "n = Shape(x)\n s = Add(n, zero)\n y = Reshape(x, s)",
+        "n = Shape(x)\n s = Mul(one, n)\n y = Reshape(x, s)",
     ],
-    ids=["the length first", "the batch of run time", "another number", "two at once", "no list"],
+    ids=["the length first", "the batch of run time", "another number", "two at once", "a sum", "a product"],
 )
 def test_a_shape_that_begins_with_something_else_stays(body):
     body = body.replace("zero", "shift")
@@ -76,12 +77,12 @@ def test_a_shape_that_begins_with_something_else_stays(body):
 
 def test_a_row_of_one_number_and_a_shape_from_outside_stay():
     model = model_from_text(
-        "g (float[1, 1] x, int64[1, 2] wanted) => (float[1] y, float[1, 1] z) "
-        "<int64[1] one = {1}, int64[1] all = {-1}> { y = Reshape(x, one)\n w = Squeeze(wanted)\n z = Reshape(x, w) }"
+        "g (float[1, 1] x, int64[1, 2] wanted, int64[1] size) => (float[1] y, float[1, 1] z, float[1] v) "
+        "<int64[1] one = {1}> { y = Reshape(x, one)\n w = Squeeze(wanted)\n z = Reshape(x, w)\n v = Reshape(x, size) }"
     )
     after, (report,) = run_passes(model, ["batch"], graph="llm/decoder.batch")
     assert report.rewrites == 0
-    assert [list(node.input) for node in after.graph.node] == [["x", "one"], ["wanted"], ["x", "w"]]
+    assert [list(node.input) for node in after.graph.node] == [["x", "one"], ["wanted"], ["x", "w"], ["x", "size"]]
 
 
 @pytest.mark.parametrize(
