@@ -14,7 +14,7 @@ from export.pipeline import ExportOptions, export_bundle
 from export.preflight import Plan
 from export.quantize.report import Report
 from export.verify import StageResult
-from runtime.errors import ExportError, SpecError
+from runtime.errors import ExportError, SpecError, UserError
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)
 REPORT = Report("int8", 0.01, 0.05, "clips", [])
@@ -295,3 +295,25 @@ def test_versions_are_those_of_the_tools_that_are_installed(monkeypatch):
     tools = ["torch", "transformers", "onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy"]
     assert list(versions) == ["st-gridpool", "python", *tools]
     assert versions["polygraphy"] == "polygraphy 1" and versions["python"].count(".") == 2
+
+
+@pytest.mark.parametrize("demo", [True, False])
+def test_an_export_of_the_small_checkpoint_says_how_to_take_a_real_one(monkeypatch, tmp_path, calls, capsys, demo):
+    monkeypatch.setattr(pipeline, "open_checkpoint", lambda name: SimpleNamespace(id="i", demo=demo))
+    export(monkeypatch, tmp_path, calls, only="vision")
+    line = "exporting the small checkpoint that ships with this package; for a real one: --checkpoint hub"
+    assert (line in capsys.readouterr().err.splitlines()) == demo
+
+
+@pytest.mark.parametrize(("options", "message"), [({"frames": 0}, "--frames is 0"), ({"place": "after"}, "--place is")])
+def test_options_are_checked_before_the_family_is_asked(monkeypatch, tmp_path, calls, options, message):
+    with pytest.raises(ExportError, match=message):
+        export(monkeypatch, tmp_path, calls, **options)
+    assert calls == []
+
+
+@pytest.mark.parametrize(("below", "message"), [("", "a is a file; choose another --out"), ("b", "can't be written")])
+def test_a_file_in_the_way_of_the_bundle_is_named(tmp_path, below, message):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(UserError, match=message):
+        pipeline._goal(ExportOptions(out=str(tmp_path / "a" / below), force=True))
