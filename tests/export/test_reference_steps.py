@@ -157,6 +157,13 @@ def test_the_llms_answer_is_that_of_its_float32_and_its_logits_are_exact():
     assert last == (torch.float64, prompt + greedy[:-1], None, False, 16)
 
 
+@pytest.mark.parametrize(("before", "after", "prompt"), [([], [3], [5, 3]), ([2], [3, 4], [2, 5, 3, 4])])
+def test_a_prompt_may_begin_with_the_clip(before, after, prompt):
+    model = FakeLLM()
+    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds(before, after), np.array([[5.0]], np.float32))
+    assert model.seen[0][1] == prompt and found.greedy[0] == after[-1] + 1 and found.rounding == 0
+
+
 def test_an_id_of_float32_that_is_not_the_best_has_no_margin():
     class Wrong(FakeLLM):
         def forward(self, *arguments, **named):
