@@ -75,14 +75,15 @@ def test_layers_go_up_a_step_until_the_whole_is_within_the_budget(monkeypatch, t
     logits = iter([1.0, *(1 + error for error in errors)])
     seen: list[dict[str, str]] = []
     measured: list[tuple[int, ...]] = []
-    monkeypatch.setattr(llm, "OnnxEngine", SimpleNamespace(load=lambda *arguments, **more: None))
+    loads: list[dict[str, Path]] = []
+    monkeypatch.setattr(llm, "OnnxEngine", SimpleNamespace(load=lambda *arguments, **more: loads.append(more)))
     monkeypatch.setattr(llm, "_run", lambda engine, prompt: measured.append(prompt.shape) or {"x": x})
     monkeypatch.setattr(llm, "_logits", lambda engine, prompts: np.array([[next(logits)]]))
     monkeypatch.setattr(llm, "_quantized", lambda model, layers, chosen, block: seen.append(dict(chosen)) or model)
     _, report = llm.quantize_llm(tmp_path / "decoder.onnx", precision, 16, [np.zeros((1, 600, 32))], "clips", budget)
     assert seen == [steps(levels) for levels in [*tried, tried[-1]]]
     assert [(layer.layer, layer.precision) for layer in report.layers] == list(steps(tried[-1]).items())
-    assert measured == [(1, 512, 32)]
+    assert measured == [(1, 512, 32)] and loads[0] == {"data": tmp_path}
     expected = {"int4": 0.15, "int8": 0.05}[precision] if budget is None else budget
     assert (report.precision, report.error, report.budget, report.calibration) == (precision, errors[-1], expected, "clips")
     of = {layer.layer: layer.error for layer in report.layers}
