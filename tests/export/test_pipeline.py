@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from export import halves
 from export.__main__ import main
@@ -96,49 +94,6 @@ def test_the_llm_is_read_when_the_encoder_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr("export.families.llava_ov.load_llm", load_llm)
     with pytest.raises(ExportError, match="nothing is exported"):
         export_bundle(ExportOptions(out=str(tmp_path / "b")))
-
-
-@pytest.mark.parametrize(
-    ("precision", "whole", "rows", "finished"),
-    [("fp32", "fp32", np.float32, True), ("fp16", "fp16", np.float16, True), ("int8", "fp32", np.float32, False), ("int4:64", "fp32", np.float32, False)],
-)  # fmt: skip
-def test_a_decoder_that_is_still_to_be_quantized_is_neither_checked_nor_written_for_a_batch(
-    tmp_path, monkeypatch, precision, whole, rows, finished
-):
-    table = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
-    embeddings = SimpleNamespace(weight=torch.nn.Parameter(torch.from_numpy(table)))
-    source = SimpleNamespace(
-        causal_lm=SimpleNamespace(get_input_embeddings=lambda: embeddings), prompt={"chat_template": "{{ 'é' }}"}
-    )
-    (tmp_path / "tokenizer.json").write_text("tokens")
-    (tmp_path / "b" / "llm").mkdir(parents=True)
-    calls, traced = [], []
-
-    class Decoder(torch.nn.Linear):
-        def facts(self):
-            return {"layers": 2}
-
-    monkeypatch.setattr(halves, "Decoder", lambda llm, context, attention: Decoder(2, 2))
-    monkeypatch.setattr(
-        halves,
-        "trace_decoder",
-        lambda module, *more: traced.append(module.weight.dtype) or SimpleNamespace(model=onnx.ModelProto()),
-    )
-    monkeypatch.setattr(halves, "_passes", lambda half, model, *more, **facts: calls.append(("passes", facts)) or model)
-    monkeypatch.setattr(halves, "_write_batch", lambda half, model, directory: calls.append(("batch", directory)))
-    monkeypatch.setattr(halves, "_check_tensorrt", lambda half, path, graph, options: calls.append(("check", path, graph)))
-    options = ExportOptions(llm_precision=precision)
-    half = halves.export_llm(tmp_path / "b", source, SimpleNamespace(path=tmp_path), options, 64)
-    decoder = tmp_path / "b" / "llm" / "decoder.onnx"
-    rest = [("batch", tmp_path / "b"), ("check", decoder, "llm/decoder")] if finished else []
-    assert calls == [("passes", {"precision": whole}), *rest] and decoder.exists()
-    assert half.facts == {"layers": 2, "attention": "portable", "precision": whole}
-    assert traced == [torch.float16 if whole == "fp16" else torch.float32]
-    written = np.load(tmp_path / "b" / "llm" / "embed_tokens.npy")
-    assert written.dtype == rows
-    np.testing.assert_array_equal(written, table.astype(rows))
-    assert (tmp_path / "b" / "llm" / "tokenizer.json").read_text() == "tokens"
-    assert (tmp_path / "b" / "llm" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ 'é' }}"
 
 
 @pytest.mark.parametrize(("errors", "said"), [(None, "not installed here"), ([], "parsed")])

@@ -145,3 +145,24 @@ def test_a_channel_that_is_silent_here_keeps_room_for_other_clips():
     model = small_model()
     scales = find_equalization(model, Path(), find_layers(model), [{"normal": normal}]).inputs["normal"]
     assert scales[3] > 0.1 * np.median(scales)
+
+
+def test_scales_are_smoothquants_with_one_of_the_exponents_and_their_mean_is_one():
+    """max|x|^a / max|W|^(1 - a) (arXiv:2211.10438, equation 4), of both products' weights, a tenth of the median at least."""
+    (normal,) = run(small_model(outputs=("normal",)), "normal")
+    normal = normal.copy()
+    normal[..., 7] *= 1e-4  # all but silent
+    model = small_model()
+    weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in ("wa", "wb")]
+    equal = find_equalization(model, Path(), find_layers(model), [{"normal": normal[:, :20]}, {"normal": normal[:, 20:]}])
+    loud, heavy = np.abs(normal[0]).max(0), np.abs(np.concatenate(weights, 1)).max(1)
+    loud, heavy = np.maximum(loud, 0.1 * np.median(loud)), np.maximum(heavy, 0.1 * np.median(heavy))
+    found = np.log(equal.inputs["normal"].astype(np.float64))
+    assert found.mean() == pytest.approx(0, abs=1e-5)
+    fits = []
+    for alpha in (0.35, 0.5, 0.65, 0.8):
+        scales = np.log(loud**alpha / heavy ** (1 - alpha))
+        fits.append(np.abs(scales - scales.mean() - found).max())
+    assert min(fits) < 1e-4
+    np.testing.assert_allclose(equal.factors["bias"], 1 / equal.inputs["normal"], rtol=1e-6)
+    assert equal.inputs["normal"].dtype == np.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from export.quantize.layers import find_layers
 from export.quantize.llm import _rounded
-from export.quantize.qdq import _lift_biases, int8_rounded, rows_to_int8, w4, w8, w8a8
+from export.quantize.qdq import _lift_biases, _quiet, int8_rounded, rows_to_int8, w4, w8, w8a8
 from runtime.tools.compare import relative_error
 
 RNG = np.random.default_rng(0)
@@ -161,3 +162,95 @@ def test_a_weight_is_rounded_by_output_channel_to_127_steps_on_both_sides():
     np.testing.assert_allclose(int8_rounded(weight), [[127, 32 * step], [-64, -4], [0, 64 * step]], rtol=1e-6)
     values, scales = rows_to_int8(np.array([[-127, 127, 0.5, 1.5], [0, 0, 0, 0]], np.float32))
     assert values.tolist() == [[-127, 127, 0, 2], [0, 0, 0, 0]] and scales.tolist() == [1, 1]  # halves go to the even step
+
+
+def two_layers(opset: int = 20) -> onnx.ModelProto:
+    """x W, then the sum of that and another product of x."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["one"], "one"),
+        helper.make_node("MatMul", ["x", "v"], ["two"], "two"),
+        helper.make_node("Add", ["one", "two"], ["y"], "sum"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, 1, [1, 6, width]) for name, width in (("x", 64), ("one", 48), ("two", 48), ("y", 48))
+    ]
+    constants = [numpy_helper.from_array(W, "w"), numpy_helper.from_array(W[::-1].copy(), "v")]
+    graph = helper.make_graph(nodes, "named", values[:1], values[-1:], constants, "said", values[1:3])
+    graph.metadata_props.add(key="k", value="v")
+    opsets = [helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def weights_of(quantized: onnx.ModelProto) -> dict[str, str]:
+    """{product: what makes its second input}."""
+    made = {name: node.op_type for node in quantized.graph.node for name in node.output}
+    products = {node.output[0]: node for node in quantized.graph.node if node.op_type == "MatMul"}
+    return {name: made.get(node.input[1], "stored") for name, node in products.items()}
+
+
+def test_of_two_products_the_one_that_is_named_has_a_scale_for_each_output_and_none_for_its_result():
+    quantized = w8a8(two_layers(), {"x": 2.0}, ["two"])
+    assert weights_of(quantized) == {"one": "stored", "two": "DequantizeLinear"}
+    assert Counter(node.op_type for node in quantized.graph.node)["QuantizeLinear"] == 1, "of x alone"
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantized.graph.initializer}
+    steps = np.abs(W).max(0) / 127
+    (scale,) = [value for name, value in constants.items() if name.startswith("v") and name.endswith("scale")]
+    np.testing.assert_allclose(np.delete(scale, 5), np.delete(steps, 5), rtol=1e-6)
+    (step,) = [value for name, value in constants.items() if name.startswith("x") and name.endswith("scale")]
+    assert step == pytest.approx(2 / 127)
+    assert {str(value.dtype) for name, value in constants.items() if "quantized" in name or "zero_point" in name} == {"int8"}
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"], []])
+def test_int8_weights_are_those_of_the_layers_given(names):
+    given = two_layers()
+    quantized = w8(given, [layer for layer in find_layers(given) if layer.node in names])
+    assert weights_of(quantized) == {name: "DequantizeLinear" if name in names else "stored" for name in ("one", "two")}
+    graph = quantized.graph
+    assert (graph.name, graph.doc_string, graph.metadata_props[0].value) == ("named", "said", "v")
+    assert [value.name for value in graph.value_info] == ["one", "two"] and [node.name for node in graph.node][-3:] == [
+        "one",
+        "two",
+        "sum",
+    ]
+    for node in graph.node[: len(names)]:
+        assert [(attribute.name, attribute.i) for attribute in node.attribute] == [("axis", 1)] and len(node.input) == 2
+
+
+@pytest.mark.parametrize(("opset", "expected"), [(20, 21), (21, 21), (23, 23)])
+def test_int4_needs_an_opset_and_leaves_other_layers_alone(opset, expected):
+    given = two_layers(opset)
+    quantized = w4(given, find_layers(given)[:1], 32)
+    assert weights_of(quantized) == {"one": "DequantizeLinear", "two": "stored"}
+    assert {one.domain: one.version for one in quantized.opset_import}[""] == expected
+    assert {one.domain: one.version for one in quantized.opset_import}["com.microsoft"] == 1
+
+
+def test_no_layer_to_quantise_leaves_the_very_model():
+    given = model()
+    assert w8a8(given, {"x": 1.0}, []) is given
+
+
+def test_the_quantisers_log_is_kept_away_and_comes_back(caplog):
+    with _quiet():
+        logging.getLogger("onnxruntime.quantization").error("a line a node")
+        logging.getLogger("onnxruntime.quantization").critical("what must be said")
+    logging.getLogger().error("afterwards")
+    assert [record.message for record in caplog.records] == ["what must be said", "afterwards"]
+    logging.disable(logging.WARNING)
+    try:
+        with pytest.raises(ValueError), _quiet():
+            raise ValueError
+        assert logging.getLogger().manager.disable == logging.WARNING
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("rows", [1, 4095, 4096, 4097, 8193])
+def test_rows_of_any_number_are_all_rounded(rows):
+    table = np.full((rows, 2), -1, np.float32)
+    table[:, 1] = np.arange(rows) % 100 / 100
+    values, scales = rows_to_int8(table)
+    np.testing.assert_array_equal(scales, np.float32(1) / 127)
+    assert values[:, 0].tolist() == [-127] * rows
+    assert np.abs(values[:, 1] / 127 - table[:, 1]).max() <= 0.5001 / 127

@@ -75,14 +75,15 @@ def test_layers_go_up_a_step_until_the_whole_is_within_the_budget(monkeypatch, t
     logits = iter([1.0, *(1 + error for error in errors)])
     seen: list[dict[str, str]] = []
     measured: list[tuple[int, ...]] = []
-    monkeypatch.setattr(llm, "OnnxEngine", SimpleNamespace(load=lambda *arguments, **more: None))
+    loads: list[dict[str, Path]] = []
+    monkeypatch.setattr(llm, "OnnxEngine", SimpleNamespace(load=lambda *arguments, **more: loads.append(more)))
     monkeypatch.setattr(llm, "_run", lambda engine, prompt: measured.append(prompt.shape) or {"x": x})
     monkeypatch.setattr(llm, "_logits", lambda engine, prompts: np.array([[next(logits)]]))
     monkeypatch.setattr(llm, "_quantized", lambda model, layers, chosen, block: seen.append(dict(chosen)) or model)
     _, report = llm.quantize_llm(tmp_path / "decoder.onnx", precision, 16, [np.zeros((1, 600, 32))], "clips", budget)
     assert seen == [steps(levels) for levels in [*tried, tried[-1]]]
     assert [(layer.layer, layer.precision) for layer in report.layers] == list(steps(tried[-1]).items())
-    assert measured == [(1, 512, 32)]
+    assert measured == [(1, 512, 32)] and loads[0] == {"data": tmp_path}
     expected = {"int4": 0.15, "int8": 0.05}[precision] if budget is None else budget
     assert (report.precision, report.error, report.budget, report.calibration) == (precision, errors[-1], expected, "clips")
     of = {layer.layer: layer.error for layer in report.layers}
@@ -113,3 +114,72 @@ def test_a_report_names_the_worst_layer_that_was_raised():
     assert report.lowered == 1
     assert "2 of 3 layers in higher precision, the worst b (0.300)" in report.note()
     assert "higher" not in Report("int8", 0.04, 0.05, "clips", layers[:1]).note()
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+def test_every_block_that_is_offered_is_taken_and_its_neighbours_are_not(block):
+    assert llm_precision(f"int4:{block}") == ("int4", block)
+    for other in (block - 1, block + 1, 2 * 256):
+        with pytest.raises(ExportError, match=f'is "int4:{other}", expected .* with a block of 16, 32, 64, 128, 256$'):
+            llm_precision(f"int4:{other}")
+
+
+@pytest.mark.parametrize(
+    ("layers", "left", "rounds", "count"),
+    [(36, 36, 0, 3), (36, 36, 1, 6), (36, 36, 3, 24), (36, 36, 4, 36), (35, 35, 0, 2), (11, 11, 0, 1), (12, 12, 1, 2), (5, 5, 0, 1), (36, 2, 1, 2)],
+)  # fmt: skip
+def test_a_twelfth_of_all_layers_is_raised_and_at_least_one(layers, left, rounds, count):
+    errors = {f"layer{n}": n / 100 for n in range(layers)}
+    assert worst(errors, list(errors)[:left], rounds) == [f"layer{n}" for n in range(left)][::-1][:count]
+    if not rounds:
+        assert worst(errors, list(errors)[:left]) == worst(errors, list(errors)[:left], 0)
+
+
+class FakeEngine:
+    """Its logits are the sums of its prompt."""
+
+    inputs = tuple(
+        SimpleNamespace(name=name) for name in ("inputs_embeds", "position_ids", "past_key_values.0.key", "attention_mask")
+    )
+
+    def __init__(self):
+        self.closed = False
+
+    def new_state(self, pairs):
+        return pairs
+
+    def run(self, feeds, state):
+        self.feeds, self.state = feeds, state
+        return {"logits": feeds["inputs_embeds"].cumsum(1)}
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_prompt_is_run_from_its_first_position_with_caches_of_its_own():
+    engine = FakeEngine()
+    llm._run(engine, np.ones((1, 3, 2), np.float16))
+    assert {name: (value.dtype, value.tolist()) for name, value in engine.feeds.items()} == {
+        "inputs_embeds": (np.float32, [[[1, 1]] * 3]),
+        "position_ids": (np.int64, [[0, 1, 2]]),
+        "attention_mask": (np.int64, [[1, 1, 1]]),
+    }
+    assert engine.state == {"past_key_values.0.key": "present.0.key"}
+
+
+def test_logits_are_those_of_each_prompts_last_position():
+    engine = FakeEngine()
+    prompts = [np.full((1, 3, 2), 1.0), np.full((1, 5, 2), 2.0)]
+    assert llm._logits(engine, prompts).tolist() == [[3, 3], [10, 10]] and engine.closed
+
+
+def test_an_int4_block_is_rounded_to_eighths_of_its_largest_magnitude():
+    column = [-8, 7, 3.4, 3.6, 0.5, 0, -0.4, 1.5, *[0] * 8]  # steps of 1
+    mirrored = [8, -7, -3.4, -3.6, -0.5, 0, 0.4, -1.5, *[0] * 8]  # steps of -1
+    high = [4, 4, -4, 1, *[0] * 12]  # steps of -0.5, of which 7 stand for the least
+    weight = np.array([[*column, *[0] * 16], [*mirrored, *high]], np.float32).T
+    rounded = llm._rounded(weight, "int4", 16)
+    assert rounded[:8, 0].tolist() == [-8, 7, 3, 4, 0, 0, 0, 2] and rounded[:8, 1].tolist() == [8, -7, -3, -4, 0, 0, 0, -2]
+    assert rounded[16:20, 1].tolist() == [4, 4, -3.5, 1] and not rounded[16:, 0].any()
+    assert rounded.shape == weight.shape
+    np.testing.assert_allclose(llm._rounded(weight, "int8", 16)[:, 0], np.rint(weight[:, 0] / (8 / 127)) * (8 / 127), rtol=1e-6)

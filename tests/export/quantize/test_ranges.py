@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.quantize import ranges
 from export.quantize.ranges import activation_rounded, thresholds
 
 
@@ -61,3 +62,51 @@ def test_each_tensor_has_a_threshold_of_its_own_over_all_samples():
     found = thresholds([{"small": small, "large": large[:1]}, {"large": large[1:]}])
     assert found["small"] == pytest.approx(1, rel=0.02) and found["large"] == pytest.approx(100, rel=0.02)
     assert found == thresholds([{"large": -large}, {"small": small[::-1]}])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_magnitude_is_counted_in_a_bin_that_is_a_hundredth_wide(kind):
+    for value in np.array([0.0011, 0.3, 1.0, 1.1, 1.3, 1.7, -7.0, 900.0], kind):
+        found = ranges._Magnitudes(np.zeros(len(ranges._CENTERS), np.int64))
+        found.add(np.array([[value, 0], [-value, 0]], kind))
+        (at,) = np.flatnonzero(found.counts)
+        assert found.counts[at] == 2, "zeros are not counted"
+        assert ranges._CENTERS[at] == pytest.approx(abs(float(value)), rel=0.0056)
+        assert found.largest == abs(value) and type(found.largest) is float
+
+
+def test_magnitudes_beyond_all_bins_are_counted_in_the_outermost():
+    found = ranges._Magnitudes(np.zeros(len(ranges._CENTERS), np.int64))
+    found.add(np.array([1e-30, 1e-20, 1e20, 1e30, 1e31], np.float32))
+    assert (found.counts[0], found.counts[-1], found.counts.sum()) == (2, 3, 5)
+    assert ranges._CENTERS[0] < 1e-11 and ranges._CENTERS[-1] > 1e11
+    found.add(np.zeros(3, np.float32))
+    assert found.largest == pytest.approx(1e31, rel=1e-6)
+
+
+def test_a_threshold_is_one_of_shares_of_the_largest_magnitude_from_a_fiftieth_to_all_of_it():
+    shares = ranges._GRID
+    assert (shares[0], shares[-1]) == (pytest.approx(0.02), 1) and len(shares) == 126
+    steps = np.diff(shares)
+    np.testing.assert_allclose(steps[:45], 0.004)  # finer where a step is more of the whole
+    np.testing.assert_allclose(steps[45:], 0.01)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_threshold_has_the_least_error_over_the_bins(seed):
+    """By a plain loop: a magnitude is at its bin's center, and anywhere in a step where the bin is wider than half of one."""
+    rng = np.random.default_rng(seed)
+    bins = 64 * 40 - rng.choice(420, 7, replace=False)  # from 1 down over six and a half octaves
+    found = ranges._Magnitudes(np.zeros(len(ranges._CENTERS), np.int64), 1.0)
+    found.counts[bins] = rng.integers(1, 30, 7) * 10 ** rng.integers(0, 3, 7)
+    best = None
+    for limit in [*(0.02 + 0.004 * n for n in range(46)), *(0.2 + 0.01 * n for n in range(1, 81))]:
+        step, error = limit / 127, 0.0
+        for at in bins:
+            lower = 2.0 ** ((at - 64 * 40) / 64)
+            center, width = lower * 2 ** (1 / 128), lower * 2 ** (1 / 128) * (2 ** (1 / 64) - 1)
+            off = min(round(center / step), 127) * step - center
+            error += found.counts[at] * (step**2 / 12 if width > step / 2 and center <= limit else off**2)
+        if best is None or error < best[0] * (1 - 1e-9):
+            best = error, limit
+    assert found.threshold() == pytest.approx(best[1], rel=1e-6)

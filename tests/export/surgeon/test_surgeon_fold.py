@@ -8,8 +8,8 @@ import pytest
 from onnx import numpy_helper
 from surgeon_graphs import model_from_text, normal, ops, rewrite
 
-from export.surgeon import run_passes
-from export.surgeon.graph import SMALL
+from export.surgeon import fold, run_passes
+from export.surgeon.graph import SMALL, graph_from_model
 
 
 def test_shape_chains_of_a_static_input_become_a_constant():
@@ -109,7 +109,8 @@ def test_equal_constants_and_equal_nodes_are_merged():
         z = Add(w, v)
         y = Sub(x, z)
     }""")
-    after, _ = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    assert report.rewrites == 4, "two nodes and two constants"
     assert ops(after) == ["Mul", "ReduceSum", "ReduceSum", "Unsqueeze", "Add", "Add", "Sub"]
     assert len(after.graph.initializer) == 2
 
@@ -204,3 +205,99 @@ def test_external_weights_are_left_on_disk_and_small_tables_are_read(tmp_path):
     assert all(tensor.external_data for tensor in after.graph.initializer if tensor.name in ("w", "rows"))
     onnx.save(after, tmp_path / "after.onnx")
     onnx.checker.check_model(str(tmp_path / "after.onnx"))
+
+
+def test_an_output_that_is_passed_on_to_another_output_keeps_its_name():
+    model = model_from_text("g (float[2] x) => (float[2] y, float[2] z) { y = Relu(x)\n z = Identity(y) }")
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2)})
+    assert [(node.op_type, node.output[0]) for node in after.graph.node] == [("Relu", "y"), ("Identity", "z")]
+    assert report.rewrites == 0
+
+
+def test_the_note_names_the_six_most_frequent_operators():
+    chain = ["Relu", "Neg", "Abs", "Exp", "Sigmoid", "Tanh", "Sqrt"]
+    steps = [op for number, op in enumerate(chain) for _ in range(len(chain) - number)]
+    lines = [f"t{at + 1} = {op}(t{at})" for at, op in enumerate(steps)]
+    model = model_from_text(f"g (float[2] t0) => (float[2] t{len(steps)}) {{ {' '.join(lines)} }}")
+    _, (report,) = run_passes(model, ["fold"], graph="vision")
+    assert report.note == "28 nodes left: 7 Relu, 6 Neg, 5 Abs, 4 Exp, 3 Sigmoid, 2 Tanh"
+
+
+def test_nodes_that_are_dropped_or_merged_make_nothing_any_more_and_are_counted():
+    body = "a = Identity(x)\n b = Relu(a)\n c = Identity(b)\n d = Abs(c)\n e = Abs(c)\n f = Abs(b)\n y = Sum(d, e, f)"
+    graph = graph_from_model(model_from_text(f"g (float[2] x) => (float[2] y) {{ {body} }}"))
+    assert (fold.drop_no_ops(graph), fold.merge_equal_nodes(graph)) == (2, 2)
+    left = [(node.op, [t.name for t in node.inputs], [t.name for t in node.outputs]) for node in graph.nodes if node.outputs]
+    assert left == [("Relu", ["x"], ["b"]), ("Abs", ["b"], ["d"]), ("Sum", ["d", "d", "d"], ["y"])]
+
+
+@pytest.mark.parametrize(
+    ("op", "kept"),
+    [
+        ("Cast<to = 11>(a)", True),
+        ("Cast<to = 1>(a)", False),
+        ("Reshape(a, turned)", True),
+        ("Reshape(a, same)", False),
+        ("Expand(a, more)", True),
+        ("Expand(a, same)", False),
+        ("Slice(a, zero, end)", False),  # along the first axis, of one step
+        ("Slice(a, one, end)", True),
+        ("Transpose<perm = [1, 0]>(a)", True),
+        ("Transpose(a)", True),  # which turns the axes around
+    ],
+)
+def test_a_node_that_changes_type_shape_or_order_stays(op, kept):
+    model = model_from_text(f"""
+    g (float[2, 3] x) => (float[k] y)
+    <int64[2] same = {{2, 3}}, int64[2] turned = {{3, 2}}, int64[3] more = {{2, 2, 3}}, int64[1] zero = {{0}}, int64[1] one = {{1}},
+     int64[1] end = {{2}}, int64[1] all = {{-1}}>
+    {{
+        a = Relu(x)
+        b = {op}
+        c = Cast<to = 1>(b)
+        y = Reshape(c, all)
+    }}""")
+    after, _ = rewrite(model, ["fold"], {"x": normal(2, 3)})
+    name = op.split("(")[0].split("<")[0]
+    assert [node for node in ops(after) if node not in ("Relu", "Cast", "Reshape")] == (
+        [name] if kept and name not in ("Cast", "Reshape") else []
+    )
+    assert ops(after) == ["Relu", *([name] if kept else []), *(["Cast"] if op.endswith("11>(a)") else []), "Reshape"]
+
+
+@pytest.mark.parametrize(
+    ("twins", "readers", "left"),
+    [
+        ("a, b = Split<axis = 1, num_outputs = 2>(x)\n c, d = Split<axis = 1, num_outputs = 2>(x)", "y = Sum(a, b, c, d)", ["Split", "Sum"]),
+        ("a, z = Split<axis = 1, num_outputs = 2>(x)\n c, d = Split<axis = 1, num_outputs = 2>(x)", "y = Sum(a, c, d)", ["Split", "Split", "Sum"]),
+        ("c, d = Split<axis = 1, num_outputs = 2>(x)\n a, z = Split<axis = 1, num_outputs = 2>(x)", "y = Sum(a, c, d)", ["Split", "Split", "Sum"]),
+        ("a = LayerNormalization(x, w)\n b, m = LayerNormalization(x, w)", "c = Sum(a, b)\n y = Add(c, m)", ["LayerNormalization"] * 2 + ["Sum", "Add"]),
+        ("a = Clip(x, , seven)\n b = Clip(x, , seven)", "y = Sum(a, b)", ["Clip", "Sum"]),
+    ],
+    ids=["all outputs are read inside", "one leaves the graph", "one of the second leaves it", "one has an output more", "an input is left out"],
+)  # fmt: skip
+def test_twins_of_several_outputs(twins, readers, left):
+    z = ", float[2, 2] z" if "a, z" in twins else ""
+    model = model_from_text(
+        f"g (float[2, 4] x) => (float[2, k] y{z}) {{ {twins}\n {readers} }}",
+        w=np.ones(4, np.float32),
+        seven=np.array(7, np.float32),
+    )
+    after, _ = rewrite(model, ["fold"], {"x": normal(2, 4)}, tolerance=1e-6)
+    assert ops(after) == left
+
+
+def test_constants_that_meet_only_constants_are_computed_where_every_node_reads_one():
+    model = model_from_text(
+        "g (float[2] x) => (float[2] y) { a = Neg(k)\n b = Mul(a, l)\n y = Max(x, b, l) }", k=normal(2), l=normal(2, seed=1)
+    )
+    after, (report,) = rewrite(model, ["fold"], {"x": normal(2, seed=2)})
+    assert ops(after) == ["Max"] and report.rewrites == 2
+
+
+def test_a_weight_beside_a_small_constant_is_not_read():
+    model = model_from_text(
+        "g (float[2] x) => (float[2] y) <int64[1] axes = {0}> { largest = ReduceMax<keepdims = 0>(w, axes)\n y = Add(x, largest) }",
+        w=normal(SMALL // 4 + 1),
+    )
+    assert ops(rewrite(model, ["fold"], {"x": normal(2)})[0]) == ["ReduceMax", "Add"]
