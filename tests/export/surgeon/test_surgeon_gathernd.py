@@ -16,6 +16,8 @@ from export.surgeon.graph import graph_from_model
         ([[3], [0], [3]], 0, ["Gather"]),
         ([[1], [2], [3]], 0, ["Slice"]),
         ([[[2], [0]], [[-1], [1]]], 0, ["Gather"]),
+        ([[[0], [1]], [[2], [3]]], 0, ["Gather"]),
+        ([[2]], 0, ["Slice"]),
         ([[0, 4], [3, 0], [-1, -5]], 0, ["Reshape", "Gather"]),
         ([[1, 4], [2, 0]], 0, ["Reshape", "Slice"]),
         ([[0, 1, 2], [3, 4, 5]], 0, ["Reshape", "Gather"]),
