@@ -74,6 +74,27 @@ def test_features_that_leave_as_a_grid_are_taken_too():
     )
 
 
+def test_an_encoder_that_picks_patches_itself_keeps_that():
+    model = model_from_text(
+        """g (float[3,8,6] pixel_values) => (float[8,5] visual_tokens) {
+            patches = MatMul(pixel_values, weight)
+            turned = Gather<axis = 1>(patches, order)
+            inner = Relu(turned)
+            visual_tokens = ReduceMax<keepdims = 0>(inner, axes)
+        }""",
+        weight=normal(6, 5),
+        order=np.arange(8)[::-1].copy(),
+        axes=np.array([0]),
+    )
+    model.graph.node[3].name = "compress/top/ReduceMax"
+    pixels = normal(T, 8, 6, seed=3)
+    expected = np.maximum(pixels @ normal(6, 5), 0)[:, ::-1]
+    encoder, compressor = split(_looped(model), GRID)
+    features = np.concatenate([run(encoder, {"pixel_values": frame[None]})[0] for frame in pixels])
+    np.testing.assert_allclose(features, expected.reshape(T, *GRID, D), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run(compressor, {"features": features})[0], expected.max(0), rtol=1e-6, atol=1e-6)
+
+
 def test_each_part_has_the_weights_that_it_reads_and_no_loop():
     encoder, compressor = split(_looped(_model()), GRID)
     names = [{tensor.name for tensor in model.graph.initializer} for model in (encoder, compressor)]
