@@ -59,6 +59,16 @@ class TestBatch:
         assert np.concatenate(seen.alone, axis=1).std() == pytest.approx(0.5, rel=0.1)  # as large as word embeddings
         assert seen.opened == [(3, "onnx", EngineOptions("cpu")), ("onnx", EngineOptions("cpu"))] and seen.closed
 
+    def test_the_scale_is_that_of_the_first_512_rows_or_of_all(self, seen, monkeypatch):
+        """A word embedding table is read where it lies, so not all of it."""
+        for rows in (512, 513, 40):
+            table = np.random.default_rng(1).normal(0, 0.5, (rows, 8)).astype(np.float32)
+            table[512:] = 1e6
+            monkeypatch.setattr(verify, "Prompt", lambda bundle, table=table: SimpleNamespace(embeddings=table))
+            seen.alone.clear()
+            verify.verify_batch(self.bundle(), 0.0)
+            assert np.concatenate(seen.alone, axis=1).std() == pytest.approx(0.5, rel=0.15)
+
     def test_a_small_context_holds_what_it_can(self, seen):
         verify.verify_batch(self.bundle(8), 0.0)
         assert [prompt.shape[1] for prompt in seen.alone] == [6, 8, 8]
