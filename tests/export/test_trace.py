@@ -42,6 +42,10 @@ class Halved(nn.Module):
         return frames.permute(0, 3, 1, 2) / 2.0
 
 
+def same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.shape == expected.shape and torch.allclose(got, expected)
+
+
 @pytest.mark.parametrize("place", ["after-projector", "before-projector"])
 def test_the_stages_of_a_vision_graph_are_its_parts_in_order(place: str):
     newline = torch.full((1, 4), 7.0)
@@ -55,11 +59,11 @@ def test_the_stages_of_a_vision_graph_are_its_parts_in_order(place: str):
     after = place == "after-projector"
     given = parts.projector(patches) if after else patches
     rows = torch.stack([given[:, :3].mean(1), given[:, 3:].mean(1)], 1)[:, :, None]
-    assert torch.allclose(named["compress/rows"], rows)
-    assert torch.allclose(named["compress/first"], rows[:1])
+    same(named["compress/rows"], rows)
+    same(named["compress/first"], rows[:1])
     last = rows[0, :, 0]
-    assert torch.allclose(named["vision/projector"], given if after else parts.projector(last))
-    assert torch.allclose(tokens, torch.cat([last if after else parts.projector(last), newline]))
+    same(named["vision/projector"], given if after else parts.projector(last))
+    same(tokens, torch.cat([last if after else parts.projector(last), newline]))
     assert not vision.newline.requires_grad
     assert list(named) == (
         ["vision/encoder", "vision/projector", "compress/rows", "compress/first"]

@@ -95,3 +95,26 @@ def test_float16_arithmetic_that_loses_too_much_is_refused_with_what_to_change()
     )
     with pytest.raises(ExportError, match="allowed 3e-02; this checkpoint needs"):
         verify.verify_float16([_row(False)], "--precision fp32")
+
+
+def test_the_llm_is_compared_by_its_own_precision_and_a_row_that_differs_is_refused(monkeypatch):
+    rows = [_row(True), _row(True, "close")]
+    asked = []
+    monkeypatch.setattr(verify, "compare_llm", lambda *arguments: asked.append(arguments) or rows)
+    monkeypatch.setattr(verify, "Prompt", lambda bundle: "prompt")
+    monkeypatch.setattr(verify.LocalDecoder, "open", lambda *arguments: arguments)
+    bundle = TestBatch.bundle()
+    assert verify.verify_llm(bundle, "expected") == [verify.StageResult("vision/frame (float16)", 0.0312, True)] * 2
+    assert asked == [((bundle, "onnx", EngineOptions("cpu")), "prompt", "expected", "fp32")]
+    for note, said in (("greedy ids", "; greedy ids; nothing"), ("", "; nothing")):
+        rows[1] = _row(False, note)
+        with pytest.raises(ExportError) as raised:
+            verify.verify_llm(bundle, "expected")
+        assert str(raised.value) == (
+            "vision/frame (float16) differs between transformers and ONNX Runtime: relative error 3.12e-02, allowed 3e-02"
+            f"{said} was written"
+        )
+
+
+def test_a_result_is_a_row_of_the_manifest():
+    assert verify.StageResult("a", 0.5, True).as_dict() == {"stage": "a", "error": 0.5, "ok": True}
