@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.weights import check_finite, check_weights, load_weights, weight_files, weights_sha256
+from export.weights import _method, check_finite, check_weights, load_weights, weight_files, weights_sha256
 from runtime.errors import CheckpointError
 
 W, B = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([7.0, 8.0, 9.0])
@@ -101,6 +101,22 @@ class TestLoading:
     def test_what_is_quantized_matters_only_in_the_half_that_is_asked_for(self, checkpoint):
         save(checkpoint, net_weight=W, net_bias=B, llm_qweight=B)
         check_weights(checkpoint, torch.nn.Linear(2, 3), rename)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        (
+            {"load_in_8bit": True, "llm_int8_threshold": 6.0},
+            "quantized (bitsandbytes)",
+        ),  # as older releases of transformers wrote it
+        ({"group_size": 128, "bits": 4}, "quantized (4 bits)"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "quantized (fp8)"),
+        ({}, "quantized"),
+    ],
+)
+def test_a_quantizer_is_named_by_what_its_config_says(quantization, said):
+    assert _method(quantization) == said
 
 
 class TestFiles:
