@@ -287,11 +287,14 @@ def test_a_region_that_is_read_in_the_middle_or_changes_the_type_is_declined(bod
 
 
 def test_of_several_functions_only_the_body_of_the_call_is_taken_away():
-    model = by_hand("y = Slice(x, from, to, at, by)", "float[8, 3, 3, 16] y", ("y",))
+    model = by_hand("a = Relu(x)\n y = Slice(a, from, to, at, by)", "float[8, 3, 3, 16] y", ("a", "y"))
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Same", "other"
+    model.opset_import.add(domain="other", version=1)
     body = [onnx.helper.make_node("Relu", ["a"], ["b"])]
     model.functions.append(onnx.helper.make_function("other", "Same", ["a"], ["b"], body, [onnx.helper.make_opsetid("", 20)]))
     fused, note, rewrites = fuse(model)
-    assert rewrites == 1 and note.startswith("1 nodes are the body of")
+    assert rewrites == 1 and note.startswith("2 nodes are the body of")
+    assert [(node.domain, node.op_type) for node in fused.functions[1].node][-2:] == [("other", "Same"), ("", "Slice")]
     assert [(function.domain, function.name) for function in fused.functions] == [("other", "Same"), ("gridpool", "StGridPool")]
     bare = without_body(fused)
     assert [(function.domain, function.name) for function in bare.functions] == [("other", "Same")]
