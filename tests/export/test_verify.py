@@ -59,6 +59,16 @@ class TestBatch:
         assert np.concatenate(seen.alone, axis=1).std() == pytest.approx(0.5, rel=0.1)  # as large as word embeddings
         assert seen.opened == [(3, "onnx", EngineOptions("cpu")), ("onnx", EngineOptions("cpu"))] and seen.closed
 
+    def test_the_scale_is_that_of_the_first_512_rows_or_of_all(self, seen, monkeypatch):
+        """A word embedding table is read where it lies, so not all of it."""
+        for rows in (512, 513, 40):
+            table = np.random.default_rng(1).normal(0, 0.5, (rows, 8)).astype(np.float32)
+            table[512:] = 1e6
+            monkeypatch.setattr(verify, "Prompt", lambda bundle, table=table: SimpleNamespace(embeddings=table))
+            seen.alone.clear()
+            verify.verify_batch(self.bundle(), 0.0)
+            assert np.concatenate(seen.alone, axis=1).std() == pytest.approx(0.5, rel=0.15)
+
     def test_a_small_context_holds_what_it_can(self, seen):
         verify.verify_batch(self.bundle(8), 0.0)
         assert [prompt.shape[1] for prompt in seen.alone] == [6, 8, 8]
@@ -85,3 +95,26 @@ def test_float16_arithmetic_that_loses_too_much_is_refused_with_what_to_change()
     )
     with pytest.raises(ExportError, match="allowed 3e-02; this checkpoint needs"):
         verify.verify_float16([_row(False)], "--precision fp32")
+
+
+def test_the_llm_is_compared_by_its_own_precision_and_a_row_that_differs_is_refused(monkeypatch):
+    rows = [_row(True), _row(True, "close")]
+    asked = []
+    monkeypatch.setattr(verify, "compare_llm", lambda *arguments: asked.append(arguments) or rows)
+    monkeypatch.setattr(verify, "Prompt", lambda bundle: "prompt")
+    monkeypatch.setattr(verify.LocalDecoder, "open", lambda *arguments: arguments)
+    bundle = TestBatch.bundle()
+    assert verify.verify_llm(bundle, "expected") == [verify.StageResult("vision/frame (float16)", 0.0312, True)] * 2
+    assert asked == [((bundle, "onnx", EngineOptions("cpu")), "prompt", "expected", "fp32")]
+    for note, said in (("greedy ids", "; greedy ids; nothing"), ("", "; nothing")):
+        rows[1] = _row(False, note)
+        with pytest.raises(ExportError) as raised:
+            verify.verify_llm(bundle, "expected")
+        assert str(raised.value) == (
+            "vision/frame (float16) differs between transformers and ONNX Runtime: relative error 3.12e-02, allowed 3e-02"
+            f"{said} was written"
+        )
+
+
+def test_a_result_is_a_row_of_the_manifest():
+    assert verify.StageResult("a", 0.5, True).as_dict() == {"stage": "a", "error": 0.5, "ok": True}

@@ -132,6 +132,108 @@ def test_a_new_torch_array_belongs_to_the_stream_asked_for_and_not_to_any_when_t
     assert streams == entered
 
 
+def of_package(name: str, **attributes):
+    return type("Array", (SimpleNamespace,), {"__module__": f"{name}.inner"})(**attributes)
+
+
+def of_torch(**attributes):
+    given = {"is_cuda": True, "dtype": torch.float16, "shape": torch.Size([2, 3]), "device": torch.device("cuda", 1)}
+    methods = {"data_ptr": lambda: 4096, "is_contiguous": lambda: False}
+    return of_package("torch", **given | methods | attributes)
+
+
+def test_a_torch_tensor_is_asked_itself():
+    tensor = of_torch()
+    seen = view(tensor, 0)
+    assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous, seen.device) == (4096, (2, 3), "float16", False, 1)
+    assert seen.owner is tensor and view(of_torch(is_contiguous=lambda: True), 0).contiguous
+
+
+@pytest.mark.parametrize(
+    ("shape", "typestr", "strides", "dtype", "contiguous"),
+    [
+        ([2, 3], "<f4", None, "float32", True),
+        ([2, 3], "<f2", (6, 2), "float16", True),
+        ([2, 3], "<f4", [12, 4], "float32", True),
+        ([2, 3], "<f4", (6, 2), "float32", False),
+        ([2, 3], "<f2", (2, 4), "float16", False),
+        ([4], "<f8", (8,), "<f8", True),
+        ([4], "<i4", (8,), "<i4", False),
+        ([], "<f4", (), "float32", True),
+    ],
+)
+def test_the_cuda_array_interface_is_read(shape, typestr, strides, dtype, contiguous):
+    array = cuda_array(shape, typestr, strides, 8192)
+    seen = view(array, 0)
+    assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous, seen.device) == (8192, tuple(shape), dtype, contiguous, None)
+    assert seen.owner is array
+
+
+@pytest.mark.parametrize(("device", "taken"), [(2, True), (13, True), (1, False), (3, False), (12, False), (14, False)])
+@pytest.mark.parametrize(("stream", "asked"), [(0, 1), (7, 7)])
+def test_an_array_whose_interface_fails_is_taken_through_dlpack_on_a_stream(device, taken, stream, asked):
+    class Array:
+        streams = ()
+
+        @property
+        def __cuda_array_interface__(self):
+            raise TypeError("bfloat16 has no name")
+
+        def __dlpack_device__(self):
+            return device, 5
+
+        def __dlpack__(self, stream):
+            self.streams = (*self.streams, stream)
+            given, self.alive = capsule((8, 4), None, 4, 16)
+            return given
+
+    array = Array()
+    if not taken:
+        with pytest.raises(EngineError, match=rf"x lies on DLPack device type {device}; expected a CUDA array \(type 2\)"):
+            view(array, stream)
+        return
+    seen = view(array, stream)
+    assert (seen.shape, seen.dtype, seen.contiguous, seen.device, array.streams) == ((8, 4), "bfloat16", True, 5, (asked,))
+
+
+def test_without_a_stream_it_is_the_current_one_of_the_arrays_package(monkeypatch):
+    devices: list[int] = []
+    current = SimpleNamespace(current_stream=lambda device: devices.append(device) or SimpleNamespace(cuda_stream=21))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=current))
+    monkeypatch.setitem(
+        sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=22)))
+    )
+    assert stream_of(of_package("torch", is_cuda=True, device=3), None) == 21 and devices == [3]
+    assert stream_of(of_package("torch", is_cuda=False, device=3), None) == 0 and devices == [3]
+    assert stream_of(of_package("cupy"), None) == 22
+    assert stream_of(of_package("jax"), None) == 0
+    assert stream_of(of_package("cupy"), 5) == 5
+
+
+def test_a_stream_says_its_handle_by_the_first_name_that_it_has():
+    assert stream_of(cuda_array(), SimpleNamespace(handle="11")) == 11
+    assert stream_of(cuda_array(), SimpleNamespace(handle=3, ptr=2, cuda_stream=1)) == 1
+    assert stream_of(cuda_array(), 0) == 0
+    with pytest.raises(EngineError, match="stream is list; expected a handle or a stream of torch, CuPy or cuda-python"):
+        stream_of(cuda_array(), [])
+
+
+def test_a_new_cupy_array_is_made_on_the_stream_and_of_other_packages_none(monkeypatch):
+    streams: list[int] = []
+
+    @contextlib.contextmanager
+    def external(handle):
+        streams.append(handle)
+        yield
+
+    module = SimpleNamespace(
+        cuda=SimpleNamespace(ExternalStream=external), empty=lambda shape, dtype: (shape, dtype, list(streams))
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    assert empty_like(of_package("cupy", dtype="float16"), (2, 3), 9) == ((2, 3), "float16", [9])
+    assert empty_like(of_package("jax"), (2, 3), 9) is None and empty_like(cuda_array(), (2, 3), 9) is None
+
+
 def test_the_kernels_arguments_have_the_layout_of_the_source():
     source = (Path(plugins.__file__).parent / "csrc" / "clip.cuh").read_text()
     body = re.search(r"struct Args \{(.*?)\};", source, re.S)[1]

@@ -14,8 +14,9 @@ import torch
 from surgeon_graphs import model_from_text
 
 from export.compress import make
-from export.surgeon import run_passes
+from export.surgeon import fuse_gridpool, run_passes
 from export.surgeon.fuse_gridpool import without_body
+from export.surgeon.graph import graph_from_model
 from plugins.reference import st_gridpool
 from plugins.spec import spec_from_attributes, spec_from_text
 from runtime.errors import ExportError
@@ -221,3 +222,89 @@ def test_nodes_that_are_also_read_elsewhere_keep_it_plain(plain: onnx.ModelProto
     _, note, rewrites = fuse(model)
     assert rewrites == 0
     assert "2 are read of them" in note
+
+
+BOUNDS = "<int64[2] from = {0, 0}, int64[2] to = {6, 6}, int64[2] at = {1, 2}, int64[2] by = {2, 2}, float top = {9.0}>"
+
+
+def by_hand(body: str, outputs: str, inside: tuple[str, ...]) -> onnx.ModelProto:
+    """A graph whose nodes that make the tensors `inside` are those of compression."""
+    model = model_from_text(f"g (float[8, 6, 6, 16] x) => ({outputs}) {BOUNDS} {{ {body} }}")
+    for node in model.graph.node:
+        node.name = f"{'compress/nsp' if node.output[0] in inside else 'vision'}/{node.output[0]}"
+    return model
+
+
+def test_a_region_from_an_input_to_an_output_becomes_a_call_with_a_body_of_the_same_opset():
+    model = by_hand(
+        "a = Clip(x, top, top)\n y = Slice(a, from, to, at, by)\n z = Relu(y)",
+        "float[8, 3, 3, 16] y, float[8, 3, 3, 16] z",
+        ("a", "y"),
+    )
+    model.graph.node[0].input[1] = ""  # no lowest value
+    fused, note, rewrites = fuse(model)
+    assert rewrites == 1 and note.startswith("2 nodes are the body of gridpool::StGridPool")
+    onnx.checker.check_model(fused, full_check=True)
+    assert [(node.op_type, list(node.input), list(node.output)) for node in fused.graph.node] == [
+        ("StGridPool", ["x"], ["y"]),
+        ("Relu", ["y"], ["z"]),
+    ]
+    (function,) = fused.functions
+    inner = {node.op_type: node for node in function.node}
+    assert list(inner["Clip"].input) == ["x", "", "top"] and list(function.input) == ["x"] and list(function.output) == ["y"]
+    assert [(entry.domain, entry.version) for entry in function.opset_import if not entry.domain] == [("", 20)]
+    x = clip()
+    np.testing.assert_array_equal(run(fused, x), np.minimum(x, 9.0)[:, ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "inside", "said"),
+    [
+        (
+            "a = Relu(x)\n b = Slice(a, from, to, at, by)\n y = Neg(b)\n z = Neg(a)",
+            "float[8, 3, 3, 16] y, float[8, 6, 6, 16] z",
+            ("a", "b"),
+            "the stages read 1 tensors and 2 are read of them",
+        ),
+        (
+            "a = Relu(x)\n y = Slice(a, from, to, at, by)",
+            "float[8, 3, 3, 16] y, float[8, 6, 6, 16] a",
+            ("a", "y"),
+            "the stages read 1 tensors and 2 are read of them",
+        ),
+        (
+            "a = Slice(x, from, to, at, by)\n b = Cast<to = 10>(a)\n y = Neg(b)",
+            "float16[8, 3, 3, 16] y",
+            ("a", "b"),
+            "the stages make [8, 3, 3, 16] of [8, 6, 6, 16], not what",
+        ),
+    ],
+)
+def test_a_region_that_is_read_in_the_middle_or_changes_the_type_is_declined(body, outputs, inside, said):
+    fused, note, rewrites = fuse(by_hand(body, outputs, inside))
+    assert rewrites == 0 and not fused.functions
+    assert note.startswith(f"compression stays plain nodes: {said}")
+
+
+def test_of_several_functions_only_the_body_of_the_call_is_taken_away():
+    model = by_hand("a = Relu(x)\n y = Slice(a, from, to, at, by)", "float[8, 3, 3, 16] y", ("a", "y"))
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Same", "other"
+    model.opset_import.add(domain="other", version=1)
+    body = [onnx.helper.make_node("Relu", ["a"], ["b"])]
+    model.functions.append(onnx.helper.make_function("other", "Same", ["a"], ["b"], body, [onnx.helper.make_opsetid("", 20)]))
+    fused, note, rewrites = fuse(model)
+    assert rewrites == 1 and note.startswith("2 nodes are the body of")
+    assert [(node.domain, node.op_type) for node in fused.functions[1].node][-2:] == [("other", "Same"), ("", "Slice")]
+    assert [(function.domain, function.name) for function in fused.functions] == [("other", "Same"), ("gridpool", "StGridPool")]
+    bare = without_body(fused)
+    assert [(function.domain, function.name) for function in bare.functions] == [("other", "Same")]
+    assert len(fused.functions) == 2, "the given model stays as it is"
+    with pytest.raises(ExportError, match="the graph has no function gridpool::StGridPool; fuse its compression first"):
+        without_body(bare)
+
+
+def test_without_a_spec_or_before_the_pass_the_note_says_so():
+    model = by_hand("y = Slice(x, from, to, at, by)", "float[8, 3, 3, 16] y", ("y",))
+    _, (report,) = run_passes(model, ["fuse_gridpool"], graph="vision")
+    assert report.rewrites == 0 and report.note.startswith("compression stays plain nodes: ")
+    assert fuse_gridpool.check(graph_from_model(model)) == "compression stays plain nodes: the pass has not run"

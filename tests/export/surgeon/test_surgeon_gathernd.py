@@ -16,6 +16,8 @@ from export.surgeon.graph import graph_from_model
         ([[3], [0], [3]], 0, ["Gather"]),
         ([[1], [2], [3]], 0, ["Slice"]),
         ([[[2], [0]], [[-1], [1]]], 0, ["Gather"]),
+        ([[[0], [1]], [[2], [3]]], 0, ["Gather"]),
+        ([[2]], 0, ["Slice"]),
         ([[0, 4], [3, 0], [-1, -5]], 0, ["Reshape", "Gather"]),
         ([[1, 4], [2, 0]], 0, ["Reshape", "Slice"]),
         ([[0, 1, 2], [3, 4, 5]], 0, ["Reshape", "Gather"]),
@@ -52,6 +54,8 @@ def test_gathernd_with_indices_of_run_time_stays_and_is_reported():
         ([[2], [3]], ["Slice", "Slice", "Concat"]),
         ([[0], [-4]], ["Slice", "Slice", "Slice", "Slice", "Concat"]),
         ([[0], [1], [2], [3], [4], [5]], ["Concat"]),
+        ([[5]], ["Slice", "Concat"]),
+        ([[[2], [3]], [[4], [5]]], ["Reshape", "Slice", "Concat"]),
         ([[[5]], [[0]]], ["Reshape", "Slice", "Slice", "Slice", "Concat"]),
         ([[1, 0], [1, 1], [1, 2]], ["Reshape", "Slice", "Slice", "Concat", "Reshape"]),
         ([[5, 4], [0, -5]], ["Reshape", "Slice", "Slice", "Slice", "Concat", "Reshape"]),
@@ -85,6 +89,31 @@ def test_many_scattered_rows_are_one_gather_over_data_and_updates():
     text = "g (float[300, 2] x, float[150, 2] new) => (float[300, 2] y) <int64[150, 1] at> { y = ScatterND(x, at, new) }"
     after, _ = rewrite(model_from_text(text, at=rows), ["scatternd"], {"x": normal(300, 2), "new": normal(150, 2, seed=1)})
     assert ops(after) == ["Concat", "Gather"]
+
+
+def test_where_nothing_is_picked_or_written_the_result_is_nothing_or_the_data():
+    text = "g (float[3, 2] x) => (float[0, 2] y) <int64[0, 1] at> { a = GatherND(x, at)\n y = Relu(a) }"
+    after, _ = rewrite(model_from_text(text, at=np.zeros((0, 1), np.int64)), ["gathernd"], {"x": normal(3, 2)})
+    assert ops(after) == ["Gather", "Relu"]
+    text = "g (float[3, 2] x, float[0, 2] new) => (float[3, 2] y) <int64[0, 1] at> { y = ScatterND(x, at, new) }"
+    after, (report,) = rewrite(
+        model_from_text(text, at=np.zeros((0, 1), np.int64)), ["scatternd"], {"x": normal(3, 2), "new": normal(0, 2)}
+    )
+    assert ops(after) == ["ScatterND"] and report.rewrites == 0
+
+
+def test_indices_into_a_tensor_of_unknown_length_are_left_alone():
+    text = "g (float[n, 2] x, float[1, 2] new) => (float[n, 2] y) <int64[1, 1] at = {1}> { y = ScatterND(x, at, new) }"
+    after, (report,) = rewrite(model_from_text(text), ["scatternd"], {"x": normal(3, 2), "new": normal(1, 2, seed=1)})
+    assert ops(after) == ["ScatterND"] and report.rewrites == 0
+
+
+def test_offsets_count_from_the_end_and_along_the_batch():
+    at = np.array([[[0, -1]], [[2, 1]]])  # [2, 1, 2] into the second and third axis of [2, 3, 4]
+    np.testing.assert_array_equal(gathernd.offsets_of(at, (2, 3, 4), 1), [[0 * 12 + 0 * 4 + 3], [1 * 12 + 2 * 4 + 1]])
+    at = np.array([[[0], [-1], [2]], [[1], [1], [0]]])  # [2, 3, 1] into the last axis
+    np.testing.assert_array_equal(gathernd.offsets_of(at, (2, 3, 4), 2), [[0, 7, 10], [13, 17, 20]])
+    np.testing.assert_array_equal(gathernd.offsets_of(at[0, :, :1], (5,)), [0, 4, 2])
 
 
 def test_a_reduction_is_left_alone():

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from surgeon_graphs import model_from_text, normal, ops, rewrite
+
+from export.surgeon import int64
+from export.surgeon.graph import graph_from_model
 
 INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
 
@@ -132,3 +136,92 @@ def test_a_value_that_a_subgraph_reads_stays_int64():
     )
     after, (report,) = rewrite(model, ["int64"], {"x": np.array([1, 2]), "c": np.array(True)})
     assert ops(after) == ["Add", "Add", "Gather", "If"] and report.rewrites == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [(2**31 - 1, True), (2**31, False), (-(2**31), True), (-(2**31) - 1, False)],
+)
+def test_constants_that_fit_into_32_bits(value, fits):
+    text = "g (int64[2] x, float[9] t) => (float[2] y) { a = Sub(x, c)\n b = Add(a, a)\n y = Gather(t, b) }"
+    graph = graph_from_model(model_from_text(text.replace("{", "<int64[2] c> {", 1), c=np.array([0, value])))
+    assert int64.run(graph) == (2 if fits else 0)
+
+
+@pytest.mark.parametrize(("row", "narrowed"), [([2, 8], True), ([0, 2**31], False)])
+def test_tables_of_indices_are_narrowed_where_they_fit(row, narrowed):
+    text = """g (float[2, 3] x, float[2, 1] u) => (float[2, 1] a, float[2, 3] b, float[2, 3] c) <int64[2, 1] at, int64[2, 1] to> {
+        a = GatherElements<axis = 1>(x, at)
+        b = ScatterElements<axis = 1>(x, at, u)
+        c = ScatterElements<axis = 1>(x, to, u)
+    }"""
+    model = model_from_text(text, at=np.array(row)[:, None], to=np.array([[1], [0]]))
+    graph = graph_from_model(model)
+    assert int64.run(graph) == (3 if narrowed else 1)
+    assert [node.inputs[1].dtype for node in graph.nodes] == [*[np.int32 if narrowed else np.int64] * 2, np.int32]
+    assert int64.run(graph) == 0
+
+
+def test_two_nodes_that_share_one_cast_are_worth_it():
+    model = model_from_text("""
+    g (int64[2] x, float[9] t) => (float[2] y, float[2] z) <int64[1] one = {1}, int64[1] two = {2}> {
+        a = Add(x, one)
+        y = Gather(t, a)
+        b = Sub(x, two)
+        z = Gather(t, b)
+    }""")
+    after, (report,) = rewrite(model, ["int64"], {"x": np.array([2, 5]), "t": normal(9)})
+    assert ops(after) == ["Cast", "Add", "Gather", "Sub", "Gather"] and report.rewrites == 2
+
+
+def test_as_many_casts_as_nodes_are_not_worth_it():
+    model = model_from_text("""
+    g (int64[2] x, int64[2] z, float[9] t) => (float[2] y, bool[2] m) {
+        a = Add(x, z)
+        y = Gather(t, a)
+        m = Less(a, x)
+    }""")
+    after, (report,) = rewrite(model, ["int64"], {"x": np.array([2, 5]), "z": np.array([1, 0]), "t": normal(9)})
+    assert ops(after) == ["Add", "Gather", "Less"] and report.rewrites == 0
+    assert report.note == "2 nodes stay int64: Add, Less"
+
+
+def test_both_branches_of_a_choice_are_narrowed_and_a_cast_takes_the_result():
+    model = model_from_text("""
+    g (int64[2] x, bool[2] c, float[9] t) => (float[2] y, float[2] z) <int64[1] one = {1}, int64[2] other = {7, 8}> {
+        a = Add(x, one)
+        b = Where(c, a, other)
+        d = Where(c, other, x)
+        y = Gather(t, b)
+        z = Cast<to = 1>(d)
+    }""")
+    feed = {"x": np.array([2, 5]), "c": np.array([True, False]), "t": normal(9)}
+    after, (report,) = rewrite(model, ["int64"], feed)
+    assert ops(after) == ["Cast", "Add", "Where", "Where", "Gather", "Cast"] and report.rewrites == 3
+    types = _types(after)
+    assert {types[name] for name in ("a", "b", "d", "other/int32")} == {INT32}
+
+
+def test_a_result_that_is_also_a_shape_keeps_every_node_before_it_int64():
+    model = model_from_text("""
+    g (int64[2] x, float[4] t, float[4] u) => (float[n, m] y, float[2] z) <int64[1] one = {1}> {
+        a = Add(x, one)
+        b = Sub(a, one)
+        y = Reshape(u, b)
+        z = Gather(t, a)
+    }""")
+    after, (report,) = rewrite(model, ["int64"], {"x": np.array([2, 2]), "t": normal(4), "u": normal(4)})
+    assert ops(after) == ["Add", "Sub", "Reshape", "Gather"] and report.rewrites == 0
+
+
+def test_an_empty_constant_fits():
+    model = model_from_text(
+        """g (int64[2] x, float[9] t) => (float[2] y) <int64[0] none, int64[1] one = {1}> {
+        a = Concat<axis = 0>(x, none)
+        b = Add(a, one)
+        y = Gather(t, b)
+    }""",
+        none=np.zeros(0, np.int64),
+    )
+    after, (report,) = rewrite(model, ["int64"], {"x": np.array([2, 5]), "t": normal(9)})
+    assert ops(after) == ["Cast", "Concat", "Add", "Gather"] and report.rewrites == 2

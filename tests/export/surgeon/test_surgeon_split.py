@@ -74,11 +74,35 @@ def test_features_that_leave_as_a_grid_are_taken_too():
     )
 
 
+def test_an_encoder_that_picks_patches_itself_keeps_that():
+    model = model_from_text(
+        """g (float[3,8,6] pixel_values) => (float[8,5] visual_tokens) {
+            patches = MatMul(pixel_values, weight)
+            turned = Gather<axis = 1>(patches, order)
+            inner = Relu(turned)
+            visual_tokens = ReduceMax<keepdims = 0>(inner, axes)
+        }""",
+        weight=normal(6, 5),
+        order=np.arange(8)[::-1].copy(),
+        axes=np.array([0]),
+    )
+    model.graph.node[3].name = "compress/top/ReduceMax"
+    pixels = normal(T, 8, 6, seed=3)
+    expected = np.maximum(pixels @ normal(6, 5), 0)[:, ::-1]
+    encoder, compressor = split(_looped(model), GRID)
+    features = np.concatenate([run(encoder, {"pixel_values": frame[None]})[0] for frame in pixels])
+    np.testing.assert_allclose(features, expected.reshape(T, *GRID, D), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(run(compressor, {"features": features})[0], expected.max(0), rtol=1e-6, atol=1e-6)
+
+
 def test_each_part_has_the_weights_that_it_reads_and_no_loop():
     encoder, compressor = split(_looped(_model()), GRID)
     names = [{tensor.name for tensor in model.graph.initializer} for model in (encoder, compressor)]
     assert {"first", "second"} <= names[0] and "newline" in names[1]
     assert not names[0] & {"newline", "axes"} and not names[1] & {"first", "second"}
+    for model, known in ((encoder, {"hidden", "wide"}), (compressor, {"pooled", "across"})):
+        made = {name for node in model.graph.node for name in node.output}
+        assert known <= {value.name for value in model.graph.value_info} < made, "shapes of what it computes itself"
     assert not any(node.op_type in ("Loop", "Gather") for model in (encoder, compressor) for node in model.graph.node)
 
 
@@ -90,6 +114,25 @@ def test_weights_outside_the_file_stay_where_they_lie():
     encoder, _ = split(model, GRID)
     (kept,) = (tensor for tensor in encoder.graph.initializer if tensor.name == "first")
     assert kept == weight
+
+
+def test_weights_that_the_loop_has_itself_are_the_encoders():
+    model = _looped(_model())
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "first")
+    (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
+    (body,) = (attribute.g for attribute in loop.attribute)
+    body.initializer.add().CopyFrom(weight)
+    model.graph.initializer.remove(weight)
+    encoder, compressor = split(model, GRID)
+    assert [[tensor.name for tensor in part.graph.initializer].count("first") for part in (encoder, compressor)] == [1, 0]
+
+
+def test_two_loops_are_refused():
+    model = _looped(_model())
+    (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
+    model.graph.node.add().CopyFrom(loop)
+    with pytest.raises(ExportError, match="does not come apart into encoder and compressor: 2 loops, expected one"):
+        split(model, GRID)
 
 
 def test_a_graph_without_a_loop_is_refused():

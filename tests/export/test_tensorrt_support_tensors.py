@@ -1,0 +1,157 @@
+"""What the check knows of a graph's tensors: types, ranks and values, and what it says of nodes where it knows none."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export import tensorrt_support
+from export.tensorrt_operators import PARSERS
+from export.tensorrt_support import Unsupported, check, require
+from runtime.errors import ExportError
+
+
+def wrap(*nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape=(2, 8), opset: int = 20, **constants) -> onnx.ModelProto:
+    tensors = [
+        value if isinstance(value, TensorProto) else numpy_helper.from_array(np.asarray(value), name)
+        for name, value in constants.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in nodes[-1].output if name]
+    graph = helper.make_graph(list(nodes), "graph", [helper.make_tensor_value_info("x", kind, shape)], outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def whys(made: onnx.ModelProto, release: str = "10.3") -> list[str]:
+    return [found.why for found in check(made, release)]
+
+
+@pytest.mark.parametrize(
+    ("node", "what"),
+    [
+        (helper.make_node("Det", ["x"], ["y"], name="its name"), "node its name (Det)"),
+        (helper.make_node("Det", ["x"], ["y"]), "node y (Det)"),
+    ],
+)
+def test_a_node_without_a_name_is_called_after_its_output(node: onnx.NodeProto, what: str):
+    (found,) = check(wrap(node, shape=(2, 2)), "10.3")
+    assert str(found) == f"{what}: TensorRT 10.3 has no such operator"
+    with pytest.raises(ExportError) as error:
+        require(wrap(node, shape=(2, 2)), "10.3")
+    assert str(error.value) == (
+        f"TensorRT 10.3 does not take {what}: TensorRT 10.3 has no such operator; "
+        "export without --tensorrt: no known release takes it (10.3, 10.13, 10.15, 11.1)"
+    )
+
+
+def test_two_nodes_are_one_and_one_more():
+    nodes = [helper.make_node("Det", ["x"], [name], name=name) for name in ("y", "z")]
+    with pytest.raises(ExportError, match=r"no such operator \(and 1 more\); export without"):
+        require(wrap(*nodes, shape=(2, 2)), "10.3")
+    assert str(Unsupported("", "opset 24", "too high")) == "opset 24: too high"
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (helper.make_node("Equal", ["x", "x"], ["y"]), []),  # though it makes BOOL
+        (helper.make_node("ArgMax", ["x"], ["y"]), []),
+        (helper.make_node("IsNaN", ["x"], ["y"]), []),
+        (helper.make_node("Dropout", ["x"], ["y", "mask"]), []),
+        (helper.make_node("LayerNormalization", ["x", "scale"], ["y", "", ""]), []),
+        (helper.make_node("LayerNormalization", ["x", "scale"], ["y", "mean"]), ["only its first output is taken"]),
+        (helper.make_node("Resize", ["x", "", "factors"], ["y"]), []),
+        (helper.make_node("CastLike", ["x", "scale"], ["y"]), []),
+    ],
+)
+def test_an_operator_is_judged_by_what_it_reads_and_by_outputs_that_are_there(node: onnx.NodeProto, expected: list[str]):
+    assert whys(wrap(node, scale=np.ones(8, np.float32), factors=np.float32([1, 2]))) == expected
+
+
+def test_two_outputs_of_an_attention_are_one_too_many():
+    node = helper.make_node("Attention", ["x"] * 3, ["y", "z"])
+    expected = "only its first output is taken: update the cache outside of it"
+    assert _judged(node) == expected and _judged(helper.make_node("Attention", ["x"] * 3, ["y", ""])) == ""
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Attention", ["unknown"] * 4, ["y"]),
+        helper.make_node("TensorScatter", ["unknown", "unknown", "unknown"], ["y"]),
+        helper.make_node("RotaryEmbedding", ["unknown"] * 4, ["y"]),
+        helper.make_node("MaxPool", ["unknown"], ["y"], kernel_shape=[2, 2]),
+        helper.make_node("Softmax", ["unknown"], ["y"]),
+    ],
+)
+def test_of_tensors_that_are_not_known_nothing_bad_is_said(node: onnx.NodeProto):
+    assert _judged(node) == ""
+
+
+def _judged(node: onnx.NodeProto) -> str:
+    scope = tensorrt_support._Scope(types={"x": TensorProto.FLOAT}, ranks={"x": 4})
+    return tensorrt_support._why_not(node, PARSERS["11.1"], "11.1", scope) or ""
+
+
+@pytest.mark.parametrize(("values", "said"), [(60000, ["its zero point must be 0"]), (70000, [])])
+def test_values_of_a_constant_as_large_as_a_weight_are_not_looked_at(values: int, said: list[str]):
+    node = helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["y"], axis=0)
+    zero = np.zeros(values, np.int8)
+    zero[-1] = 1
+    assert whys(wrap(node, kind=TensorProto.INT8, shape=(values, 1), scale=np.ones(values, np.float32), zero=zero)) == said
+
+
+@pytest.mark.parametrize(
+    "k",
+    [
+        helper.make_tensor("k", TensorProto.INT64, [1], [4000]),  # as numbers, not as bytes
+        numpy_helper.from_array(np.array([4000]), "k"),
+    ],
+)
+def test_a_constant_is_read_however_it_is_stored(k: TensorProto):
+    node = helper.make_node("TopK", ["x", "k"], ["y", "i"])
+    expected = ["K is 4000, at most 3840 are taken"]
+    assert whys(wrap(node, shape=(1, 5000), k=k)) == expected
+    inside = [helper.make_node("Constant", [], ["k"], value=k), node]
+    assert whys(wrap(*inside, shape=(1, 5000))) == expected
+    assert whys(wrap(helper.make_node("Constant", [], ["k"], value_ints=[4000]), node, shape=(1, 5000))) == expected
+    k.ClearField("raw_data"), k.ClearField("int64_data")
+    k.external_data.add(key="location", value="k.data")
+    assert whys(wrap(node, shape=(1, 5000), k=k)) == []
+
+
+def test_what_a_scope_reads():
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["deep"], value_float=2.0)], "inner", [], [onnx.ValueInfoProto(name="deep")]
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["words"], value_strings=[b"a"]),
+            helper.make_node("Constant", [], ["one"], value_int=3),
+            helper.make_node("Constant", [], ["three"], value_floats=[1.0, 2.0, 3.0]),
+            helper.make_node("If", ["flag"], ["y"], then_branch=inner, else_branch=inner),
+        ],
+        "outer",
+        [
+            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("free", TensorProto.FLOAT, None),
+        ],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(np.zeros((2, 3), np.float16), "w")],
+    )
+    scope = tensorrt_support._Scope()
+    scope.read(graph)
+    assert scope.types == {"flag": TensorProto.BOOL, "free": TensorProto.FLOAT, "w": TensorProto.FLOAT16}
+    assert scope.ranks == {"flag": 0, "w": 2}
+    assert scope.constants == {"words", "one", "three", "deep", "w"}
+    assert {name: value.tolist() for name, value in scope.values.items()} == {
+        "one": 3, "three": [1.0, 2.0, 3.0], "deep": 2.0, "w": [[0.0] * 3] * 2
+    }  # fmt: skip
+
+
+def test_the_default_domain_has_two_names():
+    made = wrap(helper.make_node("Tanh", ["x"], ["y"], domain="ai.onnx"))
+    made.opset_import[0].domain = "ai.onnx"
+    made.opset_import[0].version = 21
+    assert whys(made) == ["this parser takes opsets 9 to 20"]
