@@ -118,7 +118,9 @@ def test_a_library_that_is_not_there_or_gives_nothing_is_refused(tmp_path):
         load_library(trt, tmp_path / "libnone.so")
     (tmp_path / "lib.so").touch()
     for loaded in (None, object()):  # no library of TensorRT's, or one with another plugin
-        trt.get_plugin_registry = lambda loaded=loaded: SimpleNamespace(load_library=lambda path: loaded, get_creator=lambda *name: None)
+        trt.get_plugin_registry = lambda loaded=loaded: SimpleNamespace(
+            load_library=lambda path: loaded, get_creator=lambda *name: None
+        )
         with pytest.raises(EngineError, match=r"gives TensorRT 10\.16 no plugin gridpool::StGridPool of version 1"):
             load_library(trt, tmp_path / "lib.so")
 

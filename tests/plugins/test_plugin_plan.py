@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from plugins.plan import Plan, in_one_launch, make_plan
@@ -35,9 +37,7 @@ def test_a_level_pools_what_the_one_before_it_made():
     assert plan.shape == (8, 2, 2)
     assert plan.launches == (12, 6, 2)
     first, second, third = plan.tasks[:12], plan.tasks[12:18], plan.tasks[18:]
-    assert first == [
-        task for frame in range(8) for task in [(1, frame, frame, 0)] + ([] if frame % 2 else [(0, frame, frame, 0)])
-    ]
+    assert first == [task for frame in range(8) for task in [(1, frame, frame, 0)] + ([] if frame % 2 else [(0, frame, frame, 0)])]
     assert second == [(1, 8, 8, 0), (0, 1, 8, 0), (1, 9, 9, 0), (1, 10, 10, 0), (0, 5, 10, 0), (1, 11, 11, 0)]
     assert third == [(0, 3, 12, 0), (0, 7, 13, 0)]
     assert plan.versions == [(1, 2, 5, first) for first in range(0, 12, 2)]
@@ -49,14 +49,17 @@ def test_a_level_pools_what_the_one_before_it_made():
 def test_frames_that_nobody_reads_are_spread_over_the_later_launches():
     plan = make_plan(StGridPool(), 32, 27, 27)
     assert plan.launches == (28, 11, 8, 7)
-    free = [[index for pool, index, version, _ in tasks if not pool and index == version and index % 2 == 0] for tasks in _by_launch(plan)]
+    free = [
+        [index for pool, index, version, _ in tasks if not pool and index == version and index % 2 == 0]
+        for tasks in _by_launch(plan)
+    ]
     assert free == [[], [0, 2, 4, 6, 8], [10, 12, 14, 16, 18], [20, 22, 24, 26, 28, 30]]
     assert [tasks[0][:2] for tasks in _by_launch(plan)[1:]] == [(0, 0), (0, 10), (0, 20)]
 
 
 def _by_launch(plan: Plan) -> list[list[tuple[int, ...]]]:
     ends = [sum(plan.launches[:number]) for number in range(len(plan.launches) + 1)]
-    return [plan.tasks[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [plan.tasks[start:end] for start, end in pairwise(ends)]
 
 
 def test_a_frame_that_two_levels_show_in_one_size_is_pooled_once_and_in_two_sizes_twice():
@@ -80,6 +83,24 @@ def test_a_summary_shows_the_tiles_that_lie_in_the_frame(size, height, width, ve
 @pytest.mark.parametrize("spec", [StGridPool((), ()), StGridPool((4,), (2,))])
 def test_without_a_summary_there_is_one_launch_of_windows(spec):
     plan = make_plan(spec, 7, 2, 4)
-    assert plan.ints == (1, 7, 2, 4, 1, 2, 2, 0, 1, 7, 0, 0, 0, 0, 0, 7, *(value for frame in range(7) for value in (0, frame, frame, 0)))
+    assert plan.ints == (
+        1,
+        7,
+        2,
+        4,
+        1,
+        2,
+        2,
+        0,
+        1,
+        7,
+        0,
+        0,
+        0,
+        0,
+        0,
+        7,
+        *(value for frame in range(7) for value in (0, frame, frame, 0)),
+    )
     assert (plan.depth, plan.versions, plan.pools) == (0, [], [])
     assert in_one_launch(plan) == plan

@@ -37,7 +37,14 @@ def row(tmp_path: Path):
         path.write_bytes(b"abc")
         os.utime(path, ns=(5, 7_000_000_001))
         tokens = None if error else np.arange(6, dtype=np.float16).tobytes()
-        return {"path": str(path), "size": 3, "mtime_ns": 7_000_000_001, "sha256": f"of {name}", "tokens": tokens, "error": error} | changes
+        return {
+            "path": str(path),
+            "size": 3,
+            "mtime_ns": 7_000_000_001,
+            "sha256": f"of {name}",
+            "tokens": tokens,
+            "error": error,
+        } | changes
 
     return row
 
@@ -116,12 +123,18 @@ def test_one_job_at_a_time_writes_and_sweeps_what_a_killed_one_left(tmp_path):
     out = tmp_path / "out"
     one, two = parts_of(out), parts_of(out)
     with one.locked():
-        with pytest.raises(OutputError, match=rf"^another job writes to {out}; wait for it or choose another directory$"), two.locked():
+        with (
+            pytest.raises(OutputError, match=rf"^another job writes to {out}; wait for it or choose another directory$"),
+            two.locked(),
+        ):
             pass
         (out / ".part-000003.parquet.tmp-1-abc").touch()
         (out / ".mine.tmp-1").touch()
     with two.locked():
         assert names(two) == [".mine.tmp-1"]
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file is a file; choose a directory for the output"), parts_of(tmp_path / "file").locked():
+    with (
+        pytest.raises(OutputError, match="file is a file; choose a directory for the output"),
+        parts_of(tmp_path / "file").locked(),
+    ):
         pass

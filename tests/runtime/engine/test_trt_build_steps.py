@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -76,7 +77,9 @@ class TestBuild:
         again = build(bundle, BuildOptions("tensorrt", workspace=3))
         assert [one.reused for one in again] == [True, True] and len(self.built) == 2
         said = sorted(capsys.readouterr().err.splitlines())
-        assert said == [f"{graph}: {file} is up to date; --force builds it again" for graph, file in ((DECODER, files[1]), (VISION, files[0]))]
+        assert said == [
+            f"{graph}: {file} is up to date; --force builds it again" for graph, file in ((DECODER, files[1]), (VISION, files[0]))
+        ]
 
     def test_the_engine_that_is_kept_lies_beside_the_new_one(self, bundle: Bundle, capsys: pytest.CaptureFixture) -> None:
         decoder = build(bundle, BuildOptions("tensorrt"))[1].path
@@ -121,6 +124,41 @@ class TestBuild:
         assert capsys.readouterr().err == "chosen for none\n"
 
 
+class TestGraph:
+    """One graph, on a builder that hands out six bytes."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list:
+        asked: list = []
+        builder = SimpleNamespace(create_builder_config=lambda: "config")
+        monkeypatch.setattr(trt, "parse", lambda *words: asked.append(words) or (builder, "network", "parser"))
+        monkeypatch.setattr(trt, "decompose_attention", lambda *words: asked.append(words))
+        monkeypatch.setattr(trt, "serialize", lambda *words: asked.append(words[2:]) or b"engine")
+        monkeypatch.setattr(build_module, "_configure", lambda *words: asked.append(words[::2]))
+        monkeypatch.setattr(build_module, "_add_profile", lambda *words: asked.append(words[1:]) or {"x": [1]})
+        monkeypatch.setattr(build_module, "_timing_cache", lambda *words: contextlib.nullcontext())
+        monkeypatch.setattr(build_module, "_progress", lambda title: contextlib.nullcontext(title))
+        monkeypatch.setattr(build_module, "time", SimpleNamespace(perf_counter=iter([10, 12.34]).__next__))
+        return asked
+
+    @pytest.mark.parametrize("graph", [VISION, DECODER])
+    @pytest.mark.parametrize(("kind", "takes"), [("none", False), ("aot", True), ("aot", False)])
+    def test_it_is_parsed_built_and_described(self, made, asked, graph, kind, takes, tmp_path, monkeypatch, capsys) -> None:
+        monkeypatch.setattr(build_module, "taken", lambda *words: takes)
+        goal = tmp_path / "new" / "llm" / "engine"
+        entry = build_module._build_graph(made, graph, BuildOptions("tensorrt"), "sm89", PluginChoice(kind), goal)
+        assert goal.read_bytes() == b"engine"
+        assert entry == {
+            "onnx_sha256": made.sha256(graph), "size": 6, "seconds": 2.3, "inputs": {"x": [1]}, "plugin": kind if takes else "none",
+        }  # fmt: skip
+        assert asked == [
+            ("tensorrt", made.model(graph), kind == "aot"), ("tensorrt", "network"), ("config", "sm89"), ("network", "config", 64),
+            ("network", "config", f"building {graph} for sm89 with tensorrt"),
+        ]  # fmt: skip
+        plain = kind == "aot" and not takes and graph == VISION
+        assert ("is built as plain nodes, the plugin does not cover it" in capsys.readouterr().err) is plain
+
+
 class Network:
     """inputs: {name: (shape, names of its dimensions)}."""
 
@@ -159,7 +197,9 @@ def test_a_timing_cache_that_can_not_be_kept_is_said(machine, tmp_path: Path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     config = SimpleNamespace(
-        create_timing_cache=bytes, set_timing_cache=lambda *_: None, get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"t")
+        create_timing_cache=bytes,
+        set_timing_cache=lambda *_: None,
+        get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"t"),
     )
     with build_module._timing_cache("tensorrt", config):
         pass
