@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from fastapi import Response
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError
+from runtime.errors import UsageError, UserError
 from runtime.server.options import ServerOptions
 
 DEFAULTS = {
@@ -201,3 +203,12 @@ def test_a_scope_travels_as_plain_values_at_the_root_of_the_app():
 def test_a_response_keeps_its_headers_but_the_length():
     got = app._with_headers(Response(b"king"), 418, [("x-a", "1"), ("Content-Length", "9")])
     assert (got.status_code, got.headers["x-a"], got.headers["content-length"]) == (418, "1", "4")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    loading = importlib.util.spec_from_file_location("a_second_one", app.__file__)
+    module = importlib.util.module_from_spec(loading)
+    monkeypatch.setitem(sys.modules, "a_second_one", module)
+    with pytest.raises(UserError, match=r'^serving on Ray needs the package "ray".*st-gridpool\[ray\]'):
+        loading.loader.exec_module(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from runtime.cluster.parts import Parts
-from runtime.errors import OutputError
+from runtime.errors import OutputError, UserError
 
 
 def parts_of(out: Path, identity: str = "ours") -> Parts:
@@ -138,3 +139,15 @@ def test_one_job_at_a_time_writes_and_sweeps_what_a_killed_one_left(tmp_path):
         parts_of(tmp_path / "file").locked(),
     ):
         pass
+
+
+def test_below_a_file_there_can_be_no_output(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError), parts_of(tmp_path / "file" / "out").locked():
+        pass
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r'^the batch job needs the package "pyarrow".*st-gridpool\[batch\]'):
+        parts_of(tmp_path)
