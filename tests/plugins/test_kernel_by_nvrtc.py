@@ -69,7 +69,9 @@ def test_launches_that_overlap_wait_before_they_read_scratch_and_before_they_end
 
 def test_ptx_is_text_that_the_driver_can_compile_later():
     variant = variant_for(StGridPool(), 896, "float16", depth=3)
-    ptx = compile_kernel(variant, "compute_87").code.decode()
+    compiled = compile_kernel(variant, "compute_87")
+    ptx = compiled.code.decode()
+    assert (compiled.registers, compiled.spills, compiled.shared) == (0, 0, 0)
     assert ".target sm_87" in ptx
     assert ".entry st_gridpool" in ptx
 

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from plugins.nvrtc import compile_kernel
+from plugins.nvrtc import Variant, compile_kernel
 from plugins.plan import Plan, in_one_launch, make_plan
 from plugins.spec import StGridPool
 from plugins.tensorrt import aot, load_library, prefer_plugin
@@ -33,6 +33,26 @@ def test_the_kernel_takes_two_pointers_and_one_block_a_window():
 
 def test_infinite_order_and_hexadecimal_numbers_compile():
     assert aot.kernel_for(plan_of(StGridPool()), 1 / 3, math.inf, 896, "float32").ptx
+
+
+def test_every_number_of_a_call_is_a_constant_of_its_source(monkeypatch: pytest.MonkeyPatch):
+    compiled = []
+    monkeypatch.setattr(aot, "compile_kernel", lambda *asked: compiled.append(asked) or SimpleNamespace(code=b"ptx"))
+    plan = make_plan(StGridPool((2,), (1,)), 3, 6, 5)
+    kernel = aot.kernel_for(plan.ints, 0.1, math.inf, 16, "float32")
+    assert kernel == aot.Kernel("st_gridpool", b"ptx", (2, 3), (32, 4))  # six windows of a frame, four a block
+    ((variant, target, prelude, entry),) = compiled
+    assert (variant, target) == (Variant("float32", False, 1, 2, 2, 32, 4), "compute_80")
+    assert prelude == f"__device__ const int kPlan[] = {{{', '.join(map(str, in_one_launch(plan).ints))}}};\n"
+    numbers = "3, 6, 5, 3, 2, 2, 0, 4, 16, 28, 32, 34, 0x1.99999a0000000p-4f, __int_as_float(0x7f800000), 0x1.0000000000000p-4f"
+    assert f"  const Args args = {{{numbers}}};\n  run<%s>(args, kPlan, x, nullptr, out, 0);\n}}\n" in entry
+    aot.kernel_for(plan.ints, 0.1, 2.0, 16, "float16", target="sm_87")
+    assert compiled[1][:2] == (Variant("float16", True, 1, 2, 2, 32, 4), "sm_87")
+
+
+def test_four_levels_are_covered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(aot, "compile_kernel", lambda *asked: SimpleNamespace(code=asked[0].depth))
+    assert aot.kernel_for(plan_of(StGridPool(sizes=(1,) * 4, strides=(1,) * 4)), 1.0, 2.0, 64, "float32").ptx == 4
 
 
 def test_one_launch_holds_every_frame_and_the_longest_windows_first():
@@ -97,8 +117,12 @@ def test_a_library_that_is_not_there_or_gives_nothing_is_refused(tmp_path):
     with pytest.raises(EngineError, match="not there"):
         load_library(trt, tmp_path / "libnone.so")
     (tmp_path / "lib.so").touch()
-    with pytest.raises(EngineError, match="of version 1"):
-        load_library(trt, tmp_path / "lib.so")
+    for loaded in (None, object()):  # no library of TensorRT's, or one with another plugin
+        trt.get_plugin_registry = lambda loaded=loaded: SimpleNamespace(
+            load_library=lambda path: loaded, get_creator=lambda *name: None
+        )
+        with pytest.raises(EngineError, match=r"gives TensorRT 10\.16 no plugin gridpool::StGridPool of version 1"):
+            load_library(trt, tmp_path / "lib.so")
 
 
 def test_a_library_is_loaded_where_its_plugin_is_not_there_yet(tmp_path):
@@ -116,6 +140,7 @@ def test_a_library_is_loaded_where_its_plugin_is_not_there_yet(tmp_path):
 def test_the_parser_is_told_to_prefer_the_plugin_where_it_can_be():
     told = []
     parser = SimpleNamespace(set_flag=told.append)
+    assert not prefer_plugin(SimpleNamespace(), parser)
     assert not prefer_plugin(SimpleNamespace(OnnxParserFlag=SimpleNamespace(NATIVE_INSTANCENORM=0)), parser)
     assert prefer_plugin(SimpleNamespace(OnnxParserFlag=SimpleNamespace(ENABLE_PLUGIN_OVERRIDE=7)), parser)
     assert told == [7]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from types import SimpleNamespace
 
 import pytest
 
 from plugins import cuda
 from plugins.arrays import View
+from plugins.nvrtc import Variant
+from plugins.plan import make_plan
+from plugins.spec import StGridPool
 from runtime.errors import EngineError
 
 
@@ -102,3 +107,124 @@ def test_the_context_is_current_while_it_is_active_and_no_longer(install):
         assert driver.asked == [("cuCtxPushCurrent", ("context of device 2",))]
         raise KeyError
     assert driver.asked[1:] == [("cuCtxPopCurrent", ())]
+
+
+# three frames of 2x3, two of them tiled into one: the tables are written out in test_plugin_plan.py
+SPEC, SHAPE = StGridPool((2,), (1,), temperature=3.0, order=1.0), (3, 2, 3, 16)
+
+
+def test_what_a_call_needs_is_worked_out_once():
+    call = cuda._prepare(SPEC, SHAPE, "float32")
+    assert cuda._prepare(SPEC, SHAPE, "float32") is call
+    assert call.variant == Variant("float32", False, -1, 2, 2, 32, 4)
+    assert (call.plan, call.launches) == (make_plan(SPEC, 3, 2, 3), (3, 2))
+    assert (call.width, call.scratch_bytes) == (1, 6 * 16 * 4)
+    args = call.args
+    assert (args.frames, args.height, args.width, args.rows, args.columns, args.window, args.padding) == (3, 2, 3, 1, 1, 2, 0)
+    assert (args.vecs, args.tasks_at, args.versions_at, args.tiles_at, args.pools_at) == (4, 17, 37, 41, 43)
+    assert (args.temperature, args.order, args.inverse_dim) == (3.0, 1.0, 1 / 16)
+    assert cuda._prepare(SPEC, SHAPE, "bfloat16").scratch_bytes == 6 * 16 * 2
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_the_kernel_is_launched_once_a_level_with_the_first_task_of_each(install, monkeypatch, overlaps):
+    cuda._config.cache_clear()
+    driver, seen = _launching(install, monkeypatch)
+    gpu = cuda._Gpu(0)
+    gpu.overlaps = overlaps
+    call = cuda._prepare(SPEC, SHAPE, "float32")
+    for _ in range(2):
+        gpu.launch(call, 11, 12, 13, 7)
+    assert seen.uploaded == list(call.plan.ints)
+    assert [name for name, _ in driver.asked if name.startswith(("cuModule", "cuMem"))] == [
+        "cuModuleLoadData", "cuModuleGetFunction", "cuMemAlloc", "cuMemcpyHtoD",
+    ]  # fmt: skip
+    assert [dict(driver.asked)[name] for name in ("cuModuleLoadData", "cuModuleGetFunction")] == [
+        (f"{call.variant} sm_90",), ("module", b"st_gridpool"),
+    ]  # fmt: skip
+    assert seen.launches == [("kernel", 4096, 11, 12, 13, first, 3.0) for first in (0, 3)] * 2
+    first, second = seen.configs[:2]
+    assert (first.gridDimX, first.gridDimY, first.gridDimZ) == (1, 3, 1)
+    assert (first.blockDimX, first.blockDimY, first.blockDimZ, first.hStream) == (32, 4, 1, 7)
+    assert (second.gridDimY, second.hStream) == (2, 7)
+    assert not hasattr(first, "attrs")
+    assert hasattr(second, "attrs") is overlaps
+    if overlaps:
+        (attribute,) = second.attrs
+        assert (second.numAttrs, attribute.id, attribute.value.programmaticStreamSerializationAllowed) == (1, "overlap", 1)
+    cuda._config.cache_clear()
+
+
+def _launching(install, monkeypatch):
+    seen = SimpleNamespace(uploaded=None, launches=[], configs=[])
+
+    def copy(pointer, address, size):
+        assert pointer == 4096
+        seen.uploaded = list((ctypes.c_int * (size // 4)).from_address(address))
+
+    def launch(config, kernel, address, extra):
+        assert extra == 0
+        values = list((ctypes.c_void_p * 6).from_address(address))
+        args = cuda.Args.from_address(values[0])
+        pointers = [ctypes.c_void_p.from_address(value).value for value in values[1:5]]
+        seen.configs.append(config)
+        seen.launches.append((kernel, *pointers, ctypes.c_int.from_address(values[5]).value, args.temperature))
+
+    driver = install(
+        cuDeviceGet=0, cuDevicePrimaryCtxRetain=0, cuDeviceGetAttribute=lambda name, device: {"major": 9, "minor": 0}[name],
+        cuDriverGetVersion=13000, cuModuleLoadData="module", cuModuleGetFunction="kernel", cuMemAlloc=4096, cuMemcpyHtoD=copy,
+        cuLaunchKernelEx=launch,
+    )  # fmt: skip
+    driver.CUlaunchConfig = SimpleNamespace
+    driver.CUlaunchAttribute = lambda: SimpleNamespace(value=SimpleNamespace())
+    driver.CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION="overlap")
+    monkeypatch.setattr(cuda, "compile_kernel", lambda variant, target: SimpleNamespace(code=f"{variant} {target}"))
+    return driver, seen
+
+
+def on_gpu(shape, typestr="<f4", pointer=4096):
+    return SimpleNamespace(__cuda_array_interface__={"shape": shape, "typestr": typestr, "data": (pointer, False)})
+
+
+@pytest.fixture
+def queued(install, monkeypatch):
+    """What is queued on GPU 2, where every pointer is but those from 65536 on."""
+    queued = []
+
+    def scratch(size, stream):
+        queued.append((size, stream))
+        return contextlib.nullcontext(512)
+
+    gpu = SimpleNamespace(ordinal=2, active=contextlib.nullcontext, scratch=scratch, launch=lambda *work: queued.append(work))
+    install(cuPointerGetAttribute=lambda name, pointer: 2 if pointer < 65536 else 3)
+    monkeypatch.setattr(cuda, "_gpu", lambda ordinal: gpu if ordinal == 2 else None)
+    return queued
+
+
+def test_a_call_is_queued_with_scratch_on_the_callers_stream(queued):
+    x, out = on_gpu(SHAPE), on_gpu((3, 1, 1, 16), pointer=8192)
+    assert cuda.st_gridpool(x, str(SPEC), out=out, stream=7) is out
+    assert queued == [(384, 7), (cuda._prepare(SPEC, SHAPE, "float32"), 4096, 512, 8192, 7)]
+
+
+def test_a_new_array_is_made_where_none_is_given(queued, monkeypatch):
+    made = on_gpu((3, 1, 1, 16), pointer=8192)
+    monkeypatch.setattr(cuda, "empty_like", lambda x, shape, stream: made if (shape, stream) == ((3, 1, 1, 16), 0) else None)
+    assert cuda.st_gridpool(on_gpu(SHAPE), SPEC) is made
+    assert queued[-1][1:] == (4096, 512, 8192, 0)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        (None, r"^an array of types can't be made here; pass out=, float32 of shape \[3, 1, 1, 16\]$"),
+        (on_gpu((3, 1, 2, 16)), r"^out is float32 \[3, 1, 2, 16\] on GPU 2; expected float32 \[3, 1, 1, 16\] on GPU 2$"),
+        (on_gpu((3, 1, 1, 16), "<f2"), "^out is float16 .* on GPU 2; expected float32 .* on GPU 2$"),
+        (on_gpu((3, 1, 1, 16), pointer=65536), "^out is float32 .* on GPU 3; expected float32 .* on GPU 2$"),
+        (on_gpu((3, 1, 1, 16), pointer=4104), "^out begins at an address that is no multiple of 16 bytes"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(queued, out, words):
+    with pytest.raises(EngineError, match=words):
+        cuda.st_gridpool(on_gpu(SHAPE), SPEC, out=out)
+    assert not queued

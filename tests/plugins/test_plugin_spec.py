@@ -49,6 +49,76 @@ def test_a_spec_that_is_not_the_ops_is_refused_with_the_reason(text: str, words:
         spec_from_text(text)
 
 
+def test_what_is_left_out_is_the_papers():
+    assert StGridPool() == StGridPool((4, 4, 4), (2, 4, 8), 2, 1.0, 2.0, 0) == spec_from_text("ptg+nsp")
+    assert spec_from_text("nsp") == StGridPool((), (), 2, 1.0, 2.0, 0) == spec_from_attributes({"plan": [1], "plugin_version": "1"})
+    assert str(StGridPool()) == "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
+    assert str(StGridPool((), (), 3, 0.5, math.inf, 1)) == "nsp:window=3,temperature=0.5,order=inf,padding=1"
+    assert attributes_of(StGridPool((6,), (3,), 3, 0, 1, 2)) == {
+        "sizes": [6], "strides": [3], "window": 3, "temperature": 0.0, "order": 1.0, "padding": 2,
+    }  # fmt: skip
+    assert spec_from_text(" ptg:sizes = 2/3 , strides=1/5 + nsp: order = 3") == StGridPool((2, 3), (1, 5), order=3)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sizes": (1,), "strides": (1,)}, {"window": 1}, {"order": 1}, {"order": math.inf}, {"temperature": 0}, {"temperature": 1e30},
+        {"padding": 1}, {"window": 3, "padding": 2},
+    ],
+)  # fmt: skip
+def test_the_least_and_the_most_that_make_sense(values: dict):
+    spec = StGridPool(**values)
+    assert all(getattr(spec, name) == value for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sizes": (4, 0, 4)}, "sizes is 4/0/4; expected whole numbers of at least 1"),
+        ({"strides": (0, 4, 8)}, "strides is 0/4/8; expected whole numbers of at least 1"),
+        ({"window": 0}, "window is 0; expected whole numbers of at least 1"),
+        ({"order": 0.99}, "order is 0.99; expected at least 1"),
+        ({"order": math.nan}, "order is nan; expected at least 1"),
+        ({"temperature": -0.1}, "temperature is -0.1; expected a finite number of at least 0"),
+        ({"temperature": math.inf}, "temperature is inf; expected a finite number of at least 0"),
+        ({"temperature": math.nan}, "temperature is nan; expected a finite number of at least 0"),
+        ({"padding": -1}, "padding is -1; expected 0 to 1, less than the window"),
+        ({"padding": 2}, "padding is 2; expected 0 to 1, less than the window"),
+        ({"window": 1, "padding": 1}, "padding is 1; expected 0 to 0, less than the window"),
+    ],
+)
+def test_what_makes_no_sense_on_any_grid_is_refused(values: dict, words: str):
+    with pytest.raises(SpecError) as refused:
+        StGridPool(**values)
+    assert str(refused.value) == f"StGridPool: {words}"
+
+
+@pytest.mark.parametrize(
+    ("spec", "grid", "windows"),
+    [
+        (StGridPool((), (), window=1), (1, 1), (1, 1)),
+        (StGridPool((), (), window=5), (5, 5), (1, 1)),
+        (StGridPool((), (), window=5, padding=2), (1, 1), (1, 1)),
+        (StGridPool((7,), (1,)), (7, 2), (3, 1)),
+        (StGridPool((6,), (1,), window=1), (3, 2), (3, 2)),
+    ],
+)
+def test_the_smallest_grids_that_fit(spec: StGridPool, grid: tuple[int, int], windows: tuple[int, int]):
+    assert output_shape(spec, (1, *grid, 1)) == (1, *windows, 1)
+    for smaller in ((grid[0] - 1, grid[1]), (grid[0], grid[1] - 1)):
+        with pytest.raises(SpecError):
+            output_shape(spec, (1, *smaller, 1))
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_every_axis_has_at_least_one(axis: int):
+    shape = [2, 3, 4, 5]
+    shape[axis] = 0
+    with pytest.raises(SpecError, match=r"expected \[T, H, W, D\] with at least one of each"):
+        output_shape(StGridPool((), (), window=1), shape)
+
+
 def test_the_shape_rule_drops_the_remainder_and_refuses_what_does_not_fit():
     assert output_shape(StGridPool(), (32, 27, 27, 896)) == (32, 13, 13, 896)
     assert output_shape(StGridPool(window=3, padding=2), (1, 5, 6, 8)) == (1, 3, 3, 8)
@@ -68,7 +138,11 @@ def test_what_the_kernel_declines_has_a_reason():
     assert "float64" in not_covered(StGridPool(), shape, "float64")
     assert "order 9" in not_covered(StGridPool(order=9), shape, "float32")
     assert "window 33" in not_covered(StGridPool(window=33), shape, "float32")
-    assert "frames" in not_covered(StGridPool(), (2000, 27, 27, 8), "float32")
+    assert "order 8.5" in not_covered(StGridPool(order=8.5), shape, "float32")
+    assert "1025 frames" in not_covered(StGridPool(), (1025, 27, 27, 8), "float32")
+    assert not_covered(StGridPool(window=32, order=8), (1024, 64, 64, 8), "float32") == ""
+    for other in ((27, 27, 8), (1, 32, 27, 27, 8)):
+        assert not_covered(StGridPool(), other, "float32").endswith("expected [T, H, W, D]")
 
 
 def test_the_default_plan_pools_every_read_frame_once_and_launches_once_a_level_more():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,12 @@ def test_the_default_schedule_of_32_frames():
 def test_leftover_samples_form_no_group():
     assert ptg_schedule(13, (4,), (2,)) == [[Group((1, 3, 6, 8), 8)]]
     assert ptg_schedule(7, (4, 4, 4), (2, 4, 8)) == [[], [], []]
+
+
+def test_a_stride_longer_than_the_clip_samples_nothing_and_divides_by_nothing():
+    with np.errstate(all="raise"):
+        assert ptg_schedule(7, (1, 2), (8, 7)) == [[], []]
+        assert ptg_schedule(8, (1,), (8,)) == [[Group((7,), 7)]]
 
 
 def test_a_level_needs_a_size_and_a_stride():

@@ -294,6 +294,9 @@ class TestValues:
             ({"stages": [STAGE, {"name": "a", "graph": "b"}]}, "stages is not a list of named tensors"),
             ({"stages": [STAGE | {"every": 0}]}, "stages is not a list of tensors thinned by a positive number"),
             ({"stages": [STAGE | {"rounding": -0.1}]}, "stages is not a list of tensors with a rounding from 0"),
+            ({"stages": [STAGE, STAGE | {"every": -1}]}, "stages is not a list of tensors thinned by a positive number"),
+            ({"stages": [STAGE | {"rounding": "1"}, STAGE]}, "stages is not a list of tensors with a rounding from 0"),
+            ({"report": [{"graph": "a", "pass": "b", "note": ""}, {}]}, "report is not a list of passes"),
             ({"report": [{"graph": "a", "pass": "b", "note": None}]}, "report is not a list of passes"),
             ({"versions": {"torch": "2", "onnx": 1}}, "versions is not a version for each tool"),
             ({"files": {"vision.onnx": {"size": 1.0, "sha256": "0"}}}, "files: vision.onnx is not a size and a sha256"),
@@ -325,6 +328,8 @@ class TestValues:
         [
             {},
             {"frames": 1, "grid": [1, 2**31 - 1]},
+            {"stages": [], "report": [], "versions": {}, "prompt": PROMPT | {"eos_token_ids": [0, 5], "around_question": ["", ""]}},
+            {"stages": [STAGE | {"rounding": 1.7976931348623157e308}]},
             {"stages": [STAGE | {"every": 1, "rounding": 0}, STAGE | {"every": 7, "rounding": 1e-3}]},
             {"report": [{"graph": "a", "pass": "b", "note": ""}], "versions": {"torch": "2"}},
             *({"precision": precision} for precision in ("fp32", "fp16", "int8")),

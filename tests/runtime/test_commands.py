@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import runtime.__main__
@@ -116,3 +120,102 @@ def test_inspect_verifies_or_predicts_where_it_is_asked_to(commands: Commands) -
     assert commands("inspect", "--predict", "orin") == (0, "times\n", "")
     assert commands.asked[3] == "orin"
     assert json.loads(commands("inspect", "--json")[1]) == {"of": "facts"}
+
+
+class Screen(io.StringIO):
+    """A stdout that knows what has been flushed to it."""
+
+    flushed = ""
+
+    def flush(self) -> None:
+        self.flushed = self.getvalue()
+
+
+def test_an_answer_is_on_the_screen_piece_by_piece(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+
+    def ask(*_):
+        for piece in ("a ", "cat"):
+            yield piece
+            commands.asked.append(screen.flushed)
+
+    chat = SimpleNamespace(answer=Answer(text="a cat", notes=[]), ask=ask)
+    monkeypatch.setattr("runtime.pipeline.VideoChat.open", lambda *_: chat)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main(["run", "B", "V", "what"]) == 0
+    assert commands.asked == ["a ", "a cat"]
+
+    def answers(*_):
+        yield Observation(1.0, Answer(text="one"), dropped=0, lost=0)
+        commands.asked.append(screen.flushed.splitlines()[-1])
+
+    monkeypatch.setattr("runtime.watch.Watch", lambda *_: SimpleNamespace(encodes_once=True, answers=answers))
+    assert main(["watch", "B", "S", "what"]) == 0
+    assert commands.asked[2:] == ["     1.0 s  one"]
+
+
+def test_tokens_are_written_with_what_they_came_from(commands: Commands, tmp_path: Path) -> None:
+    clip = SimpleNamespace(indices=[0, 5], timestamps=[0.0, 0.25], notes=["two frames are damaged"])
+    visual = SimpleNamespace(tokens=np.ones((3, 2), np.float16), clip=clip, seconds={"decode": 1.5})
+    encoder = SimpleNamespace(encode=lambda video: commands.asked.append(video) or visual)
+    commands.answering("runtime.vision.VisionEncoder.open", encoder, of=2)
+    file = tmp_path / "t.npz"
+    assert commands("tokens", "V", "-o", str(file), "--backend", "onnx", "--threads", "2") == (
+        0, f"{file}: visual_tokens [3, 2] float16\n", "two frames are damaged\n",
+    )  # fmt: skip
+    assert commands.asked == ["onnx", EngineOptions("auto", 2), Path("V")]
+    with np.load(file) as written:
+        assert {name: written[name].tolist() for name in written} == {
+            "visual_tokens": [[1, 1]] * 3, "frames": [0, 5], "timestamps": [0.0, 0.25],
+        }  # fmt: skip
+        assert written["visual_tokens"].dtype == np.float16
+    assert json.loads(commands("tokens", "V", "-o", str(file), "--json")[1]) == {
+        "shape": [3, 2], "dtype": "float16", "frames": [0, 5], "file": str(file), "seconds": {"decode": 1.5},
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["t.npz"]
+
+
+def test_a_bundle_is_hashed_aloud_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("runtime.bundle.Bundle.open", lambda path, **how: asked.append((path, how)) or "bundle")
+    assert [runtime.__main__._bundle(SimpleNamespace(bundle="B"), *more) for more in ((), (True,))] == ["bundle"] * 2
+    assert asked == [("B", {"verify": False, "progress": None}), ("B", {"verify": True, "progress": runtime.__main__.say})]
+
+
+@pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
+def test_where_auto_had_a_choice_it_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
+    asked = []
+    placement = SimpleNamespace(options=EngineOptions("cpu", 2), note=note)
+    monkeypatch.setattr("runtime.engine.place.place", lambda *arguments: asked.append(arguments) or placement)
+    args = SimpleNamespace(device="auto", threads=2, bf16=True)
+    assert runtime.__main__._placed(args, "bundle", "onnx") == placement.options
+    assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
+    assert capsys.readouterr().err == (f"{note}\n" if note else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1ms", 0.001), ("500ms", 0.5), ("0.25", 0.25), ("2s", 2.0), ("1.5s", 1.5), ("86400", 86400.0), ("86400s", 86400.0), ("86400000ms", 86400.0)],
+)  # fmt: skip
+def test_times_are_seconds_unless_they_say_otherwise(text: str, seconds: float) -> None:
+    assert runtime.__main__._duration(text) == pytest.approx(seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["0.9ms", "0", "-1s", "86401s", "", "s", "ms", "nan", "inf", "1h", "two", "1 ms s"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time from 1ms to a day"):
+        runtime.__main__._duration(text)
+
+
+def test_threads_are_a_number_from_0() -> None:
+    assert [runtime.__main__._threads(text) for text in ("0", "1", "16")] == [0, 1, 16]
+    for text in ("-1", "1.5", "", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"^{text} threads; expected 0 \(the backend's choice\) or more$"):
+            runtime.__main__._threads(text)
+
+
+def test_a_doctor_needs_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("runtime.tools.doctor.report", lambda: [SimpleNamespace(as_dict=lambda: {"name": "av"})])
+    monkeypatch.setattr("runtime.tools.doctor.text", lambda checks: f"{len(checks)} checks")
+    assert main(["doctor"]) == 0 and capsys.readouterr().out == "1 checks\n"
+    assert main(["doctor", "--json"]) == 0 and json.loads(capsys.readouterr().out) == [{"name": "av"}]

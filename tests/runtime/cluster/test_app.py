@@ -108,6 +108,27 @@ def test_what_the_application_stands_under_is_no_part_of_a_replicas_path():
     assert replicas.asked == [("POST", "/v1/video/tokens", b"{}")]
 
 
+def test_a_request_of_just_the_limit_is_passed_on_and_parts_without_a_body_are_none():
+    bare = {"type": "http.response.start", "status": 204, "headers": []}
+    nothing = {"type": "http.response.body", "more_body": False}
+    replicas = Replicas([bare, nothing], [_started(b"text/event-stream"), _part(b""), _part(b"data: one\n\n"), nothing])
+    got = _through_a_front(replicas, bytes(100))
+    assert (got.status_code, got.content) == (204, b"")
+    assert _through_a_front(replicas).text == "data: one\n\n"
+
+
+def test_a_request_is_tried_four_times(monkeypatch):
+    async def at_once(seconds, sleep=asyncio.sleep):
+        await sleep(0)
+
+    monkeypatch.setattr(app.asyncio, "sleep", at_once)
+    replicas = Replicas(*([RayActorError()] for _ in range(5)))
+    got = _through_a_front(replicas)
+    assert (got.status_code, got.headers["content-type"], len(replicas.asked)) == (503, "application/json", 4)
+    message = "no replica could finish this request"
+    assert got.json() == {"error": {"message": message, "type": "server_error", "param": None, "code": "replica_died"}}
+
+
 def test_a_request_over_the_limit_reaches_no_replica():
     replicas = Replicas()
     got = _through_a_front(replicas, bytes(101))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -220,6 +221,14 @@ class TestRow:
         assert (large["error"], large["tokens"]) == ("the tokens are out of float16's range", None)
         assert "No such file" in absent["error"] and absent["size"] is absent["sha256"] is None
         assert row("a.mp4", 65_504.0)["error"] is None
+        (tmp_path / "folder").mkdir()
+        assert row("folder")["sha256"] is row("folder")["error"] is None  # what a directory is worth, the decoder says
+
+    def test_what_overflows_float16_warns_of_nothing(self, row, tmp_path):
+        (tmp_path / "a.mp4").touch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert row("a.mp4", 1e9)["error"] == "the tokens are out of float16's range"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +288,15 @@ def test_what_stands_for_videos(tmp_path, monkeypatch):
             videos_of([bad])
     with pytest.raises(UsageError, match=r"^no videos to work on; name files, directories, globs or @FILE with one path a line$"):
         videos_of([])
+    Path("sub/deep/g[1].mkv").mkdir(parents=True)
+    for name in ("sub/deep/e.mp4", "sub/deep/g1.mp4", "sub/deep/g[1].mp4"):
+        Path(name).touch()
+    Path("list").write_text("  b.mp4 \n\t\n")
+    assert videos_of(["@list"]) == [str(tmp_path / "b.mp4")]
+    assert videos_of(["**/e.mp4"]) == [str(tmp_path / "sub/deep/e.mp4")]
+    assert videos_of(["sub/deep/g[1].mp4"]) == [str(tmp_path / "sub/deep/g[1].mp4")]
+    assert len(videos_of(["sub/deep"])) == 3  # a directory of a video's name is none
+    shutil.rmtree("sub/deep")
     assert videos_of(["absent.mp4", "./absent.mp4", "sub"]) == [str(tmp_path / name) for name in ("absent.mp4", "sub/d.MOV")]
 
 

@@ -173,3 +173,36 @@ def test_a_worker_gives_ray_a_column_a_field_with_a_row_a_file(monkeypatch):
         "error": [None, "torn"],
     }
     assert all(column.dtype == object for column in one({"path": np.array(["a"])}).values())
+
+
+class Pool:
+    """An executor that works at once and notes what it was given; `cancelled` lists what nobody took."""
+
+    def __init__(self, workers, thread_name_prefix=""):
+        self.workers, self.given, self.cancelled = workers, [], []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, path):
+        self.given.append(path)
+        return SimpleNamespace(result=lambda: work(path), cancel=lambda: self.cancelled.append(path))
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 3), (2, 5), (4, 6)])
+def test_a_local_pool_is_at_most_two_clips_a_worker_ahead_of_whoever_takes_them(monkeypatch, workers, ahead):
+    made = []
+    monkeypatch.setattr(batch, "ThreadPoolExecutor", lambda *words, **more: made.append(Pool(*words, **more)) or made[-1])
+    monkeypatch.setattr(batch, "Worker", lambda options: SimpleNamespace(row=lambda path: (options, path)))
+    options = WorkerOptions("b")
+    assert options == WorkerOptions("b", "auto", "auto", 0)
+    rows = batch._local_rows(options, list("abcdef"), BatchOptions(workers))
+    assert next(rows) == (options, "a")
+    assert made[0].workers == workers and len(made[0].given) == ahead
+    rows.close()
+    assert made[0].cancelled == list("bcdef")[: ahead - 1]
+    assert [path for _, path in batch._local_rows(options, list("abcdef"), BatchOptions(workers))] == list("abcdef")
+    assert not made[1].cancelled
