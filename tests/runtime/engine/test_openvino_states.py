@@ -143,7 +143,9 @@ def test_a_graph_with_functions_is_read_with_its_weights(tmp_path):
     g (float[2] x) => (float[2] y) <float[2] w = {3.0, 4.0}> { y = own.Times(x, w) }
     <domain: "own", opset_import: ["" : 20]> Times (a, b) => (c) { c = Mul(a, b) }"""
     model = onnx.parser.parse_model(text)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.float32([3, 4]), "w"))
     onnx.save_model(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").exists()
     inlined = onnx.load_from_string(openvino._readable(tmp_path / "m.onnx"))
     assert [node.op_type for node in inlined.graph.node] == ["Mul"] and not inlined.functions
     assert onnx.numpy_helper.to_array(inlined.graph.initializer[0]).tolist() == [3, 4]
