@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from cache_graph import PAIRS, feeds, save_cache_graph
 
@@ -138,6 +140,55 @@ class TestCuda:
         else:
             assert OnnxEngine.load(Path("m.onnx"), EngineOptions(device="cuda")).device == "cuda"
         assert asked == [("m.onnx", 3, [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"])]
+
+
+class TestFault:
+    """Whether CUDA computes is asked with a graph of one addition, on a stand-in for the wheel for GPUs."""
+
+    @pytest.fixture
+    def wheel(self, monkeypatch):
+        """starts: the providers that a session gets; error: what its run raises; asked: what was asked of it, in order."""
+        wheel = SimpleNamespace(starts=["CUDAExecutionProvider"], error=None, asked=[], __version__="1.30")
+
+        class Session:
+            def __init__(self, model: bytes, settings: SimpleNamespace, providers: list[str]):
+                wheel.asked.append(
+                    (onnx.load_model_from_string(model).graph.node[0].op_type, settings.log_severity_level, providers)
+                )
+
+            def get_providers(self) -> list[str]:
+                return [*wheel.starts, "CPUExecutionProvider"]
+
+            def run(self, names: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+                wheel.asked.append((names, feeds["x"].tolist(), feeds["x"].dtype))
+                if wheel.error:
+                    raise wheel.error
+                return [feeds["x"]]
+
+        wheel.SessionOptions, wheel.InferenceSession = SimpleNamespace, Session
+        monkeypatch.setitem(sys.modules, "onnxruntime", wheel)
+        return wheel
+
+    def test_a_provider_that_starts_and_runs_has_none(self, wheel, capsys):
+        wheel.preload_dlls = lambda: (wheel.asked.append("preloaded"), print("libcudnn.so.9 was not found"))
+        assert onnx_engine._cuda_fault.__wrapped__() is None
+        session = ("Add", 3, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        assert wheel.asked == ["preloaded", session, (None, [1], np.float32)] and capsys.readouterr().out == ""
+
+    def test_a_provider_that_does_not_start_is_not_run(self, wheel):
+        wheel.starts = []
+        said = onnx_engine._cuda_fault.__wrapped__()
+        assert said.startswith("ONNX Runtime 1.30 falls back to the CPU: CUDA or cuDNN does not load; ") and len(wheel.asked) == 1
+
+    def test_a_run_that_fails_is_one(self, wheel):
+        wheel.error = RuntimeError("no kernel image")
+        assert onnx_engine._cuda_fault.__wrapped__().startswith("CUDA does not start in ONNX Runtime 1.30: no kernel image; ")
+
+
+def test_a_closed_engine_has_no_session(tmp_path):
+    engine = OnnxEngine.load(save_cache_graph(tmp_path / "m.onnx", 3))
+    engine.close()
+    assert not hasattr(engine, "session") and (engine.backend, engine.takes_bf16) == ("onnx", False)
 
 
 def test_a_file_that_can_t_be_loaded_is_named(tmp_path):

@@ -173,6 +173,24 @@ def test_what_can_t_be_read_or_inlined_is_said(tmp_path, monkeypatch):
         openvino._readable(tmp_path / "m.onnx")
 
 
+def test_there_is_one_core_and_large_blocks_are_apart_before_it(monkeypatch):
+    made = []
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: made.append("core") or SimpleNamespace()))
+    monkeypatch.setattr(openvino, "large_blocks_apart", lambda: made.append("apart"))
+    openvino.core.__wrapped__()
+    assert made == ["apart", "core"]
+    monkeypatch.undo()
+    assert openvino.core() is openvino.core()
+
+
+def test_a_closed_engine_holds_no_model():
+    port = SimpleNamespace(create_infer_request=object, inputs=[], outputs=[])
+    engine = OpenVINOEngine(port, "gpu")
+    assert engine.device == "gpu" and (engine.inputs, engine.outputs) == ((), ())
+    engine.close()
+    assert not hasattr(engine, "_compiled") and not hasattr(engine, "_request")
+
+
 def test_what_fails_inside_is_an_engine_error(batched, monkeypatch):
     def fail(**_: object) -> None:
         raise RuntimeError("Exception from src\n  out of memory\n")
