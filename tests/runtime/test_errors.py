@@ -184,8 +184,10 @@ def test_what_can_be_done_about_an_output_is_said(number: int, advice: str, caps
 def test_what_could_not_be_printed_goes_nowhere(raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter flushes stdout as it ends, and would complain anew."""
     reading, writing = os.pipe()
-    opened = len(os.listdir("/proc/self/fd"))
+    opened, closed, open_, close = [], [], os.open, os.close
     with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(os, "open", lambda *arguments: opened.append(open_(*arguments)) or opened[-1])
+        monkeypatch.setattr(os, "close", lambda descriptor: closed.append(descriptor) or close(descriptor))
         monkeypatch.setattr(sys, "stdout", stdout)
 
         def command() -> None:
@@ -193,8 +195,8 @@ def test_what_could_not_be_printed_goes_nowhere(raised: BaseException, code: int
             raise raised
 
         assert exit_code(command) == code
-        assert len(os.listdir("/proc/self/fd")) == opened
         monkeypatch.undo()
+    assert closed == opened and len(opened) == isinstance(raised, OSError)
     with os.fdopen(reading) as left:
         assert left.read() == ("" if isinstance(raised, OSError) else "a result")
 
