@@ -140,3 +140,86 @@ def test_a_result_that_can_t_be_printed_is_an_error_however_short_it_is(text: st
         )
     assert done.returncode == 2
     assert done.stderr.startswith("error: output: No space left on device; free some space") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_wheel_for_gpus_is_not_replaced_by_the_one_for_cpus(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package != "onnxruntime-gpu" or not gpu:
+            raise errors.metadata.PackageNotFoundError(package)
+        return "1.30"
+
+    monkeypatch.setattr(errors.metadata, "version", version)
+    runtime = "gpu" if gpu else "runtime"
+    assert errors.install_command("runtime") == f'pip install "st-gridpool[{runtime}]"'
+    assert errors.install_command("export,runtime,rtx") == f'pip install "st-gridpool[export,{runtime},rtx]"'
+    assert errors.install_command("serve") == 'pip install "st-gridpool[serve]"'
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space or choose another disk"),
+        (errno.EDQUOT, "free some space or choose another disk"),
+        (errno.EFBIG, "choose a file system (or a ulimit -f) that takes files of that size"),
+        (errno.EACCES, "choose another path or change its permissions"),
+        (errno.EPERM, "choose another path or change its permissions"),
+        (errno.EROFS, "choose another path or change its permissions"),
+        (errno.ENAMETOOLONG, "choose another path"),
+        (errno.ENOTDIR, "choose another path"),
+        (errno.EISDIR, "choose another path"),
+        (errno.ELOOP, "choose another path"),
+        (errno.EIO, "check the disk"),
+    ],
+)
+def test_what_can_be_done_about_an_output_is_said(number: int, advice: str, capsys: pytest.CaptureFixture) -> None:
+    said = f"error: a: what; {advice}, nothing that was there before has been changed\n"
+    assert run(OSError(number, "what", "a"), capsys) == (2, said)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(BrokenPipeError(), 0), (OSError(errno.ENOSPC, "full"), 2), (UserError("x"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_what_could_not_be_printed_goes_nowhere(raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter flushes stdout as it ends, and would complain anew."""
+    reading, writing = os.pipe()
+    opened, closed, open_, close = [], [], os.open, os.close
+    with os.fdopen(writing, "w") as stdout:
+        monkeypatch.setattr(os, "open", lambda *arguments: opened.append(open_(*arguments)) or opened[-1])
+        monkeypatch.setattr(os, "close", lambda descriptor: closed.append(descriptor) or close(descriptor))
+        monkeypatch.setattr(sys, "stdout", stdout)
+
+        def command() -> None:
+            stdout.write("a result")
+            raise raised
+
+        assert exit_code(command) == code
+        monkeypatch.undo()
+    assert closed == opened and len(opened) == isinstance(raised, OSError)
+    with os.fdopen(reading) as left:
+        assert left.read() == ("" if isinstance(raised, OSError) else "a result")
+
+
+def test_a_result_is_flushed_before_the_exit_code_is_known_and_no_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for stdout, code in ((Full(), 2), (None, 7)):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert exit_code(lambda: 7) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "said"),
+    [
+        ("ab", ["abcdef"], '; did you mean "abcdef"?'),  # half of what both have is in common
+        ("ab", ["abcdefg"], "; known: abcdefg"),
+        ("x", [], "; known: "),
+        ("b", ["bb", "ba", "bb"], '; did you mean "bb"?'),
+        ("x", ["c", "a", "c"], "; known: a, c"),
+    ],
+)
+def test_a_name_is_near_where_half_of_it_is_right(name: str, known: list[str], said: str) -> None:
+    assert nearest(name, known) == said

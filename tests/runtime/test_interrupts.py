@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from runtime import interrupts
 from runtime.errors import exit_code
 from runtime.interrupts import leave_on_ctrl_c, noting_ctrl_c, postponing_ctrl_c, raise_if_interrupted
 
@@ -235,3 +238,95 @@ sys.exit(exit_code(lambda: {code}))
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "pressed\n", "")
+
+
+@pytest.fixture
+def handler():
+    """handler() is that of SIGINT; handler(new) sets it. The one of before comes back."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def get_or_set(*new: object) -> object:
+        if new:
+            signal.signal(signal.SIGINT, *new)
+        return signal.getsignal(signal.SIGINT)
+
+    yield get_or_set
+    signal.signal(signal.SIGINT, before)
+
+
+def test_while_it_imports_a_command_leaves_with_130_and_its_line(handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[object] = []
+    monkeypatch.setattr("os.write", lambda *arguments: left.append(arguments))
+    monkeypatch.setattr("os._exit", lambda code: left.append(code))
+    leave_on_ctrl_c()
+    signal.raise_signal(signal.SIGINT)
+    assert left == [(2, b"error: interrupted; nothing that was there before has been changed\n"), 130]
+
+
+@pytest.mark.parametrize(("leaves", "after"), [(True, signal.SIG_IGN), (False, signal.default_int_handler)])
+def test_after_a_command_that_left_on_ctrl_c_it_is_ignored_else_as_before(handler, leaves: bool, after: object) -> None:
+    if leaves:
+        leave_on_ctrl_c()
+    hook = sys.unraisablehook
+    with noting_ctrl_c():
+        assert handler() is interrupts._note and sys.unraisablehook is not hook
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert handler() is after and sys.unraisablehook is hook
+    raise_if_interrupted()
+
+
+def test_what_python_dropped_is_printed_unless_it_is_an_interrupt(handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[type] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: printed.append(error.exc_type))
+    with noting_ctrl_c():
+        for error in (KeyboardInterrupt, ValueError, type("Pressed", (KeyboardInterrupt,), {})):
+            sys.unraisablehook(type("Arguments", (), {"exc_type": error}))
+    assert printed == [ValueError]
+
+
+@pytest.mark.parametrize("within", [noting_ctrl_c, postponing_ctrl_c])
+def test_in_other_threads_and_under_other_handlers_nothing_changes(handler, within) -> None:
+    seen: list[object] = []
+
+    def look() -> None:
+        hook = sys.unraisablehook
+        with within():
+            seen.append((signal.getsignal(signal.SIGINT), sys.unraisablehook is hook))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+
+    def own(number: int, frame: object) -> None:
+        pass
+
+    for other in (own, signal.SIG_IGN, signal.SIG_DFL):
+        handler(other)
+        look()
+        assert handler() is other
+    assert seen == [(one, True) for one in (signal.default_int_handler, own, signal.SIG_IGN, signal.SIG_DFL)]
+
+
+@pytest.mark.parametrize("command", [True, False])
+def test_a_postponed_interrupt_is_one_exception_after_the_block(handler, command: bool) -> None:
+    with noting_ctrl_c() if command else contextlib.nullcontext():
+        before = handler()
+        with contextlib.nullcontext() if command else pytest.raises(KeyboardInterrupt), postponing_ctrl_c():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts._pressed.is_set() is command and handler() is not before
+        assert handler() is before
+        with postponing_ctrl_c():
+            pass
+        assert handler() is before
+    raise_if_interrupted()
+
+
+def test_an_error_under_a_postponed_interrupt_is_that_error(handler) -> None:
+    with pytest.raises(ValueError, match="a bug"), postponing_ctrl_c():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("a bug")
+    assert handler() is signal.default_int_handler

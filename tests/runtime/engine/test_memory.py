@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from runtime.engine import EngineOptions
+from runtime.engine import EngineOptions, memory
 from runtime.engine.memory import released_after
 
 SMAPS = Path("/proc/self/smaps")
@@ -70,6 +71,59 @@ def test_a_load_that_fails_releases_nothing_and_lets_the_next_one_in(file):
         raise ValueError("broken")
     with released_after(file.parent):
         pass
+
+
+def test_which_maps_are_of_a_directory_and_read_only(tmp_path, monkeypatch):
+    """As of /proc/self/maps: addresses, permissions, offset, device, inode, path."""
+    folder, maps = tmp_path / "a b", tmp_path / "maps"
+    folder.mkdir()
+    lines = [
+        f"7f00-7f80 r--p 00000000 08:01 77 {' ' * 20}{folder}/weights.data",
+        f"8000-8001 r-xs 00000000 08:01 78 {folder}/deeper/other file (deleted)",
+        f"9000-9001 rw-p 00000000 08:01 79 {folder}/written",
+        f"a000-a001 r--p 00000000 08:01 80 {folder}2/weights.data",
+        f"b000-b001 r--p 00000000 08:01 80 /elsewhere{folder}/weights.data",
+        f"c000-c001 r--p 00000000 08:01 80 {folder}",
+        "d000-d001 r--p 00000000 00:00 0",
+        "e000-e001 rw-p 00000000 00:00 0 [heap]",
+    ]
+    maps.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(memory, "_MAPS", maps)
+    assert memory._maps_of(folder / ".." / "a b") == memory._maps_of(folder)
+    assert memory._maps_of(folder) == {(0x7F00, 0x7F80), (0x8000, 0x8001)}
+    maps.unlink()
+    assert memory._maps_of(folder) == set()
+
+
+def test_pages_of_new_maps_alone_are_let_go(monkeypatch):
+    """Of each the address, the length, and MADV_DONTNEED of mman.h."""
+    told, maps = [], iter([{(0x1000, 0x3000)}, {(0x1000, 0x3000), (0x5000, 0x9000)}])
+    libc = SimpleNamespace(madvise=lambda start, length, advice: told.append((start.value, length.value, advice)))
+    monkeypatch.setattr(memory, "_maps_of", lambda directory: next(maps))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc if name is None else None)
+    with released_after(Path("a")):
+        assert memory._loading.locked() and not told
+    assert told == [(0x5000, 0x4000, 4)] and not memory._loading.locked()
+
+
+@pytest.mark.parametrize(("answer", "chosen", "apart"), [(1, None, True), (0, None, False), (1, "65536", False)])
+def test_the_threshold_of_large_blocks_is_4_mib_unless_one_was_chosen(monkeypatch, answer, chosen, apart):
+    told = []
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    if chosen:
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", chosen)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *arguments: told.append(arguments) or answer))
+    assert memory.large_blocks_apart() is apart
+    assert told == ([] if chosen else [(-3, 4 << 20)])  # M_MMAP_THRESHOLD of malloc.h
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_without_glibc_blocks_stay_as_they_are(monkeypatch, error):
+    def fail(name: None) -> None:
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+    assert memory.large_blocks_apart() is False
 
 
 def test_an_openvino_engine_keeps_no_second_copy(tmp_path):

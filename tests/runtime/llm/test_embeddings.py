@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import BundleError
+from runtime.llm import embeddings
 from runtime.llm.embeddings import Embeddings
 
 ROWS = np.array([[1, -2, 3], [4, 5, -6], [7, 0, 127], [-128, 1, 2]])
@@ -38,6 +39,18 @@ def test_int8_rows_are_worth_their_own_step_each(tmp_path):
     got = rows[[3, 1]]
     assert got.dtype == np.float32 and got.tolist() == [[-32, 0.25, 0.5], [2, 2.5, -3]]
     assert rows[[]].shape == (0, 3)
+
+
+def test_a_table_says_what_it_is_of():
+    bundle = SimpleNamespace(file=lambda name: read.append(name) or Path(name), manifest=SimpleNamespace(hidden_size=3))
+    for dtype, files in ((np.int8, ["llm/embed_tokens.npy", "llm/embed_scales.npy"]), (np.float16, ["llm/embed_tokens.npy"])):
+        asked, read = [], []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embeddings, "read_array", lambda path, *more, dtype=dtype, asked=asked: asked.append((str(path), *more))
+                          or (ROWS.astype(dtype) if "tokens" in str(path) else np.ones(4, np.float32)))  # fmt: skip
+            Embeddings(bundle)
+        assert read == files
+        assert asked == [(files[0], 2, ("float32", "float16", "int8")), ("llm/embed_scales.npy", 1, ("float32",))][: len(files)]
 
 
 @pytest.mark.parametrize(("ids", "named"), [([4], 4), ([0, 9, 4], 9), ([-1], -1), ([3, -1], -1), ([9, -2], -2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from runtime.errors import ContextError
@@ -54,3 +56,37 @@ def test_counting_ends_when_nobody_waits(prompt):
 def test_short_texts_are_left_to_the_tokenizer(prompt):
     check_length(prompt, _messages("a " * 2000), 1536)
     assert not prompt.tokenized
+
+
+A_LETTER = SimpleNamespace(longest_token=2, literal_ids=list)  # a token a character, though there are longer ones
+
+
+@pytest.mark.parametrize(
+    ("texts", "positions", "refused"),
+    [
+        (["a" * 10], 5, False),  # as many characters as five of the longest tokens have
+        (["a" * 11], 5, True),
+        (["a" * 4, "b" * 7], 5, True),
+        (["a" * 32_768], 16_384, False),  # not tokenized
+        (["a" * 32_769], 32_760, False),  # pieces of 32768 and 1; a cut may add eight tokens to each
+        (["a" * 32_769], 32_759, True),
+        (["b", "a" * 32_768], 32_760, False),
+        (["b", "a" * 32_768], 32_759, True),
+        (["a" * 32_768, "b" * 9], 32_761, False),
+        (["a" * 32_768, "b" * 9], 32_760, True),
+        ([], 0, False),
+    ],
+)
+def test_a_text_is_refused_from_the_first_token_too_many_on(texts, positions, refused):
+    """An even longer one is: what a cut adds to the count is left to the tokenizer."""
+    if not refused:
+        return check_length(A_LETTER, _messages(*texts), positions)
+    with pytest.raises(ContextError, match=f"{positions} positions"):
+        check_length(A_LETTER, _messages(*texts), positions)
+
+
+def test_a_long_text_is_tokenized_in_pieces_until_its_asker_has_gone():
+    read, answers = [], [False, False, True]
+    prompt = SimpleNamespace(longest_token=2, literal_ids=lambda text: read.append(len(text)) or list(text))
+    check_length(prompt, _messages("a" * 70_000, "b" * 40_000), 65_536, gone=lambda: answers.pop(0))
+    assert read == [32_768, 32_768, 4_464] and not answers

@@ -52,6 +52,47 @@ def test_values_out_of_range_are_refused(bad):
         Sampling(**bad)
 
 
+@pytest.mark.parametrize("good", [{"temperature": 0}, {"temperature": 0.5}, {"temperature": 100}, {"top_p": 1e-9}, {"top_p": 1}])
+def test_the_ends_of_the_ranges_are_within(good):
+    assert {name: getattr(Sampling(**good), name) for name in good} == good
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -0.001}, {"temperature": 100.001}, {"top_p": -0.001}, {"top_p": 1.001}])
+def test_just_outside_of_the_ranges_is_refused(bad):
+    with pytest.raises(PromptError, match="expected"):
+        Sampling(**bad)
+
+
+def test_a_plain_choice_is_greedy_over_all_tokens_without_a_penalty():
+    assert Sampling() == Sampling(temperature=0.0, top_p=1.0, seed=None)
+    assert [Sampling().chooser([1])(LOGITS), Sampling().chooser([1], 1.0)(LOGITS), Sampling().chooser([1], 0.99)(LOGITS)] == [1] * 3
+
+
+@pytest.mark.parametrize(("temperature", "drawn"), [(0.99e-5, {0}), (1e-5, {0, 1})])
+def test_temperatures_from_a_hundred_thousandth_on_sample(temperature, drawn):
+    choose = Sampling(temperature=temperature, seed=0).chooser()
+    assert {choose(np.array([2.0, 2.0, -1.0], np.float32)) for _ in range(40)} == drawn
+
+
+def test_a_nucleus_of_all_leaves_out_no_token_however_unlikely():
+    logits = np.array([0, -60, -70], np.float32)
+    np.testing.assert_allclose(Sampling(temperature=1.0).probabilities(logits), [1, np.exp(-60), np.exp(-70)], rtol=1e-12)
+    assert Sampling(temperature=1.0, top_p=0.999).probabilities(logits).tolist() == [1, 0, 0]
+
+
+def test_of_equal_tokens_the_first_are_the_nucleus():
+    probabilities = Sampling(temperature=1.0, top_p=0.25).probabilities(np.zeros(128, np.float32))  # sums of 1/128 are exact
+    assert probabilities.tolist() == [1 / 32] * 32 + [0] * 96
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_penalty_touches_only_tokens_that_have_a_logit(dtype):
+    logits = np.array([1.0, 3.0, 2.0, -4.0, 0.0], dtype)
+    result = penalize(logits, {0, 3, 4, 5, -1, -5}, 2.0)
+    assert result.tolist() == [0.5, 3.0, 2.0, -8.0, 0.0] and result.dtype == dtype
+    assert penalize(logits, set(), 2.0).tolist() == logits.tolist() == [1.0, 3.0, 2.0, -4.0, 0.0]
+
+
 @pytest.mark.parametrize("penalty", [1.1, 1.3, 0.8])
 def test_the_repetition_penalty_is_that_of_transformers(penalty):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

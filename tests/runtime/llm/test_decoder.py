@@ -1,0 +1,138 @@
+"""What the decoder's loop feeds its engine, on one that only writes it down; the numbers are those that a cache of that length needs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.engine import EngineOptions
+from runtime.errors import ContextError, NonFiniteError
+from runtime.llm import decoder
+from runtime.llm.decoder import LocalDecoder, check_context
+
+
+class Engine:
+    """Logits of a run: the number of the run at id 0, and the first value of the last row at id 1; other rows are -9."""
+
+    def __init__(self, dtype: type = np.float32):
+        self.inputs = [SimpleNamespace(name=name, dtype=np.dtype(kind)) for name, kind in
+                       (("attention_mask", np.int64), ("inputs_embeds", dtype), ("position_ids", np.int64))]  # fmt: skip
+        self.fed, self.pairs, self.spoilt = [], None, None
+
+    def new_state(self, pairs: dict) -> str:
+        self.pairs = pairs
+        return "the cache"
+
+    def run(self, feeds: dict, state: str) -> dict:
+        assert state == "the cache"
+        self.fed.append(feeds)
+        rows = feeds["inputs_embeds"]
+        logits = np.full((1, rows.shape[1], 3), -9, np.float16)
+        logits[0, -1] = len(self.fed), rows[0, -1, 0], 0
+        if self.spoilt is not None:
+            logits[0, -1, 2] = self.spoilt
+        return {"hidden": rows, "logits": logits}
+
+
+def opened(max_context: int = 300, dtype: type = np.float32) -> tuple[Engine, LocalDecoder]:
+    engine = Engine(dtype)
+    manifest = SimpleNamespace(limits={"max_context": max_context}, llm={"layers": 2})
+    return engine, LocalDecoder(SimpleNamespace(manifest=manifest), engine)
+
+
+def rows(count: int, first: int = 0) -> np.ndarray:
+    return np.arange(first, first + 2 * count, dtype=np.float32).reshape(1, count, 2)
+
+
+def test_a_conversation_has_a_key_and_a_value_cache_a_layer():
+    engine, local = opened()
+    conversation = local.conversation()
+    assert (conversation.length, conversation.decoder, local.dtype) == (0, local, np.float32)
+    assert engine.pairs == {
+        "past_key_values.0.key": "present.0.key", "past_key_values.0.value": "present.0.value",
+        "past_key_values.1.key": "present.1.key", "past_key_values.1.value": "present.1.value",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
+def test_opening_loads_the_decoder_s_graph_as_it_is_told(monkeypatch, given):
+    asked = []
+    bundle = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": 7}, llm={"layers": 1}))
+    monkeypatch.setattr(decoder, "open_engine", lambda *arguments: asked.append(arguments) or Engine())
+    assert LocalDecoder.open(bundle, *given).max_context == 7
+    assert asked == [(bundle, "llm/decoder", *(given or ("auto", EngineOptions())))]
+
+
+def test_a_prompt_is_fed_in_chunks_behind_what_is_there():
+    engine, local = opened()
+    conversation = local.conversation()
+    assert conversation.extend(rows(2, 50)).tolist() == [1, 52, 0]
+    logits = conversation.extend(rows(7), chunk=3)
+    assert logits.dtype == np.float32 and logits.tolist() == [4, 12, 0]  # of the fourth run, its last row begins with 12
+    assert conversation.length == 9
+    for feeds, first, count, held in zip(engine.fed[1:], (0, 6, 12), (3, 3, 1), (2, 5, 8), strict=True):
+        np.testing.assert_array_equal(feeds["inputs_embeds"], rows(count, first))
+        assert feeds["position_ids"].tolist() == [list(range(held, held + count))] and feeds["position_ids"].dtype == np.int64
+        assert feeds["attention_mask"].tolist() == [[1] * (held + count)] and feeds["attention_mask"].dtype == np.int64
+
+
+def test_a_run_takes_256_positions_unless_told_otherwise():
+    engine, local = opened()
+    local.conversation().extend(rows(257))
+    assert [feeds["inputs_embeds"].shape for feeds in engine.fed] == [(1, 256, 2), (1, 1, 2)]
+
+
+def test_embeddings_come_in_the_graph_s_precision():
+    engine, local = opened(dtype=np.float16)
+    local.conversation().extend(rows(2))
+    assert engine.fed[0]["inputs_embeds"].dtype == np.float16
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_are_an_error(value):
+    engine, local = opened()
+    engine.spoilt = value
+    with pytest.raises(NonFiniteError, match="logits that are not finite"):
+        local.conversation().extend(rows(1))
+
+
+def test_the_cache_takes_as_many_positions_as_it_has():
+    engine, local = opened(max_context=4)
+    conversation = local.conversation()
+    with pytest.raises(ContextError, match="the prompt needs 5 positions, the bundle holds 4"):
+        conversation.extend(rows(5))
+    assert not engine.fed
+    conversation.extend(rows(3))
+    conversation.extend(rows(1))
+    with pytest.raises(ContextError, match="the prompt needs 5 positions"):
+        conversation.extend(rows(1))
+    check_context(4, 4)
+    with pytest.raises(ContextError, match="needs 5 positions, the bundle holds 4"):
+        check_context(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "max_context", "eos", "ids", "runs"),
+    [
+        (0, 9, {7}, [], 1),
+        (1, 9, {7}, [3], 1),  # the last id is not fed back
+        (2, 9, {7}, [3, 4], 2),
+        (9, 9, {7}, [3, 4, 5, 6], 5),
+        (9, 9, {3}, [], 1),
+        (9, 9, set(), [3, 4, 5, 6, 7, 8, 9, 10], 8),  # two of the prompt and seven more fill the cache
+        (9, 2, set(), [3], 1),
+        (2, 3, {7}, [3, 4], 2),
+    ],
+)
+def test_an_answer_ends_at_its_limit_an_end_token_or_with_the_cache(limit, max_context, eos, ids, runs):
+    """Ids are 3, 4, 5 and so on: two more than the number of the run that chose them."""
+    engine, local = opened(max_context)
+    conversation = local.conversation()
+    logits = conversation.extend(rows(2))
+    chosen = conversation.generate(
+        logits, lambda token: np.full((1, 1, 2), token, np.float32), lambda logits: int(logits[0]) + 2, frozenset(eos), limit
+    )
+    assert list(chosen) == ids
+    assert [feeds["inputs_embeds"][0, 0, 0] for feeds in engine.fed[1:]] == list(range(3, 2 + runs)) and len(engine.fed) == runs
