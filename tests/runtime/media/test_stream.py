@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from fractions import Fraction
+from types import SimpleNamespace
+
 import av
 import numpy as np
 import pytest
@@ -56,6 +60,11 @@ def test_the_clock_of_a_joined_file_goes_on(tmp_path):
         ([5.0, 5.1, 0.0, 0.1], "1010", [0, 0.1, 0.2, 0.3]),  # a camera that began anew
         ([5.0, 5.2, 5.1, 5.3], "1000", [0, 0.2, 0.2, 0.3]),  # disorder
         ([None, None, None], "100", [0, 0.1, 0.2]),
+        ([None, 3.0, 3.5], "100", [0, 3, 3.5]),
+        ([5.0, 5.25, 5.25, 5.5], "1011", [0, 0.25, 0.35, 0.6]),  # a new clock where the old one stood
+        ([5.0, 5.25, 5.25, 5.5], "1000", [0, 0.25, 0.25, 0.5]),
+        ([-2.0, -1.5, -1.0], "111", [0, 0.5, 1]),
+        ([5.0, None, 5.5], "100", [0, 0.1, 0.5]),
     ],
 )
 def test_seconds_never_go_back(times, keys, expected):
@@ -119,6 +128,66 @@ class TestCamera:
         at = self.starts(content, tmp_path)[41] + 3 * 188
         numbers, lost = read(content[:at] + content[at + 188 :])
         assert numbers[:40] == [*range(40)] and lost in (5, 6) and len(numbers) == 60 - lost
+
+
+class TestLine:
+    """A camera of 4 frames a second whose packets decode to: K keyframe, a frame, ! one that is corrupt, ? one with a part lost,
+    _ none, x an error."""
+
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        """shown(packets): (numbers of the packets whose frames are shown, how many were lost)."""
+
+        class Packet:
+            def __init__(self, number: int, kind: str):
+                self.number, self.kind, self.is_corrupt, self.opaque = number, kind, kind == "?", None
+
+            def decode(self) -> list[SimpleNamespace]:
+                if self.kind == "x":
+                    raise av.error.InvalidDataError(1, "Invalid data")
+                frame = SimpleNamespace(
+                    pts=self.number, key_frame=self.kind == "K", is_corrupt=self.kind == "!", opaque=self.opaque
+                )
+                return [] if self.kind == "_" else [frame]
+
+        def read(kinds: str) -> tuple[list[int], int]:
+            video = SimpleNamespace(guessed_rate=Fraction(4), time_base=Fraction(1, 4), codec_context=SimpleNamespace(name="h264"))
+            demux = lambda asked: (Packet(number, kind) for number, kind in enumerate(kinds))  # noqa: E731
+            monkeypatch.setattr(stream, "_opened", lambda source: nullcontext(SimpleNamespace(demux=demux)))
+            monkeypatch.setattr(stream, "best_stream", lambda container, source: video)
+            monkeypatch.setattr(stream, "_RECOVERY", 0.75)
+            camera = Stream("rtsp://camera")
+            seen = [frame.pts for frame, _ in camera._of_camera()]
+            assert (video.thread_type, video.codec_context.copy_opaque) == ("AUTO", True)
+            lost = camera.take_lost()
+            assert camera.take_lost() == 0
+            return seen, lost
+
+        return read
+
+    @pytest.mark.parametrize(
+        ("packets", "shown_", "lost"),
+        [
+            ("", [], 0),
+            ("K..K.", [0, 1, 2, 3, 4], 0),
+            ("K_.", [0, 2], 0),
+            ("..K.", [2, 3], 2),  # joined inside a group
+            ("K.!.K.", [0, 1, 4, 5], 2),
+            ("K.?.K.", [0, 1, 4, 5], 2),
+            ("K.x.K.", [0, 1, 4, 5], 2),
+            ("Kxx.K", [0, 4], 3),
+            ("xK.", [1, 2], 1),
+            ("K!!K", [0, 3], 2),
+            ("K!K!K", [0, 2, 4], 2),
+            ("K!.....", [0, 5, 6], 4),  # after a second, which is more than three quarters of one
+            ("Kx.....", [0, 6], 5),  # nothing came of it, so no time either
+            ("K!.x...", [0, 6], 5),
+            (".....", [4], 4),
+            ("K!...!....", [0, 6, 7, 8, 9], 5),  # another loss does not make it longer
+        ],
+    )
+    def test_frames_are_left_out_up_to_a_keyframe_or_for_a_while(self, shown, packets, shown_, lost):
+        assert shown(packets) == (shown_, lost)
 
 
 class TestGone:
