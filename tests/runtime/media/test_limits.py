@@ -67,8 +67,8 @@ def test_limits_hold_for_the_code_inside_alone():
         (limits.check_seconds, (3600,), (3600.1,)),
         (limits.check_frames, (300_000,), (300_001,)),
         (limits.check_streams, (16,), (17,)),
-        (limits.check_decoded, (1000, 10_000, 1000), (1000, 10_000, 1001)),
-        (limits.check_animation, (200, 10_000, 1000), (201, 10_000, 1000)),
+        (limits.check_decoded, (1000, 10_000, 1000), (1, 10_000_000_001, 1)),
+        (limits.check_animation, (200, 10_000, 1000), (1, 1, 2_000_000_001)),
     ],
 )
 def test_what_a_clip_may_ask_where_nobody_says_otherwise(check, most, more):

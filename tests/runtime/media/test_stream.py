@@ -131,7 +131,7 @@ class TestCamera:
 
 
 class TestLine:
-    """A camera of 4 frames a second whose packets decode to: K keyframe, a frame, ! one that is corrupt, ? one with a part lost,
+    """A camera of a frame every 3 1/3 seconds whose packets decode to: K keyframe, a frame, ! one that is corrupt, ? one with a part lost,
     _ none, x an error."""
 
     @pytest.fixture
@@ -151,11 +151,12 @@ class TestLine:
                 return [] if self.kind == "_" else [frame]
 
         def read(kinds: str) -> tuple[list[int], int]:
-            video = SimpleNamespace(guessed_rate=Fraction(4), time_base=Fraction(1, 4), codec_context=SimpleNamespace(name="h264"))
+            video = SimpleNamespace(
+                guessed_rate=Fraction(3, 10), time_base=Fraction(10, 3), codec_context=SimpleNamespace(name="h264")
+            )
             demux = lambda asked: (Packet(number, kind) for number, kind in enumerate(kinds))  # noqa: E731
             monkeypatch.setattr(stream, "_opened", lambda source: nullcontext(SimpleNamespace(demux=demux)))
             monkeypatch.setattr(stream, "best_stream", lambda container, source: video)
-            monkeypatch.setattr(stream, "_RECOVERY", 0.75)
             camera = Stream("rtsp://camera")
             seen = [frame.pts for frame, _ in camera._of_camera()]
             assert (video.thread_type, video.codec_context.copy_opaque) == ("AUTO", True)
@@ -179,7 +180,7 @@ class TestLine:
             ("xK.", [1, 2], 1),
             ("K!!K", [0, 3], 2),
             ("K!K!K", [0, 2, 4], 2),
-            ("K!.....", [0, 5, 6], 4),  # after a second, which is more than three quarters of one
+            ("K!.....", [0, 5, 6], 4),  # after 13 1/3 seconds, which are more than 10
             ("Kx.....", [0, 6], 5),  # nothing came of it, so no time either
             ("K!.x...", [0, 6], 5),
             (".....", [4], 4),
@@ -188,6 +189,40 @@ class TestLine:
     )
     def test_frames_are_left_out_up_to_a_keyframe_or_for_a_while(self, shown, packets, shown_, lost):
         assert shown(packets) == (shown_, lost)
+
+
+def _frames(*frames: tuple[int | None, bool]):
+    """A stand-in for a source: frames of (time in quarters of a second, whether it is a keyframe), 10 a second as is guessed."""
+    video = SimpleNamespace(time_base=Fraction(1, 4), guessed_rate=Fraction(10), codec_context=SimpleNamespace(name="h264"))
+    return ((SimpleNamespace(pts=pts, key_frame=key), video) for pts, key in frames)
+
+
+def test_frames_have_the_times_of_their_stream():
+    timed = Stream("clip")._timed(_frames((8, True), (9, False), (None, False), (12, False), (0, True), (2, False)))
+    assert [seconds for seconds, _ in timed] == pytest.approx([0, 0.25, 0.35, 1, 1.1, 1.6])
+
+
+def test_a_source_without_a_frame_is_an_error_and_one_frame_is_enough():
+    assert [seconds for seconds, _ in Stream("clip")._timed(_frames((5, True)))] == [0]
+    with pytest.raises(VideoError) as raised:
+        list(Stream("clip")._timed(_frames()))
+    assert str(raised.value) == "clip has a video stream without a frame that can be decoded; expected at least one frame"
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(VideoError, match=r"no video at \S+none\.mp4: no such file"):
+        list(Stream(str(tmp_path / "none.mp4")))
+
+
+def test_a_file_is_read_for_what_can_be_shown_of_it(tmp_path, monkeypatch):
+    """Its frames pass the checks for damage; warnings of the decoder end nothing."""
+    (tmp_path / "a.mp4").write_bytes(b"....ftypisom")
+    asked = []
+    reader = SimpleNamespace(frames=lambda: ["one", "two"], checked=lambda frames: [f"{one} checked" for one in frames], stream="s")
+    monkeypatch.setattr(stream, "reading", lambda *given, **more: asked.append((given, more)) or nullcontext(reader))
+    monkeypatch.setattr(Stream, "_timed", lambda self, frames: frames)
+    assert list(Stream(str(tmp_path / "a.mp4"))) == [("one checked", "s"), ("two checked", "s")]
+    assert asked == [((tmp_path / "a.mp4",), {"strict": False})]
 
 
 class TestGone:
