@@ -92,10 +92,10 @@ def test_a_turn_by_any_angle_becomes_the_nearest_quarter_turn(quadrants, degrees
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_side_data_that_pyav_does_not_know_leaves_the_turn(quadrants, rotation):
     class Frame:
-        """One whose side data can't be listed, as of a JPEG with EXIF."""
+        """One whose side data can't be listed, as of a JPEG with EXIF, and must not be looked at, as of a PNG."""
 
-        def __init__(self):
-            self.rotation = rotation
+        def __init__(self, codec):
+            self.codec, self.rotation = codec, rotation
 
         def to_ndarray(self, **asked):
             assert asked == {"format": "rgb24", "interpolation": "BICUBIC"}
@@ -103,10 +103,11 @@ def test_side_data_that_pyav_does_not_know_leaves_the_turn(quadrants, rotation):
 
         @property
         def side_data(self):
+            assert self.codec == "mjpeg"
             raise ValueError("31 is not a valid Type")
 
     for codec in ("mjpeg", "png", "apng"):
-        np.testing.assert_array_equal(upright_rgb(Frame(), codec), np.rot90(quadrants, rotation // 90))
+        np.testing.assert_array_equal(upright_rgb(Frame(codec), codec), np.rot90(quadrants, rotation // 90))
 
 
 @pytest.mark.parametrize(

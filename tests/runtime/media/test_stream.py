@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from fractions import Fraction
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from PIL import Image
 from rtsp_camera import camera
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import VideoError
+from runtime.errors import UserError, VideoError
 from runtime.media import stream
 from runtime.media.stream import Clock, Stream
 from runtime.video import sample_frames
@@ -285,6 +286,11 @@ class TestOpening:
     def test_a_device_is_one_of_video4linux(self, asked):
         stream._opened("/dev/video2")
         assert asked == {"source": "/dev/video2", "format": "v4l2", "metadata_errors": "replace"}
+
+    def test_without_pyav_the_message_says_how_to_get_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "av", None)
+        with pytest.raises(UserError, match=r'^watching a stream needs the package "av", which is not installed: '):
+            stream._opened("rtsp://host/1")
 
     @pytest.mark.parametrize("source", ["http://host/live", "file:///etc/hostname", "concat://a|b", "xrtsp://host/1"])
     def test_another_kind_of_address_is_not_opened(self, asked, source):
