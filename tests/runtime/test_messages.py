@@ -90,13 +90,14 @@ class Spelled:
         added = {n: SimpleNamespace(content=text, special=True) for n, text in enumerate(specials)}
         added[99] = SimpleNamespace(content="b", special=False)
         self.tokenizer = SimpleNamespace(get_added_tokens_decoder=lambda: added)
-        self.lost = lost
+        self.lost, self.encoded = lost, []
 
     def render(self, messages: list[dict]) -> str:
         parts = lambda one: "".join(part.get("text", "\x04") for part in one["content"])  # noqa: E731
         return "".join(f"{one['role']}:{parts(one)}." for one in messages)[self.lost :]
 
     def encode(self, text: str) -> list[int]:
+        self.encoded.append(text)
         return [ord(letter) for letter in text]
 
     def literal_ids(self, text: str) -> list[int]:
@@ -120,6 +121,20 @@ def test_ids_stand_between_the_clips_and_spellings_are_text(specials, parts, tex
     ids = ids_of_messages(Spelled(*specials), [{"role": "u", "content": _user(*parts)["content"]}])
     assert ["".join("-" * (token < 0) + chr(abs(token)) for token in text) for text in ids.texts] == texts
     assert (ids.clips, ids.text_tokens) == (parts.count("<clip>"), sum(map(len, ids.texts)))
+
+
+@pytest.mark.parametrize(("specials", "encoded"), [([], ["u:ab."]), (["<x>"], ["u:ab."]), (["b"], ["u:a", "."])])
+def test_text_is_read_in_one_piece_but_for_spellings(specials, encoded):
+    prompt = Spelled(*specials)
+    ids_of_messages(prompt, [{"role": "u", "content": _user("ab")["content"]}])
+    assert prompt.encoded == encoded
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udcff a"])
+def test_text_that_is_not_unicode_is_refused_wherever_it_stands(text):
+    with pytest.raises(PromptError) as raised:
+        ids_of_messages(Spelled(), [_user("ü 🎬"), _user("a", text)])
+    assert str(raised.value) == "a message is not valid Unicode; expected UTF-8 text without lone surrogates"
 
 
 def test_messages_keep_their_order_and_their_roles():

@@ -12,7 +12,7 @@ from runtime import pipeline
 from runtime.engine import EngineOptions
 from runtime.errors import ContextError, PromptError, VideoError
 from runtime.llm.sampling import Sampling
-from runtime.pipeline import AskOptions, VideoChat
+from runtime.pipeline import Answer, AskOptions, VideoChat
 from runtime.prompt import PromptIds
 
 IDS = PromptIds([1, 2], [3])
@@ -90,13 +90,14 @@ class Asked(Sampling):
 @pytest.fixture
 def timed(monkeypatch):
     """Looking at the clock takes a second."""
-    ticks = iter(range(100))
+    ticks = iter(range(5, 100))
     monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_answer_is_streamed_and_says_what_it_cost(clip, timed, again):
     chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 7, 9))
+    assert chat.answer == Answer()
     options = AskOptions(sampling=Asked())
     stream = chat.ask_about(Vision().encode(clip), "what ?", options) if again else chat.ask(clip, "what ?", options)
     answer = chat.answer
@@ -161,3 +162,16 @@ class TestOpening:
         with pytest.raises(ContextError, match="needs 6 positions, the bundle holds 5;"):
             VideoChat.open(bundle(5))
         assert not opened
+
+
+@pytest.mark.parametrize(
+    ("patches", "visual", "compression"), [(0, 0, 0), (3, 0, 3), (3, 1, 3), (3, 2, 1.5), (7, 3, 2.33), (1, 800, 0), (1, 199, 0.01)]
+)
+def test_compression_is_a_ratio_of_two_digits(patches, visual, compression):
+    values = Answer(patch_tokens=patches, visual_tokens=visual).as_dict()
+    assert values["compression"] == compression and "decode_tokens_per_second" not in values
+
+
+@pytest.mark.parametrize(("ids", "speed"), [([], None), ([5], None), ([5, 6], 0.33), ([5] * 10, 3.0)])
+def test_speed_is_that_of_the_tokens_after_the_first(ids, speed):
+    assert Answer(ids=ids, seconds={"decode": 3.0}).as_dict().get("decode_tokens_per_second") == speed

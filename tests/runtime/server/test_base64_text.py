@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from runtime.server import base64_text
 from runtime.server.base64_text import decoded
 from runtime.server.errors import ApiError
 
@@ -48,9 +49,22 @@ def test_the_part_that_is_asked_for_is_read(text, start, stop, content):
     assert b"".join(decoded(text, start, stop)) == content
 
 
-@pytest.mark.parametrize("text", ["Q", "QUJDQ", "=QUJD", "Q=Q=", "QUJD=QUJD", "QU\x00D", "QÜJD", "Q~JD", "%3DQUJD", "%FF"])
+@pytest.mark.parametrize(
+    "text",
+    ["Q", "QUJDQ", "=QUJD", "Q=Q=", "QUJD=QUJD", "QU\x00D", "QÜJD", "Q~JD", "%3DQUJD", "%FF", "QUJD****", "****", "QQ==****"],
+)
 def test_what_is_none_is_refused(text):
     with pytest.raises(ApiError) as raised:
         list(decoded(text))
     error = raised.value
     assert (error.status, str(error), error.code) == (400, "the clip is not valid base64", "invalid_media")
+
+
+def test_padding_ends_the_text_wherever_a_piece_ends():
+    with pytest.raises(ApiError, match="not valid base64"):
+        list(decoded("A" * (PIECE - 2) + "==" + "QUJD"))
+
+
+def test_a_text_without_escapes_is_not_copied_as_a_whole(monkeypatch):
+    monkeypatch.setattr(base64_text, "unquote", lambda text: pytest.fail("it was copied"))
+    assert b"".join(decoded("%QUJD%", 1, 5)) == b"ABC"
