@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
-from runtime.errors import BundleError, PromptError
+from runtime.errors import BundleError, PromptError, UserError
 from runtime.prompt import Prompt, PromptIds, TextPrompt, TextStream
 
 
@@ -171,6 +171,13 @@ def test_a_template_that_does_not_work_is_refused_in_one_line(template, reason):
         PromptError, match=rf"^the chat template does not work \({reason}: [^\n]+\); copy the checkpoint's own and export again$"
     ):
         _prompt(template).ids("what")
+
+
+@pytest.mark.parametrize(("package", "use"), [("tokenizers", lambda one: one.encode("a")), ("jinja2", lambda one: one.render([]))])
+def test_without_its_packages_the_message_says_how_to_get_them(monkeypatch, package, use):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f'^asking a question needs the package "{package}", which is not installed: '):
+        use(_prompt())
 
 
 class _Pieces:

@@ -125,3 +125,10 @@ def test_where_an_llm_is_comes_from_the_command_line():
     for given in (run, [*run, "--llm-model="]):
         with pytest.raises(UsageError, match=r"^--llm http://l/v1 needs --llm-model, the model's name there$"):
             remote_of(_parser().parse_args(given))
+
+
+def test_embeddings_are_sent_in_two_types_and_no_other():
+    for name in ("float16", "bfloat16"):
+        assert options_of(_parser().parse_args(["serve", "one", "--llm-dtype", name])).llm_dtype == name
+    with pytest.raises(UsageError, match=r"^argument --llm-dtype: invalid choice: 'float32'"):
+        _parser().parse_args(["serve", "one", "--llm-dtype", "float32"])
