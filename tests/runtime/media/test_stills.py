@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -161,6 +162,29 @@ def test_levels_past_white_and_black_are_white_and_black(bits):
         np.testing.assert_array_equal(stills._rgb(Image.fromarray(levels), tags | more)[0], np.repeat(shown[:, None], 3, 1))
 
 
+def test_grey_levels_of_two_bytes_are_their_upper_ones_in_a_pgm_too(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + bytes.fromhex("0000 00ff 80ff ffff"))
+    frame = sample_frames(tmp_path / "a.pgm", 1, lambda image: image).frames[0]
+    np.testing.assert_array_equal(frame, np.repeat([[[0], [0], [128], [255]]], 3, 2))
+
+
+@pytest.mark.parametrize("content", [b"just some text", b"BM"])
+def test_what_begins_like_a_picture_and_is_none_is_called_so(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(VideoError) as raised, stills.opened(tmp_path / "a"):
+        pytest.fail("it was opened")
+    assert str(raised.value) == f"{tmp_path / 'a'} is not a picture, or not all of one; expected a file such as jpg, png or webp"
+
+
+def test_oddities_of_a_picture_s_metadata_are_passed_over(tmp_path):
+    """Pillow warns of an animation of no frame."""
+    picture = pattern(1, 8, 8)
+    Image.fromarray(picture[0]).save(tmp_path / "a.png", save_all=True, append_images=[], default_image=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(sample_frames(tmp_path / "a.png", 1, lambda image: image).frames, picture)
+
+
 def test_a_picture_has_no_length_and_frames_at_least_a_millisecond(tmp_path):
     images = [Image.fromarray(image) for image in pattern(3, 8, 8)]
     images[0].save(tmp_path / "still.png")
@@ -201,6 +225,7 @@ def test_what_an_animation_may_ask_is_asked_of_two_frames_and_not_of_a_picture(t
     [
         (b"P1\n", True),
         (b"P6 ", True),
+        (b"P5\n64 48\n255\n....", True),
         (b"P7\n", False),
         (b"P0\n", False),
         (b"P6", False),
