@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import BundleError, VideoError
+from runtime.errors import BundleError, UserError, VideoError
 from runtime.preprocess import Preprocessor, load_clip
 
 SIGLIP = {"size": [384, 384], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -204,3 +206,14 @@ def test_only_frames_of_the_right_kind_are_normalised(shape, dtype):
     assert one.normalise(np.zeros((0, 8, 6, 3), np.uint8)).shape == (0, 3, 8, 6)
     with pytest.raises(ValueError, match=r"expected uint8 \[T, 8, 6, 3\]$"):
         one.normalise(np.zeros(shape, dtype))
+
+
+def test_what_a_graph_normalises_with_is_three_numbers_each():
+    mean, std = Preprocessor(SIGLIP | {"image_mean": 0.25, "image_std": [1, 2, 4]}).mean_and_std
+    assert mean.dtype == std.dtype == np.float32 and (mean.tolist(), std.tolist()) == ([0.25] * 3, [1, 2, 4])
+
+
+def test_without_pillow_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r'^resizing frames needs the package "pillow", which is not installed: '):
+        Preprocessor(SIGLIP).resize(np.zeros((2, 2, 3), np.uint8))
