@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -77,3 +79,74 @@ def test_the_generation_mark_of_training_templates_changes_nothing(bundle, tmp_p
     assert "endgeneration" in template.read_text()
     write_manifest(copy, bundle.manifest)
     assert ids_of_messages(Prompt(Bundle.open(copy)), messages) == before
+
+
+class Spelled:
+    """A prompt of a token a character, 4 for a clip; the template writes "role:", the parts, and a full stop. Text that is to be read
+    literally has negative ids."""
+
+    def __init__(self, *specials: str, lost: int = 0):
+        self.facts = {"video_token_id": 4}
+        added = {n: SimpleNamespace(content=text, special=True) for n, text in enumerate(specials)}
+        added[99] = SimpleNamespace(content="b", special=False)
+        self.tokenizer = SimpleNamespace(get_added_tokens_decoder=lambda: added)
+        self.lost, self.encoded = lost, []
+
+    def render(self, messages: list[dict]) -> str:
+        parts = lambda one: "".join(part.get("text", "\x04") for part in one["content"])  # noqa: E731
+        return "".join(f"{one['role']}:{parts(one)}." for one in messages)[self.lost :]
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded.append(text)
+        return [ord(letter) for letter in text]
+
+    def literal_ids(self, text: str) -> list[int]:
+        return [-ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("specials", "parts", "texts"),
+    [
+        ([], ["abc"], ["u:abc."]),
+        ([], ["<clip>", "ab", "<clip>", "<clip>"], ["u:", "ab", "", "."]),
+        (["<x>"], ["a<x>b<x>"], ["u:a-<-x->b-<-x->."]),
+        (["<x>"], ["<x>", "<clip>", "<y>"], ["u:-<-x->", "<y>."]),
+        (["<x>", "<x>y"], ["<x>y<x>z"], ["u:-<-x->-y-<-x->z."]),  # the longest of them
+        (["<x>y", "<x>"], ["<x>y<x>z"], ["u:-<-x->-y-<-x->z."]),
+        (["a|c", "."], ["abac a|c"], ["u:abac -a-|-c."]),  # signs of a pattern are those of the text
+        (["<x>"], [""], ["u:."]),
+    ],
+)
+def test_ids_stand_between_the_clips_and_spellings_are_text(specials, parts, texts):
+    ids = ids_of_messages(Spelled(*specials), [{"role": "u", "content": _user(*parts)["content"]}])
+    assert ["".join("-" * (token < 0) + chr(abs(token)) for token in text) for text in ids.texts] == texts
+    assert (ids.clips, ids.text_tokens) == (parts.count("<clip>"), sum(map(len, ids.texts)))
+
+
+@pytest.mark.parametrize(("specials", "encoded"), [([], ["u:ab."]), (["<x>"], ["u:ab."]), (["b"], ["u:a", "."])])
+def test_text_is_read_in_one_piece_but_for_spellings(specials, encoded):
+    prompt = Spelled(*specials)
+    ids_of_messages(prompt, [{"role": "u", "content": _user("ab")["content"]}])
+    assert prompt.encoded == encoded
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\udcff a"])
+def test_text_that_is_not_unicode_is_refused_wherever_it_stands(text):
+    with pytest.raises(PromptError) as raised:
+        ids_of_messages(Spelled(), [_user("ü 🎬"), _user("a", text)])
+    assert str(raised.value) == "a message is not valid Unicode; expected UTF-8 text without lone surrogates"
+
+
+def test_messages_keep_their_order_and_their_roles():
+    messages = [_user("a", "<clip>"), {"role": "assistant", "content": [{"type": "text", "text": "b<x>"}]}, _user("<clip>")]
+    found = ids_of_messages(Spelled("<x>"), messages)
+    assert ["".join(map(chr, map(abs, text))) for text in found.texts] == ["user:a", ".assistant:b<x>.user:", "."]
+
+
+@pytest.mark.parametrize(
+    ("parts", "lost", "counts"), [(["<clip>", "a"], 6, (0, 1)), (["a\x04"], 0, (1, 0)), (["\x04", "<clip>"], 0, (2, 1))]
+)
+def test_clips_that_the_template_loses_or_adds_are_counted(parts, lost, counts):
+    message = "^the chat template puts {} clips into the prompt, the messages have {}$".format(*counts)
+    with pytest.raises(PromptError, match=message):
+        ids_of_messages(Spelled(lost=lost), [_user(*parts)])

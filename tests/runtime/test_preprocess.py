@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import BundleError, VideoError
+from runtime.errors import BundleError, UserError, VideoError
 from runtime.preprocess import Preprocessor, load_clip
 
 SIGLIP = {"size": [384, 384], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -144,3 +146,74 @@ def test_preprocessing_that_makes_no_sense_is_a_bundle_error(change, message):
 def test_preprocessing_that_lacks_a_key_is_a_bundle_error():
     with pytest.raises(BundleError, match="lacks image_std, size"):
         Preprocessor({key: value for key, value in SIGLIP.items() if key not in ("size", "image_std")})
+
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("size", ["384", None, 384, [384], [384] * 3, [384, 0], [-1, 384], [384.0, 384], [384, True], [32_769, 1], [1, 32_769]]),
+        ("frames", [None, [384], [1, 32_769]]),
+        ("rescale_factor", [True, None, "1", [1], float("inf"), float("nan"), FLOAT32_MAX / 254.9, -FLOAT32_MAX / 254.9]),
+        ("image_mean", [None, "half", [], [0.5], [0.5] * 4, [[0.5] * 3], [0.5, 0.5, float("inf")], {}]),
+        ("image_std", [[1, 1, 0], 0, 0.0, float("nan"), [1, 1]]),
+        ("resample", [6, -1, 2.0, "", "Bicubic", []]),
+    ],
+)
+def test_what_no_image_processor_has_is_refused(name, values):
+    for value in values:
+        with pytest.raises(BundleError, match=rf"^the bundle's preprocessing has .*{name}"):
+            Preprocessor(SIGLIP | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("size", [[1, 1], (2, 1), [32_768, 1], [1, 32_768]]),
+        ("frames", [[1, 1], [32_768, 32_768]]),
+        ("rescale_factor", [0, 1, -1, 0.5, FLOAT32_MAX / 255, -FLOAT32_MAX / 255, 10**36]),
+        ("image_mean", [0, 0.5, -1, [0, 1, 2], (0.5, 0.5, 0.5)]),
+        ("image_std", [1, -0.5, [1, 2, 3]]),
+        ("resample", [0, 5, "nearest", "hamming"]),
+    ],
+)
+def test_what_one_may_have_is_taken(name, values):
+    for value in values:
+        assert Preprocessor(SIGLIP | {"image_mean": 0, "image_std": 1} | {name: value})
+
+
+def test_levels_are_those_of_each_channel_whatever_the_numbers_are():
+    frame = np.array([[[0, 1, 255], [2, 3, 4]]], np.uint8)
+    facts = SIGLIP | {"size": [1, 2], "rescale_factor": 10**36, "image_mean": [0, 1e36, 2e36], "image_std": [1, 2, -4]}
+    found = Preprocessor(facts).normalise(frame[None])
+    np.testing.assert_allclose(found[0], [[[0, 2e36]], [[0, 1e36]], [[-253e36 / 4, -0.5e36]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 8, 6, 3), np.float32),
+        ((8, 6, 3), np.uint8),
+        ((1, 6, 8, 3), np.uint8),
+        ((1, 8, 6, 4), np.uint8),
+        ((1, 1, 8, 6, 3), np.uint8),
+    ],
+)
+def test_only_frames_of_the_right_kind_are_normalised(shape, dtype):
+    one = Preprocessor(SIGLIP | {"size": [8, 6]})
+    assert one.normalise(np.zeros((0, 8, 6, 3), np.uint8)).shape == (0, 3, 8, 6)
+    with pytest.raises(ValueError, match=r"expected uint8 \[T, 8, 6, 3\]$"):
+        one.normalise(np.zeros(shape, dtype))
+
+
+def test_what_a_graph_normalises_with_is_three_numbers_each():
+    mean, std = Preprocessor(SIGLIP | {"image_mean": 0.25, "image_std": [1, 2, 4]}).mean_and_std
+    assert mean.dtype == std.dtype == np.float32 and (mean.tolist(), std.tolist()) == ([0.25] * 3, [1, 2, 4])
+
+
+def test_without_pillow_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r'^resizing frames needs the package "pillow", which is not installed: '):
+        Preprocessor(SIGLIP).resize(np.zeros((2, 2, 3), np.uint8))

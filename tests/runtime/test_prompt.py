@@ -7,15 +7,16 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
-from runtime.errors import BundleError, PromptError
-from runtime.prompt import Prompt, TextPrompt, TextStream
+from runtime.errors import BundleError, PromptError, UserError
+from runtime.prompt import Prompt, PromptIds, TextPrompt, TextStream
 
 
 def test_ids_equal_transformers_with_the_video_token_expanded(bundle):
@@ -57,6 +58,8 @@ def _prompt(template: str | None = None, tokenizer: Path = CHECKPOINT / "tokeniz
     [
         (None, " \n", "the question is empty; expected some text"),
         (None, "a\udcff", "the question is not valid Unicode; expected UTF-8 text"),
+        (None, "\ud800", "the question is not valid Unicode; expected UTF-8 text"),
+        (None, "\udfff a", "the question is not valid Unicode; expected UTF-8 text"),
         (None, "what is <video> ?", 'the question contains "<video>", a special token of this model; leave it out'),
         ("none", "what", 'the chat template puts "<video>" 0 times into the prompt, expected once'),
         ("<video> <video>", "what", 'the chat template puts "<video>" 2 times into the prompt, expected once'),
@@ -92,6 +95,12 @@ def test_ids_that_are_generated_are_text_without_special_tokens():
         ("{{ messages[0].content[1].text | replace('\n', ' ') }}", None),
         ("{{ messages[0].content[1].text }} {{ messages[0].content[1].text }}", None),
         ("{% for message in messages %}{% break %}{% endfor %}", None),
+        (
+            "a  {% if true %}\n {{ messages[0].content[1].text }}\n  {% endif %}\nb",
+            ["a   ", "\nb"],
+        ),  # Hugging Face's rules of blanks
+        ("{{ messages[0].role }} {{ messages | length }} {{ messages[0].content[1].text }}", ["user 1 ", ""]),
+        ("{% generation %}{{ messages[0].content[1].text }}{% endgeneration %} so", ["", " so"]),
     ],
 )
 def test_the_text_around_a_question_where_it_is_left_as_it_is(template, around):
@@ -104,6 +113,87 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
         BundleError, match=r"tokenizer\.json is no tokenizer \([^\n]+\); copy the checkpoint's own and export again"
     ):
         _prompt(tokenizer=tmp_path / "tokenizer.json").encode("a")
+
+
+@pytest.fixture
+def framed(tmp_path) -> TextPrompt:
+    """A tokenizer of words that puts <s> (0) before every text unless it is told not to."""
+    words = ["<s>", "<video>", "a", "b", "longest"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="b"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "<video>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return _prompt("a <video> {{ messages[0].content[1].text }} a", tmp_path / "tokenizer.json", video_token_id=1)
+
+
+def test_a_tokenizer_adds_no_token_of_its_own(framed):
+    assert framed.encode("a b") == framed.literal_ids("a b") == [2, 3]
+    ids = framed.ids("b b")
+    assert (ids.before, ids.after, len(ids)) == ([2], [3, 3, 2], 4)
+    assert framed.longest_token == 7 and framed.decode([2, 1, 0, 3]) == "a b"
+
+
+def _bundle(folder: Path, template: bytes = b"<video>", **facts) -> SimpleNamespace:
+    (folder / "llm").mkdir()
+    (folder / "llm" / "template").write_bytes(template)
+    facts = {"eos_token_ids": [2, 5], "video_token_id": 4, "video_token": "<video>", "chat_template": "template"} | facts
+    return SimpleNamespace(manifest=SimpleNamespace(prompt=facts), file=lambda name: folder / name)
+
+
+def test_a_bundle_that_says_nothing_of_repetitions_has_none_to_pay_for(tmp_path):
+    prompt = Prompt(_bundle(tmp_path, "<video> ü".encode()))
+    assert (prompt.repetition_penalty, prompt.eos, prompt.template) == (1.0, {2, 5}, "<video> ü")
+    assert prompt.tokenizer_file == tmp_path / "llm" / "tokenizer.json"
+    assert prompt.seen(PromptIds([7, 8], [8, 9])) == {4, 7, 8, 9} and len(PromptIds([7, 8], [8])) == 3
+    prompt.bundle.manifest.prompt["repetition_penalty"] = 1.5
+    assert Prompt(prompt.bundle).repetition_penalty == 1.5
+
+
+def test_a_template_that_is_no_text_is_refused_in_one_line(tmp_path):
+    with pytest.raises(
+        PromptError, match=r"^the chat template does not work \(UnicodeDecodeError: [^\n]+\); copy the checkpoint's own"
+    ):
+        Prompt(_bundle(tmp_path, b"\xff"))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{{ a.b.c }}", "UndefinedError"),
+        ("{{", "TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_does_not_work_is_refused_in_one_line(template, reason):
+    with pytest.raises(
+        PromptError, match=rf"^the chat template does not work \({reason}: [^\n]+\); copy the checkpoint's own and export again$"
+    ):
+        _prompt(template).ids("what")
+
+
+@pytest.mark.parametrize(("package", "use"), [("tokenizers", lambda one: one.encode("a")), ("jinja2", lambda one: one.render([]))])
+def test_without_its_packages_the_message_says_how_to_get_them(monkeypatch, package, use):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f'^asking a question needs the package "{package}", which is not installed: '):
+        use(_prompt())
+
+
+class _Pieces:
+    """A prompt whose text of n ids is the n-th of these."""
+
+    def __init__(self, *texts: str):
+        self.texts = texts
+
+    def decode(self, ids: list[int]) -> str:
+        return self.texts[len(ids) - 1]
+
+
+def test_text_that_becomes_shorter_is_not_sent_twice():
+    stream = TextStream(_Pieces("ab\ufffd", "abc", "ab", "abcd", "abcde\ufffd"))
+    assert [stream.push(7) for _ in range(5)] == ["", "abc", "", "d", ""]
+    assert stream.finish() == "e\ufffd" and stream.ids == [7] * 5
 
 
 class _Bytes(Prompt):

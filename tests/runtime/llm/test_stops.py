@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -39,3 +40,20 @@ def test_nothing_of_a_stop_is_shown_before_it_is_decided():
 def test_what_was_held_back_comes_at_the_end():
     one = StopFilter(["stop"])
     assert one.push("a st") + one.finish() == "a st"
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "given"),
+    [
+        ([], ["a", "bc"], ["a", "bc"]),
+        ([""], ["a", "bc"], ["a", "bc"]),
+        (["xy"], ["ab", "cx", "z", "xxy"], ["ab", "c", "xz", "x"]),
+        (["abcde"], ["abc", "de"], ["", ""]),
+        (["abcde"], ["a", "bcd", "x"], ["", "", "abcdx"]),
+        (["ab", "bcd"], ["xbc", "d"], ["x", ""]),  # the longer end of two is held back
+        (["ba"], ["bab", "b"], ["", ""]),
+    ],
+)
+def test_no_more_is_held_back_than_may_begin_a_stop(stops, pieces, given):
+    one = StopFilter(stops)
+    assert [one.push(piece) for piece in pieces] == given

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import pickle
+import struct
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 
-from runtime.llm.torch_format import torch_save
+from runtime.llm.torch_format import _int, torch_save
 
 SHAPES = [(5, 8), (1, 1), (257, 128), (3,), (0, 4), (2, 3, 4)]
 
@@ -45,3 +47,28 @@ def test_data_can_be_mapped_and_equal_tensors_make_equal_files(tmp_path):
     content = (tmp_path / "a.pt").read_bytes()
     begin = info.header_offset + 30 + sum(np.frombuffer(content[info.header_offset + 26 : info.header_offset + 30], "<u2"))
     assert begin % 64 == 0 and content[begin : begin + array.nbytes] == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0, b"J\0\0\0\0"),
+        (258, b"J\2\1\0\0"),
+        (2**31 - 1, b"J\xff\xff\xff\x7f"),
+        (2**31, b"\x8a\x08\0\0\0\x80\0\0\0\0"),
+        (2**40 + 3, b"\x8a\x08\3\0\0\0\0\1\0\0"),
+    ],
+)
+def test_sizes_past_32_bits_are_numbers_of_64(value, written):
+    assert _int(value) == written and pickle.loads(b"\x80\x02" + written + b".") == value
+
+
+def test_every_entry_begins_at_a_multiple_of_64_bytes():
+    content = torch_save(np.zeros((3, 5), np.float32))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == [f"archive/{name}" for name in ("data.pkl", "byteorder", "data/0", "version")]
+        for info in archive.infolist():
+            name, extra = struct.unpack("<HH", content[info.header_offset + 26 : info.header_offset + 30])
+            assert (info.header_offset + 30 + name + extra) % 64 == 0 and extra < 4 + 64
+            assert info.compress_type == zipfile.ZIP_STORED and info.date_time == (1980, 1, 1, 0, 0, 0)
+        assert (archive.read("archive/byteorder"), archive.read("archive/version")) == (b"little", b"3\n")

@@ -175,6 +175,8 @@ def box(kind: bytes, content: bytes = b"", size: int | None = None, wide: bool =
         (box(b"mdat", bytes(20), wide=True) + box(b"moof"), True),
         (box(b"ftyp") + box(b"mdat", box(b"moof")), False),  # not a box, but in one
         (box(b"mdat", box(b"moof"), size=0) + box(b"moof"), False),  # a box up to the end of the file
+        (box(b"free") + box(b"moof"), True),  # with nothing in it
+        (struct.pack(">I4sQ", 1, b"free", (1 << 56) + 16) + box(b"moof"), False),
         (box(b"free", size=7) + box(b"moof"), False),  # smaller than its own head
         (box(b"mdat", size=1000) + box(b"moof"), False),  # which ends behind the file
         (b"", False),
@@ -185,6 +187,8 @@ def box(kind: bytes, content: bytes = b"", size: int | None = None, wide: bool =
         "behind a wide box",
         "in a box",
         "in the last box",
+        "behind an empty box",
+        "in a box larger than any file",
         "behind a broken box",
         "behind the end",
         "empty",

@@ -57,3 +57,22 @@ def test_limits_hold_for_the_code_inside_alone():
         with limited(None):
             limits.check_frames(CLIP, 2)
     assert limits.current() is None
+
+
+@pytest.mark.parametrize(
+    ("check", "most", "more"),
+    [
+        (limits.check_size, (4096, 2304), (4097, 2304)),
+        (limits.check_size, (65_535, 1), (65_536, 1)),
+        (limits.check_seconds, (3600,), (3600.1,)),
+        (limits.check_frames, (300_000,), (300_001,)),
+        (limits.check_streams, (16,), (17,)),
+        (limits.check_decoded, (1000, 10_000, 1000), (1, 10_000_000_001, 1)),
+        (limits.check_animation, (200, 10_000, 1000), (1, 1, 2_000_000_001)),
+    ],
+)
+def test_what_a_clip_may_ask_where_nobody_says_otherwise(check, most, more):
+    with limited(DecodeLimits()):
+        check(CLIP, *most)
+        with pytest.raises(VideoError, match=r"expected at most|has more than"):
+            check(CLIP, *more)

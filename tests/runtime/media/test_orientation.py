@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 from heif_files import write_grid
 from PIL import Image
 from video_files import write_video
 
+from runtime.errors import VideoError
 from runtime.media.orientation import oriented, upright_rgb
 from runtime.video import sample_frames
 
@@ -90,16 +92,46 @@ def test_a_turn_by_any_angle_becomes_the_nearest_quarter_turn(quadrants, degrees
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_side_data_that_pyav_does_not_know_leaves_the_turn(quadrants, rotation):
     class Frame:
-        """One whose side data can't be listed, as of a JPEG with EXIF."""
+        """One whose side data can't be listed, as of a JPEG with EXIF, and must not be looked at, as of a PNG."""
 
-        def __init__(self):
-            self.rotation = rotation
+        def __init__(self, codec):
+            self.codec, self.rotation = codec, rotation
 
-        def to_ndarray(self, **_):
+        def to_ndarray(self, **asked):
+            assert asked == {"format": "rgb24", "interpolation": "BICUBIC"}
             return quadrants
 
         @property
         def side_data(self):
+            assert self.codec == "mjpeg"
             raise ValueError("31 is not a valid Type")
 
-    np.testing.assert_array_equal(upright_rgb(Frame(), "mjpeg"), np.rot90(quadrants, rotation // 90))
+    for codec in ("mjpeg", "png", "apng"):
+        np.testing.assert_array_equal(upright_rgb(Frame(codec), codec), np.rot90(quadrants, rotation // 90))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rows", "columns"),
+    [
+        ([0] * 9, 1, 1),  # which says nothing
+        ([1, 0, 0, 0, 0], 1, 1),
+        ([-1, 0, 0, 0, 0], 1, -1),
+        ([0, 0, 0, 0, -1], -1, 1),
+        ([-5, 4, 7, 4, 5, 8, 9, 9, 1], 1, -1),  # what stands beside the four of a turn is not looked at
+    ],
+)
+def test_a_matrix_without_some_of_its_numbers_turns_by_those_that_it_has(matrix, rows, columns):
+    image = np.arange(24).reshape(2, 4, 3)
+    shown = oriented(image, matrix)
+    np.testing.assert_array_equal(shown, image[::rows, ::columns])
+    assert shown.flags.c_contiguous
+
+
+def test_a_frame_in_colours_that_can_t_be_converted_is_refused_and_the_reason_said():
+    class Frame:
+        def to_ndarray(self, **_):
+            raise av.error.InvalidDataError(1, "Invalid argument")
+
+    with pytest.raises(VideoError) as raised:
+        upright_rgb(Frame(), "h264")
+    assert str(raised.value) == ("a frame can't be converted to RGB (Invalid argument); convert the video to another colour space")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -148,6 +150,111 @@ def test_mutated_pictures_are_read_or_refused_and_nothing_else(tmp_path):
                 assert clip.total >= 1
             except VideoError as error:
                 assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("bits", [16, 12])
+def test_levels_past_white_and_black_are_white_and_black(bits):
+    white = (1 << bits) - 1
+    levels = np.array([[-white, -1, 0, white // 2, white, white + 1, 2 * white]], np.int32)
+    tags = {} if bits == 16 else {258: (bits,)}
+    expected = np.array([0, 0, 0, 127, 255, 255, 255])
+    for more, shown in (({}, expected), ({262: 1}, expected), ({262: 0}, 255 - expected)):
+        np.testing.assert_array_equal(stills._rgb(Image.fromarray(levels), tags | more)[0], np.repeat(shown[:, None], 3, 1))
+
+
+def test_grey_levels_of_two_bytes_are_their_upper_ones_in_a_pgm_too(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + bytes.fromhex("0000 00ff 80ff ffff"))
+    frame = sample_frames(tmp_path / "a.pgm", 1, lambda image: image).frames[0]
+    np.testing.assert_array_equal(frame, np.repeat([[[0], [0], [128], [255]]], 3, 2))
+
+
+@pytest.mark.parametrize("content", [b"just some text", b"BM"])
+def test_what_begins_like_a_picture_and_is_none_is_called_so(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(VideoError) as raised, stills.opened(tmp_path / "a"):
+        pytest.fail("it was opened")
+    assert str(raised.value) == f"{tmp_path / 'a'} is not a picture, or not all of one; expected a file such as jpg, png or webp"
+
+
+def test_oddities_of_a_picture_s_metadata_are_passed_over(tmp_path):
+    """Pillow warns of an animation of no frame."""
+    picture = pattern(1, 8, 8)
+    Image.fromarray(picture[0]).save(tmp_path / "a.png", save_all=True, append_images=[], default_image=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(sample_frames(tmp_path / "a.png", 1, lambda image: image).frames, picture)
+
+
+def test_a_picture_has_no_length_and_frames_at_least_a_millisecond(tmp_path):
+    images = [Image.fromarray(image) for image in pattern(3, 8, 8)]
+    images[0].save(tmp_path / "still.png")
+    images[0].save(tmp_path / "two.png", save_all=True, append_images=images[1:2], duration=[0, 30])
+    images[0].save(tmp_path / "three.png", save_all=True, append_images=images[1:], duration=[20, 0, 0])
+    for name, times, span in (("still", [0], 0), ("two", [0, 1], 31), ("three", [0, 20, 21], 22)):
+        with stills.opened(tmp_path / f"{name}.png") as picture:
+            found = picture.timeline()
+            assert (found.times, found.span, found.tick) == (times, span, Fraction(1, 1000))
+            assert picture.size == (8, 8)
+
+
+def test_a_png_s_picture_for_who_cant_show_animations_is_not_one_of_its_frames(tmp_path):
+    shown = pattern(4, 8, 8)
+    images = [Image.fromarray(image) for image in shown]
+    for count in (2, 3, 4):
+        images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:count], duration=100, default_image=True)
+        clip = sample_frames(tmp_path / "a.png", count - 1, lambda image: image)
+        assert clip.total == count - 1
+        if count > 2:
+            np.testing.assert_array_equal(clip.frames, shown[1:count])
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_what_an_animation_may_ask_is_asked_of_two_frames_and_not_of_a_picture(tmp_path, frames):
+    images = [Image.fromarray(image) for image in pattern(frames, 8, 8)]
+    images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:])
+    limits = DecodeLimits(animation_pixels=64 * frames - 1, frames=frames)
+    if frames == 1:
+        assert sample_frames_limited(tmp_path / "a.png", 1, lambda image: image, limits).total == 1
+    else:
+        with pytest.raises(VideoError, match="is an animation of 2 frames of 8x8; expected at most 127 pixels"):
+            sample_frames_limited(tmp_path / "a.png", 1, lambda image: image, limits)
+
+
+@pytest.mark.parametrize(
+    ("start", "still"),
+    [
+        (b"P1\n", True),
+        (b"P6 ", True),
+        (b"P5\n64 48\n255\n....", True),
+        (b"P7\n", False),
+        (b"P0\n", False),
+        (b"P6", False),
+        (b"P66", False),
+        (b"Q6\n", False),
+        (b"BM", True),
+        (b"RIFF....WEBP", True),
+        (b"RIFF....AVI ", False),
+        (b"RIFX....WEBP", False),
+        (b"....ftypheic", True),
+        (b"....ftypheix....", True),
+        (b"....ftypavif", True),
+        (b"....ftypmif1", True),
+        (b"....ftypavis", False),
+        (b"....ftypmsf1", False),
+        (b"....ftypisom", False),
+        (b"\x89PNG\r\n\x1a\n", True),
+        (b"\xff\xd8\xff\xe0", True),
+        (b"\xff\xd8\xff\xe0..\xff\xd9\xff\xd8\xff", False),
+        (b"\xff\xd8\xff\xe2..MPF\0..\xff\xd9\xff\xd8\xff", True),
+        (b"\xff\xd8\xff\xe0..\xff\xd9\xff\xd8\xffMPF\0", False),  # of the second
+        (b"\xff\xd8\xff\xe0..\xff\xd9..\xff\xd8\xff", True),
+        (b"GIF89a", False),
+        (b"", False),
+    ],
+)
+def test_what_is_a_picture_by_its_first_bytes(tmp_path, start, still):
+    (tmp_path / "a").write_bytes(start)
+    assert stills.is_still(tmp_path / "a") is still
 
 
 def test_a_picture_over_the_limits_is_refused_before_it_is_decoded(tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+from fractions import Fraction
+from types import SimpleNamespace
+
 import av
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from PIL import Image
 from rtsp_camera import camera
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import VideoError
+from runtime.errors import UserError, VideoError
 from runtime.media import stream
 from runtime.media.stream import Clock, Stream
 from runtime.video import sample_frames
@@ -56,6 +61,11 @@ def test_the_clock_of_a_joined_file_goes_on(tmp_path):
         ([5.0, 5.1, 0.0, 0.1], "1010", [0, 0.1, 0.2, 0.3]),  # a camera that began anew
         ([5.0, 5.2, 5.1, 5.3], "1000", [0, 0.2, 0.2, 0.3]),  # disorder
         ([None, None, None], "100", [0, 0.1, 0.2]),
+        ([None, 3.0, 3.5], "100", [0, 3, 3.5]),
+        ([5.0, 5.25, 5.25, 5.5], "1011", [0, 0.25, 0.35, 0.6]),  # a new clock where the old one stood
+        ([5.0, 5.25, 5.25, 5.5], "1000", [0, 0.25, 0.25, 0.5]),
+        ([-2.0, -1.5, -1.0], "111", [0, 0.5, 1]),
+        ([5.0, None, 5.5], "100", [0, 0.1, 0.5]),
     ],
 )
 def test_seconds_never_go_back(times, keys, expected):
@@ -121,6 +131,101 @@ class TestCamera:
         assert numbers[:40] == [*range(40)] and lost in (5, 6) and len(numbers) == 60 - lost
 
 
+class TestLine:
+    """A camera of a frame every 3 1/3 seconds whose packets decode to: K keyframe, a frame, ! one that is corrupt, ? one with a part lost,
+    _ none, x an error."""
+
+    @pytest.fixture
+    def shown(self, monkeypatch):
+        """shown(packets): (numbers of the packets whose frames are shown, how many were lost)."""
+
+        class Packet:
+            def __init__(self, number: int, kind: str):
+                self.number, self.kind, self.is_corrupt, self.opaque = number, kind, kind == "?", None
+
+            def decode(self) -> list[SimpleNamespace]:
+                if self.kind == "x":
+                    raise av.error.InvalidDataError(1, "Invalid data")
+                frame = SimpleNamespace(
+                    pts=self.number, key_frame=self.kind == "K", is_corrupt=self.kind == "!", opaque=self.opaque
+                )
+                return [] if self.kind == "_" else [frame]
+
+        def read(kinds: str) -> tuple[list[int], int]:
+            video = SimpleNamespace(
+                guessed_rate=Fraction(3, 10), time_base=Fraction(10, 3), codec_context=SimpleNamespace(name="h264")
+            )
+            demux = lambda asked: (Packet(number, kind) for number, kind in enumerate(kinds))  # noqa: E731
+            monkeypatch.setattr(stream, "_opened", lambda source: nullcontext(SimpleNamespace(demux=demux)))
+            monkeypatch.setattr(stream, "best_stream", lambda container, source: video)
+            camera = Stream("rtsp://camera")
+            seen = [frame.pts for frame, _ in camera._of_camera()]
+            assert (video.thread_type, video.codec_context.copy_opaque) == ("AUTO", True)
+            lost = camera.take_lost()
+            assert camera.take_lost() == 0
+            return seen, lost
+
+        return read
+
+    @pytest.mark.parametrize(
+        ("packets", "shown_", "lost"),
+        [
+            ("", [], 0),
+            ("K..K.", [0, 1, 2, 3, 4], 0),
+            ("K_.", [0, 2], 0),
+            ("..K.", [2, 3], 2),  # joined inside a group
+            ("K.!.K.", [0, 1, 4, 5], 2),
+            ("K.?.K.", [0, 1, 4, 5], 2),
+            ("K.x.K.", [0, 1, 4, 5], 2),
+            ("Kxx.K", [0, 4], 3),
+            ("xK.", [1, 2], 1),
+            ("K!!K", [0, 3], 2),
+            ("K!K!K", [0, 2, 4], 2),
+            ("K!.....", [0, 5, 6], 4),  # after 13 1/3 seconds, which are more than 10
+            ("Kx.....", [0, 6], 5),  # nothing came of it, so no time either
+            ("K!.x...", [0, 6], 5),
+            (".....", [4], 4),
+            ("K!...!....", [0, 6, 7, 8, 9], 5),  # another loss does not make it longer
+        ],
+    )
+    def test_frames_are_left_out_up_to_a_keyframe_or_for_a_while(self, shown, packets, shown_, lost):
+        assert shown(packets) == (shown_, lost)
+
+
+def _frames(*frames: tuple[int | None, bool]):
+    """A stand-in for a source: frames of (time in quarters of a second, whether it is a keyframe), 10 a second as is guessed."""
+    video = SimpleNamespace(time_base=Fraction(1, 4), guessed_rate=Fraction(10), codec_context=SimpleNamespace(name="h264"))
+    return ((SimpleNamespace(pts=pts, key_frame=key), video) for pts, key in frames)
+
+
+def test_frames_have_the_times_of_their_stream():
+    timed = Stream("clip")._timed(_frames((8, True), (9, False), (None, False), (12, False), (0, True), (2, False)))
+    assert [seconds for seconds, _ in timed] == pytest.approx([0, 0.25, 0.35, 1, 1.1, 1.6])
+
+
+def test_a_source_without_a_frame_is_an_error_and_one_frame_is_enough():
+    assert [seconds for seconds, _ in Stream("clip")._timed(_frames((5, True)))] == [0]
+    with pytest.raises(VideoError) as raised:
+        list(Stream("clip")._timed(_frames()))
+    assert str(raised.value) == "clip has a video stream without a frame that can be decoded; expected at least one frame"
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(VideoError, match=r"no video at \S+none\.mp4: no such file"):
+        list(Stream(str(tmp_path / "none.mp4")))
+
+
+def test_a_file_is_read_for_what_can_be_shown_of_it(tmp_path, monkeypatch):
+    """Its frames pass the checks for damage; warnings of the decoder end nothing."""
+    (tmp_path / "a.mp4").write_bytes(b"....ftypisom")
+    asked = []
+    reader = SimpleNamespace(frames=lambda: ["one", "two"], checked=lambda frames: [f"{one} checked" for one in frames], stream="s")
+    monkeypatch.setattr(stream, "reading", lambda *given, **more: asked.append((given, more)) or nullcontext(reader))
+    monkeypatch.setattr(Stream, "_timed", lambda self, frames: frames)
+    assert list(Stream(str(tmp_path / "a.mp4"))) == [("one checked", "s"), ("two checked", "s")]
+    assert asked == [((tmp_path / "a.mp4",), {"strict": False})]
+
+
 class TestGone:
     """A camera that shows two frames and then breaks."""
 
@@ -181,6 +286,11 @@ class TestOpening:
     def test_a_device_is_one_of_video4linux(self, asked):
         stream._opened("/dev/video2")
         assert asked == {"source": "/dev/video2", "format": "v4l2", "metadata_errors": "replace"}
+
+    def test_without_pyav_the_message_says_how_to_get_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "av", None)
+        with pytest.raises(UserError, match=r'^watching a stream needs the package "av", which is not installed: '):
+            stream._opened("rtsp://host/1")
 
     @pytest.mark.parametrize("source", ["http://host/live", "file:///etc/hostname", "concat://a|b", "xrtsp://host/1"])
     def test_another_kind_of_address_is_not_opened(self, asked, source):

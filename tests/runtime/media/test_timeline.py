@@ -38,6 +38,46 @@ def timeline(times: list[int], last: int | None = None, rate: int | None = None)
 )
 def test_frames_are_sampled(times, last, expected):
     assert timeline(times, last).sample(8) == expected
+    later = timeline([time + 4321 for time in times], last)
+    assert later.sample(8) == expected
+    assert [later.seconds(index) for index in range(len(times))] == [(time - times[0]) / 1000 for time in times]
+
+
+@pytest.mark.parametrize(
+    ("times", "last", "rate", "span"),
+    [
+        ([9], 30, 25, 30),
+        ([9], None, 25, 40),
+        ([9], 0, 25, 40),
+        ([9], None, None, 0),
+        ([9, 59], None, 25, 100),
+        ([9, 59, 99, 139], None, None, 170),  # as long as most frames before it
+        ([9, 59, 99], None, None, 130),
+        ([9, 59], 1, None, 51),
+    ],
+)
+def test_how_long_a_clip_is_shown(times, last, rate, span):
+    one = timeline(times, last, rate)
+    assert (one.times, one.span, one.tick, one.keys, one.cut) == (times, span, Fraction(1, 1000), (), False)
+
+
+@pytest.mark.parametrize(
+    ("times", "gap"),
+    [
+        ([7, 107, 207, 307, 1207], True),
+        ([7, 107, 207, 1207], False),  # so few are slides
+        ([7, 107, 207, 307, 707], False),  # 400 of 800 ms
+        ([7, 107, 207, 307, 708], True),
+        ([7], False),
+    ],
+)
+def test_what_is_a_gap(times, gap):
+    assert timeline(times, 100).has_gap is gap
+
+
+def test_a_frame_is_entered_at_the_last_keyframe_that_is_shown_before_it_or_is_it():
+    clip = Timeline.of([5, 6, 7, 8, 9], 1, None, Fraction(1, 10), keys=[5, 8], cut=True)
+    assert [clip.entry(index) for index in range(5)] == [0, 0, 0, 3, 3] and clip.cut
 
 
 def test_one_gap_that_is_most_of_the_clip_is_noted_and_half_of_it_is_not():

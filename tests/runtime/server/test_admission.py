@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -15,6 +18,9 @@ import pytest
 from http_server import NAME, data_url, question
 
 from export.demo import CLIPS
+from runtime.server.admission import Admission
+from runtime.server.errors import ApiError
+from runtime.server.options import ServerOptions
 
 SHORT = question("what is it ?")
 
@@ -220,3 +226,88 @@ def _until(condition, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.02)
+
+
+class TestPlaces:
+    """Who comes in, without a server; `clock` is the time, which a test sets."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch) -> list[float]:
+        now = [1000.0]
+        monkeypatch.setattr("runtime.server.admission.time", SimpleNamespace(monotonic=lambda: now[0]))
+        return now
+
+    @staticmethod
+    def refused(call) -> tuple[int, str, str, dict]:
+        with pytest.raises(ApiError) as raised:
+            call()
+        return raised.value.status, raised.value.code, str(raised.value), raised.value.headers
+
+    def test_as_many_as_are_answered_and_may_wait(self, clock):
+        admission = Admission(ServerOptions(batch=2, queue=1, deadline=7))
+        with admission.request() as deadline, admission.request():
+            assert deadline == 1007 and admission.accepted == 2
+            admission.check()
+            with admission.request():
+                said = "3 requests are being worked on, the most that this server takes; try again in 1 s"
+                assert self.refused(admission.check) == (429, "queue_full", said, {"Retry-After": "1"})
+                assert self.refused(lambda: admission.request().__enter__())[0] == 429 and admission.accepted == 3
+                admission.check_open()
+            admission.check()
+        assert admission.accepted == 0
+        with pytest.raises(ValueError, match="an error"), admission.request():
+            raise ValueError("an error")
+        assert admission.accepted == 0
+
+    @pytest.mark.parametrize(
+        ("batch", "took", "wait"),
+        [
+            (1, [], 1),
+            (1, [31], 4),  # 1 s before the first, and a tenth of the way from there to 31
+            (2, [31], 2),
+            (1, [31, 24], 6),
+            (1, [1, 1], 1),
+            (1, [0, 0, 0], 1),
+            (1, [581], 59),
+            (1, [601], 60),  # 61
+            (1, [5000], 60),
+        ],
+    )
+    def test_when_to_come_back_follows_from_how_long_requests_took(self, clock, batch, took, wait):
+        admission = Admission(ServerOptions(batch=batch, queue=0))
+        for seconds in took:
+            with admission.request():
+                clock[0] += seconds
+        with contextlib.ExitStack() as held:
+            for _ in range(batch):
+                held.enter_context(admission.request())
+            assert self.refused(admission.check)[3] == {"Retry-After": str(wait)}
+
+    def test_nobody_comes_in_once_it_drains(self, clock):
+        admission = Admission(ServerOptions(batch=1, queue=0))
+        closed = (503, "draining", "the server is shutting down; ask another one", {"Retry-After": "5"})
+        assert not admission.draining
+        with admission.request():
+            admission.drain()
+            assert admission.draining
+            for call in (admission.check, admission.check_open, lambda: asyncio.run(admission.until_draining())):
+                assert self.refused(call) == closed
+        assert admission.accepted == 0 and self.refused(lambda: admission.request().__enter__()) == closed
+
+    def test_what_is_not_answered_ends_with_it(self, clock):
+        async def waited() -> list[bool]:
+            admission = Admission(ServerOptions())
+            waiting = [asyncio.ensure_future(one()) for one in (admission.until_draining, admission.until_ended)]
+            done = []
+            for act in (lambda: None, admission.drain, admission.end):
+                act()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                done.append([one.done() for one in waiting])
+            error = waiting[1].exception()
+            assert (error.status, error.code, error.headers) == (503, "draining", {})
+            assert str(error) == "the server has shut down before this answer was complete; ask another one"
+            assert isinstance(waiting[0].exception(), ApiError)
+            return done
+
+        assert asyncio.run(waited()) == [[False, False], [True, False], [True, True]]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
 
-from runtime.server.app import EventStream, create_app
+from runtime.server.app import EventStream, _until_hung_up, create_app
+from runtime.server.errors import ApiError
 from runtime.server.models import Models, ServedModel
 from runtime.server.options import ServerOptions
 from runtime.server.state import State
@@ -87,11 +90,15 @@ def test_models_are_closed_once_the_app_has_ended(state, llm):
         ("GET", "/v1/embeddings", 404, "no such path: /v1/embeddings", "not_found_error"),
         ("GET", f"/{'a' * 300}", 404, f"no such path: /{'a' * 199}", "not_found_error"),
         ("DELETE", "/v1/models", 405, "DELETE is not for /v1/models", "invalid_request_error"),
+        ("GET", "/docs", 404, "no such path: /docs", "not_found_error"),
+        ("GET", "/redoc", 404, "no such path: /redoc", "not_found_error"),
+        ("GET", "/openapi.json", 404, "no such path: /openapi.json", "not_found_error"),
+        ("GET", "/health/", 404, "no such path: /health/", "not_found_error"),
         ("GET", "/v1/models/oen", 404, 'no model "oen"; did you mean "one"?', "not_found_error"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_form(client, method, path, status, message, kind):
-    got = client.request(method, path)
+    got = client.request(method, path, follow_redirects=False)
     error = got.json()["error"]
     assert (got.status_code, error["message"], error["type"]) == (status, message, kind)
     assert ("allow" in got.headers) == (status == 405)
@@ -115,3 +122,43 @@ def test_a_stream_is_kept_by_nobody_on_its_way():
     headers = EventStream(events(), AsyncExitStack()).headers
     assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")
     assert headers["content-type"] == "text/event-stream; charset=utf-8"
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/health", "/health/ready", "/metrics"])
+def test_what_can_be_read_can_be_asked_about(state, client, monkeypatch, path):
+    monkeypatch.setattr(state.metrics, "text", lambda: b"a 1\n")
+    got = client.head(path)
+    assert (got.status_code, got.content) == (200, b"")
+
+
+POSTED = ["/v1/chat/completions", "/v1/video/tokens", "/v1/video/inspect"]
+
+
+@pytest.mark.parametrize("path", POSTED)
+def test_a_request_that_is_wrong_is_no_failure_of_the_server(client, path, caplog):
+    got = client.post(path, content=b"{", headers={"content-type": "application/json"})
+    assert (got.status_code, got.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert not [record for record in caplog.records if record.name == "runtime.server"]
+
+
+@pytest.mark.parametrize("path", POSTED)
+def test_where_there_is_no_place_a_body_is_not_read(state, client, path):
+    def asked() -> tuple[int, str, str]:
+        got = client.post(path, content=b"{", headers={"content-type": "application/json"})
+        return got.status_code, got.json()["error"]["code"], got.headers["retry-after"]
+
+    state.admission.accepted = state.admission.limit
+    assert asked() == (429, "queue_full", "1")
+    state.admission.draining = True
+    assert asked() == (503, "draining", "5")
+
+
+def test_a_client_is_gone_once_its_connection_says_so():
+    said = iter(["http.request", "http.request", "http.disconnect", "http.request"])
+
+    async def receive() -> dict[str, str]:
+        return {"type": next(said)}
+
+    with pytest.raises(ApiError, match=r"^the client went away$") as raised:
+        asyncio.run(_until_hung_up(SimpleNamespace(receive=receive)))
+    assert (raised.value.status, raised.value.code, next(said)) == (499, "client_gone", "http.request")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from runtime.__main__ import _parser
 from runtime.errors import UsageError
-from runtime.server.arguments import options_of
+from runtime.llm.remote import RemoteOptions
+from runtime.server.arguments import options_of, remote_of
 from runtime.server.options import ServerOptions
 from runtime.video import DecodeLimits
 
@@ -82,3 +85,50 @@ def test_a_key_that_no_header_can_hold_is_refused_wherever_it_comes_from(monkeyp
     monkeypatch.setenv(variable, key)
     with pytest.raises(UsageError, match=message):
         options_of(_parser().parse_args(words))
+
+
+ALL = """serve one two three --host h --port 1 --api-key k --llm http://l/v1 --llm-model m --llm-api-key lk --llm-dtype bfloat16
+ --batch 2 --queue 3 --deadline 4.5 --drain 5.5 --max-body-mib 6 --max-media-mib 7 --max-clip-seconds 8.5 --max-clip-pixels 9
+ --max-decode-seconds 10.5 --cache-mib 11 --allow-media-host a --allow-media-host b --allow-media-path"""
+
+
+def test_every_option_is_taken_from_the_command_line(tmp_path):
+    folders = [tmp_path / "c", tmp_path / "d"]
+    for folder in folders:
+        folder.mkdir()
+    args = _parser().parse_args([*ALL.split(), str(folders[0]), "--allow-media-path", str(folders[1])])
+    assert (args.bundle, args.more) == (Path("one"), [Path("two"), Path("three")])
+    expected = ServerOptions(
+        host="h", port=1, api_key="k", llm="http://l/v1", llm_model="m", llm_api_key="lk", llm_dtype="bfloat16", batch=2, queue=3,
+        deadline=4.5, drain=5.5, max_body=6 << 20, max_media=7 << 20, decode_seconds=10.5, cache=11 << 20, media_hosts=("a", "b"),
+        media_paths=tuple(folders), limits=DecodeLimits(pixels=9, seconds=8.5),
+    )  # fmt: skip
+    assert repr(options_of(args)) == repr(expected)  # which tells 2 from 2.0
+
+
+def test_without_options_they_are_those_that_are_documented(monkeypatch):
+    for name in ("GRIDPOOL_API_KEY", "GRIDPOOL_LLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    args = _parser().parse_args(["serve", "one"])
+    assert args.more == [] and repr(options_of(args)) == repr(ServerOptions())
+    assert ServerOptions() == ServerOptions(
+        host="127.0.0.1", port=8000, api_key=None, llm="local", llm_model=None, llm_api_key=None, llm_dtype="float16", batch=8, queue=32,
+        deadline=300, drain=30, max_body=100_663_296, max_media=67_108_864, header_seconds=10, body_seconds=20, grace_seconds=0.5,
+        decode_seconds=30, cache=268_435_456, media_hosts=(), media_paths=(), fetch_seconds=30,
+    )  # fmt: skip
+
+
+def test_where_an_llm_is_comes_from_the_command_line():
+    run = ["run", "one", "clip", "what", "--llm", "http://l/v1"]
+    words = [*run, "--llm-model", "m", "--llm-api-key", "lk"]
+    assert remote_of(_parser().parse_args(words)) == RemoteOptions("http://l/v1", "m", "lk", "float16")
+    for given in (run, [*run, "--llm-model="]):
+        with pytest.raises(UsageError, match=r"^--llm http://l/v1 needs --llm-model, the model's name there$"):
+            remote_of(_parser().parse_args(given))
+
+
+def test_embeddings_are_sent_in_two_types_and_no_other():
+    for name in ("float16", "bfloat16"):
+        assert options_of(_parser().parse_args(["serve", "one", "--llm-dtype", name])).llm_dtype == name
+    with pytest.raises(UsageError, match=r"^argument --llm-dtype: invalid choice: 'float32'"):
+        _parser().parse_args(["serve", "one", "--llm-dtype", "float32"])

@@ -1,0 +1,184 @@
+"""What an engine is asked for the slots of a decoder, on a stand-in for it; and which graph of a bundle is opened."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime.bundle import BATCH, DECODER, DECODER_BATCH
+from runtime.engine import EngineOptions, TensorSpec
+from runtime.errors import ContextError, EngineError, NonFiniteError
+from runtime.llm import slots
+from runtime.llm.slots import SlotDecoder, finite
+
+D = 3
+
+
+def bundle(max_context: int = 10, files: tuple[str, ...] = ()) -> SimpleNamespace:
+    return SimpleNamespace(
+        manifest=SimpleNamespace(limits={"max_context": max_context}, llm={"layers": 2}, hidden_size=D, files=files)
+    )
+
+
+class State:
+    def __init__(self, number: int):
+        self.number = number
+
+    def of_rows(self, start: int, stop: int) -> tuple[int, int, int]:
+        return self.number, start, stop
+
+
+class Engine:
+    """Its logits of a position are that and the embedding's first value; runs: (state, embeddings' first values, positions, mask)."""
+
+    def __init__(self, batch: int | str):
+        half = np.dtype(np.float16)
+        self.inputs = (TensorSpec("other", half, (5,)), TensorSpec("inputs_embeds", half, (batch, "positions", D)))
+        self.states: list[tuple[dict[str, str], dict[str, int]]] = []
+        self.runs: list[tuple] = []
+        self.closed = 0
+
+    def new_state(self, pairs: dict[str, str], **more: int) -> State:
+        self.states.append((pairs, more))
+        return State(len(self.states))
+
+    def run(self, feeds: dict[str, np.ndarray], state: object) -> dict[str, np.ndarray]:
+        embeddings, positions, mask = (feeds[name] for name in ("inputs_embeds", "position_ids", "attention_mask"))
+        assert embeddings.dtype == np.float16 and positions.dtype == mask.dtype == np.int64 and mask.all()
+        assert embeddings.shape == (*positions.shape, D) and len(mask) == len(positions)
+        self.runs.append((state, embeddings[:, :, 0].tolist(), positions.tolist(), mask.shape[1]))
+        return {"logits": np.stack([positions, embeddings[:, :, 0]], -1).astype(np.float16)}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def decoder(lengths: list[int], batch: int | str = BATCH, max_context: int = 10) -> SlotDecoder:
+    one = SlotDecoder(bundle(max_context), Engine(batch), len(lengths))
+    assert one.lengths == [0] * len(lengths) and one.batched == (batch == BATCH)
+    one.lengths = list(lengths)
+    return one
+
+
+def rows(*firsts: float) -> np.ndarray:
+    """[B, D] float32."""
+    return np.array([[first, 50, 60] for first in firsts], np.float32)
+
+
+def test_a_step_is_one_run_of_all_slots_from_the_first_to_the_last_that_take_part():
+    one = decoder([4, 2, 7, 5, 0])
+    logits = one.step([3, 1], rows(30, 10))
+    assert one.engine.runs == [((1, 1, 4), [[10], [0], [30]], [[2], [7], [5]], 6)]
+    assert logits.dtype == np.float32 and logits.tolist() == [[5, 30], [2, 10]]
+    assert one.lengths == [4, 3, 7, 6, 0]
+    assert one.step([4], rows(40)).tolist() == [[0, 40]]
+    assert one.engine.runs[1:] == [((1, 4, 5), [[40]], [[0]], 1)] and one.lengths == [4, 3, 7, 6, 1]
+
+
+def test_a_full_slot_that_sits_out_gives_a_row_up_and_any_other_keeps_its_own():
+    one = decoder([4, 10, 9, 8, 10, 7, 10])
+    one.step([0, 5], rows(1, 2))
+    ((_, _, positions, _),) = one.engine.runs
+    assert positions == [[4], [9], [9], [8], [9], [7]]
+    assert one.lengths == [5, 9, 9, 8, 9, 8, 10]
+
+
+@pytest.mark.parametrize("batch", [BATCH, 1])
+def test_a_slot_takes_what_fits_and_no_more(batch):
+    one = decoder([9, 10], batch)
+    one.step([0], rows(1))
+    assert one.lengths == [10, 10]
+    for call in (lambda: one.step([0], rows(1)), lambda: one.step([1], rows(1)), lambda: one.extend(1, rows(1))):
+        with pytest.raises(ContextError, match=r"needs 11 positions, the bundle holds 10;"):
+            call()
+    assert len(one.engine.runs) == 1 and one.lengths == [10, 10]
+
+
+def test_slots_of_a_graph_for_one_are_stepped_in_turn():
+    one = decoder([4, 2, 7], 1)
+    assert one.step([2, 0], rows(30, 10)).tolist() == [[7, 30], [4, 10]]
+    assert [(state.number, *rest) for state, *rest in one.engine.runs] == [(3, [[30]], [[7]], 8), (1, [[10]], [[4]], 5)]
+    assert one.lengths == [5, 2, 8]
+
+
+def test_a_prompt_is_prefilled_in_chunks():
+    one = decoder([0, 3])
+    logits = one.extend(1, rows(1, 2, 3, 4, 5), chunk=2)
+    state = (1, 1, 2)
+    assert one.engine.runs == [(state, [[1, 2]], [[3, 4]], 5), (state, [[3, 4]], [[5, 6]], 7), (state, [[5]], [[7]], 8)]
+    assert logits.dtype == np.float32 and logits.tolist() == [7, 5] and one.lengths == [0, 8]
+
+
+def test_a_chunk_is_256_positions_where_nobody_says_otherwise():
+    one = decoder([0], max_context=600)
+    one.extend(0, rows(*range(513)))
+    assert [len(positions[0]) for _, _, positions, _ in one.engine.runs] == [256, 256, 1]
+
+
+def test_a_cache_is_one_for_all_slots_or_one_for_each():
+    pairs = {f"past_key_values.{n}.{half}": f"present.{n}.{half}" for n in (0, 1) for half in ("key", "value")}
+    one, each = decoder([0] * 3), decoder([0] * 3, 1)
+    assert one.engine.states == [(pairs, {"batch": 3})] and each.engine.states == [(pairs, {})] * 3
+    for closed in (one, each):
+        closed.close()
+        assert closed.engine.closed == 1 and closed._states == []
+
+
+def test_there_is_at_least_one_slot():
+    assert decoder([0]).slots == 1
+    with pytest.raises(EngineError, match="0 conversations at once, expected at least 1"):
+        decoder([])
+
+
+def test_logits_that_are_finite_are_handed_on():
+    assert finite(fine := np.array([1.0, -3e38], np.float32)) is fine
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(NonFiniteError, match="logits that are not finite; try a bundle of --precision fp32"):
+            finite(np.array([1.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("batched", "backend", "device", "opened"),
+    [
+        (True, "onnx", "cpu", [(DECODER_BATCH, "onnx")]),
+        (True, "onnx", "cuda", [(DECODER_BATCH, "onnx")]),
+        (True, "openvino", "cpu", [(DECODER_BATCH, "openvino")]),
+        (True, "auto", "cpu", [(DECODER_BATCH, "auto")]),
+        (True, "auto", "cuda", [(DECODER, "tensorrt")]),
+        (True, "tensorrt", "cuda", [(DECODER, "tensorrt")]),
+        (True, "tensorrt-rtx", "cuda", [(DECODER, "tensorrt-rtx")]),
+        (False, "onnx", "cpu", [(DECODER, "onnx")]),
+        (False, "auto", "cuda", [(DECODER, "auto")]),
+        (True, "no tensorrt", "cuda", [(DECODER, "tensorrt"), (DECODER_BATCH, "onnx")]),
+    ],
+)
+def test_which_graph_of_a_bundle_is_opened(monkeypatch, batched, backend, device, opened):
+    one, asked = bundle(files=(f"{DECODER_BATCH}.onnx",) if batched else (f"{DECODER}.onnx",)), []
+    fails, backend = backend == "no tensorrt", "auto" if backend == "no tensorrt" else backend
+    options, placed = EngineOptions(threads=3), EngineOptions(threads=3, device=device)
+
+    def place(*arguments):
+        assert arguments == (one, backend, options)
+        return SimpleNamespace(options=placed)
+
+    def open_engine(of, graph, backend, options):
+        assert (of, options) == (one, placed)
+        asked.append((graph, backend))
+        if fails and backend == "tensorrt":
+            raise EngineError("no engine of this bundle")
+        return Engine(BATCH)
+
+    monkeypatch.setattr(slots, "place", place)
+    monkeypatch.setattr(slots, "open_engine", open_engine)
+    found = SlotDecoder.open(one, 5, backend, options)
+    assert asked == opened and found.slots == 5
+
+
+def test_a_backend_is_chosen_where_nobody_names_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(slots, "place", lambda bundle, *more: asked.append(more) or SimpleNamespace(options=EngineOptions()))
+    monkeypatch.setattr(slots, "open_engine", lambda *_: Engine(1))
+    SlotDecoder.open(bundle(), 1)
+    assert asked == [("auto", EngineOptions())]
