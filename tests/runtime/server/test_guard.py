@@ -145,7 +145,10 @@ class Behind:
 
     def __init__(self, **options):
         self.counted, self.given = [], []
-        labels = lambda *labels: SimpleNamespace(inc=lambda: self.counted.append(labels))
+
+        def labels(*labels):
+            return SimpleNamespace(inc=lambda: self.counted.append(labels))
+
         state = SimpleNamespace(
             options=ServerOptions(**options),
             admission=Admission(ServerOptions()),

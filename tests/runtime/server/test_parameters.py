@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from runtime.server import parameters
 from runtime.server.parameters import Inert, is_empty
+
+
+def each(names: str, values: Any) -> dict[str, Any]:
+    return {name: values for name in names.split()}
+
 
 ANY = "any"
 OFF = {"enable_thinking": False}
@@ -22,19 +29,19 @@ OPENAI = {
     "prediction": [], "web_search_options": [], "reasoning_effort": ["none"], "verbosity": ["medium"],
 }  # fmt: skip
 EXTENSIONS = {
-    **dict.fromkeys("id chat_id session_id request_id rid id_slot cache_salt cache_prompt keep_alive ttl".split(), ANY),
-    **dict.fromkeys("repeat_last_n mirostat_tau mirostat_eta xtc_threshold dry_base dry_allowed_length".split(), ANY),
-    **dict.fromkeys("dry_penalty_last_n separate_reasoning stream_reasoning include_reasoning guided_decoding_backend".split(), ANY),
-    **dict.fromkeys("min_p top_a xtc_probability dry_multiplier dynatemp_range mirostat min_tokens n_probs priority".split(), [0]),
-    **dict.fromkeys("typical_p tfs_z repetition_penalty repeat_penalty length_penalty best_of".split(), [1]),
-    **dict.fromkeys("use_beam_search ignore_eos echo continue_final_message add_special_tokens no_stop_trim".split(), [False]),
-    **dict.fromkeys("include_stop_str_in_output enable_thinking return_token_ids return_tokens_as_token_ids".split(), [False]),
-    **dict.fromkeys("return_hidden_states return_progress timings_per_token post_sampling_probs".split(), [False]),
-    **dict.fromkeys("add_generation_prompt do_preprocess skip_special_tokens spaces_between_special_tokens".split(), [True]),
-    **dict.fromkeys("stop_token_ids bad_words allowed_token_ids logits_processors prompt_logprobs chat_template".split(), []),
-    **dict.fromkeys("documents options".split(), []),
-    **dict.fromkeys("guided_json guided_regex guided_choice guided_grammar structured_outputs grammar".split(), [""]),
-    **dict.fromkeys("json_schema regex ebnf".split(), [""]),
+    **each("id chat_id session_id request_id rid id_slot cache_salt cache_prompt keep_alive ttl", ANY),
+    **each("repeat_last_n mirostat_tau mirostat_eta xtc_threshold dry_base dry_allowed_length", ANY),
+    **each("dry_penalty_last_n separate_reasoning stream_reasoning include_reasoning guided_decoding_backend", ANY),
+    **each("min_p top_a xtc_probability dry_multiplier dynatemp_range mirostat min_tokens n_probs priority", [0]),
+    **each("typical_p tfs_z repetition_penalty repeat_penalty length_penalty best_of", [1]),
+    **each("use_beam_search ignore_eos echo continue_final_message add_special_tokens no_stop_trim", [False]),
+    **each("include_stop_str_in_output enable_thinking return_token_ids return_tokens_as_token_ids", [False]),
+    **each("return_hidden_states return_progress timings_per_token post_sampling_probs", [False]),
+    **each("add_generation_prompt do_preprocess skip_special_tokens spaces_between_special_tokens", [True]),
+    **each("stop_token_ids bad_words allowed_token_ids logits_processors prompt_logprobs chat_template", []),
+    **each("documents options", []),
+    **each("guided_json guided_regex guided_choice guided_grammar structured_outputs grammar", [""]),
+    **each("json_schema regex ebnf", [""]),
     "top_k": [-1, 0], "n_predict": [-1], "truncate_prompt_tokens": [-1], "chat_template_kwargs": [OFF], "thinking": [{"type": "disabled"}],
 }  # fmt: skip
 MESSAGE = {
@@ -42,11 +49,9 @@ MESSAGE = {
     "cache_control": ANY,
 }  # fmt: skip
 TEXT = {"cache_control": ANY, "annotations": ANY}
-CLIP = dict.fromkeys(
-    (
-        "uuid format filename detail size max_pixels min_pixels total_pixels resized_height resized_width max_frames min_frames "
-        "do_sample_frames cache_control"
-    ).split(),
+CLIP = each(
+    "uuid format filename detail size max_pixels min_pixels total_pixels resized_height resized_width max_frames min_frames "
+    "do_sample_frames cache_control",
     ANY,
 )
 
