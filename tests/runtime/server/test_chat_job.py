@@ -236,14 +236,23 @@ def test_a_clip_is_counted_and_its_time_where_it_took_some(was_there, label, sta
     assert (metrics.labels, metrics.tokens, metrics.stages_of) == ([(label,)], [("in", 100), ("out", 7)], stages)
 
 
-@pytest.mark.parametrize("late", [0.01, -5])
-def test_a_clip_has_the_time_up_to_the_deadline(late):
-    async def get(encoder, media):
-        await asyncio.sleep(50)
+@pytest.mark.parametrize(("deadline", "seconds"), [(103.5, 3.5), (100, 0), (90, 0)])
+def test_a_clip_has_the_time_up_to_the_deadline(monkeypatch, deadline, seconds):
+    waits = []
 
+    async def wait_for(coming, timeout):
+        coming.close()
+        waits.append(timeout)
+        raise asyncio.TimeoutError
+
+    async def get(encoder, media): ...
+
+    monkeypatch.setattr(asyncio, "wait_for", wait_for)
+    monkeypatch.setattr(chat, "time", SimpleNamespace(monotonic=lambda: 100.0))
     state = SimpleNamespace(clips=SimpleNamespace(get=get), metrics=Counted())
     with pytest.raises(DeadlineError, match="deadline has passed while its clip was being encoded"):
-        asyncio.run(encode(state, model(), "media", time.monotonic() + late))
+        asyncio.run(encode(state, model(), "media", deadline))
+    assert waits == [seconds]
 
 
 def answering(pieces: Any = None, **usage: Any) -> Answering:

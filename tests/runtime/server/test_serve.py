@@ -154,6 +154,13 @@ def test_it_listens_where_it_is_told(host, family):
         socket.create_connection(listening.getsockname()[:2]).close()
 
 
+def test_as_many_connections_wait_to_be_accepted_as_the_server_takes_at_once(monkeypatch):
+    opened = []
+    monkeypatch.setattr(socket, "create_server", lambda address, **more: opened.append((address, more)))
+    serve._listen(ServerOptions(host="127.0.0.1", port=8123))
+    assert opened == [(("127.0.0.1", 8123), {"family": socket.AF_INET, "backlog": 128})]
+
+
 def test_connections_are_bounded_and_the_drain_outlasts_what_is_given_up():
     config = serve.server(State(Models([]), ServerOptions(drain=12.4))).config
     assert (config.backlog, config.timeout_keep_alive, config.h11_max_incomplete_event_size) == (128, 75, 1 << 16)

@@ -65,6 +65,17 @@ def test_the_report_is_json_and_the_text_has_one_line_each() -> None:
     assert len({check.name for check in checks}) == len(checks)
 
 
+def test_everything_is_looked_at_in_the_order_in_which_data_travels() -> None:
+    checks = {check.name.removesuffix("-gpu"): check for check in report()}
+    assert list(checks) == [
+        "python", "processor", "disk", "numpy", "av", "pillow", "tokenizers", "jinja2", "onnxruntime", "openvino", "onnx", "polygraphy",
+        "matplotlib", "gpu", "cuda runtime", "tensorrt", "tensorrt-rtx", "plugin library",
+    ]  # fmt: skip
+    assert all(checks[name].ok for name in ("python", "processor", "disk", "numpy", "av", "pillow"))
+    assert ", libavcodec " in checks["av"].found and checks["av"].found.rpartition(" ")[2].count(".") == 2
+    assert " free in " in checks["disk"].found and "CPU" in checks["onnxruntime"].found
+
+
 def test_the_command_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     checks = [Check("av", True, "17.0.1", "decoding video"), Check("gpu", False, "no driver", "engines")]
     monkeypatch.setattr(doctor, "report", lambda: checks)

@@ -10,6 +10,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from runtime.engine.onnx import OnnxEngine
 from runtime.errors import NonFiniteError
 from runtime.tools import float16_rows
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
@@ -74,6 +75,23 @@ def test_a_frame_and_a_clip_are_compared_where_the_graphs_take_them_apart(
 def test_tokens_that_are_a_choice_are_compared_as_one(tmp_path: Path) -> None:
     (row,) = compare_vision_float16(directory(tmp_path, vision=WHOLE), PIXELS, FEATURES[:, None], TOKENS, True)
     assert row.ok and "other rows" in row.note
+
+
+def test_engines_run_the_graphs_as_they_are_written_and_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, closed = [], []
+    load, close = OnnxEngine.load, OnnxEngine.close
+
+    def loaded(model, *arguments, **more):
+        opened.append(more)
+        return load(model, *arguments, **more)
+
+    monkeypatch.setattr(OnnxEngine, "load", loaded)
+    monkeypatch.setattr(OnnxEngine, "close", lambda engine: closed.append(close(engine)))
+    given = directory(tmp_path, vision_encoder=ENCODER, vision_compressor=COMPRESSOR)
+    compare_vision_float16(given, PIXELS, FEATURES[:, None], TOKENS, False)
+    assert opened == [{"data": tmp_path, "as_written": True}] * 2 and len(closed) == 2
+    float16_rows._engine(tmp_path, "vision.encoder").close()
+    assert opened[2:] == [{"data": tmp_path, "as_written": True}]
 
 
 def test_a_graph_is_read_without_its_weights(tmp_path: Path) -> None:

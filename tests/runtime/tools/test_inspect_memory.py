@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +72,25 @@ def test_a_record_of_another_form_is_none(tmp_path, record, read):
     (tmp_path / "build.json").write_text(json.dumps(record))
     assert inspect._read(tmp_path / "build.json") == (record if read else None)
     assert inspect._read(tmp_path / "other.json") is None
+
+
+@pytest.mark.parametrize(("graph", "weights"), [("vision", 111), ("vision.compressor", 100)])
+def test_without_onnx_a_graph_is_as_large_as_its_files(monkeypatch, graph, weights):
+    """A compressor's weights are the encoder's."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "runtime.tools.liveness", raising=False)
+    monkeypatch.delattr("runtime.tools.liveness", raising=False)
+    files = {f"{graph}.onnx": {"size": 100}, "vision.data": {"size": 11}, "other": {"size": 5}}
+    here = SimpleNamespace(model=lambda name: name, data_files=lambda name: ["vision.data"], manifest=SimpleNamespace(files=files))
+    facts = inspect._graph(here, graph)
+    assert (facts.graph, facts.operators, facts.weights, facts.activations) == (graph, {}, weights, 0)
+    assert facts.note.startswith("activations are not counted: ")
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "said"),
+    [(None, (126, 98), "pixel values of 126×98"), ((480, 640), (126, 98), "uint8 frames of 480×640")],
+)
+def test_what_the_graph_takes_in_words(monkeypatch, frames, size, said):
+    monkeypatch.setattr(inspect, "Preprocessor", lambda facts: SimpleNamespace(frames=frames, size=size))
+    assert inspect._input({}) == said
