@@ -13,7 +13,7 @@ from http_server import NAME, data_url, question
 from runtime.errors import ContextError, EngineError, PromptError, UserError, VideoError
 from runtime.llm.remote import RemoteError
 from runtime.llm.scheduler import DeadlineError
-from runtime.server.errors import ApiError, api_error
+from runtime.server.errors import ApiError, api_error, forget_frames
 
 
 def _fails(client, kind: type[openai.APIStatusError], status: int, code: str | None, **ask) -> openai.APIStatusError:
@@ -178,3 +178,18 @@ def test_an_answer_stays_what_it_is():
 def test_a_status_has_the_type_that_openai_gives_it(status, kind):
     body = ApiError(status, "why", "code", "messages.0").body()
     assert body == {"error": {"message": "why", "type": kind, "param": "messages.0", "code": "code"}}
+
+
+def test_frames_are_forgotten_of_an_error_and_of_what_it_came_from():
+    try:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise ApiError(400, "second") from error
+    except ApiError as error:
+        last = error
+    assert last.__traceback__ and last.__context__.__traceback__
+    forget_frames(last)
+    assert last.__traceback__ is None and last.__context__.__traceback__ is None
+    forget_frames(None)
+    assert (last.code, last.param, last.headers) == (None, None, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from raw_http import Raw, head
 
 from runtime.server.admission import Admission
 from runtime.server.errors import ApiError
+from runtime.server.guard import Guard
 from runtime.server.options import ServerOptions
 
 BODY = {"model": NAME, "messages": question("what is it ?"), "max_tokens": 1}
@@ -136,3 +138,81 @@ def test_a_server_that_drains_takes_nothing_more_and_says_so_to_those_who_wait()
     told = asyncio.run(main())
     assert [(error.status, error.code) for error in told] == [(503, "draining")] * 4
     assert [error.headers for error in told] == [{"Retry-After": "5"}, {"Retry-After": "5"}, {}, {"Retry-After": "5"}]
+
+
+class Behind:
+    """A guard before an app that answers 200; `ask` is the status that comes out and what was counted."""
+
+    def __init__(self, **options):
+        self.counted, self.given = [], []
+
+        def labels(*labels):
+            return SimpleNamespace(inc=lambda: self.counted.append(labels))
+
+        state = SimpleNamespace(
+            options=ServerOptions(**options),
+            admission=Admission(ServerOptions()),
+            metrics=SimpleNamespace(requests=SimpleNamespace(labels=labels)),
+            models=SimpleNamespace(served={"one": None}),
+        )
+        self.guard = Guard(self.app, state, ["/v1/models", "/health"])
+
+    async def app(self, scope, receive, send):
+        self.given.append(scope["type"])
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    def ask(self, path: str = "/v1/models", kind: str = "http", **scope) -> tuple[int, dict[bytes, bytes]]:
+        sent = []
+
+        async def receive():
+            return {"type": "http.request"}
+
+        async def send(message):
+            sent.append(message)
+
+        asyncio.run(self.guard({"type": kind, "path": path, "headers": [], **scope}, receive, send))
+        return (sent[0]["status"], dict(sent[0]["headers"])) if sent else (0, {})
+
+
+def test_a_head_may_be_as_long_as_the_limit():
+    """64 KiB of the path, the query, the names and the values."""
+    left = 65_536 - len("/v1/models" + "a=b" + "host" + "localhost" + "x")
+    for more, status in ((0, 200), (1, 431)):
+        headers = [(b"host", b"localhost"), (b"x", b"y" * (left + more))]
+        assert Behind().ask(raw_path=b"/v1/models", query_string=b"a=b", headers=headers)[0] == status
+    for more, status in ((0, 200), (1, 431)):
+        assert Behind().ask(raw_path=None, query_string=b"y" * (65_536 + more))[0] == status
+        assert Behind().ask(raw_path=b"y" * (65_536 + more))[0] == status
+
+
+@pytest.mark.parametrize(
+    ("path", "label", "policy"),
+    [
+        ("/v1/models", "/v1/models", False),
+        ("/v1/models/one", "/v1/models/one", False),
+        ("/v1/models/other", "other", False),
+        ("/v1/other/one", "other", False),
+        ("one", "other", True),
+        ("/health", "/health", False),
+        ("/metrics", "other", False),
+        ("/", "other", True),
+    ],
+)
+def test_every_response_is_counted_by_a_known_path_and_pages_say_what_they_may_load(path, label, policy):
+    one = Behind()
+    status, headers = one.ask(path)
+    assert (status, one.counted) == (200, [(label, "200")])
+    assert headers[b"x-content-type-options"] == b"nosniff" and (b"content-security-policy" in headers) == policy
+
+
+def test_what_is_no_request_goes_by_without_a_key():
+    one = Behind(api_key="k")
+    assert one.ask(kind="lifespan") == (0, {}) and one.given == ["lifespan"] and not one.counted
+    assert one.ask("/health")[0] == 200 and one.ask()[0] == 401 and one.given == ["lifespan", "http"]
+    bearer = [(b"authorization", b"Bearer k")]
+    assert one.ask(headers=bearer)[0] == 200
+    one.guard.state.admission.draining = True
+    assert (one.ask(headers=bearer)[0], one.ask("/health")[0]) == (503, 200)
+    assert one.counted[-2:] == [("/v1/models", "503"), ("/health", "200")]

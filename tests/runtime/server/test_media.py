@@ -111,6 +111,17 @@ def test_a_clip_may_have_as_many_bytes_as_are_taken():
     assert raised.value.status == 413
 
 
+@pytest.mark.parametrize(("more", "taken"), [("\n" * 4, True), ("\n" * 7, True), ("\n" * 8, False)])
+@pytest.mark.parametrize("head", ["", f"data:video/mp4;a={'b' * 900};base64,"])
+def test_text_for_more_than_twice_the_bytes_is_not_even_decoded(more, taken, head):
+    """Three bytes are the most, which are four characters, and line ends are none of the content."""
+    one = MediaUrl(**{"url" if head else "data": f"{head}YWJj{more}"})
+    if taken:
+        assert load(one, ServerOptions(max_media=3)).data == b"abc"
+    else:
+        assert _code(load, one, ServerOptions(max_media=3)) == "media_too_large"
+
+
 def test_equal_content_has_one_digest_however_it_came(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     options = ServerOptions(media_paths=(tmp_path,))

@@ -35,12 +35,27 @@ def test_amounts_are_more_than_0(name, said):
             ServerOptions(**{name: value})
 
 
+def test_a_server_without_options_is_the_one_that_the_documents_tell_of():
+    """docs/server.md, "Limits"; a MiB is 1,048,576 bytes."""
+    told = {
+        "host": "127.0.0.1", "port": 8000, "api_key": None, "llm": "local", "llm_model": None, "llm_api_key": None, "llm_dtype": "float16",
+        "batch": 8, "queue": 32, "deadline": 300, "drain": 30, "max_body": 100_663_296, "max_media": 67_108_864,
+        "header_seconds": 10, "body_seconds": 20, "grace_seconds": 0.5, "decode_seconds": 30, "cache": 268_435_456,
+        "media_hosts": (), "media_paths": (), "fetch_seconds": 30, "limits": DecodeLimits(),
+    }  # fmt: skip
+    assert vars(ServerOptions()) == told
+    args = _parser().parse_args(["serve", "b", "--max-body-mib", "1", "--max-media-mib", "2", "--cache-mib", "3"])
+    got = options_of(args)
+    assert (got.max_body, got.max_media, got.cache) == (1_048_576, 2_097_152, 3_145_728)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"limits": DecodeLimits(pixels=0)}, "max-clip-seconds and max-clip-pixels must be more than 0"),
         ({"limits": DecodeLimits(seconds=0)}, "max-clip-seconds and max-clip-pixels must be more than 0"),
         ({"port": -1}, "port is -1, expected 0 to 65535"),
+        ({"limits": DecodeLimits(pixels=-1)}, "max-clip-seconds and max-clip-pixels must be more than 0"),
         ({"port": 65_536}, "port is 65536, expected 0 to 65535"),
         ({"queue": -1}, "queue and cache can't be negative"),
         ({"cache": -1}, "queue and cache can't be negative"),
@@ -57,12 +72,20 @@ def test_what_makes_no_sense_is_refused(options, message):
 def test_a_directory_of_clips_must_be_one(tmp_path):
     (tmp_path / "file").touch()
     assert ServerOptions(media_paths=(tmp_path,), queue=0, cache=0, port=65_535, limits=DecodeLimits(pixels=1, seconds=1e-3))
+    assert ServerOptions(port=0, llm="http://h/v1", llm_model="m").llm_model == "m"
     with pytest.raises(UsageError, match=r"^--allow-media-path \S+file is not a directory$"):
         ServerOptions(media_paths=(tmp_path, tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
-    ("options", "keyless"), [({}, True), ({"host": "localhost."}, True), ({"host": "0.0.0.0"}, False), ({"api_key": "k"}, False)]
+    ("options", "keyless"),
+    [
+        ({}, True),
+        ({"host": "localhost."}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"api_key": "k"}, False),
+        ({"host": "0.0.0.0", "api_key": "k"}, False),
+    ],
 )
 def test_who_may_ask_without_a_key(options, keyless):
     assert ServerOptions(**options).keyless_loopback is keyless

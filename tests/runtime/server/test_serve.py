@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import uvicorn
 
 from runtime.__main__ import _parser
 from runtime.engine import EngineOptions
@@ -16,6 +18,7 @@ from runtime.errors import UsageError
 from runtime.llm.remote import RemoteOptions
 from runtime.server import serve
 from runtime.server.arguments import options_of, remote_of
+from runtime.server.models import Models
 from runtime.server.options import ServerOptions, is_loopback
 from runtime.server.state import State
 
@@ -151,11 +154,88 @@ def test_it_listens_where_it_is_told(host, family):
         socket.create_connection(listening.getsockname()[:2]).close()
 
 
-def test_connections_are_bounded_and_the_drain_outlasts_what_is_given_up():
-    from runtime.server.models import Models
+def test_as_many_connections_wait_to_be_accepted_as_the_server_takes_at_once(monkeypatch):
+    opened = []
+    monkeypatch.setattr(socket, "create_server", lambda address, **more: opened.append((address, more)))
+    serve._listen(ServerOptions(host="127.0.0.1", port=8123))
+    assert opened == [(("127.0.0.1", 8123), {"family": socket.AF_INET, "backlog": 128})]
 
+
+def test_connections_are_bounded_and_the_drain_outlasts_what_is_given_up():
     config = serve.server(State(Models([]), ServerOptions(drain=12.4))).config
     assert (config.backlog, config.timeout_keep_alive, config.h11_max_incomplete_event_size) == (128, 75, 1 << 16)
     assert config.timeout_graceful_shutdown == 12 + 4 + 1  # requests, giving up, cutting off, and one to spare
     assert (config.ws, config.lifespan, config.log_level, config.server_header) == ("none", "on", "warning", False)
     assert serve.server(State(Models([]), ServerOptions()), lifespan=False).config.lifespan == "off"
+
+
+class TestShutdown:
+    """uvicorn's own part is left out; `later` is what was to happen how much later, `log` what did."""
+
+    @pytest.fixture
+    def one(self, monkeypatch):
+        self.log, self.later = [], []
+
+        state = State(Models([]), ServerOptions(drain=12.5))
+        monkeypatch.setattr(state.admission, "end", lambda: self.log.append("ended"))
+        server = serve.server(state)
+
+        async def close():
+            self.log.append("closed")
+
+        server.lifespan = SimpleNamespace(shutdown=close)
+        server.state = state
+        yield server
+        state.clips.close()
+
+    def run(self, server, sockets=("socket",)) -> list:
+        async def main():
+            loop = asyncio.get_running_loop()
+            call_later = loop.call_later
+
+            def later(seconds, what):
+                self.later.append((seconds, timer := call_later(seconds, what), what))
+                return timer
+
+            loop.call_later = later
+            server.server_state.connections = [SimpleNamespace(transport=SimpleNamespace(abort=lambda: self.log.append("cut off")))]
+            await server.shutdown(list(sockets))
+
+        asyncio.run(main())
+        return self.later
+
+    def test_answers_are_given_up_after_the_drain_and_connections_are_cut_off_two_seconds_later(self, one, monkeypatch):
+        async def shutdown(server, sockets):
+            self.log.append(("uvicorn", sockets, one.state.admission.draining))
+
+        monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+        later = self.run(one)
+        assert [seconds for seconds, _, _ in later] == [12.5, 14.5] and all(timer.cancelled() for _, timer, _ in later)
+        assert self.log == [("uvicorn", ["socket"], True)]
+        for _, _, what in later:
+            what()
+        assert self.log[1:] == ["ended", "cut off"]
+
+    def test_the_app_is_closed_where_uvicorn_leaves_it_open(self, one, monkeypatch):
+        async def shutdown(server, sockets): ...
+
+        monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+        one.force_exit = True
+        self.run(one)
+        assert self.log == ["closed"]
+
+    @pytest.mark.parametrize(
+        ("signals", "force"),
+        [
+            ([signal.SIGTERM], False),
+            ([signal.SIGINT], False),
+            ([signal.SIGINT, signal.SIGINT], True),
+            ([signal.SIGTERM, signal.SIGINT], True),
+            ([signal.SIGINT, signal.SIGTERM], False),
+        ],
+    )
+    def test_a_second_ctrl_c_does_not_wait(self, one, signals, force):
+        assert not one.should_exit
+        for sig in signals:
+            one.handle_exit(sig, None)
+        assert (one.should_exit, one.force_exit, one.state.admission.draining) == (True, force, True)

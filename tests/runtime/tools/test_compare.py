@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.tools.compare import compare
+from runtime.tools.compare import compare, relative_error, tolerance
 
 
 def test_error_is_the_largest_difference_over_the_largest_value():
@@ -100,3 +100,42 @@ def test_rows_that_were_chosen_are_found_one_place_further(every):
     assert not compare(got, kept, "fp32", every=every).ok
     got[::20] += 1
     assert not compare(got, kept, "fp32", selected=True, every=every).ok
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_quantised_errors_are_sums_of_squares(precision):
+    expected = np.float32([3, 0, 4, 0])
+    got = expected + np.float32([0, 0.3, 0, 0.4])  # 0.5 of 5
+    difference = compare(got, expected, precision)
+    assert (difference.error, difference.max_abs) == pytest.approx((0.1, 0.4), rel=1e-5)
+    assert relative_error(got, expected) == pytest.approx(0.1, rel=1e-5)
+    assert relative_error(np.float32([3, 4]), np.zeros(2, np.float32)) == 5  # nothing to compare with
+
+
+def test_an_error_at_the_tolerance_is_allowed_and_nothing_is_compared_with_zeros():
+    expected = np.float32([1, 1])
+    assert compare(expected + np.float32([0, 0.25]), expected, "int4", rounding=0).ok
+    assert tolerance("fp16") == 0.03 and tolerance("fp32", 1e-3) == pytest.approx(4e-3) and tolerance("fp32", 0.0025) == 0.01
+    zeros = compare(np.float32([0.5, 0]), np.zeros(2, np.float32), "fp32")
+    assert (zeros.error, zeros.max_abs, zeros.absent, zeros.ok) == (0.5, 0.5, 0.0, False)
+    nothing = compare(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), "fp32")
+    assert (nothing.error, nothing.ok) == (0.0, True)
+
+
+def test_what_can_t_be_compared_is_infinitely_far():
+    difference = compare(np.ones(3, np.float32), np.ones(2, np.float32), "fp16")
+    infinite = float("inf")
+    assert (difference.error, difference.absent, difference.ok, difference.allowed, difference.max_abs) == (
+        infinite,
+        1,
+        False,
+        0.03,
+        infinite,
+    )
+
+
+@pytest.mark.parametrize(("places", "found"), [(48, True), (49, False)])
+def test_a_row_is_looked_for_48_places_before_and_after(places, found):
+    expected = np.arange(200, dtype=np.float32)[:, None] + 1
+    for got in (np.roll(expected, places, 0), np.roll(expected, -places, 0)):
+        assert compare(got, expected, "fp32", selected=True).absent == pytest.approx((places / 200) if found else 1)

@@ -65,6 +65,17 @@ def test_the_report_is_json_and_the_text_has_one_line_each() -> None:
     assert len({check.name for check in checks}) == len(checks)
 
 
+def test_everything_is_looked_at_in_the_order_in_which_data_travels() -> None:
+    checks = {check.name.removesuffix("-gpu"): check for check in report()}
+    assert list(checks) == [
+        "python", "processor", "disk", "numpy", "av", "pillow", "tokenizers", "jinja2", "onnxruntime", "openvino", "onnx", "polygraphy",
+        "matplotlib", "gpu", "cuda runtime", "tensorrt", "tensorrt-rtx", "plugin library",
+    ]  # fmt: skip
+    assert all(checks[name].ok for name in ("python", "processor", "disk", "numpy", "av", "pillow"))
+    assert ", libavcodec " in checks["av"].found and checks["av"].found.rpartition(" ")[2].count(".") == 2
+    assert " free in " in checks["disk"].found and "CPU" in checks["onnxruntime"].found
+
+
 def test_the_command_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     checks = [Check("av", True, "17.0.1", "decoding video"), Check("gpu", False, "no driver", "engines")]
     monkeypatch.setattr(doctor, "report", lambda: checks)
@@ -169,6 +180,41 @@ def test_a_plugin_library_is_found_where_cmake_puts_it(tmp_path, monkeypatch: py
     library.write_bytes(b"")
     found = doctor._plugin()
     assert (found.ok, found.found) == (True, str(library))
+    assert "(`build --plugin`)" in found.gives
+
+
+def test_a_package_has_its_distribution_s_version_and_details(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", {"pillow": "12.1", "numpy": "2.0"}.__getitem__)
+    found = doctor._package("PIL", "pictures", "install", lambda module: module.__name__, "pillow")
+    assert found == Check("pillow", True, "12.1, PIL", "pictures")
+    assert doctor._package("numpy", "arrays", "install") == Check("numpy", True, "2.0", "arrays")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: 1 / 0)
+    broken = Check("numpy", False, "broken: division by zero", "arrays: install --force-reinstall")
+    assert doctor._package("numpy", "arrays", "install") == broken
+    missing = Check("pillow", False, "not installed", "pictures: install")
+    assert doctor._package("gridpool_none", "pictures", "install", None, "pillow") == missing
+
+
+def test_no_onnxruntime_at_all_is_the_cpu_wheel_that_is_missing(wheels, without) -> None:
+    wheels(onnxruntime=None, onnxruntime_gpu=None)
+    without("onnxruntime")
+    gives = 'the onnx backend, on every machine: pip install "st-gridpool[runtime]"'
+    assert named("onnxruntime") == Check("onnxruntime", False, "not installed", gives)
+
+
+def test_a_cpu_wheel_that_is_broken_gets_no_advice_for_the_gpu(wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels(onnxruntime="1.31.0", onnxruntime_gpu=None)
+    module = types.ModuleType("onnxruntime")
+    module.__spec__ = importlib.util.spec_from_loader("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)  # which has no get_available_providers
+    monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 2**33),))
+    check = named("onnxruntime")
+    assert not check.ok and check.found.startswith("broken: ") and "on the GPU with" not in check.gives
+
+
+def test_an_error_is_one_line_and_without_words_its_name() -> None:
+    assert doctor._one_line(ValueError("a\n  b")) == "a b" and doctor._one_line(KeyError()) == "KeyError"
+    assert doctor._version("gridpool-none") is None and doctor._version("numpy") == np.__version__
 
 
 class TestGpu:
@@ -179,26 +225,32 @@ class TestGpu:
     def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: ())
         check = named("gpu")
-        assert not check.ok and "NVIDIA" in check.found
+        assert not check.ok and "NVIDIA" in check.found and ";" not in check.found
+        assert check.gives == "running on the GPU; everything else works without"
 
     def test_one_with_its_compute_capability(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 8_000_000_000),))
         monkeypatch.setattr(cuda, "driver_version", lambda: "12.6")
-        assert named("gpu").found == "Orin (sm87, 8.0 GB), driver for CUDA 12.6"
+        assert named("gpu") == Check("gpu", True, "Orin (sm87, 8.0 GB), driver for CUDA 12.6", "running on the GPU")
 
     def test_a_missing_cuda_runtime_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing() -> str:
             raise EngineError("libcudart was not found: install the CUDA toolkit")
 
         monkeypatch.setattr(cuda, "runtime_version", missing)
-        assert named("cuda runtime").gives.endswith("engines: install the CUDA toolkit")
+        gives = "buffers of the TensorRT engines: install the CUDA toolkit"
+        assert named("cuda runtime") == Check("cuda runtime", False, "not installed", gives)
 
 
 class TestTensorRT:
     def test_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trt, "installed", lambda backend: False)
-        assert named("tensorrt").gives.endswith('pip install "st-gridpool[gpu]"')
-        assert named("tensorrt-rtx").gives.endswith('pip install "st-gridpool[rtx]"')
+        gives = {
+            "tensorrt": 'the fastest engines, for the GPU of this machine: pip install "st-gridpool[gpu]"',
+            "tensorrt-rtx": 'engines for GeForce and RTX cards, built without a GPU: pip install "st-gridpool[rtx]"',
+        }
+        for backend, expected in gives.items():
+            assert named(backend) == Check(backend, False, "not installed", expected)
 
     @pytest.mark.parametrize(("backend", "usable"), [("tensorrt", False), ("tensorrt-rtx", True)])
     def test_without_a_gpu_only_rtx_is_of_use(self, backend: str, usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,4 +274,6 @@ class TestTensorRT:
 
         monkeypatch.setattr(trt, "installed", lambda backend: True)
         monkeypatch.setattr(trt, "load", broken)
-        assert named("tensorrt").found == "tensorrt is installed but does not load (libnvinfer.so.10)"
+        for backend in ("tensorrt", "tensorrt-rtx"):
+            check = named(backend)
+            assert (check.ok, check.found) == (False, "tensorrt is installed but does not load (libnvinfer.so.10)")

@@ -106,6 +106,67 @@ def test_a_loop_over_frames_comes_apart_into_a_frame_and_a_clip():
     np.testing.assert_array_equal(_run(frame, x=x), [[4, 6]])
     np.testing.assert_array_equal(_run(clip, rows=x), [5, 2])
     assert frame_and_clip(clip) is None
+    assert [node.op_type for node in frame.graph.node] == ["Loop"] and [node.op_type for node in clip.graph.node] == ["ReduceMax"]
+    assert [len(graph.graph.output) for graph in (frame, clip)] == [1, 1] and len(clip.graph.input) == 1
+    assert (
+        frame.graph.output[0].type.tensor_type.elem_type
+        == clip.graph.input[0].type.tensor_type.elem_type
+        == onnx.TensorProto.FLOAT16
+    )
+    assert model.graph.output[0].name == "y" and len(model.graph.node) == 2  # which stays as it is
+
+
+def test_what_a_clip_needs_beside_its_features_is_kept_and_a_frame_has_no_more_than_it_needs():
+    model = _model(
+        """g (float16[3, 2] x) => (float16[2] y) <int64 count = {3}, bool always = {1}, int64[1] axis = {0}> {
+            doubled = Add(w, w)
+            other = Neg(w)
+            rows = Loop(count, always) <body = body (int64 i, bool before) => (bool after, float16[2] row) {
+                after = Identity(before)
+                picked = Gather(x, i)
+                row = Add(picked, doubled)
+            }>
+            largest = ReduceMax<keepdims = 0>(rows, axis)
+            y = Add(largest, other)
+        }""",
+        w=np.float16([1, 2]),
+    )
+    frame, clip = frame_and_clip(model)
+    assert [node.op_type for node in frame.graph.node] == ["Add", "Loop"]
+    assert [node.op_type for node in clip.graph.node] == ["Neg", "ReduceMax", "Add"]
+    x = np.float16([[1, 1], [0, 2], [5, 0]])
+    np.testing.assert_array_equal(_run(frame, x=x), [[3, 5]])
+    np.testing.assert_array_equal(_run(clip, rows=x + np.float16([2, 4])), [6, 4])
+
+
+LOOP = """{name} = Loop(count, always) <body = body (int64 i, bool before) => (bool after, float16[2] row) {{
+    after = Identity(before)
+    row = Gather(x, i)
+}}>"""
+
+
+@pytest.mark.parametrize("loops", [["one"], ["one", "two"]])
+def test_only_one_loop_comes_apart(loops):
+    body = "".join(LOOP.format(name=name) for name in loops)
+    total = f"y = Add({loops[0]}, {loops[-1]})"
+    model = _model(f"g (float16[3, 2] x) => (float16[3, 2] y) <int64 count = {{3}}, bool always = {{1}}> {{ {body} {total} }}")
+    assert (frame_and_clip(model) is None) == (len(loops) == 2)
+
+
+def test_what_moves_is_left_alone_and_what_computes_is_widened_once():
+    model = _model(
+        "g (float16[2] x, float[2] z) => (float16[2] y, float[2] u) { a = Add(x, x) b = Neg(x) c = Identity(a) y = Mul(b, c) u = Neg(z) }"
+    )
+    before = model.SerializeToString()
+    got = rounded(model)
+    assert [node.op_type for node in got.graph.node] == [
+        "Cast", "Add", "Cast", "Neg", "Cast", "Identity", "Cast", "Cast", "Mul", "Cast", "Neg",
+    ]  # fmt: skip
+    casts = [(node.input[0], node.output[0], node.attribute[0].i) for node in got.graph.node if node.op_type == "Cast"]
+    assert casts == [
+        ("x", "x/float32", 1), ("a/exact", "a", 10), ("b/exact", "b", 10), ("b", "b/float32", 1), ("c", "c/float32", 1), ("y/exact", "y", 10),
+    ]  # fmt: skip
+    assert model.SerializeToString() == before
 
 
 def test_a_frame_and_a_clip_are_looked_for_where_a_bundle_has_them(tmp_path):

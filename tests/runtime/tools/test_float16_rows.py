@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 
-from runtime.tools.float16_rows import compare_vision_float16
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import NonFiniteError
+from runtime.tools import float16_rows
+from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
+from runtime.tools.parity import Row
+from runtime.tools.reference import LLMReference
 
 PIXELS = np.float16([[1, 2, 3], [4, 0, 6]])
 FEATURES = PIXELS + np.float16(1)
@@ -69,3 +75,107 @@ def test_a_frame_and_a_clip_are_compared_where_the_graphs_take_them_apart(
 def test_tokens_that_are_a_choice_are_compared_as_one(tmp_path: Path) -> None:
     (row,) = compare_vision_float16(directory(tmp_path, vision=WHOLE), PIXELS, FEATURES[:, None], TOKENS, True)
     assert row.ok and "other rows" in row.note
+
+
+def test_engines_run_the_graphs_as_they_are_written_and_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, closed = [], []
+    load, close = OnnxEngine.load, OnnxEngine.close
+
+    def loaded(model, *arguments, **more):
+        opened.append(more)
+        return load(model, *arguments, **more)
+
+    monkeypatch.setattr(OnnxEngine, "load", loaded)
+    monkeypatch.setattr(OnnxEngine, "close", lambda engine: closed.append(close(engine)))
+    given = directory(tmp_path, vision_encoder=ENCODER, vision_compressor=COMPRESSOR)
+    compare_vision_float16(given, PIXELS, FEATURES[:, None], TOKENS, False)
+    assert opened == [{"data": tmp_path, "as_written": True}] * 2 and len(closed) == 2
+    float16_rows._engine(tmp_path, "vision.encoder").close()
+    assert opened[2:] == [{"data": tmp_path, "as_written": True}]
+
+
+def test_a_graph_is_read_without_its_weights(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{WHOLE}')
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float16([1]), "one"))
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "weights").unlink()
+    assert float16_rows._structure(tmp_path / "a.onnx").graph.name == "g"
+
+
+class Llm:
+    """Stand-ins for both decoders; log: what was opened, fed and closed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None):
+        self.log: list = []
+        self.error = error
+        self.embeddings = np.arange(14, dtype=np.float32).reshape(7, 2)
+        self.engine = SimpleNamespace(backend="onnx", close=lambda: self.log.append("closed"))
+        monkeypatch.setattr(float16_rows, "_engine", lambda path, graph: (path, graph))
+        monkeypatch.setattr(float16_rows, "Prompt", lambda bundle: self)
+        monkeypatch.setattr(float16_rows, "LocalDecoder", lambda bundle, engine: self.log.append(engine) or self)
+        monkeypatch.setattr(float16_rows, "SlotDecoder", lambda bundle, engine, slots: self.log.append((*engine, slots)) or self)
+        monkeypatch.setattr(float16_rows, "compare_llm", self.compare)
+
+    def embed(self, ids, visual):
+        assert (ids, visual) == ("ids", "visual")
+        return self.embeddings[None]
+
+    def compare(self, decoder, prompt, expected, precision):
+        assert decoder is prompt is self
+        self.log.append((expected.greedy, expected.margins, precision))
+        return [Row("llm/prefill", "onnx", (3,), 0, 0, 0.03, True)]
+
+    def extend(self, slot, embedded):
+        self.log.append((slot, embedded.tolist()))
+
+    def step(self, slots, embedded):
+        self.log.append((slots, embedded.tolist()))
+        if self.error:
+            raise self.error
+        return np.float32([[9, 9, 9], [1, 2, 4]])
+
+    def close(self):
+        self.log.append("slots closed")
+
+
+def expected(**more) -> LLMReference:
+    return LLMReference("ids", "visual", np.float32([1, 2, 4]), [1, 2, 3, 4, 5], [0.1, 0.2, 0.3, 0.4, 0.5], **more)
+
+
+def test_the_decoder_is_compared_for_four_ids_and_beside_a_shorter_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = SimpleNamespace(path=tmp_path)
+    llm = Llm(monkeypatch)
+    alone = [(tmp_path, "llm/decoder"), ([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], "fp16"), "closed"]
+    assert [row.stage for row in compare_llm_float16(here, expected())] == ["llm/prefill (float16)"] and llm.log == alone
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "decoder.batch.onnx").touch()
+    llm = Llm(monkeypatch)
+    _, batch = compare_llm_float16(here, expected())
+    assert (batch.stage, batch.backend, batch.shape, batch.max_abs, batch.tolerance) == (
+        "llm/batch (float16)",
+        "onnx",
+        (3,),
+        0,
+        0.03,
+    )
+    assert batch.ok
+    prompt = [[2.0 * at, 2.0 * at + 1] for at in range(7)]
+    assert llm.log[3:] == [
+        (tmp_path, "llm/decoder.batch", 2), (0, prompt[:5]), (1, prompt[:6]), ([0, 1], [prompt[5], prompt[6]]), "slots closed",
+    ]  # fmt: skip
+
+
+def test_a_batch_that_is_not_finite_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = Llm(monkeypatch, NonFiniteError("nan"))
+    row = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected())
+    infinite = float("inf")
+    assert row == Row("llm/batch", "onnx", (3,), infinite, infinite, 0.03, False, float16_rows.NOT_FINITE)
+    assert llm.log[-1] == "slots closed"
+
+
+def test_a_batch_may_be_off_by_what_the_reference_itself_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float16_rows, "compare", lambda *arguments, **more: more["rounding"])
+    monkeypatch.setattr(float16_rows, "row_of", lambda *arguments: arguments)
+    llm = Llm(monkeypatch)
+    *_, rounding = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected(rounding=0.5))
+    assert rounding == 0.5

@@ -1,0 +1,164 @@
+"""What the two video routes say of an encoded clip, which is made up here."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from runtime.server import video
+from runtime.server.clips import EncodedClip
+from runtime.server.errors import ApiError
+from runtime.server.memory import Held, Memory
+from runtime.server.schema import VideoRequest
+
+PTG = "ptg:sizes=2,strides=1+nsp:window=2"  # frames 0 and 1, 2 and 3 are summed up in 1 and 3
+
+
+def clip(**more) -> EncodedClip:
+    values = {
+        "tokens": np.float32([[1, 2], [3, 4.00001], [5, 6]]),
+        "frames": (0, 9, 18, 27),
+        "timestamps": (0.0, 0.1234564, 2.00049, 3.0),
+    }
+    values |= {"repeated": 1, "norms": None, "pictures": ("a", "b", "c", "d"), "seconds": {"decode": 0.5}}
+    return EncodedClip("key", **values | more)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """served(clip): (a state with that clip, a share of memory, what was encoded with how much of it)."""
+
+    def serve(one: EncodedClip, spec: str = PTG):
+        manifest = SimpleNamespace(frames=4, patch_tokens=24, grid=[2, 3], compression={"spec": spec})
+        model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest), encoder=SimpleNamespace(identity="sum"))
+
+        async def stored(state, asked):
+            return SimpleNamespace(size=7, url=asked.pop(0).url)
+
+        async def encode(state, model_, media, deadline):
+            seen.append((model_.name, media.url, deadline, held.size))
+            return one, False
+
+        seen, held = [], Held(Memory(100))
+        held.grow(30)
+        monkeypatch.setattr(video, "stored", stored)
+        monkeypatch.setattr(video, "encode", encode)
+        return SimpleNamespace(models={"m": model}), held, seen
+
+    return serve
+
+
+def job(**more) -> video.Job:
+    return video.Job.of(VideoRequest(**{"model": "m", "video_url": {"url": "u"}} | more))
+
+
+def test_one_clip_is_asked_for_under_either_name():
+    one = job(format="npz", dtype="float32")
+    assert (one.model, one.asked[0].url, one.format, one.dtype) == ("m", "u", "npz", "float32")
+    assert job(video_url=None, input_video="i").asked[0].url == "i"
+    for more in ({"video_url": None}, {"input_video": "i"}):
+        with pytest.raises(ApiError, match=r"^expected one clip, as video_url or as input_video$") as raised:
+            job(**more)
+        assert (raised.value.status, raised.value.code, raised.value.param) == (400, "invalid_value", "video_url")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_tokens_as_safetensors_say_where_they_come_from(served, dtype):
+    state, held, seen = served(clip())
+    content, headers = asyncio.run(video.tokens(state, job(dtype=dtype), 5.0, held))
+    tokens = load(content)["visual_tokens"]
+    assert tokens.dtype == dtype and tokens.tolist() == clip().tokens.astype(dtype).tolist()
+    facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    assert facts == {
+        "bundle": "sum", "spec": PTG, "tokens_in": "24", "tokens_out": "3",
+        "frames": "[0, 9, 18, 27]", "timestamps": "[0.0, 0.123456, 2.00049, 3.0]",
+    }  # fmt: skip
+    assert headers == {
+        "x-gridpool-bundle": "sum", "x-gridpool-spec": PTG, "x-gridpool-tokens-in": "24", "x-gridpool-tokens-out": "3",
+        "content-disposition": 'attachment; filename="visual_tokens.safetensors"',
+    }  # fmt: skip
+    assert (seen, held.size) == ([("m", "u", 5.0, 7)], 0)
+
+
+def test_tokens_as_npz(served):
+    state, held, _ = served(clip())
+    content, headers = asyncio.run(video.tokens(state, job(format="npz"), 5.0, held))
+    file = np.load(io.BytesIO(content))
+    assert file["visual_tokens"].dtype == np.float16 and file["visual_tokens"].shape == (3, 2)
+    assert (file["frames"].tolist(), file["timestamps"].tolist()) == ([0, 9, 18, 27], [0.0, 0.1234564, 2.00049, 3.0])
+    assert headers["content-disposition"].endswith('visual_tokens.npz"')
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_tokens_beyond_float16_are_not_sent_as_infinite(served):
+    state, held, _ = served(clip(tokens=np.float32([[70_000, 1]])))
+    with pytest.raises(ApiError, match=r"out of float16's range; ask") as raised:
+        asyncio.run(video.tokens(state, job(), 5.0, held))
+    assert (raised.value.status, raised.value.code, raised.value.param) == (422, "not_finite", "dtype")
+    assert asyncio.run(video.tokens(state, job(dtype="float32"), 5.0, held))
+
+
+def test_without_safetensors_there_is_another_format(served, monkeypatch):
+    state, held, _ = served(clip())
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ApiError, match=r"; or ask for format npz$") as raised:
+        asyncio.run(video.tokens(state, job(), 5.0, held))
+    assert (raised.value.status, raised.value.code, raised.value.param) == (400, "unsupported_value", "format")
+
+
+def test_another_number_of_frames_is_refused_before_the_clip_is_stored(served):
+    state, held, seen = served(clip())
+    for count in (4, None):
+        asyncio.run(video.tokens(state, job(video_url={"url": "u", "num_frames": count}), 5.0, held))
+    with pytest.raises(ApiError, match="num_frames is 3; this bundle takes 4 frames"):
+        asyncio.run(video.inspect(state, job(video_url={"url": "u", "num_frames": 3}), 5.0, held))
+    assert len(seen) == 2
+
+
+def test_what_the_page_is_told(served):
+    norms = np.arange(24, dtype=np.float16).reshape(4, 2, 3)
+    state, held, _ = served(clip(norms=norms))
+    got = asyncio.run(video.inspect(state, job(), 5.0, held))
+    frames = got.pop("frames")
+    assert got == {
+        "model": "m", "tokens_in": 24, "tokens_out": 3, "spec": PTG, "grid": [2, 3], "repeated_frames": 1, "seconds": {"decode": 0.5},
+    }  # fmt: skip
+    assert [(one["index"], one["time"], one["image"]) for one in frames] == [
+        (0, 0.0, "a"),
+        (9, 0.123, "b"),
+        (18, 2.0, "c"),
+        (27, 3.0, "d"),
+    ]
+    assert [one["summary_levels"] for one in frames] == [[], [1], [], [1]]
+    high = 22.885  # of 0 … 23, a two-hundredth is above
+    assert [one["heat"] for one in frames] == [[round(min(n / high, 1) * 255) for n in range(at, at + 6)] for at in (0, 6, 12, 18)]
+    state, held, _ = served(clip())
+    assert {str(one["heat"]) for one in asyncio.run(video.inspect(state, job(), 5.0, held))["frames"]} == {"None"}
+
+
+def test_heat_is_on_one_scale_from_the_least_to_the_largest():
+    assert video._heat(None) is None
+    assert video._heat(np.float16([[[2, 2]], [[2, 2]]])) == [[0, 0], [0, 0]]
+    norms = np.float16([[[3, 5]], [[5, 1]], [[1, 5]]] + [[[5, 5]]] * 100)
+    assert video._heat(norms)[:3] == [[128, 255], [255, 0], [0, 255]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "levels"),
+    [
+        (PTG, {1: [1], 3: [1]}),
+        ("ptg:sizes=2/2,strides=1/2", {1: [1], 3: [1, 2]}),
+        ("nsp:window=2", {}),
+        ("nsp:window=2+ptg:sizes=2,strides=1", {}),
+    ],
+)
+def test_frames_that_hold_summaries(spec, levels):
+    manifest = SimpleNamespace(frames=4, compression={"spec": spec})
+    assert video.summary_levels(SimpleNamespace(manifest=manifest)) == levels

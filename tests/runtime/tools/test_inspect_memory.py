@@ -1,0 +1,96 @@
+"""How memory is added up and records of engines are read, from a few numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from runtime.tools import inspect
+
+
+@pytest.mark.parametrize(("context", "chunk"), [(2048, 256), (256, 256), (100, 100)])
+def test_the_decoder_s_axes_at_their_largest(context, chunk):
+    here = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": context}))
+    assert inspect._sizes(here, "llm/decoder") == {
+        "inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context},
+    }  # fmt: skip
+    assert inspect._sizes(here, "vision") == {}
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])
+def test_a_cache_has_keys_and_values_of_every_layer_head_and_position(precision, size):
+    llm = {"layers": 3, "kv_heads": 5, "head_dim": 7}
+    manifest = SimpleNamespace(llm=llm, limits={"max_context": 11}, llm_precision=precision)
+    here = SimpleNamespace(manifest=manifest, has_llm=True)
+    assert inspect.kv_cache_bytes(here) == 2 * 3 * 5 * 7 * 11 * size
+    kept = {"kept visual tokens, at most": 256 * 1024 * 1024}
+    assert inspect._serve(here) == {"KV caches of 8 answers": 8 * 2 * 3 * 5 * 7 * 11 * size} | kept
+    manifest.llm, here.has_llm = {}, False
+    assert inspect.kv_cache_bytes(here) == 0 and inspect._serve(here) == kept
+
+
+@pytest.mark.parametrize(
+    ("split", "llm", "names", "expected"),
+    [
+        (False, True, ["vision", "vision.loop", "llm/decoder"], {
+            "vision weights": 100, "llm/decoder weights": 102, "vision activations": 10, "llm/decoder activations": 12, "KV cache": 7,
+            "vision activations, frame by frame on a CPU": 11, "total on a GPU": 231, "total on a CPU": 232,
+        }),
+        (False, False, ["vision"], {"vision weights": 100, "vision activations": 10, "total": 110}),
+        (True, False, ["vision", "vision.loop", "vision.encoder", "vision.compressor"], {
+            "vision.encoder weights": 102, "vision.compressor weights": 103, "vision.encoder activations": 12,
+            "vision.compressor activations": 13, "total": 230,
+        }),
+        (False, False, ["vision.loop"], {"total": 0}),
+    ],
+    ids=["both", "vision", "split", "loop"],
+)  # fmt: skip
+def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
+    monkeypatch.setattr(inspect, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [inspect.GraphFacts(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    assert inspect._memory(SimpleNamespace(is_split=split, has_llm=llm), graphs) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "read"),
+    [
+        ({"graphs": {"vision": {"size": 1, "onnx_sha256": "a", "more": 2}}}, True),
+        ({"graphs": {}}, True),
+        ({"graphs": {"vision": {"size": 1}}}, False),
+        ({"graphs": {"vision": {"size": 1, "onnx_sha256": "a"}, "llm": {"onnx_sha256": "a"}}}, False),
+        ({"graphs": ["vision"]}, False),
+        ({"graphs": {"vision": 5}}, False),
+        ({}, False),
+        ([], False),
+        ("none", False),
+    ],
+)
+def test_a_record_of_another_form_is_none(tmp_path, record, read):
+    (tmp_path / "build.json").write_text(json.dumps(record))
+    assert inspect._read(tmp_path / "build.json") == (record if read else None)
+    assert inspect._read(tmp_path / "other.json") is None
+
+
+@pytest.mark.parametrize(("graph", "weights"), [("vision", 111), ("vision.compressor", 100)])
+def test_without_onnx_a_graph_is_as_large_as_its_files(monkeypatch, graph, weights):
+    """A compressor's weights are the encoder's."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "runtime.tools.liveness", raising=False)
+    monkeypatch.delattr("runtime.tools.liveness", raising=False)
+    files = {f"{graph}.onnx": {"size": 100}, "vision.data": {"size": 11}, "other": {"size": 5}}
+    here = SimpleNamespace(model=lambda name: name, data_files=lambda name: ["vision.data"], manifest=SimpleNamespace(files=files))
+    facts = inspect._graph(here, graph)
+    assert (facts.graph, facts.operators, facts.weights, facts.activations) == (graph, {}, weights, 0)
+    assert facts.note.startswith("activations are not counted: ")
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "said"),
+    [(None, (126, 98), "pixel values of 126×98"), ((480, 640), (126, 98), "uint8 frames of 480×640")],
+)
+def test_what_the_graph_takes_in_words(monkeypatch, frames, size, said):
+    monkeypatch.setattr(inspect, "Preprocessor", lambda facts: SimpleNamespace(frames=frames, size=size))
+    assert inspect._input({}) == said
