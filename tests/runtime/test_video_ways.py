@@ -25,7 +25,9 @@ class Reader:
     path, tick, cut, warns = PATH, TICK, False, False
 
     def __init__(self, frames=(), packets=()):
-        self._frames = [SimpleNamespace(pts=pts, key_frame=key, duration=length, number=n) for n, (pts, key, length) in enumerate(frames)]
+        self._frames = [
+            SimpleNamespace(pts=pts, key_frame=key, duration=length, number=n) for n, (pts, key, length) in enumerate(frames)
+        ]
         self._packets = [
             SimpleNamespace(pts=pts, is_keyframe=key, duration=length, is_discard=cut, size=10 + n)
             for n, (pts, key, length, cut) in enumerate(packets)
@@ -305,7 +307,9 @@ class TestWays:
             (False, [True], [True], None),
         ],
     )
-    def test_a_decoder_that_warns_is_asked_less_strictly_where_it_met_damage(self, monkeypatch, opened, warns, fails, strict, taken):
+    def test_a_decoder_that_warns_is_asked_less_strictly_where_it_met_damage(
+        self, monkeypatch, opened, warns, fails, strict, taken
+    ):
         reader, asked = Reader(), []
         reader.warns = warns
         opened(reader)

@@ -33,7 +33,10 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
 
 def test_a_size_that_is_given_goes_wherever_the_axis_is_named_and_nowhere_else(tmp_path):
     text = "g (float[S, 5] x) => (float[S, 3] y) <float[S, 2] a, float[7, 2] b> { a = own.A(x) b = own.B(a) y = own.C(b) }"
-    assert shapes(loaded(tmp_path, graph_of(text), x={0: 64})) == {"x": [64, 5], "y": [64, 3]}  # what the file says of a is not asked
+    assert shapes(loaded(tmp_path, graph_of(text), x={0: 64})) == {
+        "x": [64, 5],
+        "y": [64, 3],
+    }  # what the file says of a is not asked
     fixed = {"x": [64, 5], "y": ["S", 3], "a": ["S", 2], "b": [7, 2]}  # an axis without a name is no other's
     assert shapes(loaded(tmp_path, graph_of(text.replace("[S, 5]", "[64, 5]")), x={0: 64})) == fixed
     assert shapes(loaded(tmp_path, graph_of(text))) == fixed | {"x": ["S", 5]}

@@ -168,7 +168,11 @@ def test_a_text_ends_about_where_its_letters_do():
     assert plot._text(figure, 1, 2, "twelve chars", size=10) == pytest.approx(1 + 12 * 10 * 0.56 / 72)
     plot._text(figure, 1, 2, "b", align="right", middle=True, size=9, color="#ff0000")
     plain, other = figure.texts
-    assert plain.get_position() == (0.1, 0.4) and (plain.get_ha(), plain.get_va(), plain.get_color()) == ("left", "baseline", "#1b1f24")
+    assert plain.get_position() == (0.1, 0.4) and (plain.get_ha(), plain.get_va(), plain.get_color()) == (
+        "left",
+        "baseline",
+        "#1b1f24",
+    )
     assert (other.get_ha(), other.get_va(), other.get_color()) == ("right", "center", "#ff0000")
 
 
@@ -236,7 +240,9 @@ class TestLook:
         np.testing.assert_allclose(seen.weights[7], np.array([[1, 1], [1, np.e**3]]) / (np.e**3 + 3), rtol=1e-6)
 
     def test_of_a_clip_too_short_for_a_pyramid_the_frames_themselves_are_weighed(self, look):
-        seen = look("ptg:sizes=4,strides=2+nsp:window=2", 2, vision_projector=np.ones((2, 4, 2)), compress_ptg=np.zeros((0, 2, 2, 2)))
+        seen = look(
+            "ptg:sizes=4,strides=2+nsp:window=2", 2, vision_projector=np.ones((2, 4, 2)), compress_ptg=np.zeros((0, 2, 2, 2))
+        )
         assert seen.levels == {} and (seen.weights == 0.25).all()
 
     def test_stages_that_are_given_other_than_the_frames_are_not_drawn(self, look):

@@ -152,7 +152,9 @@ class TestRecord:
         choices = {"vision": Choice("onnx", 0), "llm": Choice("openvino", 3)}
         file = tuning.write(bundle, choices, [{"half": "llm"}])
         assert file.parent == tmp_path / "st-gridpool" / "tuning" and file.suffix == ".json"
-        assert tuning.chosen(bundle, "vision.encoder") == choices["vision"] and tuning.chosen(bundle, "llm/decoder") == choices["llm"]
+        assert (
+            tuning.chosen(bundle, "vision.encoder") == choices["vision"] and tuning.chosen(bundle, "llm/decoder") == choices["llm"]
+        )
         record = tuning.json.loads(file.read_text())
         assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 1)
 

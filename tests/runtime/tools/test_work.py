@@ -25,7 +25,9 @@ def decoder(tmp_path: Path):
     nodes.insert(2, helper.make_node("Identity", ["v"], ["present.1.value"]))
     nodes.insert(0, helper.make_node("Identity", ["x"], ["present.0.value"]))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "S", HIDDEN])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("present.0.value", "present.1.value", "logits")]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("present.0.value", "present.1.value", "logits")
+    ]
     weights = [numpy_helper.from_array(np.ones(size, np.float32), name) for name, size in sizes.items()]
     model = helper.make_model(helper.make_graph(nodes, "g", [x], outputs, weights), opset_imports=[helper.make_opsetid("", 20)])
     (tmp_path / "llm").mkdir()
