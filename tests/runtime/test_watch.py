@@ -69,9 +69,15 @@ def test_answers_that_a_pause_of_the_camera_missed_are_not_made_up_for(times_of)
     assert times_of([0, 5.2, 5.4, 5.6, 5.8, 6.0, 6.2], every=1) == [5.2, 6.0, 6.2]
 
 
-def test_an_answer_that_is_a_nanosecond_early_is_due(times_of):
-    assert times_of([0, 1 - 1e-9, 1.5, 2, 2.5], every=1) == [1 - 1e-9, 2, 2.5]
-    assert times_of([0, 1 - 3e-9, 1.5, 2, 2.5], every=1) == [1.5, 2, 2.5]
+def test_an_answer_that_is_less_than_a_nanosecond_early_is_due(times_of):
+    assert times_of([0, 1 - 0.9e-9, 1.5, 2, 2.5], every=1) == [1 - 0.9e-9, 2, 2.5]
+    assert times_of([0, 1 - 1.5e-9, 1.5, 2, 2.5], every=1) == [1.5, 2, 2.5]
+
+
+def test_by_default_there_is_an_answer_every_two_seconds_about_the_last_eight(times_of):
+    assert times_of([0, 1, 2, 3, 4, 5]) == [2, 4, 5]
+    assert (WatchOptions().window, WatchOptions().realtime) == (8, False)
+    assert watch.Observation(1.0, "said", 0).lost == 0
 
 
 def test_where_the_last_frame_was_answered_there_is_no_answer_more(times_of):

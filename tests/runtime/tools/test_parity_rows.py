@@ -129,6 +129,9 @@ def test_halves_that_are_there_are_compared_and_the_decoder_is_closed(monkeypatc
     assert len(closed) == ("llm" in rows)
 
 
+INNER = {"vision/encoder": (1, 101, 1), "vision/projector": (2, 102, 3), "compress/nsp": (3, 103, 1)}
+
+
 class TestVision:
     """Stages encoder, projector (every 3rd value is kept), nsp; each array is a number of its own."""
 
@@ -201,21 +204,19 @@ class TestVision:
 
         return run
 
-    INNER = {"vision/encoder": (1, 101, 1), "vision/projector": (2, 102, 3), "compress/nsp": (3, 103, 1)}
-
     def test_the_tokens_are_those_of_the_engine_that_answers(self, compared):
         values, rounding, asked, rows = compared()
-        assert values == self.INNER | {"visual_tokens": (40, 400, 1)} and rounding == 3e-6
+        assert values == INNER | {"visual_tokens": (40, 400, 1)} and rounding == 3e-6
         assert asked == [("stages", None), ("torch", "visual_tokens")] and rows == ["judged"]
 
     def test_of_a_graph_for_one_frame_at_a_time_the_other_is_compared_too(self, compared):
         values, *_ = compared(files=["vision.loop.onnx"])
-        assert values == self.INNER | {parity.BATCHED: (4, 400, 1), "visual_tokens": (40, 400, 1)}
+        assert values == INNER | {parity.BATCHED: (4, 400, 1), "visual_tokens": (40, 400, 1)}
 
     def test_of_a_split_bundle_the_features_are_those_of_the_stage_before_compression(self, compared):
         values, _, asked, _ = compared(split=True)
         tokens = {parity.BATCHED: (4, 400, 1), parity.FEATURES: (20, 102, 3), "visual_tokens": (41, 400, 1)}
-        assert values == self.INNER | tokens
+        assert values == INNER | tokens
         assert asked[0] == ("stages", "vision/projector")
 
     def test_another_engine_shows_its_tokens_alone_and_of_a_split_bundle_its_features(self, compared):
