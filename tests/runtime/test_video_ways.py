@@ -161,6 +161,20 @@ class TestByTime:
         assert self.limits == [(PATH, len(decoded), 6, 4)]
         assert self.calls == [(PATH, True, {})]
 
+    @pytest.mark.parametrize(
+        ("index", "keys", "first", "sought"),
+        [
+            (3, (7, 13), 0, []),  # a seek to frame 3 would save three
+            (4, (7, 15), 4, [(15, [7, 7, 7])]),
+            (62, range(7, 207, 20), 60, [(127, [107, 87, 47])]),  # keyframes one, two and four before it
+        ],
+    )
+    def test_the_first_seek_must_save_as_much_and_has_keyframes_to_fall_back_to(
+        self, opened, monkeypatch, index, keys, first, sought
+    ):
+        reader, _ = self.take(opened, monkeypatch, (index,), keys=keys)
+        assert (reader.given, reader.sought) == ([*range(first, index + 1)], sought)
+
     def test_without_seeks_all_is_decoded_and_no_more_than_that_is_counted_beforehand(self, opened, monkeypatch):
         reader, (taken, _) = self.take(opened, monkeypatch, (12, 55), seek=False)
         assert reader.given == [*range(56)] and not reader.sought and not self.limits
@@ -202,8 +216,9 @@ class TestDecoded:
             ([(4, True, None), (7, False, None), (0, True, None), (3, False, None)], [4, 7, 10, 13], 9 + 3),
             ([(4, True, None), (4, True, None), (6, False, 2)], [4, 5, 7], 3 + 2),
             ([(4, True, 2), (6, False, 2), (5, True, 2), (1, True, 1)], [4, 6, 8, 10], 6 + 1),
+            ([(4, True, 2), (6, False, 2), (5, True, 2), (9, True, 1)], [4, 6, 8, 12], 8 + 1),
         ],
-        ids=["one file", "one frame", "joined", "no durations", "one frame joined", "joined twice"],
+        ids=["one file", "one frame", "joined", "no durations", "one frame joined", "joined twice", "a pause after that"],
     )
     def test_each_of_joined_files_begins_when_the_one_before_it_ends(self, opened, frames, times, span):
         calls = opened(Reader(frames))
@@ -335,6 +350,10 @@ class TestWays:
         assert (clip.path, clip.indices, clip.timestamps, clip.duration, clip.total) == (PATH, (0, 3), (0, 6 / 25), 12 / 25, 6)
         assert (clip.size, clip.cut, clip.has_gap) == ((8, 9), True, False)
         np.testing.assert_array_equal(clip.frames, [[0] * 3, [1] * 3])
+        gap = Timeline([0, 1, 2, 3, 4, 99], Fraction(100), TICK)
+        monkeypatch.setattr(video, "_take", lambda *given: (gap, (dict.fromkeys(range(6), given), (8, 9))))
+        clip = video.sample_frames("a.mp4", 4096, str)
+        assert clip.has_gap and not clip.cut and len(clip.indices) == 4096 and tuple(clip.frames[0]) == (PATH, 4096, str)
 
     def test_pictures_of_an_animation_are_taken_once_each_in_order(self, monkeypatch):
         timeline, asked = Timeline(range(4), Fraction(4), TICK), []
