@@ -222,3 +222,31 @@ def test_numbers_in_another_file_are_not_looked_at():
 
 def test_a_value_of_no_known_type_has_no_size():
     assert liveness._value_bytes(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [3])) is None
+
+
+def test_one_length_of_a_shape_is_known_also_where_another_is_not(tmp_path):
+    """x is four rows of any length; the loop makes four rows, and with x they are of any length again."""
+    model = graph_of(
+        """g (float[4, S] x) => (float[A] y, float[B] z) {
+            shape = Shape(x)
+            rows = Gather(shape, first)
+            ones = ConstantOfShape(rows)
+            y = own.A(ones)
+        }""",
+        first=[0],
+    )
+    assert shapes(loaded(tmp_path, model))["ones"] == [4]
+    looped = graph_of(
+        """g (float[S] x) => (float[A] y) {
+            rows = Loop <body = b (int64 i, bool go) => (bool on, float[1] row) { on = Identity(go) row = Gather(x, first) }> (five, true)
+            wide = Add(rows, x)
+            shape = Shape(wide)
+            count = Gather(shape, first)
+            ones = ConstantOfShape(count)
+            y = own.A(ones)
+        }""",
+        first=[0],
+        five=5,
+        true=True,
+    )
+    assert shapes(loaded(tmp_path, looped))["ones"] == [5]
