@@ -59,6 +59,7 @@ class TestLLM:
                 fed.append(rows)
                 logits = np.array([0.0, 1.0, 2.0, -100.0], np.float32)
                 logits[chosen[len(fed) - 1]] = 50
+                logits[3] *= 1 + chosen[0]
                 return logits
 
         decoder = SimpleNamespace(engine=SimpleNamespace(backend="openvino"), conversation=Conversation)
@@ -87,6 +88,7 @@ class TestLLM:
         prefill, greedy = self.rows(chosen, [0, 1, 2], margins)
         assert greedy == parity.Row("llm/greedy_ids", "openvino", (3,), wrong, wrong / 3, 0.0, not wrong, note)
         assert prefill.ok is (chosen[0] == 0) and (prefill.shape, prefill.tolerance) == ((4,), 1e-4)
+        assert (prefill.max_abs, prefill.error) == (100 * chosen[0], chosen[0])  # -200 where torch has -100
 
     def test_what_float32_alone_does_widens_a_tie(self):
         _, greedy = self.rows([0, 2], [0, 1], [5, 0.0799], rounding=2e-4)
@@ -100,7 +102,8 @@ class TestLLM:
         prefill, greedy = self.rows([0], [0, 1], [5, 5], fails_at=1)
         assert prefill.ok and not greedy.ok and greedy.note == "values that are not finite"
 
-    def test_no_ids_are_all_equal(self):
+    def test_one_id_is_all_of_them_and_no_ids_are_all_equal(self):
+        assert self.rows([1], [0], [5])[1].error == 1.0
         assert self.rows([0], [], [])[1] == parity.Row("llm/greedy_ids", "openvino", (0,), 0.0, 0.0, 0.0, True, "0 of 0 equal")
 
 

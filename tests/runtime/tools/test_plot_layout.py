@@ -82,6 +82,11 @@ class TestBlocks:
         np.testing.assert_allclose(places[8, "norms"], (1.15, 1.15, 1.22, 1.22))
         np.testing.assert_allclose(texts["frame"], [(1.01, 5.94, 9), (1.01, 3.04, 9)])
 
+    def test_fewer_frames_than_stand_side_by_side_are_one_block(self, drawn):
+        size, cells, _ = drawn(picture_of(2, 4, 4))
+        assert size == pytest.approx((8.8, 1.12 + 3 * 1.28 + 0.34 + 0.95))
+        assert [cell[2] for cell in cells] == pytest.approx([3.57] * 3 + [4.85] * 3)
+
 
 def test_scales_end_where_all_but_the_last_half_of_a_percent_do():
     picture = picture_of(3, 8, 4)
@@ -244,6 +249,12 @@ class TestLook:
             "ptg:sizes=4,strides=2+nsp:window=2", 2, vision_projector=np.ones((2, 4, 2)), compress_ptg=np.zeros((0, 2, 2, 2))
         )
         assert seen.levels == {} and (seen.weights == 0.25).all()
+
+    def test_a_pyramid_behind_nsp_changes_nothing_of_what_nsp_weighs(self, look):
+        seen = look(
+            "nsp:window=2+ptg:sizes=4,strides=2", 8, vision_projector=np.ones((8, 4, 2)), compress_nsp=np.ones((8, 1, 1, 2))
+        )
+        assert (seen.weights == 0.25).all() and seen.levels == {7: [1]}
 
     def test_stages_that_are_given_other_than_the_frames_are_not_drawn(self, look):
         """Halves of the clip's frames reach both; the norms are of two's order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError
+from runtime.engine.onnx import OnnxEngine
+from runtime.errors import BundleError, EngineError
 from runtime.tools.stages import Stages, run_stages
 
 
@@ -61,6 +63,15 @@ def test_a_stage_inside_a_function_is_shown_and_takes_the_graphs_type(tmp_path):
         np.testing.assert_array_equal(stages.tensors[name], factor * pixels)
         assert stages.tensors[name].dtype == np.float16
     np.testing.assert_array_equal(stages.tensors["inner"], -4 * pixels)
+
+
+@pytest.mark.parametrize("pixels", [(2, 3, 8, 8), (1, 3, 8, 8)], ids=["a clip", "one that the graph refuses"])
+def test_the_engine_is_closed(tmp_path, monkeypatch, pixels):
+    closed = []
+    monkeypatch.setattr(OnnxEngine, "close", lambda engine: closed.append(engine))
+    with contextlib.suppress(EngineError):
+        run_stages(with_stages(tmp_path / "b", projector="projected"), np.zeros(pixels, np.float32))
+    assert len(closed) == 1
 
 
 def test_no_names_are_no_tensors_but_all_ranks(tmp_path):

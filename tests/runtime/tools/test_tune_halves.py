@@ -129,6 +129,34 @@ def test_a_candidate_that_is_as_fast_as_the_default_changes_nothing():
     assert tune.choose([rows[0], rows[2]]) == Choice("onnx", 2)  # there is no default's
 
 
+def test_the_report_is_a_table_with_seconds_flush_right():
+    rows = (
+        Measured("vision", "onnx", 0, 10.0, 9.5),
+        Measured("vision", "openvino", 2, 1.0, 0.25),
+        Measured("llm", "openvino", 2, None, None, "broken"),
+    )
+    choices = {"vision": Choice("openvino", 2), "llm": Choice("onnx", 0)}
+    report = tune.TuneReport(choices, rows, Path("record.json"), {"cpu": "A CPU", "cores": 6})
+    assert tune.text(report).splitlines() == [
+        "A CPU, 6 cores",
+        "half    backend   threads  median s  fastest s",
+        "──────  ────────  ───────  ────────  ─────────  ──────",
+        "vision  onnx      its own   10.0000     9.5000",
+        "vision  openvino  2          1.0000     0.2500  chosen",
+        "llm     openvino  2                             broken",
+        "--backend auto reads record.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (2000, [0, *(2**power for power in range(11))])]
+)
+def test_threads_are_powers_of_two_below_the_number_of_cores(monkeypatch, cores, threads):
+    monkeypatch.setattr(tuning, "machine", lambda: {"cores": cores})
+    monkeypatch.setattr(tune, "BACKENDS", ("onnx",))
+    assert tune.candidates() == [Choice("onnx", count) for count in threads]
+
+
 def test_where_nothing_runs_every_reason_is_told():
     rows = [Measured("llm", name, 0, None, None, note) for name, note in (("onnx", "no room"), ("openvino", "no file"))]
     with pytest.raises(EngineError, match="no backend could run: onnx: no room; openvino: no file"):
