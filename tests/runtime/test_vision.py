@@ -67,3 +67,30 @@ def test_the_seconds_of_the_stages_are_the_time_that_passed(monkeypatch):
     visual = encoder.encode("clip.mp4")
     assert loaded == [("clip.mp4", 3, encoder.preprocessor)]
     assert (visual.clip, visual.seconds) == ("a clip", {"decode+preprocess": 2.0, "encode+compress": 3.0})
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_split_bundle_encodes_while_it_decodes_and_compresses_behind(monkeypatch, value):
+    """Of five seconds two are decoding; the rest is encoding, compressing and waiting for it."""
+
+    class Split(vision.SplitVision):
+        def __init__(self):
+            pass
+
+        def compress(self, features):
+            return np.array([features, value])
+
+    clock = iter([10.0, 15.0])
+    monkeypatch.setattr(vision.time, "perf_counter", lambda: next(clock))
+    asked = []
+    encoded = SimpleNamespace(clip="a clip", decoding=2.0, features=7)
+    monkeypatch.setattr(vision, "encode_while_decoding", lambda *arguments: asked.append(arguments) or encoded)
+    encoder = VisionEncoder(BUNDLE, Split())
+    if np.isnan(value):
+        with pytest.raises(EngineError, match="not finite"):
+            encoder.encode("clip.mp4")
+        return
+    visual = encoder.encode("clip.mp4")
+    assert asked == [("clip.mp4", 3, encoder.preprocessor, encoder.engine)]
+    assert (visual.clip, visual.seconds) == ("a clip", {"decode+preprocess": 2.0, "encode+compress": 3.0})
+    np.testing.assert_array_equal(visual.tokens, [7, 1])

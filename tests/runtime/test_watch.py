@@ -69,6 +69,23 @@ def test_answers_that_a_pause_of_the_camera_missed_are_not_made_up_for(times_of)
     assert times_of([0, 5.2, 5.4, 5.6, 5.8, 6.0, 6.2], every=1) == [5.2, 6.0, 6.2]
 
 
+def test_an_answer_that_is_less_than_a_nanosecond_early_is_due(times_of):
+    assert times_of([0, 1 - 0.9e-9, 1.5, 2, 2.5], every=1) == [1 - 0.9e-9, 2, 2.5]
+    assert times_of([0, 1 - 1.5e-9, 1.5, 2, 2.5], every=1) == [1.5, 2, 2.5]
+
+
+def test_by_default_there_is_an_answer_every_two_seconds_about_the_last_eight(times_of):
+    assert times_of([0, 1, 2, 3, 4, 5]) == [2, 4, 5]
+    assert (WatchOptions().window, WatchOptions().realtime) == (8, False)
+    assert watch.Observation(1.0, "said", 0).lost == 0
+
+
+def test_where_the_last_frame_was_answered_there_is_no_answer_more(times_of):
+    assert times_of([0, 1, 2], every=1) == [1, 2]
+    assert times_of([], every=1) == []
+    assert times_of([0], every=1) == [0]
+
+
 def test_as_many_answers_are_given_as_were_asked_for(times_of):
     assert times_of([0, 1, 2, 3, 4], every=1, count=2) == [1, 2]
 
@@ -135,6 +152,78 @@ def test_what_a_slow_engine_and_the_network_lost_is_told_with_the_next_answer(mo
     got = list(seen.answers("file", "what ?", WatchOptions(every=1, realtime=True)))
     assert [(one.time, one.dropped, one.lost) for one in got] == [(6, 5, 1), (7, 0, 2), (8, 0, 3), (9, 0, 4)]
     assert seen._live.times == [0, 6, 7, 8, 9] and got[0].answer == "said"
+
+
+@pytest.mark.parametrize(
+    ("source", "realtime", "waits"),
+    [("file", False, False), ("file", True, True), ("rtsp://host", False, True), ("/dev/video0", False, True)],
+)
+def test_a_camera_takes_frames_in_a_thread_that_ends_with_the_watching(monkeypatch, source, realtime, waits):
+    """Four frames span eight seconds: one every two. What was seen before is forgotten, and a question is checked first."""
+    made, sampled, steps, asked = [], [], [], []
+
+    class Camera:
+        def __init__(self, frames, capacity):
+            self.frames, self.stopped = frames, False
+            made.append((self, capacity))
+
+        def __iter__(self):
+            return iter(self.frames)
+
+        def take_dropped(self):
+            return 5
+
+        def stop(self):
+            self.stopped = True
+
+    def frames(*given):
+        sampled.append(given)
+        return iter([(0.0, "a"), (3.0, "b")])
+
+    seen = Watch.__new__(Watch)
+    seen._live = Live()
+    seen._live.push(None, -1.0)
+    seen._live.preprocessor = "preprocessor"
+    seen._chat = SimpleNamespace(
+        prompt=SimpleNamespace(ids=steps.append), ask_about=lambda *given: asked.append(given) or iter(["word"]), answer="said"
+    )
+    monkeypatch.setattr(watch, "_Camera", Camera)
+    monkeypatch.setattr(watch, "sampled", frames)
+    monkeypatch.setattr(watch, "Stream", lambda source: steps.append(source) or Lossy(source))
+    options = WatchOptions(every=2.5, window=8, realtime=realtime)
+    (got,) = seen.answers(source, "what ?", options, "how")
+    assert (got.time, got.answer, got.dropped) == (3.0, "said", 5 if waits else 0)
+    assert steps == ["what ?", source] and asked == [(source, "what ?", "how")] and seen._live.times == [0.0, 3.0]
+    ((stream, step, preprocessor, given),) = sampled
+    assert (stream.source, step, preprocessor, given) == (source, 2.0, "preprocessor", options)
+    assert [(camera.stopped, capacity) for camera, capacity in made] == [(True, 4)] * waits
+
+
+def test_a_camera_s_thread_does_not_keep_the_program_from_ending():
+    wanted = threading.Event()
+
+    def frames():
+        assert wanted.wait(10)
+        yield 0.0, np.zeros(1)
+
+    camera = watch._Camera(frames(), capacity=1)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "camera")
+    assert thread.daemon
+    wanted.set()
+    assert len(list(camera)) == 1
+    thread.join(10)
+
+
+def test_as_many_frames_as_it_holds_wait_and_none_is_dropped():
+    done = threading.Event()
+
+    def frames():
+        yield from [(0.0, "a"), (1.0, "b")]
+        done.set()
+
+    camera = watch._Camera(frames(), capacity=2)
+    assert done.wait(10)
+    assert camera.take_dropped() == 0 and list(camera) == [(0.0, "a"), (1.0, "b")]
 
 
 def test_an_observation_is_json_with_what_was_dropped():

@@ -192,7 +192,7 @@ def test_the_text_is_a_table_with_numbers_flush_right_and_a_verdict():
 def test_a_report_in_which_nothing_ran_is_not_ok():
     report = parity.ParityReport("b", "fp32", (), {"onnx": "missing"})
     assert not report.ok
-    assert "nothing was compared" in parity.text(report)
+    assert parity.text(report).splitlines() == ["onnx was not run: missing", "nothing was compared"]
 
 
 def test_the_report_is_json_even_where_an_error_is_infinite():
@@ -200,6 +200,46 @@ def test_the_report_is_json_even_where_an_error_is_infinite():
     report = parity.ParityReport("b", "fp32", (row,))
     values = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert values["ok"] is False and values["rows"][0]["error"] is None and values["rows"][0]["shape"] == [2, 3]
+
+
+def judged(got, expected, every, precision="fp32", rounding=0.0, ranks=None) -> dict[str, parity.Row]:
+    rows = parity._judge(got, expected, every, Stages({}, ranks or {}), "onnx", precision, rounding)
+    assert [row.stage for row in rows] == list(got)
+    return {row.stage: row for row in rows}
+
+
+def test_a_stage_that_is_stored_flat_or_thinned_is_compared_value_by_value():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    flat = array.reshape(-1)
+    rows = judged(
+        {"flat": array, "thinned": array, "as it is": array, "another shape": array, "too few": array, "off": array},
+        {"flat": flat, "thinned": flat[::4], "as it is": array, "another shape": array.T, "too few": flat[:4], "off": array + 0.5},
+        {"flat": 1, "thinned": 4, "as it is": 1, "another shape": 1, "too few": 1, "off": 1},
+    )
+    assert [row.ok for row in rows.values()] == [True, True, True, False, False, False]
+    assert rows["flat"].shape == rows["thinned"].shape == (2, 3) and rows["flat"].note == ""
+    assert (rows["off"].max_abs, rows["off"].error) == (0.5, pytest.approx(0.5 / 5.5))
+    assert rows["too few"].note == rows["another shape"].note == "not the shape of torch's output"
+
+
+def test_rounding_that_was_measured_is_allowed_for():
+    one, other = np.ones((1, 1), np.float32), np.full((1, 1), 1.0005, np.float32)
+    assert not judged({"a": one}, {"a": other}, {"a": 1})["a"].ok
+    row = judged({"a": one}, {"a": other}, {"a": 1}, rounding=2e-4)["a"]
+    assert row.ok and row.tolerance == pytest.approx(8e-4)
+    assert judged({"a": one}, {"a": other}, {"a": 1}, precision="fp16")["a"].tolerance == 0.03
+
+
+def test_rows_from_a_select_stage_on_may_be_other_choices_also_where_they_are_batched():
+    rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    swapped = np.vstack([rows[1:2], rows[:1], rows[2:]])
+    names = ["compress/topk", parity.BATCHED, "visual_tokens"]
+    every = dict.fromkeys(["vision/encoder", *names], 1)
+    got, expected = dict.fromkeys(every, swapped), dict.fromkeys(every, rows)
+    ranks = {"vision/encoder": 3, "compress/topk": 2, "visual_tokens": 2}
+    seen = judged(got, expected, every, ranks=ranks)
+    assert [row.ok for row in seen.values()] == [False, True, True, True]
+    assert {seen[name].note for name in names} == {"0.0% other rows, 0.5% allowed"} and not seen["vision/encoder"].note
 
 
 def test_parity_and_bench_need_no_torch_and_keep_stdout_clean(bundle):

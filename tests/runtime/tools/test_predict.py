@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,13 @@ import onnx
 import onnx.parser
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from export.demo import CHECKPOINT
 from runtime.__main__ import main
 from runtime.errors import EngineError
 from runtime.tools import predict
-from runtime.tools.work import decode_work, prefill_work, vision_work
+from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 
 CONFIG = json.loads((CHECKPOINT / "config.json").read_text())
 
@@ -102,3 +104,142 @@ def test_the_help_names_the_machines(capsys):
         main(["inspect", "--help"])
     assert "--predict cpu|orin|thor|h200 " in " ".join(capsys.readouterr().out.split())
     assert list(predict.MACHINES) == ["orin", "thor", "h200"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fp32", "fp16", "int8", "bandwidth"),
+    [  # dense, in 10^12 a second; GB/s. Orin: 2048 cores at 1.3 GHz, 170 / 2 / 2; Thor: 2560 at 1.57 GHz, 2070 / 8 and / 4
+        ("orin", 2 * 2048 * 1.3e-3, 42.5, 85, 204.8),
+        ("thor", 2 * 2560 * 1.57e-3, 2070 / 8, 2070 / 4, 273),
+        ("h200", 67, 989, 1979, 4800),
+    ],
+)
+def test_rates_are_those_of_the_sources_and_half_of_them_is_expected(name, fp32, fp16, int8, bandwidth):
+    machine = predict.MACHINES[name]
+    assert machine.rates == pytest.approx({"fp32": fp32 * 1e12, "fp16": fp16 * 1e12, "int8": int8 * 1e12}, rel=0.01)
+    assert (machine.bandwidth, machine.reached) == (bandwidth * 1e9, 0.5)
+
+
+def test_where_both_take_equally_long_arithmetic_is_the_bound():
+    machine = predict.Machine("m", {"fp16": 50.0, "int8": 100.0}, 20.0, 0.5, "test")
+    stage = predict._stage("s", Work({"fp16": 100.0, "int8": 200.0}, 80.0), machine)
+    assert stage == predict.Stage("s", 8.0, "arithmetic", 300.0, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["vision.onnx"], ["encode and compress 16 frames"]),
+        (["llm/decoder.onnx"], ["prefill 1,032 positions", "decode one token"]),
+        (
+            ["vision.onnx", "llm/decoder.onnx"],
+            ["encode and compress 16 frames", "prefill 1,032 positions", "time to first token", "decode one token"],
+        ),
+        (["vision.encoder.onnx"], []),
+    ],
+)
+def test_stages_are_those_of_the_graphs_that_are_there(monkeypatch, files, names):
+    """Encoding reads 16 bytes, a prefill as many as it has positions and a token a tenth, at 2 bytes a second; they do 3, 5 and 7 operations."""
+    monkeypatch.setitem(predict.MACHINES, "test", predict.Machine("m", {"fp32": 1e9}, 4.0, 0.5, "test"))
+    monkeypatch.setattr(predict, "vision_work", lambda bundle: Work({"fp32": 3.0}, 16.0))
+    monkeypatch.setattr(predict, "prefill_work", lambda bundle, positions: Work({"fp32": 5.0}, positions))
+    monkeypatch.setattr(predict, "decode_work", lambda bundle, positions: Work({"fp32": 7.0}, positions / 10))
+    manifest = SimpleNamespace(files=files, frames=16, tokens_per_clip=1000)
+    stages = predict.predict(SimpleNamespace(manifest=manifest), "test").stages
+    expected = {
+        "encode and compress 16 frames": (8.0, "memory", 3.0, 16.0),
+        "prefill 1,032 positions": (516.0, "memory", 5.0, 1032.0),
+        "time to first token": (524.0, "", 8.0, 1048.0),
+        "decode one token": (51.6, "memory", 7.0, 103.2),
+    }
+    assert stages == [predict.Stage(name, *expected[name]) for name in names]
+
+
+def test_the_text_is_a_table_with_numbers_flush_right_and_where_the_rates_are_from():
+    machine = predict.Machine("a board", {"fp32": 2e12, "int8": 8e12}, 204.8e9, 0.5, "a brief")
+    stages = [predict.Stage("decode one token", 0.012345, "memory", 1.25e12, 2.5e9), predict.Stage("all", 12.0, "", 4e8, 3e5)]
+    assert predict.text(predict.Prediction(machine, stages)).splitlines() == [
+        "prediction, not a measurement: a board, fp32 2,000 GFLOP/s, int8 8,000 GFLOP/s, 205 GB/s, of which 50% are assumed to be reached",
+        "(a brief)",
+        "stage             seconds  bound by    GFLOP     MB",
+        "────────────────  ───────  ────────  ───────  ─────",
+        "decode one token   0.0123  memory    1,250.0  2,500",
+        "all                    12                0.4      0",
+    ]
+    own = predict.text(predict.Prediction(replace(machine, reached=1.0), stages)).splitlines()
+    assert own[0].endswith("205 GB/s, as measured")
+
+
+class Engines:
+    """Stands in for ONNX Runtime's engine: notes what was loaded and run, and what was closed."""
+
+    def __init__(self):
+        self.loaded, self.fed, self.closed = [], [], 0
+
+    def load(self, content):
+        self.loaded.append(content)
+        return self
+
+    def run(self, feeds):
+        self.fed.append(feeds)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Runs take a quarter of a second."""
+    engines = Engines()
+    monkeypatch.setattr("runtime.engine.onnx.OnnxEngine", engines)
+    monkeypatch.setattr(predict, "_fastest", lambda run: (run(), 0.25)[1])
+    return engines
+
+
+def test_this_cpu_is_measured_by_a_product_of_an_encoders_size_in_each_precision(monkeypatch, engines):
+    """SigLIP's: 27 x 27 patches, 1152 features, 4304 of its MLP."""
+    made = []
+    monkeypatch.setattr(
+        predict, "_product", lambda *given: made.append(given) or SimpleNamespace(SerializeToString=lambda: given[0])
+    )
+    monkeypatch.setattr(predict, "_read_rate", lambda: 7.0)
+    machine = predict.measured()
+    assert made == [(precision, 27 * 27, 1152, 4304) for precision in ("fp32", "int8")]
+    assert engines.loaded == ["fp32", "int8"] and engines.closed == 2
+    assert [feeds["x"].shape for feeds in engines.fed] == [(1, 729, 1152)] * 2 and engines.fed[0]["x"].dtype == np.float32
+    rate = 2 * 729 * 1152 * 4304 / 0.25
+    assert machine.rates == pytest.approx({"fp32": rate, "fp16": rate, "int8": rate})
+    assert (machine.name, machine.bandwidth, machine.reached) == ("this CPU", 7.0, 1.0)
+
+
+def test_memory_is_measured_by_a_row_times_a_matrix(engines):
+    assert predict._read_rate(6) == 6 * 6 * 4 / 0.25
+    (feeds,) = engines.fed
+    assert {name: array.shape for name, array in feeds.items()} == {"x": (1, 6), "w": (6, 6)} and engines.closed == 1
+    model = onnx.load_from_string(engines.loaded[0])
+    onnx.checker.check_model(model, full_check=True)
+    assert [(node.op_type, list(node.input), list(node.output)) for node in model.graph.node] == [("MatMul", ["x", "w"], ["y"])]
+    assert not model.graph.initializer
+    shape = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*model.graph.input, *model.graph.output)]
+    assert shape == [[1, 6], [6, 6], [1, 6]]
+
+
+def test_the_product_of_int8_is_one_of_numbers_that_both_were_rounded():
+    x = np.array([[[0.5, -0.31, 3.0], [10.0, -10.0, 0.02]]], np.float32)
+    exact, rounded = predict._product("fp32", 2, 3, 5), predict._product("int8", 2, 3, 5)
+    for model in (exact, rounded):
+        onnx.checker.check_model(model, full_check=True)
+    held = {tensor.name: numpy_helper.to_array(tensor) for model in (exact, rounded) for tensor in model.graph.initializer}
+    assert held["w"].shape == held["w8"].shape == (3, 5) and held["w8"].dtype == np.int8 and np.unique(held["w8"]).size > 5
+    (got,) = ReferenceEvaluator(exact).run(None, {"x": x})
+    np.testing.assert_allclose(got, x @ held["w"], rtol=1e-5)
+    steps = np.array([[[17, -10, 100], [127, -128, 1]]])  # of 0.03, within a byte
+    (got,) = ReferenceEvaluator(rounded).run(None, {"x": x})
+    np.testing.assert_allclose(got, 0.03 * steps @ (0.01 * held["w8"]), rtol=1e-4)
+
+
+def test_the_fastest_of_five_calls_counts_after_one_to_warm_up(monkeypatch):
+    clock, calls = [100.0], iter([1.0, 9.0, 7.0, 5.0, 8.0, 6.0])  # seconds; a seventh call would fail
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+    assert predict._fastest(lambda: clock.__setitem__(0, clock[0] + next(calls))) == 5.0
+    assert next(calls, None) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +56,58 @@ def test_outputs_that_are_no_numbers_are_refused(stored):
         comparator.RunResults([("torch", [results])]).save(str(stored.path / "reference" / "torch.json"))
 
     write(np.eye(2, dtype=np.float16))
+    assert list(reference.outputs(stored, "torch")) == ["visual_tokens"]
+    with pytest.raises(BundleError, match=r"torch\.json has no compress/nsp; export the bundle again"):
+        reference.outputs(stored, "torch", "compress/nsp")
     np.testing.assert_array_equal(reference.outputs(stored, "torch", "visual_tokens")["visual_tokens"], [[1, 0], [0, 1]])
     write(np.array(["one", "two"]))
     with pytest.raises(BundleError, match=r"torch\.json: visual_tokens holds <U3, expected numbers; export the bundle again"):
         reference.outputs(stored, "torch")
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "float64", "bool"])
+def test_outputs_may_be_any_numbers(stored, kind):
+    comparator = pytest.importorskip("polygraphy.comparator")
+    results = comparator.IterationResult(outputs={"a": np.array([0, 1], kind)}, runtime=0.0, runner_name="torch")
+    comparator.RunResults([("torch", [results])]).save(str(stored.path / "reference" / "stages.json"))
+    assert reference.outputs(stored, "stages")["a"].tolist() == [0, 1]
+
+
+def test_as_many_margins_as_ids_are_needed(stored):
+    with pytest.raises(BundleError, match=r"llm\.json has 2 greedy ids and 1 margins; export the bundle again"):
+        reference.llm(with_llm(stored, margins=[0.5]))
+
+
+def clip_of(stored: SimpleNamespace, *feeds: dict[str, np.ndarray], pickled: bool = False) -> np.ndarray:
+    """The clip of a file as Polygraphy writes it."""
+
+    def text(array: np.ndarray) -> str:
+        np.save(content := io.BytesIO(), array, allow_pickle=pickled)
+        return base64.b64encode(content.getvalue()).decode()
+
+    listed = [{name: {"array": text(array), "polygraphy_class": "ndarray"} for name, array in feed.items()} for feed in feeds]
+    (stored.path / "reference" / "inputs.json").write_text(json.dumps(listed))
+    return reference.clip(stored)
+
+
+def test_the_clip_is_the_one_input_of_the_one_feed(stored):
+    clip = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    read = clip_of(stored, {"frames": clip})
+    np.testing.assert_array_equal(read, clip)
+    assert read.dtype == np.uint8
+    for feeds in ([], [{"a": clip}, {"a": clip}], [{"a": clip, "b": clip}], [{}]):
+        with pytest.raises(BundleError, match=r"inputs\.json is not a list of one feed with one input .ValueError: .*; export the"):
+            clip_of(stored, *feeds)
+
+
+def test_a_clip_that_would_run_code_is_not_unpickled(stored):
+    with pytest.raises(BundleError, match=r"inputs\.json is not a list"):
+        clip_of(stored, {"frames": np.array([{"a": 1}], object)}, pickled=True)
+
+
+def test_polygraphy_is_silent_only_meanwhile():
+    logger = pytest.importorskip("polygraphy.logger").G_LOGGER
+    before = logger.module_severity.get()
+    with reference.quiet_polygraphy():
+        assert logger.module_severity.get() > logger.CRITICAL
+    assert logger.module_severity.get() == before

@@ -1,0 +1,221 @@
+"""What a round of each half runs, on stand-ins, and what is told of a whole bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import tuning
+from runtime.engine.split import SplitVision
+from runtime.errors import EngineError
+from runtime.tools import tune
+from runtime.tools.tune import Measured
+from runtime.tuning import Choice
+
+CLIP = np.arange(3 * 2, dtype=np.float32).reshape(3, 2)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that stands still but for what is added to it."""
+    now = [100.0]
+    monkeypatch.setattr(tune.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_seconds_are_those_that_a_run_takes(clock):
+    assert tune._timed(lambda: clock.__setitem__(0, clock[0] + 2.5)) == 2.5
+
+
+class TestVision:
+    @pytest.fixture
+    def bundle(self, monkeypatch):
+        monkeypatch.setattr(tune.reference, "clip", lambda bundle: CLIP if bundle == "bundle" else None)
+        return "bundle"
+
+    def open(self, monkeypatch, engine):
+        given = ("bundle", "vision", "onnx", "options")
+        monkeypatch.setattr(tune, "open_engine", lambda *arguments: engine if arguments == given else None)
+
+    def test_a_round_of_a_whole_graph_runs_the_reference_clip_in_its_type(self, monkeypatch, clock, bundle):
+        ran, closed = [], []
+
+        class Engine:
+            inputs = (SimpleNamespace(name="pixel_values", dtype=np.dtype(np.float16)),)
+
+            def run(self, feeds):
+                ran.append(feeds)
+                clock[0] += 4
+
+            def close(self):
+                closed.append(len(ran))
+
+        self.open(monkeypatch, Engine())
+        with tune._vision(bundle, "onnx", "options") as run:
+            assert not ran and run() == run() == 4
+        (feed, _), (name,) = ran, ran[0]
+        assert name == "pixel_values" and feed[name].dtype == np.float16 and closed == [2]
+        np.testing.assert_array_equal(feed[name], CLIP)
+
+    def test_a_round_of_a_split_bundle_is_one_frame_and_all_features(self, monkeypatch, clock, bundle):
+        """Encoding takes a second a frame, compressing ten."""
+        encoded, compressed, closed = [], [], []
+
+        class Split(SplitVision):
+            inputs = (SimpleNamespace(name="frames", dtype=np.dtype(np.float32)),)
+
+            def __init__(self):
+                pass
+
+            def encode(self, frames):
+                encoded.append(frames)
+                clock[0] += len(frames)
+                return frames[0] + 10
+
+            def compress(self, features):
+                compressed.append(features)
+                clock[0] += 10
+
+            def close(self):
+                closed.append(True)
+
+        self.open(monkeypatch, Split())
+        with pytest.raises(EngineError, match="stopped"), tune._vision(bundle, "onnx", "options") as run:
+            assert run() == 11
+            raise EngineError("stopped")
+        assert closed == [True] and len(encoded) == 2 and len(compressed) == 1
+        for frames in encoded:
+            np.testing.assert_array_equal(frames, CLIP[:1])
+        np.testing.assert_array_equal(compressed[0], [[10, 11]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "halves"), [(["vision.onnx", "llm/decoder.onnx"], ["vision", "llm"]), (["vision.onnx"], ["vision"]), ([], [])]
+)
+def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch, files, halves):
+    written = []
+
+    def write(bundle, choices, measured):
+        written.append((bundle, choices, measured))
+        return Path("record.json")
+
+    def measure(bundle, half, candidate, rounds):
+        seconds = 1.0 + candidate.threads - 2 * (half == "llm") * candidate.threads
+        return Measured(half, candidate.backend, candidate.threads, seconds * rounds, seconds)
+
+    monkeypatch.setattr(tuning, "write", write)
+    monkeypatch.setattr(tuning, "machine", lambda: {"cores": 2})
+    monkeypatch.setattr(tune, "candidates", lambda: [Choice("onnx", 0), Choice("onnx", 0.25)])
+    monkeypatch.setattr(tune, "_measure", measure)
+    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files))
+    report = tune.tune(bundle, 1)
+    best = {"vision": Choice("onnx", 0), "llm": Choice("onnx", 0.25)}
+    assert report.choices == {half: best[half] for half in halves}
+    assert [(row.half, row.threads) for row in report.measured] == [(half, threads) for half in halves for threads in (0, 0.25)]
+    ((of, choices, rows),) = written
+    assert of is bundle and choices == report.choices and [row["half"] for row in rows] == [row.half for row in report.measured]
+    assert (report.file, report.machine) == (Path("record.json"), {"cores": 2})
+    if files:
+        assert tune.tune(bundle).measured[0].median == 3  # rounds, by default
+
+
+def test_a_candidate_that_is_as_fast_as_the_default_changes_nothing():
+    rows = [Measured("llm", "onnx", 2, 1.0, 0.5), Measured("llm", "onnx", 0, 2.0, 1.0), Measured("llm", "openvino", 0, 1.5, 0.1)]
+    assert tune.choose(rows) == Choice("onnx", 0)  # the best median is the default's fastest
+    assert tune.choose([rows[0], rows[2]]) == Choice("onnx", 2)  # there is no default's
+
+
+def test_the_report_is_a_table_with_seconds_flush_right():
+    rows = (
+        Measured("vision", "onnx", 0, 10.0, 9.5),
+        Measured("vision", "openvino", 2, 1.0, 0.25),
+        Measured("llm", "openvino", 2, None, None, "broken"),
+    )
+    choices = {"vision": Choice("openvino", 2), "llm": Choice("onnx", 0)}
+    report = tune.TuneReport(choices, rows, Path("record.json"), {"cpu": "A CPU", "cores": 6})
+    assert tune.text(report).splitlines() == [
+        "A CPU, 6 cores",
+        "half    backend   threads  median s  fastest s",
+        "──────  ────────  ───────  ────────  ─────────  ──────",
+        "vision  onnx      its own   10.0000     9.5000",
+        "vision  openvino  2          1.0000     0.2500  chosen",
+        "llm     openvino  2                             broken",
+        "--backend auto reads record.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (2000, [0, *(2**power for power in range(11))])]
+)
+def test_threads_are_powers_of_two_below_the_number_of_cores(monkeypatch, cores, threads):
+    monkeypatch.setattr(tuning, "machine", lambda: {"cores": cores})
+    monkeypatch.setattr(tune, "BACKENDS", ("onnx",))
+    assert tune.candidates() == [Choice("onnx", count) for count in threads]
+
+
+def test_where_nothing_runs_every_reason_is_told():
+    rows = [Measured("llm", name, 0, None, None, note) for name, note in (("onnx", "no room"), ("openvino", "no file"))]
+    with pytest.raises(EngineError, match="no backend could run: onnx: no room; openvino: no file"):
+        tune.choose(rows)
+
+
+class TestRecord:
+    @pytest.fixture
+    def bundle(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(tuning, "machine", lambda: {"cpu": "a"})
+        monkeypatch.setattr(tuning, "release", lambda backend: f"1.0 of {backend}")
+        return self.of("vision.onnx", "llm/decoder.onnx")
+
+    @staticmethod
+    def of(*files, split=False, digest="x"):
+        manifest = SimpleNamespace(files=files)
+        return SimpleNamespace(path=Path("b"), manifest=manifest, is_split=split, sha256=lambda graph: f"{digest} {graph}")
+
+    def test_what_is_written_is_what_is_chosen(self, bundle, tmp_path):
+        choices = {"vision": Choice("onnx", 0), "llm": Choice("openvino", 3)}
+        file = tuning.write(bundle, choices, [{"half": "llm"}])
+        assert file.parent == tmp_path / "st-gridpool" / "tuning" and file.suffix == ".json"
+        assert (
+            tuning.chosen(bundle, "vision.encoder") == choices["vision"] and tuning.chosen(bundle, "llm/decoder") == choices["llm"]
+        )
+        record = tuning.json.loads(file.read_text())
+        assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 1)
+
+    @pytest.mark.parametrize(
+        ("old", "new"), [('"cpu": "a"', '"cpu": "b"'), ('"1.0 of onnx"', '"1.1 of onnx"'), ('"threads": 2', '"threads": -1'),
+                         ('"threads": 2', '"threads": "two"'), ('"vision": {', '"sound": {'), ('"halves"', '"quarters"')],
+    )  # fmt: skip
+    def test_what_does_not_hold_any_more_is_none(self, bundle, old, new):
+        file = tuning.write(bundle, {"vision": Choice("onnx", 2)}, [])
+        assert tuning.chosen(bundle, "vision") == Choice("onnx", 2)
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+        assert tuning.chosen(bundle, "vision") is None
+
+    def test_a_record_is_of_the_graphs_that_are_there_and_of_the_machine(self, bundle, monkeypatch):
+        others = [self.of("vision.onnx"), self.of("llm/decoder.onnx"), self.of(*bundle.manifest.files, split=True)]
+        others.append(self.of(*bundle.manifest.files, digest="y"))
+        files = {tuning.file_of(one) for one in (bundle, *others)}
+        monkeypatch.setattr(tuning, "machine", lambda: {"cpu": "b"})
+        assert len(files | {tuning.file_of(bundle)}) == 6
+
+    def test_without_a_cache_of_its_own_it_is_the_users(self, bundle, monkeypatch, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", "")
+        monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+        assert tuning.file_of(bundle).parent == tmp_path / "home" / ".cache" / "st-gridpool" / "tuning"
+
+    @pytest.mark.parametrize(("affinity", "count", "cores"), [({1, 5, 6}, 8, 3), (None, 8, 8), (None, None, 1)])
+    def test_cores_are_those_that_this_process_may_use(self, monkeypatch, affinity, count, cores):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity if pid == 0 else {0}, raising=False)
+        if affinity is None:
+            monkeypatch.delattr(os, "sched_getaffinity")
+        monkeypatch.setattr(os, "cpu_count", lambda: count)
+        monkeypatch.setattr(tuning, "cpu_model", lambda: "a cpu")
+        monkeypatch.setattr(tuning.platform, "system", lambda: "Minix")
+        monkeypatch.setattr(tuning.platform, "machine", lambda: "z80")
+        assert tuning.machine() == {"cpu": "a cpu", "cores": cores, "system": "Minix z80"}
