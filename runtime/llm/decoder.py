@@ -11,22 +11,19 @@ import numpy as np
 
 from runtime.bundle import DECODER, Bundle
 from runtime.engine import Engine, EngineOptions, State, open_engine
-from runtime.errors import ContextError, NonFiniteError
+from runtime.errors import BundleError, ContextError, NonFiniteError
 
 PREFILL_CHUNK = 256  # positions a run: bounds the score matrix to heads x 256 x P; 512 are no faster (benchmarks/RESULTS.md)
 
 
 class LocalDecoder:
-    """One loaded decoder graph; each `Conversation` has a cache of its own."""
+    """One loaded decoder graph; each `Conversation` has a cache of its own. BundleError where it has not the manifest's layers."""
 
     def __init__(self, bundle: Bundle, engine: Engine):
         self.engine = engine
         self.max_context = bundle.manifest.limits["max_context"]
-        self.dtype = next(spec.dtype for spec in engine.inputs if spec.name == "inputs_embeds")
-        layers = range(bundle.manifest.llm["layers"])
-        self.cache_pairs = {
-            f"past_key_values.{layer}.{half}": f"present.{layer}.{half}" for layer in layers for half in ("key", "value")
-        }
+        self.dtype = {spec.name: spec.dtype for spec in engine.inputs}.get("inputs_embeds", np.dtype(np.float32))
+        self.cache_pairs = _cache_pairs(engine, bundle.manifest.llm["layers"])
 
     @classmethod
     def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> LocalDecoder:
@@ -34,6 +31,16 @@ class LocalDecoder:
 
     def conversation(self) -> Conversation:
         return Conversation(self, self.engine.new_state(self.cache_pairs))
+
+
+def _cache_pairs(engine: Engine, layers: int) -> dict[str, str]:
+    """{input name: output name} of all keys and values."""
+    caches = {spec.name for spec in (*engine.inputs, *engine.outputs) if spec.name.startswith(("past_key_values.", "present."))}
+    if len(caches) == 4 * layers:
+        pairs = {f"past_key_values.{at}.{half}": f"present.{at}.{half}" for at in range(layers) for half in ("key", "value")}
+        if caches == {*pairs, *pairs.values()}:
+            return pairs
+    raise BundleError(f"the decoder graph has not the caches of {layers} layers, as the manifest says; export the bundle again")
 
 
 class Conversation:

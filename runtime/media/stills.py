@@ -132,7 +132,7 @@ class Still:
         return pixels
 
     def _seek(self, index: int) -> None:
-        if self._count > 1:
+        if self._first or self._count > 1:
             self._image.seek(self._first + index)
 
 

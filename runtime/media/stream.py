@@ -83,9 +83,9 @@ class Stream:
                 yield frame, reader.stream
 
     def _of_camera(self) -> Iterator[tuple[VideoFrame, VideoStream]]:
-        import av
-
         with _opened(self.source) as container:
+            import av
+
             stream = best_stream(container, self.source)
             stream.thread_type = "AUTO"
             stream.codec_context.copy_opaque = True  # from a packet to its frame: whether a part of it was lost

@@ -3,25 +3,48 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "text.hpp"
 
 namespace gridpool {
+namespace {
+
+/// {input name: output name} of all keys and values.
+std::map<std::string, std::string> cache_pairs(const Engine& engine, int64_t layers) {
+  std::set<std::string> caches, expected;
+  for (const auto* specs : {&engine.inputs(), &engine.outputs()}) {
+    for (const auto& spec : *specs) {
+      if (spec.name.rfind("past_key_values.", 0) == 0 || spec.name.rfind("present.", 0) == 0) caches.insert(spec.name);
+    }
+  }
+  std::map<std::string, std::string> pairs;
+  for (int64_t layer = 0; layer < std::min(layers, static_cast<int64_t>(caches.size())); ++layer) {
+    for (const char* half : {".key", ".value"}) {
+      const std::string name = std::to_string(layer) + half;
+      pairs["past_key_values." + name] = "present." + name;
+      expected.insert({"past_key_values." + name, "present." + name});
+    }
+  }
+  if (caches.empty() || caches != expected) {
+    throw BundleError("the decoder graph has not the caches of " + std::to_string(layers) +
+                      " layers, as the manifest says; export the bundle again");
+  }
+  return pairs;
+}
+
+}  // namespace
 
 LocalDecoder LocalDecoder::open(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
   return LocalDecoder(bundle, open_engine(bundle, kDecoder, backend, options));
 }
 
 LocalDecoder::LocalDecoder(const Bundle& bundle, std::unique_ptr<Engine> engine)
-    : engine_(std::move(engine)), max_context_(bundle.manifest().max_context) {
+    : engine_(std::move(engine)),
+      max_context_(bundle.manifest().max_context),
+      cache_pairs_(cache_pairs(*engine_, bundle.manifest().layers)) {
   for (const auto& spec : engine_->inputs()) {
     if (spec.name == "inputs_embeds") dtype_ = spec.dtype;
-  }
-  for (int64_t layer = 0; layer < bundle.manifest().layers; ++layer) {
-    for (const char* half : {"key", "value"}) {
-      const std::string name = std::to_string(layer) + "." + half;
-      cache_pairs_["past_key_values." + name] = "present." + name;
-    }
   }
 }
 

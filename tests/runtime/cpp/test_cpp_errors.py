@@ -23,6 +23,9 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
     for name, content in {"text.mp4": b"no video", "empty.mp4": b"", "cut.mp4": clip.read_bytes()[:9000]}.items():
         (folder / name).write_bytes(content)
     (folder / "nothing").mkdir()
+    manifest = json.loads((shutil.copytree(bundle_path, folder / "layers") / "manifest.json").read_text(encoding="utf-8"))
+    manifest["llm"]["layers"] += 1
+    (folder / "layers" / "manifest.json").write_text(json.dumps(manifest))
     return {"BUNDLE": bundle_path, "CLIP": clip, "FOLDER": folder}
 
 
@@ -37,6 +40,7 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
         "run BUNDLE/none CLIP Q",
         "run FOLDER/nothing CLIP Q",
         "run CLIP CLIP Q",
+        "run FOLDER/layers CLIP Q",
         "run BUNDLE CLIP EMPTY",
         "run BUNDLE CLIP SPECIAL",
         "run BUNDLE CLIP LONG",

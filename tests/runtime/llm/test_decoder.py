@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.engine import EngineOptions
-from runtime.errors import ContextError, NonFiniteError
+from runtime.errors import BundleError, ContextError, NonFiniteError
 from runtime.llm import decoder
 from runtime.llm.decoder import LocalDecoder, check_context
 
@@ -16,10 +16,13 @@ from runtime.llm.decoder import LocalDecoder, check_context
 class Engine:
     """Logits of a run: the number of the run at id 0, and the first value of the last row at id 1; other rows are -9."""
 
-    def __init__(self, dtype: type = np.float32):
+    def __init__(self, dtype: type = np.float32, layers: int = 2):
         self.inputs = [SimpleNamespace(name=name, dtype=np.dtype(kind)) for name, kind in
                        (("attention_mask", np.int64), ("inputs_embeds", dtype), ("position_ids", np.int64))]  # fmt: skip
         self.fed, self.pairs, self.spoilt = [], None, None
+        caches = [f"{layer}.{half}" for layer in range(layers) for half in ("key", "value")]
+        self.inputs += [SimpleNamespace(name=f"past_key_values.{cache}", dtype=np.dtype(dtype)) for cache in caches]
+        self.outputs = [SimpleNamespace(name=name) for name in ("logits", *(f"present.{cache}" for cache in caches))]
 
     def new_state(self, pairs: dict) -> str:
         self.pairs = pairs
@@ -60,9 +63,19 @@ def test_a_conversation_has_a_key_and_a_value_cache_a_layer():
 def test_opening_loads_the_decoder_s_graph_as_it_is_told(monkeypatch, given):
     asked = []
     bundle = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": 7}, llm={"layers": 1}))
-    monkeypatch.setattr(decoder, "open_engine", lambda *arguments: asked.append(arguments) or Engine())
+    monkeypatch.setattr(decoder, "open_engine", lambda *arguments: asked.append(arguments) or Engine(layers=1))
     assert LocalDecoder.open(bundle, *given).max_context == 7
     assert asked == [(bundle, "llm/decoder", *(given or ("auto", EngineOptions())))]
+
+
+@pytest.mark.parametrize(("layers", "lost"), [(1, ()), (3, ()), (2**31, ()), (2, ("inputs", -1)), (2, ("outputs", -1))])
+def test_a_graph_has_the_caches_of_the_manifest_s_layers(layers, lost):
+    engine = Engine()
+    if lost:
+        getattr(engine, lost[0])[lost[1]].name = "present.9.key"
+    manifest = SimpleNamespace(limits={"max_context": 9}, llm={"layers": layers})
+    with pytest.raises(BundleError, match=f"has not the caches of {layers} layers, as the manifest says; export the bundle again"):
+        LocalDecoder(SimpleNamespace(manifest=manifest), engine)
 
 
 def test_a_prompt_is_fed_in_chunks_behind_what_is_there():

@@ -290,7 +290,7 @@ class TestOpening:
     def test_without_pyav_the_message_says_how_to_get_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)
         with pytest.raises(UserError, match=r'^watching a stream needs the package "av", which is not installed: '):
-            stream._opened("rtsp://host/1")
+            next(iter(stream.Stream("rtsp://host/1")))
 
     @pytest.mark.parametrize("source", ["http://host/live", "file:///etc/hostname", "concat://a|b", "xrtsp://host/1"])
     def test_another_kind_of_address_is_not_opened(self, asked, source):
