@@ -170,7 +170,11 @@ def _open(engine: Any, bundle: Bundle, graph: str, options: EngineOptions) -> En
         from runtime.engine.split import SplitVision
 
         return SplitVision.open_both(engine, bundle, options)
-    return engine.open(bundle, graph, options)
+    opened = engine.open(bundle, graph, options)
+    part, result = ("vision graph", "visual_tokens") if graph == VISION else ("decoder", "logits")
+    if result not in (spec.name for spec in opened.outputs):
+        raise EngineError(f"the {part} has no output {result}; export the bundle again")
+    return opened
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], bound: frozenset[str] = frozenset()) -> None:

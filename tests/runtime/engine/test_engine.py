@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import runtime.engine
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER
 from runtime.engine import EngineOptions, TensorSpec, backend_class, check_feeds, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.errors import EngineError
@@ -58,6 +58,8 @@ def test_a_backend_is_found_by_its_name():
 class Backend:
     """One that runs unless `reason` says why not; `asked` notes what it opens."""
 
+    outputs: tuple[str, ...] | None = None
+
     def __init__(self, name: str, reason: str | None = None, takes_bf16: bool = False, broken: str = ""):
         self.name, self.reason, self.takes_bf16, self.broken, self.asked = name, reason, takes_bf16, broken, []
 
@@ -70,7 +72,9 @@ class Backend:
             raise EngineError(self.broken)
         self.asked.append((graph, options))
         spec = TensorSpec("x", F32, (2, 3))
-        return SimpleNamespace(backend=self.name, device=options.device, inputs=(spec,), outputs=(TensorSpec("x", F32, (1, 3)),))
+        names = (("logits",) if graph.startswith("llm/") else ("visual_tokens",)) if self.outputs is None else self.outputs
+        outputs = tuple(TensorSpec(name, F32, (1, 3)) for name in names)
+        return SimpleNamespace(backend=self.name, device=options.device, inputs=(spec,), outputs=outputs)
 
 
 @pytest.fixture
@@ -149,6 +153,22 @@ def test_the_vision_half_of_a_split_bundle_is_two_graphs(backends):
     onnx.asked.clear()
     open_engine(bundle, DECODER, "onnx", CPU)
     assert onnx.asked == [(DECODER, CPU)]
+
+
+@pytest.mark.parametrize(
+    ("graph", "outputs", "message"),
+    [
+        (VISION, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
+        (DECODER, ("visual_tokens", "present.0.key"), "the decoder has no output logits; export the bundle again"),
+        (DECODER_BATCH, (), "the decoder has no output logits; export the bundle again"),
+    ],
+)
+def test_a_graph_without_its_result_is_not_opened(backends, graph, outputs, message):
+    onnx = Backend("onnx")
+    bundle = backends(onnx)
+    onnx.outputs = outputs
+    with pytest.raises(EngineError, match=f"^{message}$"):
+        open_engine(bundle, graph, "onnx", CPU)
 
 
 SPECS = (TensorSpec("ids", I64, (1, "S")), TensorSpec("x", F32, (1, "S", 4)), TensorSpec("past", F32, (1, 2)))
