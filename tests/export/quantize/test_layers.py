@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from export.quantize import layers
 from export.quantize.layers import Layer, find_layers, own_errors, sampled, with_outputs
@@ -91,11 +91,13 @@ def test_large_weights_are_written_beside_the_file_and_old_ones_go(tmp_path, mon
     large.CopyFrom(model())
     del large.graph.initializer[:]
     large.graph.initializer.append(numpy_helper.from_array(np.ones(256, np.float32), "w"))  # 1024 bytes
+    large.graph.node.append(helper.make_node("Constant", [], ["c"], value=large.graph.initializer[0]))
     monkeypatch.setattr(layers, "_INLINE_BYTES", most)
     (tmp_path / "m.onnx.data").write_bytes(b"of an older file")
     written = layers.save(large, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").exists() == external
     (weight,) = written.graph.initializer
     assert (weight.data_location == onnx.TensorProto.EXTERNAL) == external
+    assert written.graph.node[-1].attribute[0].t.raw_data  # an attribute is no weight
     (read,) = layers.with_weights(written, tmp_path).graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(read), np.ones(256, np.float32))

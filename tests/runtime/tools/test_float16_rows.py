@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +164,12 @@ def test_the_decoder_is_compared_for_four_ids_and_beside_a_shorter_prompt(tmp_pa
     assert llm.log[3:] == [
         (tmp_path, "llm/decoder.batch", 2), (0, prompt[:5]), (1, prompt[:6]), ([0, 1], [prompt[5], prompt[6]]), "slots closed",
     ]  # fmt: skip
+
+
+def test_an_error_of_a_batch_is_relative_to_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = replace(expected(), logits=np.float32([1, 2, 8]))
+    row = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), Llm(monkeypatch).embeddings, truth)
+    assert row == Row("llm/batch", "onnx", (3,), 4, 4 / 8, 0.03, False, "")
 
 
 def test_a_batch_that_is_not_finite_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
