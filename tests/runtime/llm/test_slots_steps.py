@@ -35,7 +35,13 @@ class Engine:
 
     def __init__(self, batch: int | str):
         half = np.dtype(np.float16)
-        self.inputs = (TensorSpec("other", half, (5,)), TensorSpec("inputs_embeds", half, (batch, "positions", D)))
+        caches = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+        self.inputs = (
+            TensorSpec("other", half, (5,)),
+            TensorSpec("inputs_embeds", half, (batch, "positions", D)),
+            *(TensorSpec(f"past_key_values.{cache}", half, (batch, 1, 10, D)) for cache in caches),
+        )
+        self.outputs = [TensorSpec(f"present.{cache}", half, (batch, 1, 10, D)) for cache in caches]
         self.states: list[tuple[dict[str, str], dict[str, int]]] = []
         self.runs: list[tuple] = []
         self.closed = 0
