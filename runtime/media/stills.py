@@ -11,7 +11,9 @@ h, w rows and columns of a frame.
 
 from __future__ import annotations
 
+import io
 import mmap
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +59,17 @@ def _is_jpeg_stream(path: Path) -> bool:
         return end >= 0 and content.find(b"MPF\0", 0, end) < 0
 
 
+class _Bounded(io.BufferedReader):
+    """A file whose reads ask for no memory beyond its end, whatever length a damaged header says."""
+
+    def __init__(self, raw: io.FileIO):
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self._size - self.tell(), 0)))
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Still]:
     """The picture, within the limits. VideoError for one that Pillow can't read."""
@@ -65,7 +78,7 @@ def opened(path: Path) -> Iterator[Still]:
     except ImportError:
         raise missing_package("pillow", "reading a picture", "runtime") from None
     # A file without a name is read and not mapped: Pillow 13 maps a TIFF that EXIF turns with its rows and columns exchanged.
-    with open(path, "rb") as file:
+    with _Bounded(open(path, "rb", buffering=0)) as file:
         with _errors(path):
             try:
                 image: Any = Image.open(file, formats=_FORMATS)

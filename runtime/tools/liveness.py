@@ -184,7 +184,7 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
                 continue
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
             result = np.array([dim.dim_value for dim in dims], np.int64)[bounds.get("start", 0) : bounds.get("end", len(dims))]
-        elif all(name in values for name in node.input) and not _bodies(node):
+        elif all(name in values for name in node.input) and not _bodies(node) and _is_small(kinds.get(node.output[0])):
             alone = helper.make_graph(
                 [node], "one", [_untyped(name) for name in dict.fromkeys(node.input)], [_untyped(node.output[0])]
             )
@@ -206,6 +206,12 @@ def _is_small_integer(tensor: onnx.TensorProto) -> bool:
 
     whole = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return whole and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
+
+
+def _is_small(kind: onnx.TypeProto.Tensor | None) -> bool:
+    """Whether it has few values, known before they are computed: a Range of three numbers may have any length."""
+    dims = kind.shape.dim if kind is not None and kind.HasField("shape") else None
+    return dims is not None and all(dim.HasField("dim_value") for dim in dims) and prod(dim.dim_value for dim in dims) <= _SMALL
 
 
 def _untyped(name: str) -> onnx.ValueInfoProto:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import tracemalloc
 import warnings
 from fractions import Fraction
 
@@ -174,6 +176,33 @@ def test_what_begins_like_a_picture_and_is_none_is_called_so(tmp_path, content):
     with pytest.raises(VideoError) as raised, stills.opened(tmp_path / "a"):
         pytest.fail("it was opened")
     assert str(raised.value) == f"{tmp_path / 'a'} is not a picture, or not all of one; expected a file such as jpg, png or webp"
+
+
+def test_a_length_beyond_the_end_of_a_file_asks_for_no_memory(tmp_path):
+    """The IDAT chunk of a PNG says that it has 2 GiB."""
+    Image.fromarray(pattern(1, 8, 8)[0]).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    at = content.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(content[:at] + b"\x7f\xff\xff\xff" + content[at + 4 :])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(VideoError), stills.opened(tmp_path / "a.png") as picture:
+            picture.rgb(0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_is_read_to_its_end_and_no_further(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with stills._Bounded(open(tmp_path / "a", "rb", buffering=0)) as file:
+        assert (file.read(3), file.read(0), file.read(99), file.read(1)) == (b"012", b"", b"3456789", b"")
+        file.seek(8)
+        assert (file.read(), file.read(None)) == (b"89", b"")
+        file.seek(99)
+        assert file.read(5) == b""
+        file.seek(4)
+        assert file.read(-1) == b"456789"
 
 
 def test_oddities_of_a_picture_s_metadata_are_passed_over(tmp_path):

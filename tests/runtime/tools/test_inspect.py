@@ -154,7 +154,7 @@ def test_what_is_computed_of_shapes_alone_is_a_constant_and_nothing_else_is(tmp_
     body = [helper.make_node("Relu", ["v"], ["w"])]
     function = helper.make_function("gridpool", "Unused", ["v"], ["w"], body, [helper.make_opsetid("", 18)])
     path = _save(tmp_path, nodes, {"x": [2, 3, 5], "z": [4, "S"]}, {"y": [1, 1, 1]}, weights, [function])
-    model = onnx.load(path)
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     folded = liveness._fold_sizes(model)
     constants = {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in model.graph.node if n.op_type == "Constant"}
     assert set(constants) == {"whole", "middle", "rest", "product", "longest"} and folded == 5
@@ -175,7 +175,7 @@ def test_a_constant_node_of_not_too_many_whole_numbers_may_be_a_size(tmp_path):
     nodes.append(helper.make_node("Constant", [], ["ints"], value_ints=[3]))
     nodes += [helper.make_node("Add", [name, name], [f"{name} twice"]) for name in (*held, "ints")]
     nodes.append(helper.make_node("Neg", ["x"], ["y"]))
-    model = onnx.load(_save(tmp_path, nodes, {"x": [1]}, {"y": [1]}, {}))
+    model = onnx.shape_inference.infer_shapes(onnx.load(_save(tmp_path, nodes, {"x": [1]}, {"y": [1]}, {})), data_prop=True)
     assert liveness._fold_sizes(model) == 3
     folded = {
         n.output[0]: numpy_helper.to_array(n.attribute[0].t)
@@ -184,6 +184,20 @@ def test_a_constant_node_of_not_too_many_whole_numbers_may_be_a_size(tmp_path):
     }
     assert set(folded) == {"int64 twice", "int32 twice", "most twice"}
     assert folded["int64 twice"].tolist() == folded["int32 twice"].tolist() == [6] and folded["most twice"].size == 65_536
+
+
+def test_what_would_be_large_is_not_computed(tmp_path, monkeypatch):
+    """A manifest's context of 2**31 - 1 positions is a Range of 16 GiB."""
+    nodes = [
+        helper.make_node("Range", ["zero", "end", "one"], ["all"]),
+        helper.make_node("LessOrEqual", ["across", "down"], ["square"]),
+        helper.make_node("Neg", ["x"], ["y"]),
+    ]
+    across, down = np.arange(300)[None], np.arange(300)[:, None]  # 90,000 truth values
+    weights = {"zero": np.array(0), "end": np.array(2**31 - 1), "one": np.array(1), "across": across, "down": down}
+    path = _save(tmp_path, nodes, {"x": [1]}, {"y": [1]}, weights)
+    monkeypatch.setattr(onnx.reference, "ReferenceEvaluator", None)
+    assert [node.op_type for node in liveness.load(path, {}).graph.node] == ["Range", "LessOrEqual", "Neg"]
 
 
 @pytest.mark.parametrize(
