@@ -12,13 +12,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.errors import BundleError
+from runtime.graph_file import read_graph
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.preprocess import Preprocessor
 from runtime.server.options import ServerOptions
 from runtime.tools.table import size, table
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # of activations
 
@@ -197,8 +202,19 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
     if graph != DECODER:
         return {}
     context = bundle.manifest.limits["max_context"]
+    held = _positions(read_graph(bundle.model(graph)))
+    if context > held:
+        raise BundleError(
+            f"the decoder graph's caches hold {held:,} positions, the manifest says {context:,}; export the bundle again"
+        )
     chunk = min(PREFILL_CHUNK, context)
     return {"inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context}}
+
+
+def _positions(decoder: ModelProto) -> int:
+    """How many positions its caches [1, kv heads, positions, head dim] hold; 0 where it has none."""
+    caches = [value.type.tensor_type.shape.dim for value in decoder.graph.input if value.name.startswith("past_key_values.")]
+    return min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)
 
 
 def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import onnx
 import pytest
+from cache_graph import save_cache_graph
 
+from runtime.errors import BundleError
 from runtime.tools import inspect
 
 
+def of_context(folder: Path, context: int, capacity: int) -> SimpleNamespace:
+    """A bundle whose manifest says `context` positions and whose decoder's cache holds `capacity`."""
+    graph = save_cache_graph(folder / "decoder.onnx", capacity)
+    return SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": context}), model=lambda name: graph)
+
+
 @pytest.mark.parametrize(("context", "chunk"), [(2048, 256), (256, 256), (100, 100)])
-def test_the_decoder_s_axes_at_their_largest(context, chunk):
-    here = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": context}))
+def test_the_decoder_s_axes_at_their_largest(tmp_path, context, chunk):
+    here = of_context(tmp_path, context, 2048)
     assert inspect._sizes(here, "llm/decoder") == {
         "inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context},
     }  # fmt: skip
     assert inspect._sizes(here, "vision") == {}
+
+
+@pytest.mark.parametrize("context", [9, 2**31 - 1])
+def test_a_manifest_can_t_say_more_positions_than_the_caches_hold(tmp_path, context):
+    inspect._sizes(of_context(tmp_path, 8, 8), "llm/decoder")
+    message = f"^the decoder graph's caches hold 8 positions, the manifest says {context:,}; export the bundle again$"
+    with pytest.raises(BundleError, match=message):
+        inspect._sizes(of_context(tmp_path, context, 8), "llm/decoder")
+
+
+def test_a_decoder_without_caches_holds_nothing():
+    assert inspect._positions(onnx.ModelProto()) == 0
 
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])
