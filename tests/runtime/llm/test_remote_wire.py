@@ -37,13 +37,14 @@ class Remote:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: object, **options: object):
         self.answers, self.requests, self.pauses, self.running = list(answers), [], [], []
         self.llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1/", "m", **options))
-        client, sleep = httpx.AsyncClient, asyncio.sleep
+        client = httpx.AsyncClient
 
         async def no_sleep(seconds: float) -> None:
             self.pauses.append(round(seconds, 6))
-            await sleep(0)
+            await asyncio.sleep(0)
 
-        monkeypatch.setattr(asyncio, "sleep", no_sleep)
+        # the module's own view: a server that another test left running sleeps, too
+        monkeypatch.setattr(remote, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": no_sleep}))
         monkeypatch.setattr(httpx, "AsyncClient", lambda **more: client(transport=httpx.MockTransport(self.answer), **more))
 
     def answer(self, request: httpx.Request) -> httpx.Response:
