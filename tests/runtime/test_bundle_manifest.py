@@ -41,6 +41,25 @@ def test_a_manifest_lists_every_file_but_itself_and_built_engines(bundle: Bundle
     assert Bundle.open(directory).manifest == written
 
 
+@pytest.mark.parametrize("place", ["family", "files"])
+def test_half_a_surrogate_pair_is_no_json_and_a_whole_one_is(bundle: Bundle, place: str) -> None:
+    file = bundle.path / "manifest.json"
+    (bundle.path / "\U0001f600").write_bytes(b"abc")
+    before = json.loads(file.read_text())
+    entry = {"size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    for escaped, right in ((r"\ud83d\ude00", True), (r"\ud83d", False), (r"\ude00 \ud83d", False)):
+        changed = {"family": "HERE"} if place == "family" else {"files": before["files"] | {"HERE": entry}}
+        file.write_text(json.dumps(before | changed).replace("HERE", escaped))
+        if right:
+            manifest = Bundle.open(bundle.path).manifest
+            assert "\U0001f600" in (manifest.family, *manifest.files)
+        else:
+            with pytest.raises(
+                BundleError, match=r"manifest\.json is not valid JSON \(.*surrogates not allowed\); export the bundle"
+            ):
+                Bundle.open(bundle.path)
+
+
 def test_weights_belong_to_the_half_whose_graphs_share_them(bundle: Bundle) -> None:
     for name in ("vision.onnx.data", "vision.onnx.1", "vision.encoder.onnx", "llm/decoder.onnx.data", "vision.other"):
         (bundle.path / name).touch()
