@@ -172,19 +172,21 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
         for attribute in node.attribute
         if attribute.name == "value" and _is_small_integer(attribute.t)
     }
-    kinds = {value.name: value.type.tensor_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    shapes = {value.name: _known_shape(value) for value in [*graph.input, *graph.value_info, *graph.output]}
     folded = 0
     for node in graph.node:
         if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.input:
             continue
         if node.op_type == "Shape":
-            kind = kinds.get(node.input[0])
-            dims = kind.shape.dim if kind is not None and kind.HasField("shape") else None
-            if dims is None or not all(dim.HasField("dim_value") for dim in dims):
+            shape = shapes.get(node.input[0])
+            if shape is None:
                 continue
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
-            result = np.array([dim.dim_value for dim in dims], np.int64)[bounds.get("start", 0) : bounds.get("end", len(dims))]
-        elif all(name in values for name in node.input) and not _bodies(node) and _is_small(kinds.get(node.output[0])):
+            result = np.array(shape, np.int64)[bounds.get("start", 0) : bounds.get("end", len(shape))]
+        elif all(name in values for name in node.input) and not _bodies(node):
+            shape = shapes.get(node.output[0])
+            if shape is None or prod(shape) > _SMALL:  # asked before it is computed: a Range of three numbers may have any length
+                continue
             alone = helper.make_graph(
                 [node], "one", [_untyped(name) for name in dict.fromkeys(node.input)], [_untyped(node.output[0])]
             )
@@ -192,7 +194,7 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
             (result,) = reference.ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, feeds)
         else:
             continue
-        if result.dtype.kind not in "iu" or result.size > _SMALL:
+        if result.dtype.kind not in "iu":
             continue
         name = node.output[0]
         values[name] = result
@@ -208,25 +210,23 @@ def _is_small_integer(tensor: onnx.TensorProto) -> bool:
     return whole and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
 
 
-def _is_small(kind: onnx.TypeProto.Tensor | None) -> bool:
-    """Whether it has few values, known before they are computed: a Range of three numbers may have any length."""
-    dims = kind.shape.dim if kind is not None and kind.HasField("shape") else None
-    return dims is not None and all(dim.HasField("dim_value") for dim in dims) and prod(dim.dim_value for dim in dims) <= _SMALL
-
-
 def _untyped(name: str) -> onnx.ValueInfoProto:
     import onnx
 
     return onnx.ValueInfoProto(name=name)
 
 
-def _value_bytes(value: onnx.ValueInfoProto) -> int | None:
-    """Bytes of a tensor; None where its shape is not known."""
+def _known_shape(value: onnx.ValueInfoProto) -> list[int] | None:
+    """None where it has none, or an axis without a number."""
     tensor = value.type.tensor_type
     dims = tensor.shape.dim
-    if not tensor.elem_type or not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in dims):
-        return None
-    return _bytes(tensor.elem_type, [dim.dim_value for dim in dims])
+    return [dim.dim_value for dim in dims] if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims) else None
+
+
+def _value_bytes(value: onnx.ValueInfoProto) -> int | None:
+    """Bytes of a tensor; None where its shape is not known."""
+    kind, shape = value.type.tensor_type.elem_type, _known_shape(value)
+    return _bytes(kind, shape) if kind and shape is not None else None
 
 
 def _bytes(kind: int, dims: Collection[int]) -> int:
