@@ -169,8 +169,9 @@ def _open(engine: Any, bundle: Bundle, graph: str, options: EngineOptions) -> En
     if graph == VISION and bundle.is_split:
         from runtime.engine.split import SplitVision
 
-        return SplitVision.open_both(engine, bundle, options)
-    opened = engine.open(bundle, graph, options)
+        opened: Engine = SplitVision.open_both(engine, bundle, options)
+    else:
+        opened = engine.open(bundle, graph, options)
     part, result = ("vision graph", "visual_tokens") if graph == VISION else ("decoder", "logits")
     if result not in (spec.name for spec in opened.outputs):
         raise EngineError(f"the {part} has no output {result}; export the bundle again")

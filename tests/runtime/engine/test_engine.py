@@ -156,16 +156,18 @@ def test_the_vision_half_of_a_split_bundle_is_two_graphs(backends):
 
 
 @pytest.mark.parametrize(
-    ("graph", "outputs", "message"),
+    ("graph", "is_split", "outputs", "message"),
     [
-        (VISION, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
-        (DECODER, ("visual_tokens", "present.0.key"), "the decoder has no output logits; export the bundle again"),
-        (DECODER_BATCH, (), "the decoder has no output logits; export the bundle again"),
+        (VISION, False, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
+        (VISION, True, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
+        (DECODER, False, ("visual_tokens", "present.0.key"), "the decoder has no output logits; export the bundle again"),
+        (DECODER_BATCH, False, (), "the decoder has no output logits; export the bundle again"),
     ],
 )
-def test_a_graph_without_its_result_is_not_opened(backends, graph, outputs, message):
+def test_a_graph_without_its_result_is_not_opened(backends, graph, is_split, outputs, message):
     onnx = Backend("onnx")
     bundle = backends(onnx)
+    bundle.is_split = is_split
     onnx.outputs = outputs
     with pytest.raises(EngineError, match=f"^{message}$"):
         open_engine(bundle, graph, "onnx", CPU)
