@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clip_store import with_store
 
 from runtime.errors import VideoError
-from runtime.server.clips import _AHEAD, ClipStore, EncodedClip
+from runtime.server.clips import _AHEAD, EncodedClip
 
 
 class Encoder:
@@ -42,19 +43,6 @@ def encoder():
     return Encoder()
 
 
-def _run(work, **options) -> None:
-    """Run work(store, ask) on an event loop; ask(clip) is an answer's wait for it."""
-
-    async def main():
-        store = ClipStore(**{"capacity": 1000, "decode_seconds": 10} | options)
-        try:
-            await work(store)
-        finally:
-            store.close()
-
-    asyncio.run(main())
-
-
 def _media(clip: int) -> SimpleNamespace:
     one = SimpleNamespace(clip=clip, closed=False)
     one.close = lambda: setattr(one, "closed", True)
@@ -73,7 +61,7 @@ def test_every_asker_s_file_goes_once_nobody_reads_it(encoder):
         await store.get(encoder, cached)
         assert first.closed and cached.closed
 
-    _run(work)
+    with_store(work)
 
 
 def test_the_file_of_a_clip_that_can_not_be_decoded_goes(encoder):
@@ -84,7 +72,7 @@ def test_the_file_of_a_clip_that_can_not_be_decoded_goes(encoder):
             await store.get(encoder, media)
         await _until(lambda: media.closed)
 
-    _run(work)
+    with_store(work)
 
 
 def test_what_was_used_least_recently_goes_first(encoder):
@@ -93,7 +81,7 @@ def test_what_was_used_least_recently_goes_first(encoder):
         assert hits == [False, False, True, False, True, False]  # 2 took the place of 1, not of 0, which was asked for again
         assert encoder.encoded == [0, 1, 2, 1] and store.bytes == 200 and len(store) == 2
 
-    _run(work, capacity=250)
+    with_store(work, capacity=250)
 
 
 def test_a_clip_larger_than_the_cache_is_not_kept(encoder):
@@ -101,7 +89,7 @@ def test_a_clip_larger_than_the_cache_is_not_kept(encoder):
         assert [(await store.get(encoder, _media(0)))[1] for _ in range(2)] == [False, False]
         assert len(store) == store.bytes == 0
 
-    _run(work, capacity=99)
+    with_store(work, capacity=99)
 
 
 def test_one_encoding_serves_all_who_ask_and_goes_on_while_one_of_them_waits(encoder):
@@ -114,7 +102,7 @@ def test_one_encoding_serves_all_who_ask_and_goes_on_while_one_of_them_waits(enc
         gate.set()
         assert (await second)[0].key == "0" and encoder.encoded == [0]
 
-    _run(work)
+    with_store(work)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the other has gone", "after"])
@@ -133,7 +121,7 @@ def test_who_asks_as_the_only_other_asker_goes_gets_the_clip(encoder, late):
         gate.set()
         assert (await asking)[0].key == "0" and not store._running
 
-    _run(work)
+    with_store(work)
 
 
 def test_an_abandoned_encoding_ends_before_the_encoder_runs(encoder):
@@ -147,7 +135,7 @@ def test_an_abandoned_encoding_ends_before_the_encoder_runs(encoder):
         await store.get(encoder, _media(1))
         assert encoder.encoded == [1] and not store._running
 
-    _run(work)
+    with_store(work)
 
 
 def test_the_file_of_an_abandoned_clip_goes_at_once_however_long_its_turn_takes(encoder):
@@ -167,7 +155,7 @@ def test_the_file_of_an_abandoned_clip_goes_at_once_however_long_its_turn_takes(
         await asyncio.gather(*before)
         assert _AHEAD not in encoder.decoded
 
-    _run(work)
+    with_store(work)
 
 
 def test_a_clip_that_is_hard_to_decode_does_not_keep_the_encoder_from_others(encoder):
@@ -180,7 +168,7 @@ def test_a_clip_that_is_hard_to_decode_does_not_keep_the_encoder_from_others(enc
             gate.set()
         await asyncio.gather(*hard)
 
-    _run(work)
+    with_store(work)
 
 
 def test_decoding_has_a_time_limit(encoder):
@@ -193,7 +181,7 @@ def test_decoding_has_a_time_limit(encoder):
             gate.set()
         assert encoder.encoded == [6] and not store._running
 
-    _run(work, decode_seconds=0.1)
+    with_store(work, decode_seconds=0.1)
 
 
 async def _until(condition) -> None:

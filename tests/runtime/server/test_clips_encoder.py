@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from clip_store import with_store
 from PIL import Image
 
 from runtime.errors import VideoError
@@ -162,17 +163,6 @@ def test_a_small_picture_is_192_pixels_at_most(size, shown):
     assert image.quantization == Image.open(other).quantization
 
 
-def run(work, **options) -> None:
-    async def main():
-        store = ClipStore(**{"capacity": 1000, "decode_seconds": 10} | options)
-        try:
-            await work(store)
-        finally:
-            store.close()
-
-    asyncio.run(main())
-
-
 class Numbers:
     """An encoder of numbers; most: encodings, decodings that ran at the same time."""
 
@@ -207,7 +197,7 @@ def test_clips_that_fill_the_cache_to_the_byte_are_kept():
         await store.get(Numbers(), number(2))
         assert (list(store._kept), store.bytes) == (["1", "2"], 200)
 
-    run(work, capacity=200)
+    with_store(work, capacity=200)
 
 
 def test_a_clip_as_large_as_the_cache_is_kept_alone():
@@ -216,7 +206,7 @@ def test_a_clip_as_large_as_the_cache_is_kept_alone():
         assert len(store) == 1 and store.bytes == 100
         assert (await store.get(Numbers(), number(0)))[1]
 
-    run(work, capacity=100)
+    with_store(work, capacity=100)
 
 
 def test_three_clips_are_decoded_at_once_and_one_is_encoded():
@@ -231,7 +221,7 @@ def test_three_clips_are_decoded_at_once_and_one_is_encoded():
         await asyncio.gather(*asking)
         assert (one.decoded, one.most) == (5, 1)
 
-    run(work)
+    with_store(work)
 
 
 def test_the_time_of_decoding_is_in_the_clip_s_seconds(monkeypatch):
@@ -242,7 +232,7 @@ def test_the_time_of_decoding_is_in_the_clip_s_seconds(monkeypatch):
         clip, was_there = await store.get(Numbers(), number(0))
         assert clip.seconds == {"decode+preprocess": 1.5 + 4.25} and not was_there
 
-    run(work)
+    with_store(work)
 
 
 def test_what_waits_for_the_encoder_does_not_run_once_the_store_is_closed():
