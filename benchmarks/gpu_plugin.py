@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.gpu_timing import Replay, medians, milliseconds_a_pass, replay
 from benchmarks.json_file import write_json
 from plugins import StGridPool, st_gridpool
-from plugins.plan import Plan, make_plan
+from plugins.plan import POOL, Plan, make_plan
 from plugins.reference import st_gridpool as reference
 from runtime.errors import UserError
 
@@ -95,7 +95,7 @@ def must_move(plan: Plan, hidden: int, itemsize: int) -> tuple[int, int]:
     _, rows, columns = plan.shape
     window, padding = plan.ints[6:8]
     pooled = {version for version, *_ in plan.pools if version < frames}
-    shown = {version for pool, _, version, _ in plan.tasks if not pool and version < frames}
+    shown = {version for kind, _, version, _ in plan.tasks if kind != POOL and version < frames}
     covered = min(rows * window - padding, height) * min(columns * window - padding, width)
     tokens = len(pooled) * height * width + len(shown - pooled) * covered
     return tokens * hidden * itemsize, frames * rows * columns * hidden * itemsize

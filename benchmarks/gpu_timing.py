@@ -53,6 +53,7 @@ def captured(torch: Any, device: str, run: Callable[[], Any]) -> Callable[[], An
     if device == "cpu":
         return run
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # what is still being made on it may lie in memory that `run` will take
     with torch.cuda.stream(side):
         for _ in range(3):  # compiles, uploads tables
             run()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plugins.arrays import View, empty_like, stream_of, view
-from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, units, variant_for
+from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, launches, variant_for
 from plugins.plan import Plan, make_plan
 from plugins.spec import StGridPool, not_covered, output_shape, spec_from_text
 from runtime.errors import EngineError, SpecError, missing_package
@@ -46,7 +46,7 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
         raise EngineError(
             f"out is {target.dtype} {list(target.shape)} on GPU {_device_of(target)}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}"
         )
-    call = _prepare(spec, source.shape, source.dtype)
+    call = _prepare(spec, source.shape, source.dtype, gpu.shared)
     with gpu.active(), gpu.scratch(call.scratch_bytes, handle) as scratch:
         gpu.launch(call, source.pointer, scratch, target.pointer, handle)
     return result
@@ -75,16 +75,15 @@ class _Call:
     plan: Plan
     variant: Variant
     args: Args
-    launches: tuple[int, ...]
-    width: int
+    launches: tuple[tuple[int, ...], ...]
     scratch_bytes: int
 
 
 @functools.cache
-def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str) -> _Call:
-    plan, variant = make_plan(spec, *shape[:3]), variant_for(spec, shape[3], dtype)
+def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str, shared: int) -> _Call:
+    plan, variant = make_plan(spec, *shape[:3]), variant_for(spec, shape[3], dtype, shared=shared)
     scratch = plan.scratch_tokens * shape[3] * BYTES[dtype]
-    return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), plan.launches, units(plan, variant), scratch)
+    return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), launches(plan, variant), scratch)
 
 
 class _Gpu:
@@ -103,6 +102,8 @@ class _Gpu:
                 f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
             )
         self.target = f"sm_{major}{minor}"
+        limit = attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        self.shared = int(_checked(driver.cuDeviceGetAttribute(limit, self.device)))
         # programmatic dependent launch, where a driver can also capture it into a graph
         self.overlaps = (major, minor) >= (9, 0) and int(_checked(driver.cuDriverGetVersion())) >= 12030
         self.kernel = functools.cache(self._kernel)
@@ -131,18 +132,20 @@ class _Gpu:
     def launch(self, call: _Call, x: int, scratch: int, out: int, stream: int) -> None:
         kernel, tables = self.kernel(call.variant), self.upload(call.plan)
         pointers = [ctypes.c_void_p(pointer) for pointer in (tables, x, scratch, out)]
-        first = 0
-        for number, tasks in enumerate(call.launches):
-            values = [call.args, *pointers, ctypes.c_int(first)]
+        for number, (*launch, blocks) in enumerate(call.launches):
+            values = [call.args, *pointers, (ctypes.c_int * 4)(*launch)]
             parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
             # The first launch must not begin before what wrote x has ended.
-            config = _config(call.width, tasks, call.variant, stream, overlaps=self.overlaps and number > 0)
+            config = _config(blocks, call.variant, stream, overlaps=self.overlaps and number > 0)
             _checked(_driver().cuLaunchKernelEx(config, kernel, ctypes.addressof(parameters), 0))
-            first += tasks
 
     def _kernel(self, variant: Variant) -> Any:
-        module = _checked(_driver().cuModuleLoadData(compile_kernel(variant, self.target).code))
-        return _checked(_driver().cuModuleGetFunction(module, KERNEL.encode()))
+        driver = _driver()
+        module = _checked(driver.cuModuleLoadData(compile_kernel(variant, self.target).code))
+        function = _checked(driver.cuModuleGetFunction(module, KERNEL.encode()))
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuFuncSetAttribute(function, attribute, variant.shared_bytes))
+        return function
 
     def _upload(self, plan: Plan) -> int:
         tables = (ctypes.c_int * len(plan.ints))(*plan.ints)
@@ -156,12 +159,13 @@ _gpu = functools.cache(_Gpu)
 
 
 @functools.lru_cache(maxsize=256)
-def _config(width: int, tasks: int, variant: Variant, stream: int, overlaps: bool) -> Any:
+def _config(blocks: int, variant: Variant, stream: int, overlaps: bool) -> Any:
     """overlaps: the launch may begin while the one before it ends; the kernel waits where it reads what that one writes."""
     driver = _driver()
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = width, tasks, 1
+    config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = variant.threads, variant.groups, 1
+    config.sharedMemBytes = variant.shared_bytes
     config.hStream = stream
     if overlaps:
         attribute = driver.CUlaunchAttribute()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plugins.plan import POOL, WINDOWS, Plan
 from plugins.spec import StGridPool
 from runtime.errors import EngineError, missing_package
 
@@ -21,12 +22,16 @@ SCRATCH = -1  # depth: pooled frames lie in scratch
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TYPES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}
 _SOURCES = Path(__file__).parent / "csrc"
-_MAX_THREADS = {2: 256, 3: 512}  # a unit's, by window
+LEAST_SHARED = 99 << 10  # bytes that a block can have on every GPU from compute capability 8.0 on
+BLOCKS = (32, 64, 96, 128, 224, 256, 384, 512)  # threads that walk; `kBlocks` of csrc/plan.h
+MOST_VECTORS = 1024  # of a token that is walked: `kMostVectors` of csrc/clip.cuh
+STEPS, LATE_STEPS = 7, 3  # of a walk: `kSteps`, `kLateSteps` of csrc/walk.cuh
+_MAX_THREADS = {2: 256, 3: 512}  # a window's that is held in registers, by its side
 
 ENTRY = (
     'extern "C" __global__ void __launch_bounds__(%d, %d) st_gridpool(\n'
-    "    Args args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {\n"
-    "  run<%s>(args, plan, x, scratch, out, first_task);\n"
+    "    Args args, const int* plan, const Vec* x, Vec* scratch, Vec* out, Launch launch) {\n"
+    "  run%s(args, plan, x, scratch, out, launch);\n"
     "}\n"
 )
 
@@ -35,7 +40,8 @@ ENTRY = (
 class Variant:
     """Template arguments, and the block: threads a window, windows a block.
 
-    window is 2 or 3 where tokens stay in registers, else 0; vectors are 16 bytes, a thread holds that many of each token.
+    window is 2 or 3 where tokens stay in registers, else 0; vectors are 16 bytes, a thread holds that many of each token. stages: of
+    a walk (csrc/walk.cuh), whose steps lie in shared memory; 0 for the other ways.
     """
 
     dtype: str
@@ -45,6 +51,12 @@ class Variant:
     vectors: int
     threads: int
     groups: int
+    stages: int = 0
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of shared memory that a launch has to ask for."""
+        return self.stages * 6 * self.vectors * self.threads * 16
 
 
 @dataclass(frozen=True)
@@ -57,39 +69,66 @@ class Compiled:
     shared: int
 
 
-def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH) -> Variant:
-    """The variant for D and a dtype; the same choice is made by `choose` of csrc/plan.h."""
-    vecs = hidden * BYTES[dtype] // 16
+def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH, shared: int = LEAST_SHARED) -> Variant:
+    """The variant for D and a dtype; the same choice is made by `choose` of csrc/plan.h.
+
+    shared: bytes of shared memory that the GPU gives a block.
+    """
+    vecs, squares = hidden * BYTES[dtype] // 16, spec.order == 2
+    if depth == SCRATCH and spec.window == 2 and vecs <= MOST_VECTORS:
+        vectors = 2 if vecs > 32 else 1
+        threads = next(block for block in BLOCKS if block >= -(-vecs // vectors))
+        twice = Variant(dtype, squares, depth, 2, vectors, threads, 1, stages=2)
+        return twice if twice.shared_bytes <= shared else replace(twice, stages=1)
     vectors = 1 if spec.window != 2 else 4 if vecs > 256 else 2  # nine tokens of two vectors would not fit the registers
     threads = _round_up(-(-vecs // vectors), 32)
-    if threads > _MAX_THREADS.get(spec.window, 0):
-        return Variant(dtype, spec.order == 2, depth, window=0, vectors=1, threads=min(_round_up(vecs, 32), 256), groups=1)
-    return Variant(dtype, spec.order == 2, depth, spec.window, vectors, threads, groups=max(1, 128 // threads))
+    if threads > _MAX_THREADS.get(spec.window, 0) or (depth == SCRATCH and spec.window == 2):
+        return Variant(dtype, squares, depth, window=0, vectors=1, threads=min(_round_up(vecs, 32), 256), groups=1)
+    return Variant(dtype, squares, depth, spec.window, vectors, threads, groups=max(1, 128 // threads))
 
 
-def resident_blocks(variant: Variant, target: str) -> int:
-    """How many blocks must fit a multiprocessor, where registers allow it without spilling; `resident_blocks` of csrc/st_gridpool.cu."""
-    if variant.depth != SCRATCH or variant.window != 2:
-        return 1
-    newer = int(re.sub(r"\D", "", target)) >= 100
-    resident = 768 if variant.vectors == 2 else 640 if variant.squares and not newer else 384
-    block = 128 if variant.threads * variant.groups <= 128 else 256
-    return max(1, resident // block)
+def resident_blocks(variant: Variant) -> int:
+    """How many blocks must fit a multiprocessor, which bounds a thread's registers; `resident_blocks` of csrc/kernels.cuh."""
+    return max(1, 65536 // (112 * variant.threads)) if variant.stages else 1
 
 
-def units(plan: Any, variant: Variant) -> int:
-    """Blocks along x: enough for the windows of a frame, and for the cells of a pooled one."""
+def launches(plan: Plan, variant: Variant) -> tuple[tuple[int, ...], ...]:
+    """`Launch` of csrc/clip.cuh for each of the plan's launches, and its blocks."""
+    first, result = 0, []
+    for tasks in plan.by_launch():
+        units = [1, 1]
+        for task in tasks:
+            late = task[2] >= plan.frames
+            units[late] = max(units[late], -(-_units(plan, variant, task) // variant.groups))
+        originals = sum(version < plan.frames for _, _, version, _ in tasks)
+        blocks = originals * units[0] + (len(tasks) - originals) * units[1]
+        result.append((first, originals, *units, blocks))
+        first += len(tasks)
+    return tuple(result)
+
+
+def _units(plan: Plan, variant: Variant, task: tuple[int, ...]) -> int:
+    """Walks, or windows and cells, of a task."""
+    kind, index, version, pool = task
     _, rows, columns = plan.shape
-    cells = [h * w for _, h, w, _ in plan.pools] if variant.depth == SCRATCH else []
-    return -(-max([rows * columns, *cells]) // variant.groups)
+    _, height, width, _ = (0, 0, 0, 0) if kind == WINDOWS else plan.pools[index if kind == POOL else pool]
+    half = (-(-plan.ints[2] // 2), -(-plan.ints[3] // 2))
+    if not variant.stages or (kind == POOL and ((height, width) != half or plan.ints[6:8] != (2, 0))):
+        return (0 if kind == POOL else rows * columns) + height * width
+    rows, columns = (rows, columns) if kind == WINDOWS else half
+    return rows * -(-columns // (STEPS if version < plan.frames else LATE_STEPS))
 
 
 @functools.cache
 def compile_kernel(variant: Variant, target: str, prelude: str = "", entry: str = "") -> Compiled:
     """A cubin for "sm_…", PTX for "compute_…". `entry` replaces the kernel's own entry point, after `prelude`."""
     nvrtc = _nvrtc()
-    arguments = f"{_TYPES[variant.dtype]}, {2 if variant.squares else 0}, {variant.depth}, {variant.window}, {variant.vectors}"
-    bounds = (variant.threads * variant.groups, resident_blocks(variant, target))
+    kind = f"{_TYPES[variant.dtype]}, {2 if variant.squares else 0}"
+    if variant.stages:
+        arguments = f"_walks<{kind}, {variant.vectors}, {variant.stages}, {variant.threads}>"
+    else:
+        arguments = f"<{kind}, {variant.depth}, {variant.window}, {variant.vectors}>"
+    bounds = (variant.threads * variant.groups, resident_blocks(variant))
     source = f'#include "st_gridpool.cuh"\nusing namespace gridpool;\n{prelude}\n{(entry or ENTRY) % (*bounds, arguments)}'
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}
     program = _checked(

@@ -9,11 +9,12 @@ the original frames, T.. the summaries, in the order of the schedule.
 
 Launch k pools what launch k-1 completed, so launches need no synchronisation but their order. Windows of a frame run in the first
 launch that can have them; those of frames that nothing pools are spread over the later launches and stand first there: they need no
-earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. A frame is pooled just
-before its windows run: the second read finds it in the L2 cache.
+earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. Where windows are 2x2 and
+a pooled frame has half the frame's size, one task is both: the kernel reads the frame once for them. Else a frame is pooled just before
+its windows run, and the second read finds it in the L2 cache. In every launch original frames stand before summaries.
 
     ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
-           + L+1 first tasks + N x (pool?, frame or pool, version, unused) + V x (tile columns, h, w, first tile)
+           + L+1 first tasks + N x (kind, index, version, pool) + V x (tile columns, h, w, first tile)
            + M pools + P x (version, h, w, first scratch token)
 
 T frames, H, W patch rows and columns, H', W' windows, h, w cells of a pooled frame.
@@ -22,13 +23,16 @@ T frames, H, W patch rows and columns, H', W' windows, h, w cells of a pooled fr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from plugins.schedule import ptg_schedule, tile_layout
 from plugins.spec import StGridPool, output_shape
 
-FORMAT = 1
+FORMAT = 2
 HEADER = 14
+WINDOWS, POOL, BOTH = range(
+    3
+)  # kinds of tasks: windows of a frame, a pooled frame, and both in one walk; index: frame, pool, frame
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Plan:
     def depth(self) -> int:
         return max((self.level(self.frames + i) for i in range(self.ints[10])), default=0)
 
+    def by_launch(self) -> list[list[tuple[int, ...]]]:
+        """The tasks of each launch."""
+        tasks = iter(self.tasks)
+        return [list(islice(tasks, count)) for count in self.launches]
+
     def _rows(self, name: str, count: int) -> list[tuple[int, ...]]:
         start = self.section(name)
         return [self.ints[i : i + 4] for i in range(start, start + 4 * count, 4)]
@@ -136,7 +145,7 @@ def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
         before = list(current)
         for group in groups:
             current[group.writes] = tables.summary([before[read] for read in group.reads])
-    launches = _launches(tables, current)
+    launches = _launches(tables, current, (spec.window, spec.padding) == (2, 0))
     firsts = [sum(map(len, launches[:i])) for i in range(len(launches) + 1)]
     tasks = [task for launch in launches for task in launch]
     header = [FORMAT, frames, height, width, rows, columns, spec.window, spec.padding]
@@ -147,7 +156,7 @@ def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
 
 def in_one_launch(plan: Plan) -> Plan:
     """The same tables with windows alone, for a kernel that computes summaries on the fly; the longest windows come first."""
-    windows = [task for task in plan.tasks if not task[0]]
+    windows = [(WINDOWS, index, version, 0) for kind, index, version, _ in plan.tasks if kind != POOL]
     windows.sort(key=lambda task: -plan.level(task[2]))
     ints = list(plan.ints)
     ints[8:10] = [1, len(windows)]
@@ -155,21 +164,30 @@ def in_one_launch(plan: Plan) -> Plan:
     return Plan((*ints[:HEADER], 0, len(windows), *_flat(windows), *rest))
 
 
-def _launches(tables: _Tables, current: list[int]) -> list[list[tuple[int, ...]]]:
+def _launches(tables: _Tables, current: list[int], half: bool) -> list[list[tuple[int, ...]]]:
+    """half: a pooled frame of half the size is made of the windows' tokens, so that one task can be both."""
+    frame_of = {version: frame for frame, version in enumerate(current)}
     depth = max((tables.level[version] for version in current if version in tables.level), default=0)
     launches: list[list[tuple[int, ...]]] = [[] for _ in range(depth + 1)]
     pools_of: dict[int, list[int]] = {}
     for pool, (version, *_) in enumerate(tables.pools):
         pools_of.setdefault(version, []).append(pool)
+    size = (-(-tables.height // 2), -(-tables.width // 2))
     for version, pools in sorted(pools_of.items()):
         launch = launches[tables.level.get(version, 0)]
-        launch += [(1, pool, version, 0) for pool in pools]
-        if version in current:  # its windows read what was just pooled
-            launch.append((0, current.index(version), version, 0))
+        frame = frame_of.get(version)
+        joined = next((pool for pool in pools if half and frame is not None and tables.pools[pool][1:3] == size), None)
+        if frame is not None and joined is not None:
+            launch.append((BOTH, frame, version, joined))
+        launch += [(POOL, pool, version, 0) for pool in pools if pool != joined]
+        if frame is not None and joined is None:  # its windows read what was just pooled
+            launch.append((WINDOWS, frame, version, 0))
     for frame, version in enumerate(current):
         if version not in pools_of and version >= tables.frames:
-            launches[tables.level[version]].append((0, frame, version, 0))
-    free = [(0, frame, frame, 0) for frame, version in enumerate(current) if version not in pools_of and version < tables.frames]
+            launches[tables.level[version]].append((WINDOWS, frame, version, 0))
+    free = [
+        (WINDOWS, frame, frame, 0) for frame, version in enumerate(current) if version not in pools_of and version < tables.frames
+    ]
     later = launches[1:] or launches
     for number, launch in enumerate(later):
         launch[:0] = free[number * len(free) // len(later) : (number + 1) * len(free) // len(later)]

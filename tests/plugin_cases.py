@@ -21,8 +21,8 @@ DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloa
 # of the largest magnitude: rounding of the output and of up to three levels of stored summaries
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
-# two and four vectors a thread, one and several warps, idle lanes, several windows a block and an incomplete last block; the generic way,
-# for its window, its order, or because a token has more vectors than the registers' way takes
+# one and two vectors a thread, one and several warps, idle lanes, several walks a row of odd and even frames, padding; several windows a
+# block and an incomplete last block; the generic way, for its window, its order, or because a token has more vectors than the others take
 BLOCK_CASES = [
     (StGridPool((4, 4), (1, 2)), (8, 5, 7, 8)),
     (StGridPool((4, 4), (1, 2)), (8, 5, 5, 64)),
@@ -30,6 +30,10 @@ BLOCK_CASES = [
     (StGridPool((), ()), (1, 7, 6, 328)),
     (StGridPool((4,), (1,), temperature=3), (4, 4, 5, 840)),
     (StGridPool((2,), (1,)), (2, 4, 4, 2064)),
+    (StGridPool((4, 4), (1, 2)), (8, 4, 33, 264)),
+    (StGridPool((4,), (1,)), (4, 3, 32, 520)),
+    (StGridPool((4,), (1,), padding=1), (4, 4, 15, 264)),
+    (StGridPool((), ()), (1, 3, 3, 8192)),
     (StGridPool((2,), (1,), window=3, order=1, padding=1), (2, 5, 5, 520)),
     (StGridPool((2,), (1,), window=4, order=math.inf), (2, 9, 4, 296)),
     (StGridPool((), (), order=3), (2, 3, 5, 24)),

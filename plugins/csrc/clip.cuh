@@ -7,8 +7,10 @@ namespace gridpool {
 
 constexpr int kScratch = -1;  // DEPTH: pooled frames lie in scratch
 constexpr int kAnyOrder = 0;  // ORDER: taken from Args; 2 is compiled in
+constexpr int kWindows = 0, kPool = 1;  // kinds of tasks; 2 is both
 constexpr int kMaxWindow = 32;
 constexpr int kMaxThreads = 512;
+constexpr int kMostVectors = 1024;  // of a token that is walked: one stage of them fits the shared memory of any GPU's block
 
 // Passed by value. `*_at` are positions in the plan's ints.
 struct Args {
@@ -16,6 +18,20 @@ struct Args {
   int vecs;  // 16-byte vectors a token
   int tasks_at, versions_at, tiles_at, pools_at;
   float temperature, order, inverse_dim;
+};
+
+// One of the plan's launches: its tasks begin with those of original frames. units: blocks of one of them, and of one of the others.
+struct Launch {
+  int first_task, originals, units, late_units;
+
+  GRIDPOOL_BOTH int blocks(int tasks) const { return originals * units + (tasks - originals) * late_units; }
+
+  // Which task a block works at, and at which unit of it.
+  GRIDPOOL_BOTH int task_of(int block, int* unit) const {
+    const int late = block - originals * units;
+    *unit = late < 0 ? block % units : late % late_units;
+    return first_task + (late < 0 ? block / units : originals + late / late_units);
+  }
 };
 
 // The tokens that a cell of a pooled frame is the mean of: rows floor(cy*H/h) .. ceil((cy+1)*H/h), and columns likewise.
@@ -55,13 +71,26 @@ struct Clip {
   GRIDPOOL_FN Place place(int version, int y, int column) const {
     if (version < args.frames)
       return {x + ((static_cast<long long>(version) * args.height + y) * args.width + column) * args.vecs, -1, 0, 0, false};
+    int pool, cy, cx;
+    tile(version, y, column, pool, cy, cx);
+    if (DEPTH != kScratch) return {nullptr, pool, cy, cx, false};
+    return {scratch + static_cast<long long>(scratch_token(version, y, column)) * args.vecs, -1, 0, 0, true};
+  }
+
+  // Which cell of which pooled frame a summary's token is.
+  GRIDPOOL_FN void tile(int version, int y, int column, int& pool, int& cy, int& cx) const {
     const int* tiling = plan + args.versions_at + 4 * (version - args.frames);
     const int h = tiling[1], w = tiling[2], down = y / h, across = column / w;
-    const int pool = plan[args.tiles_at + tiling[3] + down * tiling[0] + across];
-    const int cy = y - down * h, cx = column - across * w;
-    if (DEPTH != kScratch) return {nullptr, pool, cy, cx, false};
-    const int first = plan[args.pools_at + 4 * pool + 3];
-    return {scratch + (static_cast<long long>(first) + cy * w + cx) * args.vecs, -1, 0, 0, true};
+    pool = plan[args.tiles_at + tiling[3] + down * tiling[0] + across];
+    cy = y - down * h, cx = column - across * w;
+  }
+
+  // And where it is in scratch, in tokens.
+  GRIDPOOL_FN int scratch_token(int version, int y, int column) const {
+    int pool, cy, cx;
+    tile(version, y, column, pool, cy, cx);
+    const int* entry = plan + args.pools_at + 4 * pool;
+    return entry[3] + cy * entry[2] + cx;
   }
 
   // Token `k` of a window, row by row.

@@ -8,16 +8,28 @@
 namespace gridpool {
 
 // Which kernel a clip takes: window 0 is the generic way; a block has `groups` units of `threads` threads, a thread `vectors` vectors of a
-// token. plugins/nvrtc.py chooses alike. Measured on an H200 at D=896 and 3584 in bf16 (benchmarks/RESULTS.md).
+// token. stages: of a walk (walk.cuh), else 0. plugins/nvrtc.py chooses alike.
 struct Choice {
-  int window, vectors, threads, groups;
+  int window, vectors, threads, groups, stages;
+
+  int stage_bytes() const { return 6 * vectors * threads * 16; }
+  int shared_bytes() const { return stages * stage_bytes(); }
 };
 
-inline Choice choose(int window, int vecs) {
-  const int vectors = window != 2 ? 1 : vecs > 256 ? 4 : 2;
-  const int threads = ceil_div(ceil_div(vecs, vectors), 32) * 32;
-  if ((window != 2 && window != 3) || threads > (window == 2 ? 256 : kMaxThreads)) return {0, 1, smallest(ceil_div(vecs, 32) * 32, 256), 1};
-  return {window, vectors, threads, threads < 128 ? 128 / threads : 1};
+constexpr int kBlocks[] = {32, 64, 96, 128, 224, 256, 384, 512};  // threads of a block that walks, compiled in
+
+// shared: bytes of shared memory that the GPU gives a block.
+inline Choice choose(int window, int vecs, int shared) {
+  if (window == 2 && vecs <= kMostVectors) {
+    Choice choice{2, vecs > 32 ? 2 : 1, 0, 1, 1};
+    for (int block : kBlocks)
+      if (!choice.threads && block >= ceil_div(vecs, choice.vectors)) choice.threads = block;
+    choice.stages = 2 * choice.stage_bytes() <= shared ? 2 : 1;  // 1 only with blocks of 384 and 512 threads
+    return choice;
+  }
+  const int threads = ceil_div(vecs, 32) * 32;
+  if (window != 3 || threads > kMaxThreads) return {0, 1, smallest(threads, 256), 1, 0};
+  return {3, 1, threads, threads < 128 ? 128 / threads : 1, 0};
 }
 
 struct Plan {
@@ -42,20 +54,28 @@ struct Plan {
     return args;
   }
 
-  // Blocks along x: enough for the windows of a frame, and for the cells of a pooled one.
-  int units(const Args& args, int groups) const {
-    int most = ceil_div(args.rows * args.columns, groups);
-    for (int pool = 0; pool < ints[12]; ++pool) {
-      const int blocks = ceil_div(pool_cells(args, ints, pool), groups);
+  Launch launch(const Args& args, const Choice& choice, int number) const {
+    Launch launch{first_task(number), 0, 1, 1};
+    for (int i = first_task(number); i < first_task(number + 1); ++i) {
+      const int* task = ints + args.tasks_at + 4 * i;
+      const bool late = task[2] >= args.frames;
+      const int pool = pool_of(task), cells = task[0] == kWindows ? 0 : pool_cells(args, ints, pool);
+      int count = (task[0] == kPool ? 0 : args.rows * args.columns) + cells;
+      if (choice.stages && (task[0] == kWindows || walks(args, ints + args.pools_at + 4 * pool))) count = Stretch(args, ints, i, 0).units;
+      int& most = late ? launch.late_units : launch.units;
+      const int blocks = ceil_div(count, choice.groups);
       most = most > blocks ? most : blocks;
+      launch.originals += !late;
     }
-    return most;
+    return launch;
   }
+
+  int blocks(const Launch& launch, int number) const { return launch.blocks(first_task(number + 1) - first_task(number)); }
 
   // What is wrong with the plan, or null. scratch: pooled frames go through it, launch by launch.
   const char* fault(bool scratch = true) const {
     if (length < kHeader) return "the plan is too short";
-    if (ints[0] != kFormat) return "the plan has another format; export the graph again with this release";
+    if (ints[0] != kFormat && ints[0] != kFormat - 1) return "the plan has another format; export the graph again with this release";
     for (int i = 1; i < kHeader; ++i)
       if (ints[i] < (i < 7 || i == 8 || i == 9 ? 1 : 0) || ints[i] > kLimit) return "a number in the plan's header is out of range";
     const int frames = ints[1], window = ints[6], padding = ints[7], versions = ints[10], tiles = ints[11], pools = ints[12];
@@ -71,9 +91,11 @@ struct Plan {
     int windows = 0;
     for (int i = 0; i < tasks(); ++i) {
       const int* task = ints + at.tasks_at + 4 * i;
-      if (!within(task[0], 2) || !within(task[1], task[0] ? pools : frames) || !within(task[2], frames + versions))
+      if (!within(task[0], 3) || !within(task[1], task[0] == kPool ? pools : frames) || !within(task[2], frames + versions) ||
+          (task[0] > kPool && !within(task[3], pools)))
         return "a task of the plan is out of range";
-      windows += !task[0];
+      if (task[0] > kPool && !walks(at, ints + at.pools_at + 4 * task[3])) return "a task of the plan pools to a size that no walk makes";
+      windows += task[0] != kPool;
     }
     if (windows != frames) return "the plan does not write every frame once";
     for (int i = 0; i < versions; ++i) {
@@ -110,7 +132,8 @@ struct Plan {
     for (int number = 0; number < launches(); ++number) {
       for (int i = first_task(number); i < first_task(number + 1); ++i) {
         const int* task = ints + at.tasks_at + 4 * i;
-        if (task[0] && ints[at.pools_at + 4 * task[1]] != task[2]) return "a task of the plan names another version than it pools";
+        if (i > first_task(number) && task[2] < at.frames && task[-2] >= at.frames) return "a launch of the plan has summaries first";
+        if (task[0] != kWindows && ints[at.pools_at + 4 * pool_of(task)] != task[2]) return "a task of the plan names another version than it pools";
         if (task[2] < at.frames) continue;
         const int* tiling = ints + at.versions_at + 4 * (task[2] - at.frames);
         for (int y = 0; y < at.height; y += tiling[1])
@@ -120,13 +143,15 @@ struct Plan {
       }
       for (int i = first_task(number); i < first_task(number + 1); ++i) {
         const int* task = ints + at.tasks_at + 4 * i;
-        if (task[0]) pooled[static_cast<size_t>(task[1])] = 1;
+        if (task[0] != kWindows) pooled[static_cast<size_t>(pool_of(task))] = 1;
       }
     }
     return nullptr;
   }
 
-  static constexpr int kFormat = 1, kHeader = 14, kLimit = 1 << 24;
+  static int pool_of(const int* task) { return task[0] == kPool ? task[1] : task[3]; }
+
+  static constexpr int kFormat = 2, kHeader = 14, kLimit = 1 << 24;
   static bool within(int value, int count) { return value >= 0 && value < count; }
 };
 

@@ -1,4 +1,4 @@
-// PTG: pools a frame that a level reads into scratch, a cell a block.
+// PTG: pools a frame that a level reads into scratch, a cell a block. For pooled frames that no walk makes (walk.cuh).
 #pragma once
 
 #include "clip.cuh"

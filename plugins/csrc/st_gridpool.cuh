@@ -6,19 +6,17 @@
 // How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A pass over the frames that are
 // read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
 // Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
-// default levels: 166,646 on the fly; with scratch 21,632 by windows and 35,200 by pooling. Bytes at D=3584 in bf16, a token being
-// 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB) whatever is done; scratch is 4,312 tokens (31 MB), written once.
-// A pooled frame's windows run next to its pooling, so its second read is about one frame (5 MB) away, inside L2.
+// default levels: 166,646 on the fly; 56,832 with scratch where windows and cells are read for each alone; 37,332 where one walk
+// makes both (walk.cuh). Bytes at D=3584 in bf16, a token being 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB)
+// whatever is done; scratch is 4,312 tokens (31 MB), written once.
 // DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
 // A level needs the one before and is small: its launch alone would leave the GPU idle. So launches overlap (programmatic dependent
-// launch), and windows that need no level stand first in each of them. A block pools one cell: larger tiles read fewer tokens twice, but
-// many short blocks at work was measured to matter more ("On a GPU" of benchmarks/RESULTS.md).
+// launch), and windows that need no level stand first in each of them.
 //
-// How NSP reads every byte once. A thread keeps its 16-byte vectors of all tokens of a window in registers between the norms and the
-// weighted sum: window 2 and D=3584 in bf16 are 128 threads with 4 tokens x 4 vectors, 64 registers of data, 28 KB in flight a block.
-// Windows above 3x3, and tokens of more than 1,024 vectors (512 where the window is 3x3), take the generic way, whose second read hits L1
-// or L2.
+// How NSP reads every byte once. Windows of 2x2: a walk keeps the tokens of a window in shared memory between the norms and the weighted
+// sum. Windows of 3x3, and those of 2x2 with summaries on the fly: in registers (window.cuh). Other windows, and tokens of more vectors
+// than these take, go the generic way, whose second read hits L1 or L2.
 #pragma once
 
 #if !defined(__CUDACC_RTC__)
@@ -27,6 +25,7 @@
 #endif
 
 #include "pool.cuh"
+#include "walk.cuh"
 #include "window.cuh"
 
 namespace gridpool {
@@ -34,11 +33,11 @@ namespace gridpool {
 #if defined(__CUDACC__)
 // The windows of a frame. K is 0 for the generic way.
 template <class T, int ORDER, int DEPTH, int K, int NV>
-__device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, Vec* out) {
+__device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, int first, Vec* out) {
   const Args& args = clip.args;
   const int thread = threadIdx.x, threads = blockDim.x, warps = threads / 32;
   const int windows = args.rows * args.columns;
-  int window = blockIdx.x * blockDim.y + threadIdx.y;
+  int window = first + threadIdx.y;
   const bool idle = window >= windows;  // stays for the barrier
   if (idle) window = windows - 1;
   const int row = window / args.columns, column = window % args.columns;
@@ -76,24 +75,107 @@ __device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, 
   }
 }
 
-// grid (units, tasks of this launch), block (threads a unit, units a block); threads a multiple of 32. A unit is a window or a cell.
+// grid: units of this launch's tasks; block (threads a unit, units a block); threads a multiple of 32. A unit is a window or a cell.
 template <class T, int ORDER, int DEPTH, int K, int NV>
-__device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first_task) {
+__device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& launch) {
   if (DEPTH == kScratch) let_next_launch_begin();
-  const int* task = plan + args.tasks_at + 4 * (first_task + static_cast<int>(blockIdx.y));
-  const int index = task[1], version = task[2], first = blockIdx.x * blockDim.y;
-  const bool pooling = DEPTH == kScratch && task[0];
-  if (first < (pooling ? pool_cells(args, plan, index) : args.rows * args.columns)) {
+  int unit;
+  const int* task = plan + args.tasks_at + 4 * launch.task_of(blockIdx.x, &unit);
+  const int kind = task[0], index = task[1], version = task[2], first = unit * blockDim.y;
+  const int windows = kind == kPool ? 0 : args.rows * args.columns;
+  const int pool = kind == kPool ? index : task[3], cells = DEPTH != kScratch || kind == kWindows ? 0 : pool_cells(args, plan, pool);
+  if (first < windows + cells) {
     if (DEPTH == kScratch && version >= args.frames) wait_for_launch_before();  // reads scratch
     const Clip<T, DEPTH> clip{args, plan, x, scratch};
-    if constexpr (DEPTH == kScratch) {
-      const int cell = first + static_cast<int>(threadIdx.y);
-      if (pooling && cell < pool_cells(args, plan, index)) pool_cell(clip, scratch, index, cell, threadIdx.x, blockDim.x);
+    if (first < windows) {
+      run_windows<T, ORDER, DEPTH, K, NV>(clip, index, version, first, out);
+    } else if constexpr (DEPTH == kScratch) {  // a block with windows has no cells: where a task has both, a block is one unit
+      const int cell = first - windows + static_cast<int>(threadIdx.y);
+      if (cell < cells) pool_cell(clip, scratch, pool, cell, threadIdx.x, blockDim.x);
     }
-    if (!pooling) run_windows<T, ORDER, DEPTH, K, NV>(clip, index, version, out);
   }
   // One block of each launch waits, whatever it read, so that the last launch ends after all of them.
-  if (DEPTH == kScratch && blockIdx.x == 0 && blockIdx.y == 0) wait_for_launch_before();
+  if (DEPTH == kScratch && blockIdx.x == 0) wait_for_launch_before();
+}
+
+// The softmax of four norms, from what each thread saw of them, for all threads. Lanes take the norms in turns, so that four sums over a
+// block cost little more than one. shared: another one than in the call before.
+template <int ORDER, int THREADS>
+__device__ void weights_of(float (&norm)[4], const Args& args, float (*shared)[4]) {
+  constexpr unsigned kAll = 0xffffffffu;
+  constexpr int kWarps = THREADS / 32;
+  const float order = ORDER == 2 ? 2.0f : args.order;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  GRIDPOOL_UNROLL
+  for (int distance = 1; distance < 4; distance *= 2) {  // lane l keeps those of norm l % 4
+    const bool odd = lane & distance;
+    GRIDPOOL_UNROLL
+    for (int i = 0; i < 2 / distance; ++i) {
+      const float kept = odd ? norm[2 * i + 1] : norm[2 * i], given = odd ? norm[2 * i] : norm[2 * i + 1];
+      norm[i] = combine(kept, __shfl_xor_sync(kAll, given, distance), order);
+    }
+  }
+  float own = norm[0];
+  GRIDPOOL_UNROLL
+  for (int distance = 4; distance < 32; distance *= 2) own = combine(own, __shfl_xor_sync(kAll, own, distance), order);
+  if (kWarps > 1) {
+    if (lane < 4) shared[warp][lane] = own;
+    __syncthreads();
+    own = 0.0f;
+    GRIDPOOL_UNROLL
+    for (int first = 0; first < kWarps; first += 8) {
+      const int other = first + lane / 4;
+      if (other < kWarps) own = combine(own, shared[other][lane % 4], order);
+    }
+    GRIDPOOL_UNROLL
+    for (int distance = 4; distance < 32; distance *= 2) own = combine(own, __shfl_xor_sync(kAll, own, distance), order);
+  }
+  own = args.temperature * finish<ORDER>(own, args);
+  float top = largest(own, __shfl_xor_sync(kAll, own, 1));
+  top = largest(top, __shfl_xor_sync(kAll, top, 2));
+  own = expf(own - top);
+  float total = own + __shfl_xor_sync(kAll, own, 1);
+  total += __shfl_xor_sync(kAll, total, 2);
+  own /= total;
+  GRIDPOOL_UNROLL
+  for (int k = 0; k < 4; ++k) norm[k] = __shfl_sync(kAll, own, k);
+}
+
+// The same where windows are 2x2: a block is a walk, or a cell of a pooled frame of which no walk can make the cells.
+template <class T, int ORDER, int NV, int STAGES, int THREADS>
+__device__ void run_walks(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& launch) {
+  using Share = Walk<T, ORDER, NV, STAGES, THREADS>;
+  __shared__ float partial[2][THREADS / 32][4];
+  __shared__ int places[Share::kPlaces];
+  let_next_launch_begin();
+  int unit;
+  const int number = launch.task_of(blockIdx.x, &unit), thread = threadIdx.x;
+  const Clip<T, kScratch> clip{args, plan, x, scratch};
+  const Stretch at(args, plan, number, unit);
+  if (at.frame < 0 && !walks(args, plan + args.pools_at + 4 * at.pool)) {
+    if (unit < pool_cells(args, plan, at.pool)) {
+      if (at.version >= args.frames) wait_for_launch_before();
+      pool_cell(clip, scratch, at.pool, unit, thread, THREADS);
+    }
+  } else if (at.first < at.end) {
+    Share mine(clip, at, scratch, out, places, dynamic_shared(), thread);
+    if (at.version >= args.frames) {
+      for (int token = thread; token < Share::kPlaces; token += THREADS) places[token] = mine.lookup(clip, token);
+      __syncthreads();
+      wait_for_launch_before();
+    }
+    for (int step = at.begin; step < at.begin + STAGES - 1; ++step) mine.fetch(step);
+    for (int step = at.begin; step < at.end; ++step) {
+      mine.fetch(step + STAGES - 1);
+      mine.gather(step);
+      if (mine.shows(step)) {
+        weights_of<ORDER, THREADS>(mine.norm, args, partial[step & 1]);
+        mine.write(step, mine.norm);
+      }
+      mine.next();
+    }
+  }
+  if (blockIdx.x == 0) wait_for_launch_before();  // as in `run`
 }
 #endif
 

@@ -42,6 +42,7 @@ GRIDPOOL_FN unsigned bits_from_float(float value) {
 // max that keeps NaN: a NaN token must not look like a pooled one
 GRIDPOOL_FN float largest(float a, float b) { return a != a || a > b ? a : b; }
 
+GRIDPOOL_BOTH int largest_of(int a, int b) { return a > b ? a : b; }
 GRIDPOOL_BOTH int smallest(int a, int b) { return a < b ? a : b; }
 GRIDPOOL_BOTH int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -82,6 +83,48 @@ GRIDPOOL_FN Vec load_written(const Vec* address) {
   return vec;
 #else
   return *address;
+#endif
+}
+
+#if defined(__CUDA_ARCH__)
+using SharedAddress = unsigned;
+#else
+using SharedAddress = Vec*;
+#endif
+
+GRIDPOOL_FN SharedAddress shared_address(Vec* shared) {
+#if defined(__CUDA_ARCH__)
+  unsigned address;
+  asm("{ .reg .u64 wide; cvta.to.shared.u64 wide, %1; cvt.u32.u64 %0, wide; }" : "=r"(address) : "l"(shared));
+  return address;
+#else
+  return shared;
+#endif
+}
+
+// 16 bytes to `position` vectors beyond `shared` where `wanted`, while this thread goes on; past L1.
+GRIDPOOL_FN void copy_async(SharedAddress shared, int position, const Vec* global, bool wanted) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(shared + 16 * position),
+               "l"(global), "r"(static_cast<int>(wanted))
+               : "memory");
+#else
+  if (wanted) shared[position] = *global;
+#endif
+}
+
+// Ends a group of this thread's copies, an empty one too.
+GRIDPOOL_FN void commit_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until at most LATER of this thread's groups are under way.
+template <int LATER>
+GRIDPOOL_FN void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 #endif
 }
 
@@ -207,6 +250,18 @@ GRIDPOOL_FN void add(float (&sum)[T::kLanes], Vec vec, float weight) {
 }
 
 #if defined(__CUDACC__)
+// What the launch asked for beyond what the kernel declares.
+GRIDPOOL_FN Vec* dynamic_shared() {
+#if defined(__CUDA_ARCH__)
+  extern __shared__ Vec dynamic_shared_memory[];
+  return dynamic_shared_memory;
+#elif defined(GRIDPOOL_DYNAMIC_SHARED)
+  return static_cast<Vec*>(GRIDPOOL_DYNAMIC_SHARED);
+#else
+  return nullptr;  // nvcc's pass for the host
+#endif
+}
+
 // The total (or, of order inf, the largest) of 32 lanes, in all of them.
 GRIDPOOL_FN float warp_total(float value, float order) {
   GRIDPOOL_UNROLL

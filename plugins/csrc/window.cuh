@@ -5,22 +5,20 @@
 
 namespace gridpool {
 
-// Sum over lanes of |value|^p, or the largest |value| of order inf, on top of `norm`.
+// |value|^p, or the largest |value| of order inf, on top of `norm`.
+template <int ORDER>
+GRIDPOOL_FN float accumulate(float norm, float value, float order) {
+  const float magnitude = fabsf(value);
+  if (ORDER == 2 || order == 2.0f) return norm + magnitude * magnitude;
+  if (order == 1.0f) return norm + magnitude;
+  return infinite(order) ? largest(norm, magnitude) : norm + powf(magnitude, order);
+}
+
 template <class T, int ORDER>
 GRIDPOOL_FN float accumulate(float norm, Vec vec, float order) {
   float value[T::kLanes];
   T::unpack(vec, value);
-  for (int lane = 0; lane < T::kLanes; ++lane) {
-    const float magnitude = fabsf(value[lane]);
-    if (ORDER == 2 || order == 2.0f)
-      norm += magnitude * magnitude;
-    else if (order == 1.0f)
-      norm += magnitude;
-    else if (infinite(order))
-      norm = largest(norm, magnitude);
-    else
-      norm += powf(magnitude, order);
-  }
+  for (int lane = 0; lane < T::kLanes; ++lane) norm = accumulate<ORDER>(norm, value[lane], order);
   return norm;
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plugins.cuda import args_of
-from plugins.nvrtc import KERNEL, compile_kernel, variant_for
+from plugins.nvrtc import KERNEL, compile_kernel, launches, variant_for
 from plugins.plan import Plan, in_one_launch
 from plugins.spec import DOMAIN, DTYPES, NAME, StGridPool, not_covered
 from runtime.errors import EngineError, SpecError
@@ -30,7 +30,7 @@ class Kernel:
 
     name: str
     ptx: bytes
-    grid: tuple[int, int]
+    blocks: int
     block: tuple[int, int]
 
 
@@ -50,14 +50,13 @@ def kernel_for(
     values = ", ".join(_literal(getattr(args, field[0])) for field in args._fields_)
     prelude = f"__device__ const int kPlan[] = {{{', '.join(map(str, plan.ints))}}};\n"
     variant = variant_for(spec, hidden, dtype, depth=plan.depth)
+    ((*launch, blocks),) = launches(plan, variant)
     entry = (
         f'extern "C" __global__ void __launch_bounds__(%d, %d) {KERNEL}(const Vec* x, Vec* out) {{\n'
         f"  const Args args = {{{values}}};\n"
-        "  run<%s>(args, kPlan, x, nullptr, out, 0);\n}\n"
+        f"  run%s(args, kPlan, x, nullptr, out, {{{', '.join(map(str, launch))}}});\n}}\n"
     )
-    frames, rows, columns = plan.shape
-    grid = (-(-rows * columns // variant.groups), frames)
-    return Kernel(KERNEL, compile_kernel(variant, target, prelude, entry).code, grid, (variant.threads, variant.groups))
+    return Kernel(KERNEL, compile_kernel(variant, target, prelude, entry).code, blocks, (variant.threads, variant.groups))
 
 
 def register(trt: Any) -> None:
@@ -83,7 +82,7 @@ def register(trt: Any) -> None:
 
     def compile_call(x, plan, temperature, order, outputs, tactic):
         kernel = kernel_for(tuple(map(int, plan)), float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
-        launch = trtp.KernelLaunchParams(*kernel.grid, 1, *kernel.block)  # tensorrt>=10.9
+        launch = trtp.KernelLaunchParams(kernel.blocks, 1, 1, *kernel.block)  # tensorrt>=10.9
         return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
 
     # TensorRT reads types, not the strings that annotations are in this file

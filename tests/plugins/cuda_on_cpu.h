@@ -1,7 +1,8 @@
 // CUDA's execution model on a CPU, for small kernels: every thread of a block is a fiber, blocks run one after another.
 //
 // A fiber runs until a barrier or a shuffle. It goes on when all threads of its block, or its warp, wait at the same kind of point;
-// where that can't happen any more the kernel would hang or is undefined on a GPU, and the program ends with a message.
+// where that can't happen any more the kernel would hang or is undefined on a GPU, and the program ends with a message. A warp runs as
+// far as it gets before the next one does, so that what one warp writes too early for another shows.
 #pragma once
 
 #include <ucontext.h>
@@ -39,6 +40,8 @@ inline std::vector<Fiber>* block = nullptr;
 inline Fiber* current = nullptr;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
+inline std::vector<unsigned char> dynamic_shared;
+#define GRIDPOOL_DYNAMIC_SHARED static_cast<void*>(on_cpu::dynamic_shared.data())
 
 inline void wait(At at) {
   current->at = at;
@@ -68,20 +71,24 @@ inline void run_block(std::vector<Fiber>& fibers) {
   }
   for (;;) {
     bool progress = false, done = true;
-    for (Fiber& fiber : fibers) {
-      if (fiber.at == At::kRunning) {
-        current = &fiber;
-        swapcontext(&scheduler, &fiber.context);
-        progress = true;
+    for (size_t warp = 0; warp < fibers.size(); warp += 32) {  // each as far as it gets without the others
+      for (bool ran = true; ran;) {
+        ran = false;
+        for (size_t i = warp; i < warp + 32; ++i) {
+          if (fibers[i].at != At::kRunning) continue;
+          current = &fibers[i];
+          swapcontext(&scheduler, &current->context);
+          ran = progress = true;
+        }
+        release(warp, 32, At::kWarp);
       }
-      done = done && fiber.at == At::kDone;
+      for (size_t i = warp; i < warp + 32; ++i) done = done && fibers[i].at == At::kDone;
     }
     if (done) return;
     if (!progress) {
       fprintf(stderr, "threads wait for one another for ever\n");
       abort();
     }
-    for (size_t warp = 0; warp < fibers.size(); warp += 32) release(warp, 32, At::kWarp);
     release(0, fibers.size(), At::kBlock);
   }
 }
@@ -102,9 +109,19 @@ inline float __shfl_xor_sync(unsigned, float value, int distance) {
   return other;
 }
 
-inline void launch_on_cpu(Index grid, Index threads, std::function<void()> kernel) {
+inline float __shfl_sync(unsigned, float value, int lane) {
+  on_cpu::current->shuffled = value;
+  on_cpu::wait(on_cpu::At::kWarp);
+  const size_t self = on_cpu::current - on_cpu::block->data();
+  const float other = (*on_cpu::block)[self / 32 * 32 + static_cast<size_t>(lane)].shuffled;
+  on_cpu::wait(on_cpu::At::kWarp);
+  return other;
+}
+
+inline void launch_on_cpu(Index grid, Index threads, size_t shared, std::function<void()> kernel) {
   gridDim = grid, blockDim = threads;
   on_cpu::body = std::move(kernel);
+  on_cpu::dynamic_shared.assign(shared, 0xff);
   std::vector<on_cpu::Fiber> fibers(threads.x * threads.y);
   for (unsigned i = 0; i < fibers.size(); ++i) fibers[i].thread = {i % threads.x, i / threads.x, 0};
   for (unsigned y = 0; y < grid.y; ++y)

@@ -13,15 +13,20 @@
 using namespace gridpool;
 
 template <class T, int ORDER>
-static void run_one(const Choice& choice, const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, int first) {
-  if (choice.window == 0)
-    run<T, ORDER, kScratch, 0, 1>(args, plan, x, scratch, out, first);
-  else if (choice.window == 3)
-    run<T, ORDER, kScratch, 3, 1>(args, plan, x, scratch, out, first);
-  else if (choice.vectors == 4)
-    run<T, ORDER, kScratch, 2, 4>(args, plan, x, scratch, out, first);
-  else
-    run<T, ORDER, kScratch, 2, 2>(args, plan, x, scratch, out, first);
+static void run_one(const Choice& choice, const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& at) {
+  if (choice.window == 0) return run<T, ORDER, kScratch, 0, 1>(args, plan, x, scratch, out, at);
+  if (choice.window == 3) return run<T, ORDER, kScratch, 3, 1>(args, plan, x, scratch, out, at);
+  if (choice.vectors == 1) return run_walks<T, ORDER, 1, 2, 32>(args, plan, x, scratch, out, at);
+  switch (choice.threads) {
+    case 32: return run_walks<T, ORDER, 2, 2, 32>(args, plan, x, scratch, out, at);
+    case 64: return run_walks<T, ORDER, 2, 2, 64>(args, plan, x, scratch, out, at);
+    case 96: return run_walks<T, ORDER, 2, 2, 96>(args, plan, x, scratch, out, at);
+    case 128: return run_walks<T, ORDER, 2, 2, 128>(args, plan, x, scratch, out, at);
+    case 224: return run_walks<T, ORDER, 2, 2, 224>(args, plan, x, scratch, out, at);
+    case 384: return run_walks<T, ORDER, 2, 2, 384>(args, plan, x, scratch, out, at);
+    case 512: return run_walks<T, ORDER, 2, 2, 512>(args, plan, x, scratch, out, at);
+    default: fprintf(stderr, "no block of %d threads here\n", choice.threads), abort();
+  }
 }
 
 template <class T>
@@ -29,12 +34,14 @@ static void launch(Index grid, Index block, const Choice& choice, const Args& ar
   const int* plan = *static_cast<const int**>(p[1]);
   const Vec* x = *static_cast<const Vec**>(p[2]);
   Vec *scratch = *static_cast<Vec**>(p[3]), *out = *static_cast<Vec**>(p[4]);
-  const int first = *static_cast<int*>(p[5]);
-  launch_on_cpu(grid, block, [&] {
-    args.order == 2.0f ? run_one<T, 2>(choice, args, plan, x, scratch, out, first)
-                       : run_one<T, kAnyOrder>(choice, args, plan, x, scratch, out, first);
+  const Launch& at = *static_cast<const Launch*>(p[5]);
+  launch_on_cpu(grid, block, static_cast<size_t>(choice.shared_bytes()), [&] {
+    args.order == 2.0f ? run_one<T, 2>(choice, args, plan, x, scratch, out, at)
+                       : run_one<T, kAnyOrder>(choice, args, plan, x, scratch, out, at);
   });
 }
+
+constexpr int kShared = 227 << 10;  // bytes that a block may ask for, of compute capability 9.0
 
 using Pointer = unsigned long long;
 
@@ -48,7 +55,10 @@ extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = context, 0; }
-int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : 0, 0; }  // compute capability 9.0
+int cuDeviceGetAttribute(int* value, int attribute, int) {  // compute capability 9.0, shared memory of a block
+  return *value = attribute == 75 ? 9 : attribute == 97 ? kShared : 0, 0;
+}
+int cuFuncSetAttribute(void*, int attribute, int value) { return attribute != 8 || value > kShared; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 int cuCtxPushCurrent_v2(void*) { return 0; }
 int cuCtxPopCurrent_v2(void**) { return 0; }
@@ -62,11 +72,12 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 int cuPointerGetAttribute(void* data, int, Pointer) { return *static_cast<int*>(data) = 0, 0; }
 
-int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned, void* stream, void** p,
+int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** p,
                    void** extra) {
   const Args& args = *static_cast<Args*>(p[0]);
-  const Choice choice = choose(args.window, args.vecs);
-  if (choice.threads != static_cast<int>(bx) || choice.groups != static_cast<int>(by) || gz != 1 || bz != 1 || extra || !stream) return 1;
+  const Choice choice = choose(args.window, args.vecs, kShared);
+  if (static_cast<int>(shared) != choice.shared_bytes()) return 1;
+  if (choice.threads != static_cast<int>(bx) || choice.groups != static_cast<int>(by) || gy != 1 || gz != 1 || bz != 1 || extra || !stream) return 1;
   const char* dtype = getenv("STAND_IN_DTYPE");
   if (!strcmp(dtype, "float32")) launch<Float>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
   if (!strcmp(dtype, "float16")) launch<Half>({gx, gy, 1}, {bx, by, 1}, choice, args, p);
@@ -93,7 +104,7 @@ struct LaunchConfig {
 // stream serialisation. Blocks run one after another here, so only the request is checked.
 int cuLaunchKernelEx(const LaunchConfig* c, void* kernel, void** p, void** extra) {
   const bool overlaps = c->count == 1 && c->attributes[0].id == 6 && c->attributes[0].allowed == 1;
-  if (c->count != overlaps || overlaps != (*static_cast<int*>(p[5]) > 0)) return 1;
+  if (c->count != overlaps || overlaps != (static_cast<const Launch*>(p[5])->first_task > 0)) return 1;
   return cuLaunchKernel(kernel, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, p, extra);
 }
 

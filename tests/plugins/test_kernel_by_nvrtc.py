@@ -6,16 +6,19 @@ import math
 
 import pytest
 
-from plugins.nvrtc import TARGETS, compile_kernel, variant_for
+from plugins.nvrtc import TARGETS, Variant, compile_kernel, variant_for
 from plugins.spec import StGridPool
 from runtime.errors import EngineError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
-# (window, D, dtype, order, depth): two and four vectors a thread, each way, each dtype, each kind of norm
+# (window, D, dtype, order, depth): walks of one and two vectors a thread and one and two stages, two and four vectors held in registers,
+# the generic way; each dtype, each kind of norm
 VARIANTS = [
+    (2, 256, "bfloat16", 2, -1),
     (2, 3584, "bfloat16", 2, -1),
     (2, 896, "bfloat16", 2, -1),
+    (2, 8192, "bfloat16", 2, -1),
     (2, 896, "float16", 2, -1),
     (2, 3584, "float32", 2, -1),
     (2, 4096, "float32", 2, -1),
@@ -24,6 +27,7 @@ VARIANTS = [
     (3, 4096, "bfloat16", math.inf, -1),
     (5, 896, "float16", 2, -1),
     (2, 16384, "bfloat16", 2, -1),
+    (2, 896, "bfloat16", 2, 0),
     (2, 3584, "bfloat16", 2, 0),
     (2, 3584, "bfloat16", 2, 3),
 ]
@@ -38,7 +42,15 @@ def test_no_variant_spills_on_any_target(target: str, record_property):
         assert compiled.registers > 0, "ptxas gave no account: NVRTC may have taken the code from its cache"
         assert compiled.spills == 0, f"{variant} spills {compiled.spills} bytes on {target}"
         assert compiled.registers * variant.threads * variant.groups <= 65536, "a block must fit a multiprocessor"
-        assert compiled.shared == (4096 if not variant.window else 16 * 4 * variant.window**2)
+        assert compiled.shared == _shared(variant)
+
+
+def _shared(variant: Variant) -> int:
+    """Logits of the largest window; or two sums of norms a warp and where a walk's tokens are; or a sum a warp and token."""
+    if variant.stages:
+        sums = 2 * 4 * 4 * (variant.threads // 32) if variant.threads > 32 else 0
+        return -(-(sums + 4 * 3 * 6) // 16) * 16
+    return 16 * 4 * variant.window**2 if variant.window else 4096
 
 
 def test_blocks_hold_whole_warps_and_every_vector_of_a_token():
@@ -56,13 +68,14 @@ def test_blocks_hold_whole_warps_and_every_vector_of_a_token():
 def test_launches_that_overlap_wait_before_they_read_scratch_and_before_they_end(hidden: int):
     """On a stand-in launches follow one another, so a wait that is missing shows nowhere but in the code."""
     lines = compile_kernel(variant_for(StGridPool(), hidden, "bfloat16"), "compute_90").code.decode().splitlines()
-    waits = [number for number, line in enumerate(lines) if "griddepcontrol.wait" in line]
-    reads = [number for number, line in enumerate(lines) if "ld.global.cg" in line]
-    writes = [number for number, line in enumerate(lines) if "st.global" in line]
-    begins = next(number for number, line in enumerate(lines) if "griddepcontrol.launch_dependents" in line)
-    assert len(waits) == 2 and reads and writes
-    assert begins < waits[0] < min(reads)
-    assert waits[1] > max(reads + writes)
+
+    def of(instruction):
+        return [number for number, line in enumerate(lines) if instruction in line]
+
+    before_walks, before_cells, at_the_end = of("griddepcontrol.wait")
+    assert of("griddepcontrol.launch_dependents")[0] < before_walks < min(of("cp.async.cg"))
+    assert max(of("cp.async.cg")) < before_cells < min(of("ld.global.cg"))
+    assert at_the_end > max(of("ld.global") + of("cp.async.cg") + of("st.global"))
     older = compile_kernel(variant_for(StGridPool(), hidden, "bfloat16"), "compute_87").code.decode()
     assert "griddepcontrol" not in older
 

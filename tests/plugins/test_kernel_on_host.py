@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_cases import DTYPES, GOLDEN, TOLERANCE, golden_case, random_clip, specs_and_shapes, worst
 
-from plugins.plan import HEADER, in_one_launch, make_plan
+from plugins.plan import BOTH, HEADER, POOL, WINDOWS, Plan, in_one_launch, make_plan
 from plugins.reference import st_gridpool
 from plugins.spec import StGridPool, output_shape
 
@@ -67,6 +67,22 @@ def test_any_spec_on_any_grid_matches_the_reference(
     assert worst(run(x, spec, way), st_gridpool(x, spec)) < TOLERANCE[dtype]
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    grid=st.tuples(st.integers(3, 9), st.integers(3, 40)),
+    sizes=st.sampled_from([(4,), (4, 4), (1, 4, 4), (4, 6), (2, 4)]),
+    hidden=st.sampled_from([8, 272, 520]),
+    dtype=st.sampled_from(list(DTYPES)),
+    order=st.sampled_from([2.0, 3.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_walks_of_any_length_match_the_reference(run: Run, grid, sizes, hidden: int, dtype: str, order: float, seed: int):
+    """Odd and even sides, several walks a row, and pooled frames that are made on the way beside some that are not."""
+    spec = StGridPool(sizes, (1, 2, 2)[: len(sizes)], order=order, temperature=5)
+    x = random_clip((9, *grid, hidden), dtype, seed)
+    assert worst(run(x, spec), st_gridpool(x, spec)) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_authors_vectors_come_out(run: Run, path: Path, way: str):
@@ -78,9 +94,11 @@ def test_the_authors_vectors_come_out(run: Run, path: Path, way: str):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("window", "hidden"), [(2, 8), (2, 840), (2, 2056), (2, 3584), (2, 9216), (3, 1032), (3, 4104), (4, 3584)])
+@pytest.mark.parametrize(
+    ("window", "hidden"), [(2, 8), (2, 840), (2, 2056), (2, 3584), (2, 8192), (2, 9216), (3, 1032), (3, 4104), (4, 3584)]
+)
 def test_every_block_shape_that_is_chosen(run: Run, dtype: str, window: int, hidden: int):
-    """Idle lanes, one and two vectors a thread, several windows a block, and D too large for registers."""
+    """Idle lanes, one and two vectors a thread, one and two stages, several windows a block, and D too large for a walk or registers."""
     spec = StGridPool((4,), (1,), window=window)
     x = random_clip((4, 5, 4, hidden), dtype, 3)
     assert worst(run(x, spec), st_gridpool(x, spec)) < TOLERANCE[dtype]
@@ -147,6 +165,7 @@ def test_a_plan_with_an_index_out_of_range_is_refused(run: Run):
         tasks,
         tasks + 1,
         tasks + 2,
+        tasks + 3,
         tasks + 4 * good[9] + 3,
         len(good) - 1,
         len(good) - 3,
@@ -175,3 +194,49 @@ def test_a_plan_whose_launches_are_out_of_order_is_refused(run: Run):
     other[pool + 2] = (good[pool + 2] + 1) % shape[0]
     with pytest.raises(ValueError, match="another version than it pools"):
         run(x, spec, ints=other)
+
+
+def _with_tasks(plan: Plan, launches: list[list[tuple[int, ...]]], **header: int) -> list[int]:
+    ints = list(plan.ints)
+    rest = ints[plan.section("versions") :]
+    ints[0] = header.get("format", ints[0])
+    ints[8:10] = [len(launches), sum(map(len, launches))]
+    firsts = [sum(map(len, launches[:number])) for number in range(len(launches) + 1)]
+    return [*ints[:HEADER], *firsts, *(value for launch in launches for task in launch for value in task), *rest]
+
+
+def test_a_plan_of_the_format_before_runs(run: Run):
+    """There windows and pooled frames were always tasks of their own."""
+    spec, shape = StGridPool((4, 4), (1, 2)), (8, 7, 18, 8)
+    x, plan = random_clip(shape, "float32", 0), make_plan(spec, *shape[:3])
+    launches: list[list[tuple[int, ...]]] = []
+    for tasks in plan.by_launch():
+        launches.append([])
+        for kind, index, version, pool in tasks:
+            launches[-1] += (
+                [(POOL, pool, version, 0), (WINDOWS, index, version, 0)] if kind == BOTH else [(kind, index, version, 0)]
+            )
+    assert sum(map(len, launches)) > len(plan.tasks)
+    assert worst(run(x, spec, ints=_with_tasks(plan, launches, format=1)), st_gridpool(x, spec)) < TOLERANCE["float32"]
+    with pytest.raises(ValueError, match="another format"):
+        run(x, spec, ints=_with_tasks(plan, launches, format=0))
+    with pytest.raises(ValueError, match="another format"):
+        run(x, spec, ints=_with_tasks(plan, launches, format=3))
+
+
+def test_a_task_that_pools_on_the_way_to_another_size_is_refused(run: Run):
+    spec, shape = StGridPool((6,), (1,)), (6, 6, 8, 8)
+    plan = make_plan(spec, *shape[:3])
+    (pools, summary) = plan.by_launch()
+    joined = [(BOTH, 0, 0, 0), *(task for task in pools if task[2] != 0)]
+    with pytest.raises(ValueError, match="pools to a size that no walk makes"):
+        run(random_clip(shape, "float32", 0), spec, ints=_with_tasks(plan, [joined, summary]))
+
+
+def test_a_launch_with_a_summary_before_an_original_frame_is_refused(run: Run):
+    spec, shape = StGridPool((4,), (2,)), (8, 4, 4, 8)
+    plan = make_plan(spec, *shape[:3])
+    first, second = plan.by_launch()
+    assert second[0][2] < 8 <= second[-1][2]
+    with pytest.raises(ValueError, match="has summaries first"):
+        run(random_clip(shape, "float32", 0), spec, ints=_with_tasks(plan, [first, second[::-1]]))

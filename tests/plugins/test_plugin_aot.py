@@ -26,9 +26,9 @@ def test_the_kernel_takes_two_pointers_and_one_block_a_window():
     ptx = kernel.ptx.decode()
     assert ".target sm_80" in ptx
     assert ptx.count(".param .u64") == 2
-    assert (kernel.grid, kernel.block) == ((8, 16), (64, 2))
+    assert (kernel.blocks, kernel.block) == (8 * 16, (64, 2))
     small = aot.kernel_for(plan_of(StGridPool()), 1.0, 2.0, 64, "float16")
-    assert (small.grid, small.block) == ((4, 16), (32, 4))
+    assert (small.blocks, small.block) == (4 * 16, (32, 4))
 
 
 def test_infinite_order_and_hexadecimal_numbers_compile():
@@ -40,12 +40,14 @@ def test_every_number_of_a_call_is_a_constant_of_its_source(monkeypatch: pytest.
     monkeypatch.setattr(aot, "compile_kernel", lambda *asked: compiled.append(asked) or SimpleNamespace(code=b"ptx"))
     plan = make_plan(StGridPool((2,), (1,)), 3, 6, 5)
     kernel = aot.kernel_for(plan.ints, 0.1, math.inf, 16, "float32")
-    assert kernel == aot.Kernel("st_gridpool", b"ptx", (2, 3), (32, 4))  # six windows of a frame, four a block
+    assert kernel == aot.Kernel("st_gridpool", b"ptx", 2 * 3, (32, 4))  # six windows of a frame, four a block
     ((variant, target, prelude, entry),) = compiled
     assert (variant, target) == (Variant("float32", False, 1, 2, 2, 32, 4), "compute_80")
     assert prelude == f"__device__ const int kPlan[] = {{{', '.join(map(str, in_one_launch(plan).ints))}}};\n"
     numbers = "3, 6, 5, 3, 2, 2, 0, 4, 16, 28, 32, 34, 0x1.99999a0000000p-4f, __int_as_float(0x7f800000), 0x1.0000000000000p-4f"
-    assert f"  const Args args = {{{numbers}}};\n  run<%s>(args, kPlan, x, nullptr, out, 0);\n}}\n" in entry
+    assert (
+        f"  const Args args = {{{numbers}}};\n  run%s(args, kPlan, x, nullptr, out, {{0, 2, 2, 2}});\n}}\n" in entry
+    )  # two original frames
     aot.kernel_for(plan.ints, 0.1, 2.0, 16, "float16", target="sm_87")
     assert compiled[1][:2] == (Variant("float16", True, 1, 2, 2, 32, 4), "sm_87")
 
@@ -105,7 +107,7 @@ def test_registration_gives_tensorrt_types_shapes_and_a_kernel(monkeypatch: pyte
     assert compile_call.__annotations__ == {"return": tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]}
     name, ptx, launch, extra = compile_call(x, plan, 1.0, 2.0, (None,), 0)
     assert name.encode() in ptx
-    assert (list(launch), len(extra)) == ([8, 16, 1, 64, 2], 0)
+    assert (list(launch), len(extra)) == ([8 * 16, 1, 1, 64, 2], 0)
     assert compile_kernel.cache_info().currsize
 
 

@@ -20,8 +20,11 @@ class Driver:
     """Answers as cuda-bindings do, (status, value, ...), and keeps (function, arguments) in `asked`."""
 
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="shared",
     )
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL="ordinal")
 
     def __init__(self, **answers):
@@ -58,10 +61,10 @@ def test_the_driver_is_asked_for_the_device_of_an_array_only_where_the_array_doe
 
 
 def gpu(install, major, minor, version=13000):
-    capability = {"major": major, "minor": minor}
+    attributes = {"major": major, "minor": minor, "shared": 227 << 10}
     driver = install(
         cuDeviceGet=lambda ordinal: f"device {ordinal}", cuDevicePrimaryCtxRetain=lambda device: f"context of {device}",
-        cuDeviceGetAttribute=lambda name, device: capability[name], cuDriverGetVersion=version, cuMemAllocAsync=4096, cuMemFreeAsync=None,
+        cuDeviceGetAttribute=lambda name, device: attributes[name], cuDriverGetVersion=version, cuMemAllocAsync=4096, cuMemFreeAsync=None,
         cuCtxPushCurrent=None, cuCtxPopCurrent=None,
     )  # fmt: skip
     made = cuda._Gpu(2)
@@ -79,6 +82,7 @@ def gpu(install, major, minor, version=13000):
 def test_launches_overlap_from_hopper_and_driver_12_3_on(install, major, minor, version, target, overlaps):
     made, _ = gpu(install, major, minor, version)
     assert (made.ordinal, made.target, made.overlaps, made.context) == (2, target, overlaps, "context of device 2")
+    assert made.shared == 227 << 10
 
 
 def test_a_gpu_before_ampere_is_refused(install):
@@ -110,20 +114,22 @@ def test_the_context_is_current_while_it_is_active_and_no_longer(install):
 
 
 # three frames of 2x3, two of them tiled into one: the tables are written out in test_plugin_plan.py
-SPEC, SHAPE = StGridPool((2,), (1,), temperature=3.0, order=1.0), (3, 2, 3, 16)
+SPEC, SHAPE, SHARED = StGridPool((2,), (1,), temperature=3.0, order=1.0), (3, 2, 3, 16), 99 << 10
+LAUNCHES = ((0, 3, 3, 1, 9), (3, 1, 1, 1, 2))  # first task, tasks of original frames, blocks of one of them and of another, blocks
 
 
 def test_what_a_call_needs_is_worked_out_once():
-    call = cuda._prepare(SPEC, SHAPE, "float32")
-    assert cuda._prepare(SPEC, SHAPE, "float32") is call
-    assert call.variant == Variant("float32", False, -1, 2, 2, 32, 4)
-    assert (call.plan, call.launches) == (make_plan(SPEC, 3, 2, 3), (3, 2))
-    assert (call.width, call.scratch_bytes) == (1, 6 * 16 * 4)
+    call = cuda._prepare(SPEC, SHAPE, "float32", SHARED)
+    assert cuda._prepare(SPEC, SHAPE, "float32", SHARED) is call
+    assert call.variant == Variant("float32", False, -1, 2, 1, 32, 1, 2)
+    assert call.plan == make_plan(SPEC, 3, 2, 3)
+    # a pooled frame has three cells, a block each; windows are one walk
+    assert (call.launches, call.scratch_bytes) == (LAUNCHES, 6 * 16 * 4)
     args = call.args
     assert (args.frames, args.height, args.width, args.rows, args.columns, args.window, args.padding) == (3, 2, 3, 1, 1, 2, 0)
     assert (args.vecs, args.tasks_at, args.versions_at, args.tiles_at, args.pools_at) == (4, 17, 37, 41, 43)
     assert (args.temperature, args.order, args.inverse_dim) == (3.0, 1.0, 1 / 16)
-    assert cuda._prepare(SPEC, SHAPE, "bfloat16").scratch_bytes == 6 * 16 * 2
+    assert cuda._prepare(SPEC, SHAPE, "bfloat16", SHARED).scratch_bytes == 6 * 16 * 2
 
 
 @pytest.mark.parametrize("overlaps", [True, False])
@@ -132,7 +138,7 @@ def test_the_kernel_is_launched_once_a_level_with_the_first_task_of_each(install
     driver, seen = _launching(install, monkeypatch)
     gpu = cuda._Gpu(0)
     gpu.overlaps = overlaps
-    call = cuda._prepare(SPEC, SHAPE, "float32")
+    call = cuda._prepare(SPEC, SHAPE, "float32", gpu.shared)
     for _ in range(2):
         gpu.launch(call, 11, 12, 13, 7)
     assert seen.uploaded == list(call.plan.ints)
@@ -142,11 +148,13 @@ def test_the_kernel_is_launched_once_a_level_with_the_first_task_of_each(install
     assert [dict(driver.asked)[name] for name in ("cuModuleLoadData", "cuModuleGetFunction")] == [
         (f"{call.variant} sm_90",), ("module", b"st_gridpool"),
     ]  # fmt: skip
-    assert seen.launches == [("kernel", 4096, 11, 12, 13, first, 3.0) for first in (0, 3)] * 2
+    assert dict(driver.asked)["cuFuncSetAttribute"] == ("kernel", "dynamic", 2 * 6 * 32 * 16)
+    assert seen.launches == [("kernel", 4096, 11, 12, 13, list(launch[:4]), 3.0) for launch in LAUNCHES] * 2
     first, second = seen.configs[:2]
-    assert (first.gridDimX, first.gridDimY, first.gridDimZ) == (1, 3, 1)
-    assert (first.blockDimX, first.blockDimY, first.blockDimZ, first.hStream) == (32, 4, 1, 7)
-    assert (second.gridDimY, second.hStream) == (2, 7)
+    assert (first.gridDimX, first.gridDimY, first.gridDimZ) == (9, 1, 1)
+    assert (first.blockDimX, first.blockDimY, first.blockDimZ, first.hStream) == (32, 1, 1, 7)
+    assert (first.sharedMemBytes, second.sharedMemBytes) == (2 * 6 * 32 * 16,) * 2
+    assert (second.gridDimX, second.hStream) == (2, 7)
     assert not hasattr(first, "attrs")
     assert hasattr(second, "attrs") is overlaps
     if overlaps:
@@ -168,11 +176,11 @@ def _launching(install, monkeypatch):
         args = cuda.Args.from_address(values[0])
         pointers = [ctypes.c_void_p.from_address(value).value for value in values[1:5]]
         seen.configs.append(config)
-        seen.launches.append((kernel, *pointers, ctypes.c_int.from_address(values[5]).value, args.temperature))
+        seen.launches.append((kernel, *pointers, list((ctypes.c_int * 4).from_address(values[5])), args.temperature))
 
     driver = install(
-        cuDeviceGet=0, cuDevicePrimaryCtxRetain=0, cuDeviceGetAttribute=lambda name, device: {"major": 9, "minor": 0}[name],
-        cuDriverGetVersion=13000, cuModuleLoadData="module", cuModuleGetFunction="kernel", cuMemAlloc=4096, cuMemcpyHtoD=copy,
+        cuDeviceGet=0, cuDevicePrimaryCtxRetain=0, cuDeviceGetAttribute=lambda name, device: {"major": 9, "minor": 0, "shared": SHARED}[name],
+        cuDriverGetVersion=13000, cuModuleLoadData="module", cuModuleGetFunction="kernel", cuFuncSetAttribute=None, cuMemAlloc=4096, cuMemcpyHtoD=copy,
         cuLaunchKernelEx=launch,
     )  # fmt: skip
     driver.CUlaunchConfig = SimpleNamespace
@@ -195,7 +203,9 @@ def queued(install, monkeypatch):
         queued.append((size, stream))
         return contextlib.nullcontext(512)
 
-    gpu = SimpleNamespace(ordinal=2, active=contextlib.nullcontext, scratch=scratch, launch=lambda *work: queued.append(work))
+    gpu = SimpleNamespace(
+        ordinal=2, shared=SHARED, active=contextlib.nullcontext, scratch=scratch, launch=lambda *work: queued.append(work)
+    )
     install(cuPointerGetAttribute=lambda name, pointer: 2 if pointer < 65536 else 3)
     monkeypatch.setattr(cuda, "_gpu", lambda ordinal: gpu if ordinal == 2 else None)
     return queued
@@ -204,7 +214,7 @@ def queued(install, monkeypatch):
 def test_a_call_is_queued_with_scratch_on_the_callers_stream(queued):
     x, out = on_gpu(SHAPE), on_gpu((3, 1, 1, 16), pointer=8192)
     assert cuda.st_gridpool(x, str(SPEC), out=out, stream=7) is out
-    assert queued == [(384, 7), (cuda._prepare(SPEC, SHAPE, "float32"), 4096, 512, 8192, 7)]
+    assert queued == [(384, 7), (cuda._prepare(SPEC, SHAPE, "float32", SHARED), 4096, 512, 8192, 7)]
 
 
 def test_a_new_array_is_made_where_none_is_given(queued, monkeypatch):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
-from plugins.plan import Plan, in_one_launch, make_plan
+from plugins.plan import BOTH, POOL, WINDOWS, in_one_launch, make_plan
 from plugins.spec import StGridPool
 
 # three frames of 2x3, the first two tiled one above the other into the second: version 3, and frame 2 is read by nobody
@@ -17,7 +15,7 @@ TABLES = (1, 1, 3, 0, 0, 1, 0, 1, 3, 0, 1, 1, 3, 3)  # version 3: a column of ti
 
 def test_the_tables_of_one_summary():
     plan = make_plan(SPEC, *GRID)
-    header = (1, 3, 2, 3, 1, 1, 2, 0, 2, 5, 1, 2, 2, 6)
+    header = (2, 3, 2, 3, 1, 1, 2, 0, 2, 5, 1, 2, 2, 6)
     assert plan.ints == (*header, 0, 3, 5, *(value for task in TASKS for value in task), *TABLES)
     assert (plan.frames, plan.shape, plan.launches, plan.scratch_tokens, plan.depth) == (3, (3, 1, 1), (3, 2), 6, 1)
     assert (plan.tasks, plan.versions, plan.pools) == (TASKS, [(1, 1, 3, 0)], [(0, 1, 3, 0), (1, 1, 3, 3)])
@@ -28,7 +26,7 @@ def test_the_tables_of_one_summary():
 
 def test_the_same_tables_for_one_launch_have_windows_alone_the_longest_first():
     plan = in_one_launch(make_plan(SPEC, *GRID))
-    header = (1, 3, 2, 3, 1, 1, 2, 0, 1, 3, 1, 2, 2, 6)
+    header = (2, 3, 2, 3, 1, 1, 2, 0, 1, 3, 1, 2, 2, 6)
     assert plan.ints == (*header, 0, 3, 0, 1, 3, 0, 0, 0, 0, 0, 0, 2, 2, 0, *TABLES)
 
 
@@ -48,18 +46,29 @@ def test_a_level_pools_what_the_one_before_it_made():
 
 def test_frames_that_nobody_reads_are_spread_over_the_later_launches():
     plan = make_plan(StGridPool(), 32, 27, 27)
-    assert plan.launches == (28, 11, 8, 7)
-    free = [
-        [index for pool, index, version, _ in tasks if not pool and index == version and index % 2 == 0]
-        for tasks in _by_launch(plan)
-    ]
+    assert plan.launches == (16, 9, 7, 7)
+    free = [[index for kind, index, version, _ in tasks if kind == WINDOWS and index == version] for tasks in plan.by_launch()]
     assert free == [[], [0, 2, 4, 6, 8], [10, 12, 14, 16, 18], [20, 22, 24, 26, 28, 30]]
-    assert [tasks[0][:2] for tasks in _by_launch(plan)[1:]] == [(0, 0), (0, 10), (0, 20)]
+    assert [tasks[0][:2] for tasks in plan.by_launch()[1:]] == [(0, 0), (0, 10), (0, 20)]
 
 
-def _by_launch(plan: Plan) -> list[list[tuple[int, ...]]]:
-    ends = [sum(plan.launches[:number]) for number in range(len(plan.launches) + 1)]
-    return [plan.tasks[start:end] for start, end in pairwise(ends)]
+def test_windows_of_a_frame_and_its_pooled_frame_of_half_the_size_are_one_task():
+    """Frames 1, 3, 5 … are sampled and pooled to 14x14; 7, 15, 23 and 31 are overwritten, so that only their pooled frames are wanted."""
+    first, second, third, fourth = make_plan(StGridPool(), 32, 27, 27).by_launch()
+    assert first == [
+        (POOL, frame // 2, frame, 0) if frame % 8 == 7 else (BOTH, frame, frame, frame // 2) for frame in range(1, 32, 2)
+    ]
+    # versions 32, 33, 34, 35 replace 7, 15, 23, 31; level 2 samples 3, 7, 11 …: 15 and 31 again, 36 and 37; level 3 31, 38
+    assert second[5:] == [(BOTH, 7, 32, 16), (POOL, 17, 33, 0), (BOTH, 23, 34, 18), (POOL, 19, 35, 0)]
+    assert third[5:] == [(BOTH, 15, 36, 20), (POOL, 21, 37, 0)]
+    assert fourth[6:] == [(WINDOWS, 31, 38, 0)]
+
+
+@pytest.mark.parametrize(
+    "spec", [StGridPool(window=3), StGridPool(padding=1), StGridPool((6, 6), (1, 2)), StGridPool((2, 2), (1, 1))]
+)
+def test_other_windows_and_other_pooled_frames_are_tasks_of_their_own(spec):
+    assert all(kind != BOTH for kind, *_ in make_plan(spec, 32, 8, 8).tasks)
 
 
 def test_a_frame_that_two_levels_show_in_one_size_is_pooled_once_and_in_two_sizes_twice():
@@ -84,7 +93,7 @@ def test_a_summary_shows_the_tiles_that_lie_in_the_frame(size, height, width, ve
 def test_without_a_summary_there_is_one_launch_of_windows(spec):
     plan = make_plan(spec, 7, 2, 4)
     assert plan.ints == (
-        1,
+        2,
         7,
         2,
         4,

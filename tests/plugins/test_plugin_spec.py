@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from plugin_cases import GOLDEN, golden_case, specs_and_shapes
 
-from plugins.plan import make_plan
+from plugins.plan import POOL, WINDOWS, make_plan
 from plugins.reference import st_gridpool, temporal_grid
 from plugins.spec import StGridPool, attributes_of, not_covered, output_shape, spec_from_attributes, spec_from_text
 from runtime.errors import SpecError
@@ -164,14 +164,14 @@ def test_a_clip_too_short_for_a_group_needs_one_launch_and_no_scratch():
 def test_no_launch_reads_what_it_writes_itself(case: tuple[StGridPool, tuple[int, int, int, int]]):
     spec, (frames, height, width, _) = case
     plan = make_plan(spec, frames, height, width)
-    pooled_in, windows, position = {}, [], 0
-    for launch, count in enumerate(plan.launches):
-        tasks = plan.tasks[position : position + count]
-        position += count
-        for pool, index, version, _ in tasks:
-            assert all(pooled_in[tile] < launch for tile in plan.tiles_of(version))
-            windows += [] if pool else [index]
-        pooled_in |= {index: launch for pool, index, _, _ in tasks if pool}
+    pooled_in, windows = {}, []
+    for launch, tasks in enumerate(plan.by_launch()):
+        assert all(pooled_in[tile] < launch for _, _, version, _ in tasks for tile in plan.tiles_of(version))
+        assert [version >= frames for _, _, version, _ in tasks] == sorted(version >= frames for _, _, version, _ in tasks)
+        windows += [index for kind, index, _, _ in tasks if kind != POOL]
+        pools = [(index if kind == POOL else pool, version) for kind, index, version, pool in tasks if kind != WINDOWS]
+        assert all(plan.pools[pool][0] == version for pool, version in pools)
+        assert not pooled_in.keys() & {pool for pool, _ in pools}, "a frame is pooled twice"
+        pooled_in |= {pool: launch for pool, _ in pools}
     assert sorted(windows) == list(range(frames))
     assert sorted(pooled_in) == list(range(len(plan.pools)))
-    assert sum(pool for pool, *_ in plan.tasks) == len(plan.pools), "a frame is pooled twice"

@@ -16,15 +16,14 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   static const char* const names[] = {"float32", "float16", "bfloat16"};
   setenv("STAND_IN_DTYPE", names[static_cast<int>(dtype)], 1);
   Args args = plan.args(hidden, dtype == DType::kFloat ? 4 : 8, temperature, order);
-  const Choice choice = choose(args.window, args.vecs);
-  const auto units = static_cast<unsigned>(plan.units(args, choice.groups));
+  const Choice choice = choose(args.window, args.vecs, 227 << 10);
   for (int number = 0; number < plan.launches(); ++number) {
-    int first = plan.first_task(number);
-    const auto tasks = static_cast<unsigned>(plan.first_task(number + 1) - first);
+    Launch launch = plan.launch(args, choice, number);
+    const auto blocks = static_cast<unsigned>(plan.blocks(launch, number));
     stand_in_enqueue(stream, [=]() mutable {  // mutable: a launch points at its parameters without const
-      void* parameters[] = {&args, &device_plan, &x, &scratch, &out, &first};
-      cuLaunchKernel(nullptr, units, tasks, 1, static_cast<unsigned>(choice.threads), static_cast<unsigned>(choice.groups), 1, 0, stream,
-                     parameters, nullptr);
+      void* parameters[] = {&args, &device_plan, &x, &scratch, &out, &launch};
+      cuLaunchKernel(nullptr, blocks, 1, 1, static_cast<unsigned>(choice.threads), static_cast<unsigned>(choice.groups), 1,
+                     static_cast<unsigned>(choice.shared_bytes()), stream, parameters, nullptr);
     });
   }
   return cudaSuccess;
