@@ -25,7 +25,7 @@ SWITCHES: dict[str, dict[str, str]] = {
     "convolutions by heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
     "TF32": {"use_tf32": "1"},
     "NHWC": {"prefer_nhwc": "1"},
-    "arena grows by what is asked": {"arena_extend_strategy": "kSameAsRequested"},
+    "arena grows in powers of two": {"arena_extend_strategy": "kNextPowerOfTwo"},
 }
 ROUNDED = ("TF32",)  # switches that change the precision: their difference is shown, not judged
 DIFFERENCE = "largest difference / largest value"

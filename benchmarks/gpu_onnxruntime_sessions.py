@@ -23,7 +23,7 @@ def session(model: Path | bytes, device: str, data: Path | None = None, profile:
     """
     import onnxruntime
 
-    from runtime.engine.onnx import OnnxEngine
+    from runtime.engine.onnx import CUDA_OPTIONS, OnnxEngine
 
     reason = OnnxEngine.unavailable(device)
     if reason:
@@ -34,7 +34,7 @@ def session(model: Path | bytes, device: str, data: Path | None = None, profile:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     if data is not None:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
-    providers: list[Any] = [(CUDA, {"use_tf32": "0", **options})] if device == "cuda" else []
+    providers: list[Any] = [(CUDA, CUDA_OPTIONS | options)] if device == "cuda" else []
     made = onnxruntime.InferenceSession(str(model) if isinstance(model, Path) else model, settings, providers=[*providers, CPU])
     if providers and CUDA not in made.get_providers():
         raise RuntimeError("ONNX Runtime fell back to the CPU")

@@ -34,6 +34,10 @@ _DTYPES: dict[str, np.dtype] = {
     "tensor(bool)": np.dtype(np.bool_),
 }
 
+# By default ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, and takes memory in powers of two: at 0.5B 11.0 GB for a
+# clip's features where 8.3 GB are as fast (benchmarks/RESULTS.md).
+CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+
 
 @dataclass(frozen=True)
 class OnnxState:
@@ -108,8 +112,7 @@ class OnnxEngine:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if data is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data))
-        # ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, unless told not to
-        providers = [("CUDAExecutionProvider", {"use_tf32": "0"})] if options.device == "cuda" else []
+        providers = [("CUDAExecutionProvider", CUDA_OPTIONS)] if options.device == "cuda" else []
         source = str(model) if isinstance(model, Path) else model
         try:
             session = onnxruntime.InferenceSession(source, settings, providers=[*providers, "CPUExecutionProvider"])

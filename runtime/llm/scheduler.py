@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.errors import EngineError, UserError
-from runtime.llm.decoder import PREFILL_CHUNK, check_context
+from runtime.llm.decoder import check_context
 from runtime.llm.sampling import Sampling
 from runtime.llm.slots import SlotDecoder, finite
 from runtime.llm.stops import StopFilter
@@ -187,7 +187,7 @@ class Scheduler:
         prefilling = [g for g in self._active if g._done < len(g.request.keys)]
         decoding = [g for g in self._active if g._done == len(g.request.keys)]
         if prefilling:
-            self._prefill(prefilling[0], SHARED_CHUNK if decoding else PREFILL_CHUNK)
+            self._prefill(prefilling[0], SHARED_CHUNK if decoding else self.decoder.chunk)
         if decoding:
             self._decode(decoding)
 

@@ -20,7 +20,7 @@ from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.engine.place import place
 from runtime.errors import EngineError, NonFiniteError, UserError
-from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder, check_context
+from runtime.llm.decoder import LocalDecoder, check_context
 
 
 class SlotDecoder:
@@ -32,6 +32,7 @@ class SlotDecoder:
         self.engine, self.slots, self.lengths = engine, slots, [0] * slots
         single = LocalDecoder(bundle, engine)
         self.max_context, self.dtype, self.hidden = single.max_context, single.dtype, bundle.manifest.hidden_size
+        self.chunk = single.chunk
         self.batched = next(spec for spec in engine.inputs if spec.name == "inputs_embeds").shape[0] == BATCH
         self._states: list[Any]
         if self.batched:
@@ -52,14 +53,14 @@ class SlotDecoder:
                 backend = "onnx"  # no TensorRT here, or no engine of this bundle
         return cls(bundle, open_engine(bundle, DECODER_BATCH, backend, options), slots)
 
-    def extend(self, slot: int, embeddings: np.ndarray, chunk: int = PREFILL_CHUNK) -> np.ndarray:
+    def extend(self, slot: int, embeddings: np.ndarray) -> np.ndarray:
         """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them.
 
         Whether they are finite is for the caller to look at, row by row: see `finite`.
         """
         check_context(self.lengths[slot] + len(embeddings), self.max_context)
-        for start in range(0, len(embeddings), chunk):
-            part = embeddings[start : start + chunk]
+        for start in range(0, len(embeddings), self.chunk):
+            part = embeddings[start : start + self.chunk]
             begin, self.lengths[slot] = self.lengths[slot], self.lengths[slot] + len(part)
             positions = np.arange(begin, begin + len(part), dtype=np.int64)
             logits = self._run(self._state(slot, slot + 1), part[None], positions[None])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.errors import BundleError
 from runtime.graph_file import read_graph
-from runtime.llm.decoder import PREFILL_CHUNK
+from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.preprocess import Preprocessor
 from runtime.server.options import ServerOptions
 from runtime.tools.table import size, table
@@ -59,8 +59,9 @@ class BundleFacts:
     input    what the vision half takes, in words
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
-    memory   {part: bytes}; the vision half's activations and the total twice where the bundle has the graph that a CPU runs
-             frame by frame; of a split bundle only what runs, encoder and compressor with the clip's features
+    memory   {part: bytes}; activations twice where a GPU runs more at once than a CPU, and then the total twice as well: the vision
+             half where the bundle has the graph that a CPU runs frame by frame, the LLM half's prefill; of a split bundle only
+             what runs, encoder and compressor with the clip's features
     serve    {part: bytes} that `serve` with its default options needs instead of the one KV cache, and at most for clips
     """
 
@@ -114,7 +115,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
         opset=manifest.opset,
         budget=budget,
-        memory=_memory(bundle, graphs),
+        memory=_memory(bundle, graphs, _graph(bundle, DECODER, GPU_PREFILL_CHUNK).activations if bundle.has_llm else 0),
         serve=_serve(bundle),
         graphs=graphs,
         engines=_engines(bundle),
@@ -181,14 +182,15 @@ def text(facts: BundleFacts) -> str:
     return "\n".join(lines)
 
 
-def _graph(bundle: Bundle, graph: str) -> GraphFacts:
+def _graph(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> GraphFacts:
+    """chunk: positions of a run of the prefill."""
     path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
     on_disk = sum(bundle.manifest.files[name]["size"] for name in (f"{graph}.onnx", *shared))
     try:
         from runtime.tools import liveness
 
-        model = liveness.load(path, _sizes(bundle, graph))
+        model = liveness.load(path, _sizes(bundle, graph, chunk))
     except ImportError:
         return GraphFacts(graph, {}, on_disk, 0, 'activations are not counted: pip install "onnx" to read the graphs')
     state = {name for name in liveness.inputs(model) if name.startswith("past_key_values.")}
@@ -197,7 +199,7 @@ def _graph(bundle: Bundle, graph: str) -> GraphFacts:
     return GraphFacts(graph, liveness.operators(path), liveness.weights(model), peak.bytes, note)
 
 
-def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
+def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, dict[int, int]]:
     """{input: {axis: size}} of the dynamic axes at their largest: a full prefill chunk that reads the whole cache."""
     if graph != DECODER:
         return {}
@@ -207,7 +209,7 @@ def _sizes(bundle: Bundle, graph: str) -> dict[str, dict[int, int]]:
         raise BundleError(
             f"the decoder graph's caches hold {held:,} positions, the manifest says {context:,}; export the bundle again"
         )
-    chunk = min(PREFILL_CHUNK, context)
+    chunk = min(chunk, context)
     return {"inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context}}
 
 
@@ -217,7 +219,8 @@ def _positions(decoder: ModelProto) -> int:
     return min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)
 
 
-def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
+def _memory(bundle: Bundle, graphs: list[GraphFacts], decoder_on_gpu: int = 0) -> dict[str, int]:
+    """decoder_on_gpu: activations of the LLM half in the longer pieces that a GPU prefills."""
     found = {graph.graph: graph for graph in graphs}
     looped = found.pop(VISION_LOOP, None)
     if bundle.is_split or VISION not in found:  # `vision.onnx` is not run
@@ -227,12 +230,14 @@ def _memory(bundle: Bundle, graphs: list[GraphFacts]) -> dict[str, int]:
     memory |= {f"{name} activations": graph.activations for name, graph in found.items()}
     if bundle.has_llm:
         memory["KV cache"] = kv_cache_bytes(bundle)
-    total = sum(memory.values())
-    if looped is None:
-        return memory | {"total": total}
-    frame_by_frame = {f"{VISION} activations, frame by frame on a CPU": looped.activations}
-    on_cpu = total - found[VISION].activations + looped.activations
-    return memory | frame_by_frame | {"total on a GPU": total, "total on a CPU": on_cpu}
+    on_cpu = on_gpu = sum(memory.values())
+    if decoder_on_gpu and DECODER in found:
+        memory[f"{DECODER} activations, {GPU_PREFILL_CHUNK:,} positions at a time on a GPU"] = decoder_on_gpu
+        on_gpu += decoder_on_gpu - found[DECODER].activations
+    if looped is not None:
+        memory[f"{VISION} activations, frame by frame on a CPU"] = looped.activations
+        on_cpu += looped.activations - found[VISION].activations
+    return memory | ({"total": on_gpu} if on_gpu == on_cpu else {"total on a GPU": on_gpu, "total on a CPU": on_cpu})
 
 
 def _engines(bundle: Bundle) -> list[EngineFacts]:

@@ -23,7 +23,7 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.engine.split import SplitVision
 from runtime.errors import EngineError, UserError
-from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder
+from runtime.llm.decoder import LocalDecoder
 from runtime.progress import say
 from runtime.tools import reference
 from runtime.tools.table import table
@@ -136,7 +136,7 @@ def _llm(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Calla
     decoder = LocalDecoder(bundle, open_engine(bundle, DECODER, backend, options))
     decode = min(_DECODE, max(1, decoder.max_context // 2))
     positions = min(bundle.manifest.tokens_per_clip + _TEXT, decoder.max_context - decode)
-    chunk = min(PREFILL_CHUNK, positions)
+    chunk = min(decoder.chunk, positions)
     rows = np.random.default_rng(0).normal(0, 0.02, (1, chunk, bundle.manifest.hidden_size)).astype(np.float32)
     conversation = decoder.conversation()
 

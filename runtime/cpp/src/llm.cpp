@@ -51,6 +51,7 @@ LocalDecoder::LocalDecoder(const Bundle& bundle, std::unique_ptr<Engine> engine)
 Conversation LocalDecoder::conversation() { return Conversation(*this, engine_->new_state(cache_pairs_)); }
 
 std::vector<float> Conversation::extend(const TensorView& embeddings, int64_t chunk) {
+  if (chunk == 0) chunk = decoder_.chunk();
   const int64_t count = embeddings.shape.at(1), hidden = embeddings.shape.at(2);
   check_context(length_ + count, decoder_.max_context());
   std::vector<float> logits;

@@ -42,14 +42,16 @@ ONNXTensorElementDataType type_of(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-/// The CUDA provider, with float32 products in float32: by default it rounds their factors to TF32, ten bits of fraction.
+/// The CUDA provider, with the options of runtime/engine/onnx.py: float32 products in float32, by default it rounds their factors to TF32,
+/// ten bits of fraction; and memory as it is asked for, not in powers of two.
 void append_cuda(Ort::SessionOptions& settings) {
   const OrtApi& api = Ort::GetApi();
   OrtCUDAProviderOptionsV2* created = nullptr;
   Ort::ThrowOnError(api.CreateCUDAProviderOptions(&created));
   const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> options(created, api.ReleaseCUDAProviderOptions);
-  const char *name = "use_tf32", *value = "0";
-  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(options.get(), &name, &value, 1));
+  const char* names[] = {"use_tf32", "arena_extend_strategy"};
+  const char* values[] = {"0", "kSameAsRequested"};
+  Ort::ThrowOnError(api.UpdateCUDAProviderOptions(options.get(), names, values, 2));
   settings.AppendExecutionProvider_CUDA_V2(*options);
 }
 

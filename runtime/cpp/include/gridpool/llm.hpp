@@ -14,7 +14,8 @@
 
 namespace gridpool {
 
-inline constexpr int64_t kPrefillChunk = 256;  ///< positions a run: bounds the score matrix to heads x 256 x P
+/// Positions a run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/decoder.py.
+inline constexpr int64_t kPrefillChunk = 256, kGpuPrefillChunk = 1024;
 
 using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id
 
@@ -43,6 +44,7 @@ class GRIDPOOL_API LocalDecoder {
   Conversation conversation();
   Engine& engine() { return *engine_; }
   int64_t max_context() const { return max_context_; }
+  int64_t chunk() const { return engine_->device() == "cuda" ? kGpuPrefillChunk : kPrefillChunk; }
   DType dtype() const { return dtype_; }
 
  private:
@@ -59,7 +61,7 @@ class GRIDPOOL_API Conversation {
 
   /// Append embeddings [1, S, D]; return the logits [V] after the last of them.
   /// PromptError where the cache is too small, EngineError for logits that are not finite.
-  std::vector<float> extend(const TensorView& embeddings, int64_t chunk = kPrefillChunk);
+  std::vector<float> extend(const TensorView& embeddings, int64_t chunk = 0);  // 0: the decoder's
 
   /// Hand ids chosen from `logits` on to `each`, at most `limit`, until one of `eos` (not handed on), or the cache is
   /// full, or `each` returns false. embed: id -> embedding [1, 1, D].
