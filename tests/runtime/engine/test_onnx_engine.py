@@ -128,7 +128,10 @@ def test_cuda_is_asked_for_float32_arithmetic(bundle, monkeypatch):
     monkeypatch.setattr(OnnxEngine, "unavailable", staticmethod(lambda device: None))
     with pytest.raises(EngineError, match="fell back to the CPU"):
         open_engine(bundle, VISION, "onnx", EngineOptions(device="cuda"))
-    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}), "CPUExecutionProvider"]
+    assert asked == [
+        ("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}),
+        "CPUExecutionProvider",
+    ]
 
 
 def test_an_unknown_backend_names_the_nearest(bundle):

@@ -139,7 +139,13 @@ class TestCuda:
                 OnnxEngine.load(Path("m.onnx"), EngineOptions(device="cuda"))
         else:
             assert OnnxEngine.load(Path("m.onnx"), EngineOptions(device="cuda")).device == "cuda"
-        assert asked == [("m.onnx", 3, [("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}), "CPUExecutionProvider"])]
+        assert asked == [
+            (
+                "m.onnx",
+                3,
+                [("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}), "CPUExecutionProvider"],
+            )
+        ]
 
 
 class TestFault:

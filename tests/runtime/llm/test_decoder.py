@@ -16,6 +16,8 @@ from runtime.llm.decoder import LocalDecoder, check_context
 class Engine:
     """Logits of a run: the number of the run at id 0, and the first value of the last row at id 1; other rows are -9."""
 
+    device = "cpu"
+
     def __init__(self, dtype: type = np.float32, layers: int = 2):
         self.inputs = [SimpleNamespace(name=name, dtype=np.dtype(kind)) for name, kind in
                        (("attention_mask", np.int64), ("inputs_embeds", dtype), ("position_ids", np.int64))]  # fmt: skip
@@ -91,10 +93,12 @@ def test_a_prompt_is_fed_in_chunks_behind_what_is_there():
         assert feeds["attention_mask"].tolist() == [[1] * (held + count)] and feeds["attention_mask"].dtype == np.int64
 
 
-def test_a_run_takes_256_positions_unless_told_otherwise():
-    engine, local = opened()
-    local.conversation().extend(rows(257))
-    assert [feeds["inputs_embeds"].shape for feeds in engine.fed] == [(1, 256, 2), (1, 1, 2)]
+@pytest.mark.parametrize(("device", "positions"), [("cpu", 256), ("cuda", 1024), ("gpu", 256)])  # gpu: OpenVINO's
+def test_a_run_takes_256_positions_and_on_cuda_1024_unless_told_otherwise(monkeypatch, device, positions):
+    monkeypatch.setattr(Engine, "device", device)
+    engine, local = opened(max_context=2000)
+    local.conversation().extend(rows(positions + 1))
+    assert [feeds["inputs_embeds"].shape for feeds in engine.fed] == [(1, positions, 2), (1, 1, 2)]
 
 
 def test_embeddings_come_in_the_graph_s_precision():

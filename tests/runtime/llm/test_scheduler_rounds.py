@@ -20,7 +20,7 @@ class Decoder:
     """Logits [27] choose the last embedding's id and 1; `ran`: what each run got. `broken`: slots whose runs fail."""
 
     def __init__(self, slots: int, max_context: int):
-        self.slots, self.max_context, self.lengths = slots, max_context, [0] * slots
+        self.slots, self.max_context, self.lengths, self.chunk = slots, max_context, [0] * slots, 256
         self.ran, self.broken, self.closed = [], set(), 0
 
     def extend(self, slot: int, rows: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ class State:
 class Engine:
     """Its logits of a position are that and the embedding's first value; runs: (state, embeddings' first values, positions, mask)."""
 
+    device = "cpu"
+
     def __init__(self, batch: int | str):
         half = np.dtype(np.float16)
         caches = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
@@ -111,16 +113,19 @@ def test_slots_of_a_graph_for_one_are_stepped_in_turn():
 
 def test_a_prompt_is_prefilled_in_chunks():
     one = decoder([0, 3])
-    logits = one.extend(1, rows(1, 2, 3, 4, 5), chunk=2)
+    one.chunk = 2
+    logits = one.extend(1, rows(1, 2, 3, 4, 5))
     state = (1, 1, 2)
     assert one.engine.runs == [(state, [[1, 2]], [[3, 4]], 5), (state, [[3, 4]], [[5, 6]], 7), (state, [[5]], [[7]], 8)]
     assert logits.dtype == np.float32 and logits.tolist() == [7, 5] and one.lengths == [0, 8]
 
 
-def test_a_chunk_is_256_positions_where_nobody_says_otherwise():
-    one = decoder([0], max_context=600)
-    one.extend(0, rows(*range(513)))
-    assert [len(positions[0]) for _, _, positions, _ in one.engine.runs] == [256, 256, 1]
+@pytest.mark.parametrize(("device", "chunks"), [("cpu", [256] * 4 + [1]), ("cuda", [1024, 1])])
+def test_a_chunk_is_256_positions_and_on_cuda_1024(monkeypatch, device, chunks):
+    monkeypatch.setattr(Engine, "device", device)
+    one = decoder([0], max_context=1200)
+    one.extend(0, rows(*range(1025)))
+    assert [len(positions[0]) for _, _, positions, _ in one.engine.runs] == chunks
 
 
 def test_a_cache_is_one_for_all_slots_or_one_for_each():

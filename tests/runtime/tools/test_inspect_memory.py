@@ -77,6 +77,23 @@ def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
 
 
 @pytest.mark.parametrize(
+    ("names", "on_gpu", "expected"),
+    [
+        (["vision", "vision.loop", "llm/decoder"], 40, {"vision activations, frame by frame on a CPU": 11, "total on a GPU": 259, "total on a CPU": 232}),
+        (["vision", "llm/decoder"], 40, {"total on a GPU": 258, "total on a CPU": 229}),
+        (["vision", "llm/decoder"], 11, {"total": 229}),  # as much as on a CPU
+        (["vision", "llm/decoder"], 0, {"total": 229}),  # not counted: onnx is not installed
+    ],
+)  # fmt: skip
+def test_a_gpu_s_total_has_the_longer_pieces_that_it_prefills(monkeypatch, names, on_gpu, expected):
+    monkeypatch.setattr(inspect, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [inspect.GraphFacts(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    memory = inspect._memory(SimpleNamespace(is_split=False, has_llm=True), graphs, on_gpu)
+    longer = {"llm/decoder activations, 1,024 positions at a time on a GPU": on_gpu} if on_gpu else {}
+    assert {part: count for part, count in memory.items() if "CPU" in part or "GPU" in part or "total" in part} == longer | expected
+
+
+@pytest.mark.parametrize(
     ("record", "read"),
     [
         ({"graphs": {"vision": {"size": 1, "onnx_sha256": "a", "more": 2}}}, True),

@@ -239,7 +239,7 @@ class TestMeasuring:
 
         closed, timed = [], iter([8.0, 5.0])
         engine = SimpleNamespace(close=lambda: closed.append(True))
-        decoder = SimpleNamespace(max_context=context, engine=engine, conversation=Conversation)
+        decoder = SimpleNamespace(max_context=context, engine=engine, conversation=Conversation, chunk=256)
         bundle = SimpleNamespace(manifest=SimpleNamespace(tokens_per_clip=tokens, hidden_size=6))
         monkeypatch.setattr(tune, "open_engine", lambda *arguments: arguments)
         monkeypatch.setattr(
