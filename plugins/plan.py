@@ -156,7 +156,7 @@ def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
 
 def in_one_launch(plan: Plan) -> Plan:
     """The same tables with windows alone, for a kernel that computes summaries on the fly; the longest windows come first."""
-    windows = [(WINDOWS, index, version, 0) for kind, index, version, _ in plan.tasks if kind != POOL]
+    windows: list[tuple[int, ...]] = [(WINDOWS, index, version, 0) for kind, index, version, _ in plan.tasks if kind != POOL]
     windows.sort(key=lambda task: -plan.level(task[2]))
     ints = list(plan.ints)
     ints[8:10] = [1, len(windows)]

@@ -6,7 +6,7 @@
 // How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A pass over the frames that are
 // read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
 // Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
-// default levels: 166,646 on the fly; 56,832 with scratch where windows and cells are read for each alone; 37,332 where one walk
+// default levels: 166,646 on the fly; 56,832 with scratch where windows and cells are read for each alone; 36,852 where one walk
 // makes both (walk.cuh). Bytes at D=3584 in bf16, a token being 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB)
 // whatever is done; scratch is 4,312 tokens (31 MB), written once.
 // DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
