@@ -59,9 +59,9 @@ class BundleFacts:
     input    what the vision half takes, in words
     budget   {"patch_tokens", "visual_tokens", "ratio", "max_context", "prompt_room"}: tokens of a clip and what is left of
              the context for question and answer
-    memory   {part: bytes}; activations twice where a GPU runs more at once than a CPU, and then the total twice as well: the vision
-             half where the bundle has the graph that a CPU runs frame by frame, the LLM half's prefill; of a split bundle only
-             what runs, encoder and compressor with the clip's features
+    memory   {part: bytes}; activations and the total twice where a GPU runs more at once than a CPU: the vision half where the
+             bundle has the graph that a CPU runs frame by frame, and the LLM half's prefill; of a split bundle only what runs,
+             encoder and compressor with the clip's features
     serve    {part: bytes} that `serve` with its default options needs instead of the one KV cache, and at most for clips
     """
 
@@ -234,10 +234,11 @@ def _memory(bundle: Bundle, graphs: list[GraphFacts], decoder_on_gpu: int = 0) -
     if decoder_on_gpu and DECODER in found:
         memory[f"{DECODER} activations, {GPU_PREFILL_CHUNK:,} positions at a time on a GPU"] = decoder_on_gpu
         on_gpu += decoder_on_gpu - found[DECODER].activations
-    if looped is not None:
-        memory[f"{VISION} activations, frame by frame on a CPU"] = looped.activations
-        on_cpu += looped.activations - found[VISION].activations
-    return memory | ({"total": on_gpu} if on_gpu == on_cpu else {"total on a GPU": on_gpu, "total on a CPU": on_cpu})
+    if looped is None:
+        return memory | {"total": on_cpu} | ({"total on a GPU": on_gpu} if on_gpu != on_cpu else {})
+    on_cpu += looped.activations - found[VISION].activations
+    frame_by_frame = {f"{VISION} activations, frame by frame on a CPU": looped.activations}
+    return memory | frame_by_frame | {"total on a GPU": on_gpu, "total on a CPU": on_cpu}
 
 
 def _engines(bundle: Bundle) -> list[EngineFacts]:
