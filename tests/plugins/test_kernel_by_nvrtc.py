@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from plugins.nvrtc import TARGETS, Variant, compile_kernel, variant_for
+from plugins.nvrtc import LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
 from plugins.spec import StGridPool
 from runtime.errors import EngineError
 
@@ -49,7 +49,7 @@ def _shared(variant: Variant) -> int:
     """Logits of the largest window; or two sums of norms a warp and where a walk's tokens are; or a sum a warp and token."""
     if variant.stages:
         sums = 2 * 4 * 4 * (variant.threads // 32) if variant.threads > 32 else 0
-        return -(-(sums + 4 * 3 * 6) // 16) * 16
+        return -(-(sums + 4 * 6 * (LATE_STEPS + 1)) // 16) * 16
     return 16 * 4 * variant.window**2 if variant.window else 4096
 
 

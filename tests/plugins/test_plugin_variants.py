@@ -80,11 +80,11 @@ WALK = Variant("float16", True, -1, 2, 2, 32, 1, 2)
 
 @pytest.mark.parametrize(
     ("height", "width", "units"),
-    # one level tiles four frames as 2x2, of half the height and width; walks of 7 windows, in the summary of 2
+    # one level tiles four frames as 2x2, of half the height and width; walks of 7 windows, in the summary of 3
     [
-        (6, 10, (3, 9)),  # 3 rows of 5 windows and cells: a walk a row; the summary's windows: 3 walks a row
-        (7, 11, (4, 9)),  # 4 rows of 6 cells; the summary has 3 rows of 5 windows
-        (4, 32, (6, 16)),  # 2 rows of 16: 3 walks a row; 8 in the summary
+        (6, 10, (3, 6)),  # 3 rows of 5 windows and cells: a walk a row; the summary's windows: 2 walks a row
+        (7, 11, (4, 6)),  # 4 rows of 6 cells; the summary has 3 rows of 5 windows
+        (4, 32, (6, 12)),  # 2 rows of 16: 3 walks a row; 6 in the summary
     ],
 )
 def test_blocks_of_each_launch_of_walks(height, width, units):

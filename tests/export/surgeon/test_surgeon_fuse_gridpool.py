@@ -24,12 +24,12 @@ from runtime.errors import ExportError
 SPEC = "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
 SHAPE = (8, 6, 6, 16)
 # Of 8 frames, level 1 (stride 2) puts 1, 3, 5 and 7 together as a summary in place of frame 7, and levels 2 and 3 find too few frames.
-# The summary, version 8, shows the four in 2x2 tiles of 3x3 cells; the first launch pools them (a frame's windows run right behind it)
-# and shares the other windows with the second, which has the summary's. The format is that of plugins/plan.py, written out by hand.
+# The summary, version 8, shows the four in 2x2 tiles of 3x3 cells; the first launch pools them, with their windows where these are shown, and
+# the second has the other windows, the summary's last. The format is that of plugins/plan.py, written out by hand.
 PLAN = [
-    *(1, 8, 6, 6, 3, 3, 2, 0), *(2, 12, 1, 4, 4, 36),
-    *(0, 7, 12),
-    *(1, 0, 1, 0), *(0, 1, 1, 0), *(1, 1, 3, 0), *(0, 3, 3, 0), *(1, 2, 5, 0), *(0, 5, 5, 0), *(1, 3, 7, 0),
+    *(2, 8, 6, 6, 3, 3, 2, 0), *(2, 9, 1, 4, 4, 36),
+    *(0, 4, 9),
+    *(2, 1, 1, 0), *(2, 3, 3, 1), *(2, 5, 5, 2), *(1, 3, 7, 0),
     *(0, 0, 0, 0), *(0, 2, 2, 0), *(0, 4, 4, 0), *(0, 6, 6, 0), *(0, 7, 8, 0),
     *(2, 3, 3, 0),
     *(0, 1, 2, 3),
