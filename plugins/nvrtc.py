@@ -23,6 +23,7 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TYPES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}
 _SOURCES = Path(__file__).parent / "csrc"
 LEAST_SHARED = 99 << 10  # bytes that a block can have on every GPU from compute capability 8.0 on
+DECLARED_SHARED = 1024  # and a little more, of what a kernel that walks declares itself: `kDeclaredShared` of csrc/plan.h
 BLOCKS = (32, 64, 96, 128, 224, 256, 384, 512)  # threads that walk; `kBlocks` of csrc/plan.h
 MOST_VECTORS = 1024  # of a token that is walked: `kMostVectors` of csrc/clip.cuh
 STEPS, LATE_STEPS = 7, 3  # of a walk: `kSteps`, `kLateSteps` of csrc/walk.cuh
@@ -79,7 +80,7 @@ def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH,
         vectors = 2 if vecs > 32 else 1
         threads = next(block for block in BLOCKS if block >= -(-vecs // vectors))
         twice = Variant(dtype, squares, depth, 2, vectors, threads, 1, stages=2)
-        return twice if twice.shared_bytes <= shared else replace(twice, stages=1)
+        return twice if twice.shared_bytes + DECLARED_SHARED <= shared else replace(twice, stages=1)
     vectors = 1 if spec.window != 2 else 4 if vecs > 256 else 2  # nine tokens of two vectors would not fit the registers
     threads = _round_up(-(-vecs // vectors), 32)
     if threads > _MAX_THREADS.get(spec.window, 0) or (depth == SCRATCH and spec.window == 2):

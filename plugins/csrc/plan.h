@@ -18,13 +18,15 @@ struct Choice {
 
 constexpr int kBlocks[] = {32, 64, 96, 128, 224, 256, 384, 512};  // threads of a block that walks, compiled in
 
+constexpr int kDeclaredShared = 1024;  // bytes, and a little more, of what a kernel that walks declares itself
+
 // shared: bytes of shared memory that the GPU gives a block.
 inline Choice choose(int window, int vecs, int shared) {
   if (window == 2 && vecs <= kMostVectors) {
     Choice choice{2, vecs > 32 ? 2 : 1, 0, 1, 1};
     for (int block : kBlocks)
       if (!choice.threads && block >= ceil_div(vecs, choice.vectors)) choice.threads = block;
-    choice.stages = 2 * choice.stage_bytes() <= shared ? 2 : 1;  // 1 only with blocks of 384 and 512 threads
+    choice.stages = 2 * choice.stage_bytes() + kDeclaredShared <= shared ? 2 : 1;  // 1 only with blocks of 384 and 512 threads
     return choice;
   }
   const int threads = ceil_div(vecs, 32) * 32;

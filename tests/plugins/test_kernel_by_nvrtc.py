@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from plugins.nvrtc import LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
+from plugins.nvrtc import DECLARED_SHARED, LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
 from plugins.spec import StGridPool
 from runtime.errors import EngineError
 
@@ -43,6 +43,7 @@ def test_no_variant_spills_on_any_target(target: str, record_property):
         assert compiled.spills == 0, f"{variant} spills {compiled.spills} bytes on {target}"
         assert compiled.registers * variant.threads * variant.groups <= 65536, "a block must fit a multiprocessor"
         assert compiled.shared == _shared(variant)
+        assert not variant.stages or compiled.shared <= DECLARED_SHARED
 
 
 def _shared(variant: Variant) -> int:
