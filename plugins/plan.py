@@ -30,9 +30,8 @@ from plugins.spec import StGridPool, output_shape
 
 FORMAT = 2
 HEADER = 14
-WINDOWS, POOL, BOTH = range(
-    3
-)  # kinds of tasks: windows of a frame, a pooled frame, and both in one walk; index: frame, pool, frame
+# Kinds of tasks: windows of a frame, a pooled frame, and both in one walk; their index is a frame, a pool, a frame.
+WINDOWS, POOL, BOTH = range(3)
 
 
 @dataclass(frozen=True)
@@ -176,12 +175,14 @@ def _launches(tables: _Tables, current: list[int], half: bool) -> list[list[tupl
     for version, pools in sorted(pools_of.items()):
         launch = launches[tables.level.get(version, 0)]
         frame = frame_of.get(version)
-        joined = next((pool for pool in pools if half and frame is not None and tables.pools[pool][1:3] == size), None)
-        if frame is not None and joined is not None:
-            launch.append((BOTH, frame, version, joined))
-        launch += [(POOL, pool, version, 0) for pool in pools if pool != joined]
-        if frame is not None and joined is None:  # its windows read what was just pooled
-            launch.append((WINDOWS, frame, version, 0))
+        joined = next((pool for pool in pools if tables.pools[pool][1:3] == size), None) if half and frame is not None else None
+        alone: list[tuple[int, ...]] = [(POOL, pool, version, 0) for pool in pools if pool != joined]
+        if frame is None:
+            launch += alone
+        elif joined is None:
+            launch += [*alone, (WINDOWS, frame, version, 0)]  # they read what was just pooled
+        else:
+            launch += [(BOTH, frame, version, joined), *alone]
     for frame, version in enumerate(current):
         if version not in pools_of and version >= tables.frames:
             launches[tables.level[version]].append((WINDOWS, frame, version, 0))

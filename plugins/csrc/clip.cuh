@@ -7,7 +7,7 @@ namespace gridpool {
 
 constexpr int kScratch = -1;  // DEPTH: pooled frames lie in scratch
 constexpr int kAnyOrder = 0;  // ORDER: taken from Args; 2 is compiled in
-constexpr int kWindows = 0, kPool = 1;  // kinds of tasks; 2 is both
+constexpr int kWindows = 0, kPool = 1, kBoth = 2;  // kinds of tasks
 constexpr int kMaxWindow = 32;
 constexpr int kMaxThreads = 512;
 constexpr int kMostVectors = 1024;  // of a token that is walked: one stage of them fits the shared memory of any GPU's block
@@ -23,8 +23,6 @@ struct Args {
 // One of the plan's launches: its tasks begin with those of original frames. units: blocks of one of them, and of one of the others.
 struct Launch {
   int first_task, originals, units, late_units;
-
-  GRIDPOOL_BOTH int blocks(int tasks) const { return originals * units + (tasks - originals) * late_units; }
 
   // Which task a block works at, and at which unit of it.
   GRIDPOOL_BOTH int task_of(int block, int* unit) const {
@@ -71,10 +69,10 @@ struct Clip {
   GRIDPOOL_FN Place place(int version, int y, int column) const {
     if (version < args.frames)
       return {x + ((static_cast<long long>(version) * args.height + y) * args.width + column) * args.vecs, -1, 0, 0, false};
+    if (DEPTH == kScratch) return {scratch + static_cast<long long>(scratch_token(version, y, column)) * args.vecs, -1, 0, 0, true};
     int pool, cy, cx;
     tile(version, y, column, pool, cy, cx);
-    if (DEPTH != kScratch) return {nullptr, pool, cy, cx, false};
-    return {scratch + static_cast<long long>(scratch_token(version, y, column)) * args.vecs, -1, 0, 0, true};
+    return {nullptr, pool, cy, cx, false};
   }
 
   // Which cell of which pooled frame a summary's token is.

@@ -12,7 +12,7 @@ namespace gridpool {
 struct Choice {
   int window, vectors, threads, groups, stages;
 
-  int stage_bytes() const { return 6 * vectors * threads * 16; }
+  int stage_bytes() const { return kStepTokens * vectors * threads * static_cast<int>(sizeof(Vec)); }
   int shared_bytes() const { return stages * stage_bytes(); }
 };
 
@@ -33,6 +33,9 @@ inline Choice choose(int window, int vecs, int shared) {
   if (window != 3 || threads > kMaxThreads) return {0, 1, smallest(threads, 256), 1, 0};
   return {3, 1, threads, threads < 128 ? 128 / threads : 1, 0};
 }
+
+// The pooled frame of a task that is not windows alone.
+inline int pool_of(const int* task) { return task[0] == kPool ? task[1] : task[3]; }
 
 struct Plan {
   const int* ints;
@@ -72,7 +75,10 @@ struct Plan {
     return launch;
   }
 
-  int blocks(const Launch& launch, int number) const { return launch.blocks(first_task(number + 1) - first_task(number)); }
+  int blocks(const Launch& launch, int number) const {
+    const int tasks = first_task(number + 1) - first_task(number);
+    return launch.originals * launch.units + (tasks - launch.originals) * launch.late_units;
+  }
 
   // What is wrong with the plan, or null. scratch: pooled frames go through it, launch by launch.
   const char* fault(bool scratch = true) const {
@@ -94,9 +100,9 @@ struct Plan {
     for (int i = 0; i < tasks(); ++i) {
       const int* task = ints + at.tasks_at + 4 * i;
       if (!within(task[0], 3) || !within(task[1], task[0] == kPool ? pools : frames) || !within(task[2], frames + versions) ||
-          (task[0] > kPool && !within(task[3], pools)))
+          (task[0] == kBoth && !within(task[3], pools)))
         return "a task of the plan is out of range";
-      if (task[0] > kPool && !walks(at, ints + at.pools_at + 4 * task[3])) return "a task of the plan pools to a size that no walk makes";
+      if (task[0] == kBoth && !walks(at, ints + at.pools_at + 4 * task[3])) return "a task of the plan pools to a size that no walk makes";
       windows += task[0] != kPool;
     }
     if (windows != frames) return "the plan does not write every frame once";
@@ -150,8 +156,6 @@ struct Plan {
     }
     return nullptr;
   }
-
-  static int pool_of(const int* task) { return task[0] == kPool ? task[1] : task[3]; }
 
   static constexpr int kFormat = 2, kHeader = 14, kLimit = 1 << 24;
   static bool within(int value, int count) { return value >= 0 && value < count; }

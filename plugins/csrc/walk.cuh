@@ -13,6 +13,7 @@
 namespace gridpool {
 
 constexpr int kSteps = 7, kLateSteps = 3;  // the longest walk in an original frame, and in a summary
+constexpr int kStepTokens = 6;             // of a step: by row, the first one above the window, and column
 
 // Cells that a walk can make.
 GRIDPOOL_BOTH bool walks(const Args& args, const int* entry) {
@@ -41,9 +42,8 @@ struct Stretch {
 // A thread's share of a walk: NV vectors of each token, in a block of THREADS.
 template <class T, int ORDER, int NV, int STAGES, int THREADS>
 struct Walk {
-  static constexpr int kTokens = 6;                         // of a step: by row, the first one above the window, and column
-  static constexpr int kVectors = STAGES * kTokens * NV;    // of shared memory, a thread
-  static constexpr int kPlaces = (kLateSteps + 1) * kTokens;
+  static constexpr int kVectors = STAGES * kStepTokens * NV;  // of shared memory, a thread
+  static constexpr int kPlaces = (kLateSteps + 1) * kStepTokens;
 
   const Args& args;
   const Stretch& at;
@@ -66,7 +66,7 @@ struct Walk {
     GRIDPOOL_UNROLL
     for (int r = 0; r < 3; ++r) {
       there[r] = inside(r);
-      const int y = there[r] ? 2 * at.row + r - 1 - args.padding : 0;
+      const int y = there[r] ? y_of(r) : 0;
       row[r] = at.version < args.frames ? clip.x + (static_cast<long long>(at.version) * args.height + y) * args.width * args.vecs : scratch;
       row[r] += thread;
     }
@@ -82,20 +82,22 @@ struct Walk {
     for (int i = 0; i < kVectors; ++i) this->shared[i * THREADS] = Vec{};  // what is never copied is zero
   }
 
+  GRIDPOOL_FN int y_of(int r) const { return 2 * at.row + r - 1 - args.padding; }
+
   // Whether a row of a step is in the frame, and used.
   GRIDPOOL_FN bool inside(int r) const {
-    const int y = 2 * at.row + r - 1 - args.padding;
+    const int y = y_of(r);
     return (r > 0 || above) && y >= 0 && y < args.height;
   }
 
   // Of a summary: where token `number`, counted from the first step on, is in scratch.
   GRIDPOOL_FN int lookup(const Clip<T, kScratch>& clip, int number) const {
-    const int r = number % kTokens / 2, column = 2 * (at.begin + number / kTokens) + number % 2 - args.padding;
+    const int r = number % kStepTokens / 2, column = 2 * (at.begin + number / kStepTokens) + number % 2 - args.padding;
     const bool exists = inside(r) && column >= 0 && column < args.width;
-    return exists ? clip.scratch_token(at.version, 2 * at.row + r - 1 - args.padding, column) : 0;
+    return exists ? clip.scratch_token(at.version, y_of(r), column) : 0;
   }
 
-  GRIDPOOL_FN static int position(int stage, int r, int c, int n) { return ((stage * kTokens + 2 * r + c) * NV + n) * THREADS; }
+  GRIDPOOL_FN static int position(int stage, int r, int c, int n) { return ((stage * kStepTokens + 2 * r + c) * NV + n) * THREADS; }
 
   // Begins to copy the tokens of a step.
   GRIDPOOL_FN void fetch(int step) {
@@ -117,7 +119,7 @@ struct Walk {
       if (c == 0 && step < at.first) continue;
       GRIDPOOL_UNROLL
       for (int r = 0; r < 3; ++r) {
-        const unsigned token = ORIGINAL ? column : places[(step - at.begin) * kTokens + 2 * r + c];
+        const unsigned token = ORIGINAL ? column : places[(step - at.begin) * kStepTokens + 2 * r + c];
         const Vec* source = row[r] + static_cast<unsigned long long>(token) * static_cast<unsigned>(args.vecs);
         GRIDPOOL_UNROLL
         for (int n = 0; n < NV; ++n) copy_async(target, position(fetching, r, c, n), source + n * THREADS, there[r] && has[n]);

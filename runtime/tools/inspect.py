@@ -25,6 +25,8 @@ from runtime.tools.table import size, table
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from runtime.tools.liveness import Peak
+
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # of activations
 
 
@@ -115,7 +117,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
         opset=manifest.opset,
         budget=budget,
-        memory=_memory(bundle, graphs, _graph(bundle, DECODER, GPU_PREFILL_CHUNK).activations if bundle.has_llm else 0),
+        memory=_memory(bundle, graphs, _decoder_on_gpu(bundle)),
         serve=_serve(bundle),
         graphs=graphs,
         engines=_engines(bundle),
@@ -182,21 +184,36 @@ def text(facts: BundleFacts) -> str:
     return "\n".join(lines)
 
 
-def _graph(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> GraphFacts:
-    """chunk: positions of a run of the prefill."""
+def _graph(bundle: Bundle, graph: str) -> GraphFacts:
     path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
     on_disk = sum(bundle.manifest.files[name]["size"] for name in (f"{graph}.onnx", *shared))
     try:
         from runtime.tools import liveness
 
-        model = liveness.load(path, _sizes(bundle, graph, chunk))
+        model, peak = _loaded(bundle, graph, PREFILL_CHUNK)
     except ImportError:
         return GraphFacts(graph, {}, on_disk, 0, 'activations are not counted: pip install "onnx" to read the graphs')
-    state = {name for name in liveness.inputs(model) if name.startswith("past_key_values.")}
-    peak = liveness.peak(model, state)
     note = f"{peak.unknown} tensors of unknown size are left out of its activations" if peak.unknown else ""
     return GraphFacts(graph, liveness.operators(path), liveness.weights(model), peak.bytes, note)
+
+
+def _decoder_on_gpu(bundle: Bundle) -> int:
+    """Activations of the LLM half in the longer pieces that a GPU prefills; 0 without one, or where they are not counted."""
+    if not bundle.has_llm:
+        return 0
+    try:
+        return _loaded(bundle, DECODER, GPU_PREFILL_CHUNK)[1].bytes
+    except ImportError:
+        return 0
+
+
+def _loaded(bundle: Bundle, graph: str, chunk: int) -> tuple[ModelProto, Peak]:
+    """A graph's structure with the sizes of a prefill of `chunk` positions a run, and what it needs at one time."""
+    from runtime.tools import liveness
+
+    model = liveness.load(bundle.model(graph), _sizes(bundle, graph, chunk))
+    return model, liveness.peak(model, {name for name in liveness.inputs(model) if name.startswith("past_key_values.")})
 
 
 def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, dict[int, int]]:
@@ -220,7 +237,6 @@ def _positions(decoder: ModelProto) -> int:
 
 
 def _memory(bundle: Bundle, graphs: list[GraphFacts], decoder_on_gpu: int = 0) -> dict[str, int]:
-    """decoder_on_gpu: activations of the LLM half in the longer pieces that a GPU prefills."""
     found = {graph.graph: graph for graph in graphs}
     looped = found.pop(VISION_LOOP, None)
     if bundle.is_split or VISION not in found:  # `vision.onnx` is not run

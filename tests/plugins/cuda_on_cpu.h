@@ -100,22 +100,23 @@ inline Index blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { on_cpu::wait(on_cpu::At::kBlock); }
 
-inline float __shfl_xor_sync(unsigned, float value, int distance) {
+// The value of thread `other` of the block, when all of the warp have come here.
+inline float shuffled_from(size_t other, float value) {
   on_cpu::current->shuffled = value;
   on_cpu::wait(on_cpu::At::kWarp);
-  const size_t self = on_cpu::current - on_cpu::block->data();
-  const float other = (*on_cpu::block)[self ^ static_cast<size_t>(distance)].shuffled;
+  const float theirs = (*on_cpu::block)[other].shuffled;
   on_cpu::wait(on_cpu::At::kWarp);  // nobody writes the next value before all have read this one
-  return other;
+  return theirs;
+}
+
+inline size_t this_thread() { return static_cast<size_t>(on_cpu::current - on_cpu::block->data()); }
+
+inline float __shfl_xor_sync(unsigned, float value, int distance) {
+  return shuffled_from(this_thread() ^ static_cast<size_t>(distance), value);
 }
 
 inline float __shfl_sync(unsigned, float value, int lane) {
-  on_cpu::current->shuffled = value;
-  on_cpu::wait(on_cpu::At::kWarp);
-  const size_t self = on_cpu::current - on_cpu::block->data();
-  const float other = (*on_cpu::block)[self / 32 * 32 + static_cast<size_t>(lane)].shuffled;
-  on_cpu::wait(on_cpu::At::kWarp);
-  return other;
+  return shuffled_from(this_thread() / 32 * 32 + static_cast<size_t>(lane), value);
 }
 
 inline void launch_on_cpu(Index grid, Index threads, size_t shared, std::function<void()> kernel) {

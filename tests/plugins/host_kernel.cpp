@@ -110,7 +110,7 @@ static void launch(const Plan& plan, const Args& args, int number, Choice choice
   const Clip<T, DEPTH> clip{args, plan.ints, x, scratch};
   for (int i = plan.first_task(number); i < plan.first_task(number + 1); ++i) {
     const int* task = plan.ints + args.tasks_at + 4 * i;
-    const int pool = task[0] == kPool ? task[1] : task[3];
+    const int pool = pool_of(task);
     const bool walked = choice.stages && (task[0] == kWindows || walks(args, plan.ints + args.pools_at + 4 * pool));
     if constexpr (DEPTH == kScratch) {
       if (walked) {
