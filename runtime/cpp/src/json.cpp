@@ -1,5 +1,6 @@
 #include "json.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -7,36 +8,31 @@
 
 namespace gridpool {
 
-bool parse_json(const std::string& text, Json& value, std::string& why) {
+bool parse_json(const std::string& text, Json& value, std::string& reason) {
   try {
     value = Json::parse(text);
     return true;
   } catch (const Json::exception& error) {
-    why = error.what();
-    const size_t start = why.find("] ");  // nlohmann's own prefix names its exception
-    if (start != why.npos) why.erase(0, start + 2);
-    why = lossy_utf8(why);
+    reason = error.what();
+    const size_t start = reason.find("] ");  // nlohmann's prefix names its exception
+    if (start != reason.npos) reason.erase(0, start + 2);
+    reason = lossy_utf8(reason);
     return false;
   }
 }
 
-std::string python_repr(const Json& value) {
-  if (value.is_null()) return "None";
-  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
-  if (value.is_string()) return python_str(value.get_ref<const std::string&>());
-  std::vector<std::string> parts;
-  if (value.is_array()) {
-    for (const auto& item : value) parts.push_back(python_repr(item));
-    return "[" + join(parts, ", ") + "]";
+std::string shown(const Json& value) {
+  constexpr size_t kMostCharacters = 80, kMostItems = 4;
+  const auto is_scalar = [](const Json& item) { return !item.is_structured(); };
+  if (value.is_object()) return "an object";
+  if (value.is_array() && (value.size() > kMostItems || !std::all_of(value.begin(), value.end(), is_scalar))) {
+    return concat("an array of ", value.size());  // dump() recurses, and a hostile file nests as deep as it likes
   }
-  if (value.is_object()) {
-    for (const auto& [key, item] : value.items()) parts.push_back(python_str(key) + ": " + python_repr(item));
-    return "{" + join(parts, ", ") + "}";
-  }
-  return value.dump();
+  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);  // ASCII, so it can be cut anywhere
+  return text.size() > kMostCharacters ? text.substr(0, kMostCharacters) + "…" : text;
 }
 
-bool is_whole(const Json& value) {
+bool is_integer(const Json& value) {
   if (value.is_number_unsigned()) return value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
   return value.is_number_integer();
 }

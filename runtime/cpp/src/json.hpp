@@ -1,4 +1,4 @@
-// JSON read with nlohmann's parser, and spelt as Python spells values in messages.
+// JSON: parsed without exceptions, looked up, and shown in messages.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -8,16 +8,16 @@ namespace gridpool {
 
 using Json = nlohmann::json;
 
-/// Parse; false, and why in one phrase, for what is no JSON.
-bool parse_json(const std::string& text, Json& value, std::string& why);
+/// Parse; false, and the reason in one phrase, for text that is not JSON.
+bool parse_json(const std::string& text, Json& value, std::string& reason);
 
-/// Python's repr of a JSON value.
-std::string python_repr(const Json& value);
+/// `value` as a message shows it: a scalar, or an array of up to four, as JSON; anything larger by its type.
+std::string shown(const Json& value);
 
-/// Whether `value` is a whole number that fits 64 bits (true and false are none).
-bool is_whole(const Json& value);
+/// Whether `value` is an integer that fits 64 bits (a boolean is not).
+bool is_integer(const Json& value);
 
-/// `object[key]`, or null where there is none of that name.
+/// `object[key]`, or null if there is no such key.
 const Json& member(const Json& object, const char* key);
 
 }  // namespace gridpool

@@ -14,35 +14,6 @@ std::string join(const std::vector<std::string>& parts, std::string_view separat
   return text;
 }
 
-std::string python_str(std::string_view text) {
-  const bool single = text.find('\'') == text.npos || text.find('"') != text.npos;
-  const char mark = single ? '\'' : '"';
-  std::string result(1, mark);
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == mark || c == '\\') {
-      result += '\\', result += c;
-    } else if (c == '\n') {
-      result += "\\n";
-    } else if (c == '\t') {
-      result += "\\t";
-    } else if (c == '\r') {
-      result += "\\r";
-    } else if (byte < 0x20 || byte == 0x7f) {
-      result += format("\\x%02x", byte);
-    } else {
-      result += c;
-    }
-  }
-  return result + mark;
-}
-
-std::string listed(const std::vector<std::string>& items) {
-  std::vector<std::string> spelt;
-  for (const auto& item : items) spelt.push_back(python_str(item));
-  return "[" + join(spelt, ", ") + "]";
-}
-
 std::string format(const char* pattern, ...) {
   va_list arguments, again;
   va_start(arguments, pattern);
@@ -130,7 +101,7 @@ std::string lossy_utf8(std::string_view bytes) {
   return text;
 }
 
-bool is_python_space(char32_t c) {
+bool is_space(char32_t c) {
   return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
@@ -138,7 +109,7 @@ bool is_python_space(char32_t c) {
 bool is_blank(std::string_view text) {
   for (size_t at = 0; at < text.size();) {
     const size_t length = utf8_character(text.substr(at));
-    if (length == 0 || !is_python_space(code_point(text.substr(at, length)))) return false;
+    if (length == 0 || !is_space(code_point(text.substr(at, length)))) return false;
     at += length;
   }
   return true;

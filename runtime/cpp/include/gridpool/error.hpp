@@ -1,16 +1,14 @@
-// Errors that a user can cause and mend: one line that says what was got, what was expected and what to do.
-// The same classes and the same wording as runtime/errors.py. Anything else that is thrown is a bug.
+// Errors that a user can cause and fix: one line that says what was got, what was expected and what to do.
+// The classes are those of the Python runtime. Anything else that is thrown is a bug.
 #pragma once
 
 #include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "gridpool/export.hpp"
 
 namespace gridpool {
 
-/// Root of the errors that a user can mend.
+/// Root of the errors that a user can fix.
 class GRIDPOOL_API UserError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -34,7 +32,7 @@ class GRIDPOOL_API EngineError : public UserError {
   using UserError::UserError;
 };
 
-/// A question, or a context length, that the LLM half can't take.
+/// A question, or a context length, that the LLM can't take.
 class GRIDPOOL_API PromptError : public UserError {
  public:
   using UserError::UserError;
@@ -51,8 +49,5 @@ class GRIDPOOL_API UsageError : public UserError {
  public:
   using UserError::UserError;
 };
-
-/// A '; did you mean "x"?' for a misspelt name, or the list of known ones where nothing is near.
-GRIDPOOL_API std::string nearest(const std::string& name, std::vector<std::string> known);
 
 }  // namespace gridpool

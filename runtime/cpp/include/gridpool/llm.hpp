@@ -1,4 +1,4 @@
-// The local LLM half of a bundle: prefill in chunks, decode token by token, KV cache updated in place.
+// The LLM of a bundle: prefill in chunks, decode token by token, KV cache updated in place.
 //
 // S prompt positions, P positions read, D hidden, V vocabulary.
 #pragma once
@@ -22,10 +22,13 @@ using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits 
 /// How the next token is chosen.
 struct GRIDPOOL_API Sampling {
   double temperature = 0;         ///< 0 is greedy
-  double top_p = 1;               ///< in (0, 1]: the smallest set of tokens that holds that much probability
-  std::optional<uint64_t> seed;   ///< the same seed gives the same answer, here and in the Python runtime
+  double top_p = 1;               ///< in (0, 1]: the smallest set of tokens with at least that much probability
+  std::optional<uint64_t> seed;   ///< equal seeds give equal answers in this runtime; the Python runtime draws others
 
-  /// A function that carries its generator, and what was chosen so far, along; PromptError for values that are out of range.
+  /// PromptError for values that are out of range.
+  void check() const;
+
+  /// A function with its generator and the ids chosen so far; PromptError for values that are out of range.
   /// seen: ids of the prompt; penalty: the repetition penalty on them and on the ids that are chosen, 1 for none.
   Chooser chooser(std::set<int64_t> seen = {}, double penalty = 1) const;
 
