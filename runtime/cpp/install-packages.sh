@@ -3,7 +3,7 @@
 # --check only says which are missing.
 set -eu
 packages="g++ cmake ninja-build pkg-config libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libavdevice-dev
-  libonig-dev libutf8proc-dev nlohmann-json3-dev libgtest-dev"
+  libonig-dev libutf8proc-dev nlohmann-json3-dev libcli11-dev libgtest-dev"
 tools="clang g++-aarch64-linux-gnu qemu-user"  # fuzzing, cross-compiling and running that
 missing=""
 for package in $packages $tools; do

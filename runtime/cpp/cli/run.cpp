@@ -1,15 +1,20 @@
-// `gridpool run` and `gridpool tokens`.
+// `gridpool run`: the answer to one question about one video.
 #include <cmath>
 #include <cstdio>
+#include <memory>
 
 #include "commands.hpp"
-#include "files.hpp"
-#include "gridpool/chat.hpp"
-#include "npy.hpp"
-#include "text.hpp"
+#include "options.hpp"
+#include "output.hpp"
 
 namespace gridpool::cli {
 namespace {
+
+struct RunOptions {
+  CommonOptions common;
+  std::string video, question;
+  AskOptions ask;
+};
 
 double hundredths(double value) { return std::round(value * 100) / 100; }
 
@@ -29,64 +34,45 @@ OrderedJson json_of(const Answer& answer) {
   return data;
 }
 
-void say_notes(const Clip& clip) {
-  for (const std::string& note : clip.notes()) say(note);
-}
-
-}  // namespace
-
-int run(const Arguments& arguments) {
-  AskOptions options;
-  options.max_new_tokens = arguments.whole("--max-new-tokens", options.max_new_tokens);
-  options.sampling.temperature = arguments.real("--temperature", 0);
-  options.sampling.top_p = arguments.real("--top-p", 1);
-  if (arguments.has("--seed")) {
-    const int64_t seed = arguments.whole("--seed", 0);
-    if (seed < 0) throw PromptError(format("seed is %lld, expected 0 or more", static_cast<long long>(seed)));
-    options.sampling.seed = static_cast<uint64_t>(seed);
-  }
-  options.sampling.chooser();  // refuses what is out of range
-  if (options.max_new_tokens < 1) {
-    throw PromptError(format("max_new_tokens is %lld, expected at least 1", static_cast<long long>(options.max_new_tokens)));
-  }
-  Bundle bundle = Bundle::open(arguments["bundle"]);
+void run(const RunOptions& options) {
+  const CommonOptions& common = options.common;
+  options.ask.check();
+  Bundle bundle = Bundle::open(common.bundle);
   std::optional<Prompt> prompt;
-  if (bundle.has_llm()) {  // what is wrong with the request is said before gigabytes of weights are loaded
+  if (bundle.has_llm()) {  // a wrong question or video is refused before gigabytes of weights are loaded
     prompt.emplace(bundle);
-    VideoChat::check(bundle, *prompt, arguments["video"], arguments["question"]);
+    VideoChat::check(bundle, *prompt, options.video, options.question);
   }
-  const EngineOptions engine = placed(arguments, bundle);
-  VideoChat chat = VideoChat::open(std::move(bundle), backend(arguments), engine, std::move(prompt));
-  const VisualTokens visual = chat.vision().encode(arguments["video"]);
-  say_notes(visual.clip);
-  const bool json = arguments.has("--json");
+  const EngineOptions engine = placed(common, bundle);
+  VideoChat chat = VideoChat::open(std::move(bundle), common.backend, engine, std::move(prompt));
+  const VisualTokens visual = chat.vision().encode(options.video);
+  log_notes(visual.clip);
+  if (common.json) return print_line(json_of(chat.ask_about(visual, options.question, {}, options.ask)));
   const auto stream = [](std::string_view piece) {
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
-  const Answer answer = chat.ask_about(visual, arguments["question"], json ? std::function<void(std::string_view)>{} : stream, options);
-  std::puts(json ? json_of(answer).dump(-1, ' ', true).c_str() : "");
-  return 0;
+  chat.ask_about(visual, options.question, stream, options.ask);
+  std::puts("");
 }
 
-int tokens(const Arguments& arguments) {
-  const std::string output = arguments.text("--output", "");
-  AtomicFile file(output);  // an output that can't be written is refused before the work
-  const Bundle bundle = Bundle::open(arguments["bundle"]);
-  const EngineOptions engine = placed(arguments, bundle);
-  const VisualTokens visual = VisionEncoder::open(bundle, backend(arguments), engine).encode(arguments["video"]);
-  const auto count = static_cast<int64_t>(visual.clip.indices.size());
-  file.write(npz_of({{"visual_tokens", visual.tokens.view()},
-                     {"frames", {DType::int64, {count}, visual.clip.indices.data()}},
-                     {"timestamps", {DType::float64, {count}, visual.clip.timestamps.data()}}}));
-  file.commit();
-  say_notes(visual.clip);
-  const std::string dtype = name_of(visual.tokens.dtype);
-  print(arguments,
-        {{"shape", visual.tokens.shape}, {"dtype", dtype}, {"frames", visual.clip.indices}, {"file", output}, {"seconds", cli::json_of(visual.seconds)}},
-        format("%s: visual_tokens [%lld, %lld] %s", output.c_str(), static_cast<long long>(visual.tokens.shape.at(0)),
-               static_cast<long long>(visual.tokens.shape.at(1)), dtype.c_str()));
-  return 0;
+}  // namespace
+
+void add_run(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("run", "answer a question about a video; the answer streams");
+  const auto options = std::make_shared<RunOptions>();
+  AskOptions& ask = options->ask;
+  add_common(*command, options->common);
+  command->add_option("video", options->video, "video file")->required();
+  command->add_option("question", options->question, "what to ask")->required();
+  command->add_option("--max-new-tokens", ask.max_new_tokens, "length of the answer at most")->type_name("N")->transform(integer(1));
+  command->add_option("--temperature", ask.sampling.temperature, "0 is greedy")->type_name("X");
+  command->add_option("--top-p", ask.sampling.top_p, "nucleus sampling")->type_name("X");
+  command->add_option_function<uint64_t>("--seed", [&ask](uint64_t seed) { ask.sampling.seed = seed; },
+                                         "of sampling; equal seeds give equal answers in this program, but not those of Python")
+      ->type_name("N")
+      ->transform(integer(0));
+  command->callback([options] { run(*options); });
 }
 
 }  // namespace gridpool::cli

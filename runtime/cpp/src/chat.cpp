@@ -1,22 +1,17 @@
 #include "gridpool/chat.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstring>
 #include <future>
 
-#include "half.hpp"
+#include "refusal.hpp"
+#include "stopwatch.hpp"
 #include "text.hpp"
 
 namespace gridpool {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-constexpr int64_t kLoadedAtOnce = 64 << 20;  // bytes of graphs and weights
+constexpr int64_t kLoadedAtOnce = 64 << 20;  // bytes of graphs and weights from which two threads load them
 
 int64_t weight(const Bundle& bundle) {
   int64_t bytes = 0;
@@ -32,7 +27,7 @@ bool is_finite(const Tensor& tensor) {
 }  // namespace
 
 VisionEncoder VisionEncoder::open(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
-  bundle.preprocessing();  // what is wrong with it is said before the weights are loaded
+  bundle.preprocessing();  // refused before the weights are loaded
   return VisionEncoder(bundle, open_engine(bundle, kVision, backend, options));
 }
 
@@ -44,14 +39,14 @@ VisionEncoder::VisionEncoder(const Bundle& bundle, std::unique_ptr<Engine> engin
 }
 
 VisualTokens VisionEncoder::encode(const std::filesystem::path& video) {
-  const auto start = Clock::now();
+  const Stopwatch decoding;
   Clip clip = sample_frames(video, frames_, [this](const Image& frame) { return preprocessor_.resize(frame); });
   const Tensor input = preprocessor_.normalise(clip.frames);
   clip.frames.clear();
-  const double decoded = since(start);
-  const auto encoding = Clock::now();
+  const double decoded = decoding.seconds();
+  const Stopwatch encoding;
   Tensor visual = tokens(input.view());
-  return {std::move(visual), std::move(clip), {{"decode+preprocess", decoded}, {"encode+compress", since(encoding)}}};
+  return {std::move(visual), std::move(clip), {{"decode+preprocess", decoded}, {"encode+compress", encoding.seconds()}}};
 }
 
 Tensor VisionEncoder::tokens(const TensorView& frames) {
@@ -65,20 +60,25 @@ Tensor VisionEncoder::checked(std::map<std::string, Tensor> results) {
   const auto found = results.find("visual_tokens");
   if (found == results.end()) throw EngineError("the vision graph has no output visual_tokens; export the bundle again");
   if (!is_finite(found->second)) {
-    throw EngineError("the vision graph returned values that are not finite; try a bundle of --precision fp32");
+    throw not_finite("the vision graph returned values");
   }
   return std::move(found->second);
+}
+
+void AskOptions::check() const {
+  if (max_new_tokens < 1) throw PromptError(concat("max_new_tokens is ", max_new_tokens, ", expected at least 1"));
+  sampling.check();
 }
 
 VideoChat::VideoChat(Bundle bundle, Prompt prompt, VisionEncoder vision, LocalDecoder decoder)
     : bundle_(std::move(bundle)), prompt_(std::move(prompt)), vision_(std::move(vision)), decoder_(std::move(decoder)) {}
 
 VideoChat VideoChat::open(Bundle bundle, const std::string& backend, const EngineOptions& asked, std::optional<Prompt> prompt) {
-  bundle.file("llm/decoder.onnx");  // says how to get one where the bundle has none
+  bundle.file("llm/decoder.onnx");  // refused with how to get one
   check_context(bundle.manifest().tokens_per_clip + 1, bundle.manifest().max_context);
   const EngineOptions options = place(bundle, backend, asked).options;
-  // Side by side where there is much to read. Small graphs are loaded sooner than the threads of the other engine stop spinning.
-  // Deferred is also what is left where no more threads are to be had.
+  // At the same time if there is much to read: small graphs load sooner than the threads of the other engine stop spinning.
+  // Deferred is also the fallback if no thread can be started.
   const auto load = weight(bundle) > kLoadedAtOnce ? std::launch::async | std::launch::deferred : std::launch::deferred;
   auto vision = std::async(load, [&] { return VisionEncoder::open(bundle, backend, options); });
   LocalDecoder decoder = LocalDecoder::open(bundle, backend, options);
@@ -102,17 +102,14 @@ Answer VideoChat::ask(const std::filesystem::path& video, const std::string& que
 
 Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& question, const std::function<void(std::string_view)>& each,
                             const AskOptions& options) {
-  if (options.max_new_tokens < 1) {
-    throw PromptError(format("max_new_tokens is %lld, expected at least 1", static_cast<long long>(options.max_new_tokens)));
-  }
-  options.sampling.chooser();  // refuses what is out of range
+  options.check();
   const PromptIds ids = prompt_.ids(question);
   const Chooser choose = options.sampling.chooser(prompt_.seen(ids), prompt_.repetition_penalty());
-  auto start = Clock::now();
+  const Stopwatch prefilling;
   const Tensor embeddings = prompt_.embed(ids, visual.tokens.view());
   Conversation conversation = decoder_.conversation();
   std::vector<float> logits = conversation.extend(embeddings.view());
-  const double prefill = since(start);
+  const double prefill = prefilling.seconds();
 
   Answer answer;
   answer.patch_tokens = bundle_.manifest().patch_tokens();
@@ -126,9 +123,9 @@ Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& quest
   answer.seconds.emplace_back("prefill", prefill);
   answer.seconds.emplace_back("time_to_first_token", first);
 
-  start = Clock::now();
+  const Stopwatch stopwatch;
   TextStream stream(prompt_.tokenizer());
-  const auto say = [&](const std::string& piece) {
+  const auto emit = [&](const std::string& piece) {
     if (piece.empty()) return;
     answer.text += piece;
     if (each) each(piece);
@@ -137,11 +134,11 @@ Answer VideoChat::ask_about(const VisualTokens& visual, const std::string& quest
   conversation.generate(std::move(logits), [&](int64_t id) { return prompt_.embed(id); }, choose, prompt_.eos(), options.max_new_tokens,
                         [&](int64_t id) {
                           answer.ids.push_back(id);
-                          decoding = since(start);
-                          say(stream.push(id));
+                          decoding = stopwatch.seconds();
+                          emit(stream.push(id));
                           return true;
                         });
-  say(stream.finish());
+  emit(stream.finish());
   if (!answer.ids.empty()) answer.seconds.emplace_back("decode", decoding);
   return answer;
 }

@@ -65,11 +65,11 @@ AVStream* best_stream(AVFormatContext& format) {
     const char* kind = av_get_media_type_string(stream.codecpar->codec_type);
     kinds.insert(kind ? kind : "unknown");
   }
-  const std::string has = kinds.empty() ? "no stream" : join({kinds.begin(), kinds.end()}, ", ");
+  const std::string has = kinds.empty() ? "no stream" : join({kinds.begin(), kinds.end()});
   throw VideoError(name + " has no video stream that can be decoded (it has " + has + "); expected a video");
 }
 
-/// Of a video's frame, twice 8K: what damaged headers say is not made.
+/// Of a video's frame, twice 8K: damaged headers may claim any size, and no such frame is allocated.
 constexpr int64_t kMaxPixels = int64_t{1} << 26;
 
 /// Whether every error is in the picture that has it: in codecs without prediction.
@@ -109,8 +109,7 @@ void open_decoder(Container& container, const std::string& name, bool strict, bo
   if (!container.picture) {
     codec.max_pixels = kMaxPixels;
     if (static_cast<int64_t>(parameters.width) * parameters.height > kMaxPixels) {
-      throw VideoError(format("%s has frames of %dx%d; expected at most %lld pixels a frame", name.c_str(), parameters.width,
-                              parameters.height, static_cast<long long>(kMaxPixels)));
+      throw VideoError(concat(name, " has frames of ", parameters.width, "x", parameters.height, "; expected at most ", kMaxPixels, " pixels a frame"));
     }
   }
   strict = strict || is_intra_only(parameters.codec_id);

@@ -20,15 +20,15 @@ std::string machine_name(unsigned machine) {
     case EM_AARCH64: return "64-bit ARM";
     case EM_386: return "32-bit x86";
     case EM_ARM: return "32-bit ARM";
-    default: return format("machine %u", machine);
+    default: return concat("machine ", machine);
   }
 }
 
 /// The ELF header of the code that runs here.
 const ElfW(Ehdr)* own_header() {
-  Dl_info facts{};
-  const bool found = ::dladdr(reinterpret_cast<const void*>(&own_header), &facts) != 0;
-  return found ? static_cast<const ElfW(Ehdr)*>(facts.dli_fbase) : nullptr;
+  Dl_info info{};
+  const bool found = ::dladdr(reinterpret_cast<const void*>(&own_header), &info) != 0;
+  return found ? static_cast<const ElfW(Ehdr)*>(info.dli_fbase) : nullptr;
 }
 
 }  // namespace
@@ -62,8 +62,7 @@ std::string elf_fault(const fs::path& file) {
   if (stream.gcount() != table) return "is truncated";
   for (const auto& segment : segments) {
     if (segment.p_type == PT_LOAD && (segment.p_offset > size || segment.p_filesz > size - segment.p_offset)) {
-      return format("is truncated: %llu bytes, expected at least %llu", static_cast<unsigned long long>(size),
-                    static_cast<unsigned long long>(segment.p_offset + segment.p_filesz));
+      return concat("is truncated: ", size, " bytes, expected at least ", segment.p_offset + segment.p_filesz);
     }
   }
   return "";

@@ -10,6 +10,10 @@
 namespace gridpool {
 namespace {
 
+EngineError cannot_run(const std::string& backend, const std::string& reason) {
+  return EngineError("backend " + backend + " can't run here: " + reason);
+}
+
 /// The TensorRT backend's table; EngineError where it was not built, or its TensorRT is not installed.
 const Backend& tensorrt() {
   static const Backend& backend = []() -> const Backend& {
@@ -77,7 +81,7 @@ Placement place(const Bundle& bundle, const std::string& backend, const EngineOp
   placement.options.device = "cuda";
   const CudaDriver& driver = cuda_driver();
   if (backend == "tensorrt") {  // it has no other device
-    if (!driver.fault.empty()) throw EngineError("backend tensorrt can't run here: " + driver.fault);
+    if (!driver.fault.empty()) throw cannot_run("tensorrt", driver.fault);
     return placement;
   }
   std::vector<std::string> reasons;
@@ -104,13 +108,13 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& gra
   if (asked.device != "auto" && asked.device != "cpu" && asked.device != "cuda") {
     throw EngineError("device is \"" + asked.device + "\", expected auto, cpu or cuda");
   }
-  if (asked.threads < 0) throw EngineError(format("threads is %d, expected 0 (the backend's choice) or more", asked.threads));
+  if (asked.threads < 0) throw EngineError(concat("threads is ", asked.threads, ", expected 0 (the backend's choice) or more"));
   if (backend != "auto" && backend != "onnx" && backend != "tensorrt") {
-    throw EngineError("no backend \"" + backend + "\"" + nearest(backend, {"onnx", "tensorrt"}));
+    throw EngineError("backend is \"" + backend + "\", expected auto, onnx or tensorrt");
   }
   const EngineOptions options = place(bundle, backend, asked).options;
   if (backend != "auto") {
-    if (const auto reason = unavailable(backend, bundle, options)) throw EngineError("backend " + backend + " can't run here: " + *reason);
+    if (const auto reason = unavailable(backend, bundle, options)) throw cannot_run(backend, *reason);
     return open(backend, bundle, graph, options);
   }
   std::vector<std::string> reasons;

@@ -16,9 +16,9 @@ namespace {
 
 /// The file that holds this code, as the loader knows it; "" for a program that is not dynamic.
 std::string own_file() {
-  Dl_info facts{};
-  const bool found = ::dladdr(reinterpret_cast<const void*>(&own_file), &facts) != 0;
-  return found && facts.dli_fname ? facts.dli_fname : "";
+  Dl_info info{};
+  const bool found = ::dladdr(reinterpret_cast<const void*>(&own_file), &info) != 0;
+  return found && info.dli_fname ? info.dli_fname : "";
 }
 
 /// The directories in which the loader looks for a library of this code: LD_LIBRARY_PATH, its RUNPATH, the system's.

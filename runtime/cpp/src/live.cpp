@@ -1,14 +1,13 @@
 #include "gridpool/live.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
+#include "refusal.hpp"
 #include "split.hpp"
+#include "stopwatch.hpp"
 
 namespace gridpool {
-
-using Clock = std::chrono::steady_clock;
 
 /// The last T rows; each is written twice, T rows apart, so that they always lie in one piece and in order.
 struct LiveEncoder::Ring {
@@ -52,21 +51,21 @@ int64_t LiveEncoder::held() const { return ring_->held(); }
 bool LiveEncoder::encodes_once() const { return ring_->split != nullptr; }
 
 void LiveEncoder::push(const Image& frame, double seconds) {
-  const auto begin = Clock::now();
+  const Stopwatch stopwatch;
   const Preprocessor& preprocessor = vision_.preprocessor();
   Tensor row = preprocessor.normalise({preprocessor.resize(frame)});
   if (row.dtype == DType::float32 && vision_.engine().inputs()[0].dtype == DType::float16) row = cast(row.view(), DType::float16);
   if (ring_->split) row = ring_->split->encode(row.view());
   if (row.dtype != ring_->dtype || row.shape != ring_->row_shape) {
-    throw BundleError("the vision graph takes other frames than the manifest says; export the bundle again");
+    throw malformed("the vision graph takes other frames than the manifest says");
   }
   ring_->push(row.data.data(), seconds);
   ring_->height = frame.height, ring_->width = frame.width;
-  ring_->encoding = std::chrono::duration<double>(Clock::now() - begin).count();
+  ring_->encoding = stopwatch.seconds();
 }
 
 VisualTokens LiveEncoder::visual() {
-  const auto begin = Clock::now();
+  const Stopwatch stopwatch;
   const int64_t held = ring_->held(), frames = ring_->frames;
   if (held == 0) throw VideoError("no frame has been pushed yet; push at least one before asking for tokens");
   const std::byte* rows = &ring_->rows[ring_->start() * ring_->row_bytes];
@@ -85,7 +84,7 @@ VisualTokens LiveEncoder::visual() {
   std::vector<int64_t> shape = ring_->row_shape;
   shape[0] = frames;
   Tensor tokens = ring_->split ? vision_.checked(ring_->split->compress(rows)) : vision_.tokens({ring_->dtype, shape, rows});
-  const double compressing = std::chrono::duration<double>(Clock::now() - begin).count();
+  const double compressing = stopwatch.seconds();
   return {std::move(tokens), std::move(clip), {{"encode", ring_->encoding}, {"compress", compressing}}};
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <set>
 
+#include "refusal.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -20,15 +21,14 @@ std::map<std::string, std::string> cache_pairs(const Engine& engine, int64_t lay
   }
   std::map<std::string, std::string> pairs;
   for (int64_t layer = 0; layer < std::min(layers, static_cast<int64_t>(caches.size())); ++layer) {
-    for (const char* half : {".key", ".value"}) {
-      const std::string name = std::to_string(layer) + half;
+    for (const char* part : {".key", ".value"}) {
+      const std::string name = std::to_string(layer) + part;
       pairs["past_key_values." + name] = "present." + name;
       expected.insert({"past_key_values." + name, "present." + name});
     }
   }
   if (caches.empty() || caches != expected) {
-    throw BundleError("the decoder graph has not the caches of " + std::to_string(layers) +
-                      " layers, as the manifest says; export the bundle again");
+    throw malformed(concat("the decoder graph lacks the caches of the manifest's ", layers, " layers"));
   }
   return pairs;
 }
@@ -60,7 +60,7 @@ std::vector<float> Conversation::extend(const TensorView& embeddings, int64_t ch
     logits = step({embeddings.dtype, {1, std::min(chunk, count - start), hidden}, from});
   }
   if (!std::all_of(logits.begin(), logits.end(), [](float value) { return std::isfinite(value); })) {
-    throw EngineError("the decoder returned logits that are not finite; try a bundle of --precision fp32");
+    throw not_finite("the decoder returned logits");
   }
   return logits;
 }
@@ -98,9 +98,8 @@ void Conversation::generate(std::vector<float> logits, const std::function<Tenso
 
 void check_context(int64_t needed, int64_t max_context) {
   if (needed > max_context) {
-    throw PromptError(format("the prompt needs %lld positions, the bundle holds %lld; ask a shorter question, or export with a larger "
-                             "--max-context or stronger --compress",
-                             static_cast<long long>(needed), static_cast<long long>(max_context)));
+    throw PromptError(concat("the prompt needs ", needed, " positions, the bundle has ", max_context,
+                             "; ask a shorter question, or export with a larger --max-context or stronger --compress"));
   }
 }
 

@@ -36,7 +36,7 @@ std::string npy_of(const TensorView& array) {
   std::vector<std::string> sizes;
   for (const int64_t size : array.shape) sizes.push_back(std::to_string(size));
   const auto code = std::find_if(kCodes.begin(), kCodes.end(), [&](const auto& one) { return one.second == array.dtype; });
-  std::string header = "{'descr': '" + code->first + "', 'fortran_order': False, 'shape': (" + join(sizes, ", ") + (sizes.size() == 1 ? ",), }" : "), }");
+  std::string header = "{'descr': '" + code->first + "', 'fortran_order': False, 'shape': (" + join(sizes) + (sizes.size() == 1 ? ",), }" : "), }");
   header.append(63 - (10 + header.size()) % 64, ' ');  // the data begin at a multiple of 64 bytes
   header += '\n';
   std::string bytes = "\x93NUMPY";
@@ -51,7 +51,7 @@ std::string npy_of(const TensorView& array) {
 }  // namespace
 
 TensorView npy_view(std::string_view bytes) {
-  if (bytes.size() < 12 || bytes.substr(0, 6) != "\x93NUMPY") throw std::invalid_argument("it is no .npy file");
+  if (bytes.size() < 12 || bytes.substr(0, 6) != "\x93NUMPY") throw std::invalid_argument("not a .npy file");
   const auto byte = [&](size_t i) { return static_cast<size_t>(static_cast<unsigned char>(bytes[i])); };
   const size_t start = byte(6) == 1 ? 10 : 12;
   const size_t length = byte(8) | byte(9) << 8 | (byte(6) == 1 ? 0 : byte(10) << 16 | byte(11) << 24);
@@ -83,15 +83,15 @@ std::string npz_of(const std::vector<std::pair<std::string, TensorView>>& arrays
     const std::string file = name + ".npy", bytes = npy_of(array);
     if (bytes.size() > std::numeric_limits<uint32_t>::max() - out.size()) throw std::invalid_argument("more than 4 GiB in one .npz");
     const uint32_t check = ~av_crc(table, ~0u, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
-    std::string facts;  // what the entry and the directory have in common: zip 2.0, stored, 1 January 1980
-    put(facts, 20, 2), put(facts, 0, 2), put(facts, 0, 2), put(facts, 0, 2), put(facts, 0x21, 2);
-    put(facts, check, 4), put(facts, bytes.size(), 4), put(facts, bytes.size(), 4), put(facts, file.size(), 2), put(facts, 0, 2);
+    std::string common;  // to the entry and the directory: zip 2.0, stored, 1 January 1980
+    put(common, 20, 2), put(common, 0, 2), put(common, 0, 2), put(common, 0, 2), put(common, 0x21, 2);
+    put(common, check, 4), put(common, bytes.size(), 4), put(common, bytes.size(), 4), put(common, file.size(), 2), put(common, 0, 2);
     put(directory, 0x02014b50, 4), put(directory, 20, 2);
-    directory += facts;
+    directory += common;
     put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 2), put(directory, 0, 4), put(directory, out.size(), 4);
     directory += file;
     put(out, 0x04034b50, 4);
-    out += facts + file + bytes;
+    out += common + file + bytes;
   }
   const size_t at = out.size();
   out += directory;

@@ -24,7 +24,7 @@ DType dtype_of(const std::string& name, ONNXTensorElementDataType type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return DType::int8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return DType::uint8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return DType::boolean;
-    default: throw EngineError(name + format(" has ONNX type %d, which this runtime can't feed", static_cast<int>(type)));
+    default: throw EngineError(concat(name, " has ONNX type ", static_cast<int>(type), ", which this runtime can't feed"));
   }
 }
 
@@ -98,7 +98,7 @@ class OnnxEngine : public Engine {
         if (pair != pairs.end()) state->held.push_back({spec.name, pair->second, zeros(spec)});
       }
     } catch (const Ort::Exception& error) {
-      throw EngineError("ONNX Runtime failed on " + device_ + ": " + error.what());
+      throw failed(error);
     }
     return state;
   }
@@ -111,17 +111,19 @@ class OnnxEngine : public Engine {
     try {
       return run_bound(feeds, held);
     } catch (const Ort::Exception& error) {
-      throw EngineError("ONNX Runtime failed on " + device_ + ": " + error.what());
+      throw failed(error);
     }
   }
 
  private:
+  EngineError failed(const Ort::Exception& error) const { return EngineError("ONNX Runtime failed on " + device_ + ": " + error.what()); }
+
   static TensorSpec spec(const char* name, const Ort::TypeInfo& type) {
-    const auto facts = type.GetTensorTypeAndShapeInfo();
-    const std::vector<int64_t> sizes = facts.GetShape();
+    const auto info = type.GetTensorTypeAndShapeInfo();
+    const std::vector<int64_t> sizes = info.GetShape();
     std::vector<const char*> names(sizes.size());
-    facts.GetSymbolicDimensions(names.data(), names.size());
-    TensorSpec result{name, dtype_of(name, facts.GetElementType()), {}};
+    info.GetSymbolicDimensions(names.data(), names.size());
+    TensorSpec result{name, dtype_of(name, info.GetElementType()), {}};
     for (size_t axis = 0; axis < sizes.size(); ++axis) result.shape.push_back({sizes[axis], sizes[axis] < 0 ? names[axis] : ""});
     return result;
   }

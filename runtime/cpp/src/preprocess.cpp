@@ -176,9 +176,9 @@ Preprocessor::Preprocessor(const Preprocessing& settings)
 Image Preprocessor::resize(const Image& frame) const {
   if (height_ != settings_.height || width_ != settings_.width) {  // the graph resizes
     if (frame.height == height_ && frame.width == width_) return frame;
-    throw VideoError(format("the video's frames are %dx%d, the bundle takes %dx%d and resizes them itself; export with "
-                            "--input frames:%dx%d, or without --input for any size",
-                            frame.height, frame.width, height_, width_, frame.height, frame.width));
+    const std::string size = concat(frame.height, "x", frame.width);
+    throw VideoError(concat("the video's frames are ", size, ", the bundle takes ", height_, "x", width_,
+                            " and resizes them itself; export with --input frames:", size, ", or without --input for any size"));
   }
   return gridpool::resize(frame, settings_.height, settings_.width, static_cast<Resample>(settings_.resample));
 }

@@ -8,6 +8,7 @@
 
 #include "files.hpp"
 #include "npy.hpp"
+#include "refusal.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -19,15 +20,19 @@ struct Array {
   TensorView view;
 };
 
+BundleError not_a_table(const std::filesystem::path& path, const std::string& reason) {
+  return malformed(path.string() + " is not a table of embeddings (" + reason + ")");
+}
+
 Array open_array(const std::filesystem::path& path) {
   try {
     MappedFile file(path);
     const TensorView view = npy_view({reinterpret_cast<const char*>(file.data()), file.size()});
     return {std::move(file), view};
   } catch (const std::invalid_argument& error) {
-    throw BundleError(path.string() + " is no table of embeddings (" + error.what() + "); export the bundle again");
+    throw not_a_table(path, error.what());
   } catch (const std::system_error& error) {
-    throw BundleError(path.string() + " can't be read: " + error.code().message() + "; copy or export it again");
+    throw unreadable(path, error.code());
   }
 }
 
@@ -35,17 +40,15 @@ Array open_array(const std::filesystem::path& path) {
 class Table {
  public:
   explicit Table(const Bundle& bundle) : bundle_(bundle.path().string()), rows_(open_array(bundle.file("llm/embed_tokens.npy"))) {
-    const bool whole = rows_.view.dtype == DType::float32 || rows_.view.dtype == DType::float16;
-    if (rows_.view.shape.size() != 2 || (!whole && rows_.view.dtype != DType::int8)) {
-      throw BundleError((bundle.path() / "llm/embed_tokens.npy").string() +
-                        " is no table of embeddings (it is no float or int8 array [V, D]); export the bundle again");
+    const bool is_float = rows_.view.dtype == DType::float32 || rows_.view.dtype == DType::float16;
+    if (rows_.view.shape.size() != 2 || (!is_float && rows_.view.dtype != DType::int8)) {
+      throw not_a_table(bundle.path() / "llm/embed_tokens.npy", "expected a float or int8 array [V, D]");
     }
-    if (whole) return;
+    if (is_float) return;
     scales_.emplace(open_array(bundle.file("llm/embed_scales.npy")));
     const TensorView& scales = scales_->view;
     if (scales.dtype != DType::float32 || scales.shape.size() != 1 || scales.shape[0] != rows_.view.shape[0]) {
-      throw BundleError(format("%s is no float32 array of %lld scales; export the bundle again",
-                               (bundle.path() / "llm/embed_scales.npy").string().c_str(), static_cast<long long>(rows_.view.shape[0])));
+      throw malformed(concat((bundle.path() / "llm/embed_scales.npy").string(), " is not a float32 array of ", rows_.view.shape[0], " scales"));
     }
   }
 
@@ -55,8 +58,7 @@ class Table {
 
   void copy_row(int64_t id, std::byte* to) const {
     if (id < 0 || id >= rows_.view.shape[0]) {
-      throw BundleError(format("%s has no embedding for token %lld, its table has %lld rows; export the bundle again", bundle_.c_str(),
-                               static_cast<long long>(id), static_cast<long long>(rows_.view.shape[0])));
+      throw malformed(concat(bundle_, " has no embedding for token ", id, ", its table has ", rows_.view.shape[0], " rows"));
     }
     const size_t count = static_cast<size_t>(hidden());
     const auto* row = static_cast<const std::byte*>(rows_.view.data) + static_cast<size_t>(id) * count * size_of(rows_.view.dtype);
@@ -81,7 +83,7 @@ class Table {
 }  // namespace
 
 struct Prompt::Parts {
-  PromptFacts facts;
+  PromptSettings settings;
   std::string bundle;
   std::set<int64_t> eos;
   Tokenizer tokenizer;
@@ -94,9 +96,9 @@ Prompt::Prompt(const Bundle& bundle)
                        {bundle.manifest().prompt.eos_token_ids.begin(), bundle.manifest().prompt.eos_token_ids.end()},
                        Tokenizer::from_file(bundle.file("llm/tokenizer.json")),
                        Table(bundle)}) {
-  if (!parts_->facts.has_text) {
+  if (!parts_->settings.has_text) {
     throw BundleError(parts_->bundle + " has no around_question in its manifest's prompt: it was exported before the C++ runtime, or its "
-                      "chat template rewrites questions; export it again, or ask with `python -m runtime run`");
+                      "chat template rewrites questions; export it again, or run `python -m runtime run`");
   }
 }
 Prompt::Prompt(Prompt&&) noexcept = default;
@@ -110,12 +112,11 @@ PromptIds Prompt::ids(const std::string& question) const {
       throw PromptError("the question contains \"" + token + "\", a special token of this model; leave it out");
     }
   }
-  const std::vector<int64_t> ids = parts_->tokenizer.encode(parts_->facts.before + question + parts_->facts.after);
-  const auto at = std::find(ids.begin(), ids.end(), parts_->facts.video_token_id);
-  const auto times = std::count(ids.begin(), ids.end(), parts_->facts.video_token_id);
+  const std::vector<int64_t> ids = parts_->tokenizer.encode(parts_->settings.before + question + parts_->settings.after);
+  const auto at = std::find(ids.begin(), ids.end(), parts_->settings.video_token_id);
+  const auto times = std::count(ids.begin(), ids.end(), parts_->settings.video_token_id);
   if (times != 1) {
-    throw PromptError(format("the chat template puts \"%s\" %lld times into the prompt, expected once", parts_->facts.video_token.c_str(),
-                             static_cast<long long>(times)));
+    throw PromptError(concat("the chat template puts \"", parts_->settings.video_token, "\" ", times, " times into the prompt, expected once"));
   }
   return {{ids.begin(), at}, {at + 1, ids.end()}};
 }
@@ -144,12 +145,12 @@ Tensor Prompt::embed(int64_t id) const {
 
 const Tokenizer& Prompt::tokenizer() const { return parts_->tokenizer; }
 const std::set<int64_t>& Prompt::eos() const { return parts_->eos; }
-double Prompt::repetition_penalty() const { return parts_->facts.repetition_penalty; }
+double Prompt::repetition_penalty() const { return parts_->settings.repetition_penalty; }
 
 std::set<int64_t> Prompt::seen(const PromptIds& ids) const {
   std::set<int64_t> seen(ids.before.begin(), ids.before.end());
   seen.insert(ids.after.begin(), ids.after.end());
-  seen.insert(parts_->facts.video_token_id);
+  seen.insert(parts_->settings.video_token_id);
   return seen;
 }
 

@@ -47,8 +47,7 @@ void Reader::check_length() const {
     const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
     if (static_cast<Wide>(entry->pos) + entry->size > length) {
       const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), container_.tick());
-      throw VideoError(format("%s is cut off at %.2f s: it has %lld bytes and its index lists more; copy it again", path_.c_str(), at,
-                              static_cast<long long>(length)));
+      throw VideoError(concat(path_.string(), " is cut off at ", format("%.2f", at), " s: it has ", length, " bytes and its index lists more; copy it again"));
     }
   }
 }
@@ -150,8 +149,7 @@ FramePtr Reader::next() {
     }
   } catch (const AvFailure& failure) {
     const bool may_be_large = failure.number == AVERROR(EINVAL) && !container_.picture;
-    const std::string or_large = may_be_large ? format(", or frames of more than %lld pixels",
-                                                       static_cast<long long>(container_.codec->max_pixels)) : "";
+    const std::string or_large = may_be_large ? concat(", or frames of more than ", container_.codec->max_pixels, " pixels") : "";
     throw DamageError(path_, last_time_, av_reason(failure.number) + or_large);
   }
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "refusal.hpp"
+
 namespace gridpool {
 namespace {
 
@@ -17,20 +19,20 @@ std::vector<int64_t> sizes_of(const TensorSpec& spec) {
 SplitVision::SplitVision(std::unique_ptr<Engine> encoder, std::unique_ptr<Engine> compressor)
     : encoder_(std::move(encoder)), compressor_(std::move(compressor)) {
   const bool single = encoder_->inputs().size() == 1 && encoder_->outputs().size() == 1 && compressor_->inputs().size() == 1;
-  if (!single) throw BundleError("encoder and compressor are not a chain of single tensors; export the bundle again");
-  std::vector<int64_t> made = sizes_of(encoder_->outputs()[0]), taken = sizes_of(features());
-  const bool fixed = !taken.empty() && std::all_of(taken.begin(), taken.end(), [](int64_t size) { return size > 0; });
-  const int64_t frames = fixed ? taken[0] : 0;
-  if (fixed) taken[0] = 1;
-  if (!fixed || made != taken || encoder_->outputs()[0].dtype != features().dtype) {
-    throw BundleError("the encoder makes other features than the compressor takes; export the bundle again");
+  if (!single) throw malformed("encoder and compressor are not a chain of single tensors");
+  std::vector<int64_t> output = sizes_of(encoder_->outputs()[0]), input = sizes_of(features());
+  const bool fixed = !input.empty() && std::all_of(input.begin(), input.end(), [](int64_t size) { return size > 0; });
+  const int64_t frames = fixed ? input[0] : 0;
+  if (fixed) input[0] = 1;
+  if (!fixed || output != input || encoder_->outputs()[0].dtype != features().dtype) {
+    throw malformed("the encoder's features are not those that the compressor takes");
   }
   inputs_ = encoder_->inputs();
   inputs_[0].shape.at(0) = {frames, ""};
 }
 
 std::unique_ptr<State> SplitVision::new_state(const std::map<std::string, std::string>&) {
-  throw EngineError("the vision half keeps no state");
+  throw EngineError("the vision graphs keep no state");
 }
 
 Tensor SplitVision::encode(const TensorView& pixel_values) {

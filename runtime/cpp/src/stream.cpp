@@ -7,6 +7,7 @@
 #include "clock.hpp"
 #include "library.hpp"
 #include "reader.hpp"
+#include "refusal.hpp"
 #include "rgb.hpp"
 #include "text.hpp"
 #include "timeline.hpp"
@@ -186,9 +187,7 @@ int64_t VideoStream::take_lost() { return parts_->frames->take_lost(); }
 bool VideoStream::next(double& seconds) {
   const Container& container = parts_->frames->container();
   parts_->frame = parts_->frames->next();
-  if (!parts_->frame && !parts_->clock.last()) {
-    throw VideoError(parts_->source + " has a video stream without a frame that can be decoded; expected at least one frame");
-  }
+  if (!parts_->frame && !parts_->clock.last()) throw no_frames(parts_->source);
   if (!parts_->frame) return false;
   std::optional<double> time;
   if (parts_->frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts_->frame->pts, container.tick());

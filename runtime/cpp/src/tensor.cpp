@@ -15,16 +15,16 @@ int64_t product(const std::vector<int64_t>& shape) {
   return count;
 }
 
-std::string spelt(const std::vector<int64_t>& shape) {
+std::string shown(const std::vector<int64_t>& shape) {
   std::vector<std::string> sizes;
   for (const int64_t size : shape) sizes.push_back(std::to_string(size));
-  return "[" + join(sizes, ", ") + "]";
+  return "[" + join(sizes) + "]";
 }
 
-std::string spelt(const std::vector<Dimension>& shape) {
+std::string shown(const std::vector<Dimension>& shape) {
   std::vector<std::string> sizes;
-  for (const auto& dimension : shape) sizes.push_back(dimension.size < 0 ? python_str(dimension.name) : std::to_string(dimension.size));
-  return "[" + join(sizes, ", ") + "]";
+  for (const auto& dimension : shape) sizes.push_back(dimension.size < 0 ? dimension.name : std::to_string(dimension.size));
+  return "[" + join(sizes) + "]";
 }
 
 }  // namespace
@@ -97,20 +97,20 @@ Tensor cast(const TensorView& values, DType dtype) {
 }
 
 void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const std::vector<std::string>& bound) {
-  const std::set<std::string> held(bound.begin(), bound.end());
+  const std::set<std::string> in_state(bound.begin(), bound.end());
   std::map<std::string, const TensorSpec*> expected;
   for (const auto& spec : specs) {
-    if (!held.count(spec.name)) expected[spec.name] = &spec;
+    if (!in_state.count(spec.name)) expected[spec.name] = &spec;
   }
-  std::map<std::string, const TensorView*> given;
-  for (const auto& [name, view] : feeds) given[name] = &view;
+  std::map<std::string, const TensorView*> fed;
+  for (const auto& [name, view] : feeds) fed[name] = &view;
   std::vector<std::string> got, want;
-  for (const auto& [name, view] : given) got.push_back(name);
+  for (const auto& [name, view] : fed) got.push_back(name);
   for (const auto& [name, spec] : expected) want.push_back(name);
-  if (got != want || given.size() != feeds.size()) throw EngineError("inputs are " + listed(got) + ", the graph takes " + listed(want));
+  if (got != want || fed.size() != feeds.size()) throw EngineError("inputs are " + join(got) + "; the graph takes " + join(want));
   std::map<std::string, int64_t> sizes;
   for (const auto& [name, spec] : expected) {
-    const TensorView& array = *given.at(name);
+    const TensorView& array = *fed.at(name);
     if (array.dtype != spec->dtype) throw EngineError(name + " is " + name_of(array.dtype) + ", the graph takes " + name_of(spec->dtype));
     bool fits = array.shape.size() == spec->shape.size();
     for (size_t axis = 0; fits && axis < array.shape.size(); ++axis) {
@@ -118,7 +118,7 @@ void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const
       const int64_t size = array.shape[axis];
       fits = size == (dimension.size >= 0 ? dimension.size : sizes.emplace(dimension.name, size).first->second);
     }
-    if (!fits) throw EngineError(name + " has shape " + spelt(array.shape) + ", the graph takes " + spelt(spec->shape));
+    if (!fits) throw EngineError(name + " has shape " + shown(array.shape) + ", the graph takes " + shown(spec->shape));
   }
 }
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <limits>
-#include <map>
 #include <optional>
 #include <stdexcept>
 #include <system_error>
 
+#include "added_tokens.hpp"
 #include "bpe.hpp"
 #include "files.hpp"
 #include "pretokenize.hpp"
@@ -15,67 +15,8 @@
 namespace gridpool {
 namespace {
 
-/// A token that is looked for in the text before anything else is done to it.
-struct AddedToken {
-  int64_t id = 0;
-  std::string content;
-  bool special = false, normalized = false, single_word = false, lstrip = false, rstrip = false;
-};
-
-/// A stretch of text, or the token that stood there.
-struct Stretch {
-  std::string text;
-  std::optional<int64_t> id;
-};
-
-size_t spaces_at_end(std::string_view text) {
-  size_t end = text.size();
-  while (end > 0) {
-    size_t start = end - 1;
-    while (start > 0 && (static_cast<unsigned char>(text[start]) & 0xc0) == 0x80) --start;
-    if (!is_blank(text.substr(start, end - start))) break;
-    end = start;
-  }
-  return text.size() - end;
-}
-
-size_t spaces_at_start(std::string_view text) {
-  size_t at = 0;
-  while (at < text.size()) {
-    const size_t length = std::max<size_t>(1, utf8_character(text.substr(at)));
-    if (!is_blank(text.substr(at, length))) break;
-    at += length;
-  }
-  return at;
-}
-
-/// Cut `text` at the tokens: leftmost first, of those the longest.
-std::vector<Stretch> cut(const std::string& text, const std::vector<AddedToken>& tokens, const std::map<char, std::vector<size_t>>& first) {
-  std::vector<Stretch> stretches;
-  size_t done = 0;
-  for (size_t at = 0; at < text.size();) {
-    const AddedToken* found = nullptr;
-    const auto starting = first.find(text[at]);
-    for (size_t i = 0; starting != first.end() && i < starting->second.size(); ++i) {
-      const AddedToken& token = tokens[starting->second[i]];
-      if (text.compare(at, token.content.size(), token.content) == 0 && (!found || token.content.size() > found->content.size())) found = &token;
-    }
-    if (!found) {
-      ++at;
-      continue;
-    }
-    size_t begin = at, end = at + found->content.size();
-    const std::string_view before = std::string_view(text).substr(0, begin), after = std::string_view(text).substr(end);
-    at = end;
-    if (found->single_word && (ends_with_word(before) || starts_with_word(after))) continue;
-    if (found->lstrip) begin = std::max(done, begin - spaces_at_end(before));
-    if (found->rstrip) end += spaces_at_start(after);
-    if (begin > done) stretches.push_back({text.substr(done, begin - done), std::nullopt});
-    stretches.push_back({"", found->id});
-    done = at = end;
-  }
-  if (done < text.size()) stretches.push_back({text.substr(done), std::nullopt});
-  return stretches;
+BundleError not_a_tokenizer(const std::string& name, const std::string& reason) {
+  return BundleError(name + " is not a tokenizer (" + reason + "); copy that of the checkpoint and export again");
 }
 
 bool flag(const Json& token, const char* name) { return member(token, name) == true; }
@@ -83,12 +24,11 @@ bool flag(const Json& token, const char* name) { return member(token, name) == t
 }  // namespace
 
 struct Tokenizer::Parts {
-  std::vector<AddedToken> raw, normalised;  // matched in the text as it is, or as the normaliser leaves it
-  std::map<char, std::vector<size_t>> raw_first, normalised_first;
+  AddedTokens raw, normalised;  // found in the text as it is, or as the normaliser leaves it
   std::vector<Normaliser> normalisers;
   std::vector<Splitter> splitters;
   Vocabulary vocabulary;
-  std::optional<Bpe> bpe;  // else a word is looked up as a whole
+  std::optional<Bpe> bpe;  // without one, words are looked up undivided
   std::string unknown;
   bool byte_level_decoder = false;
   std::unordered_map<int64_t, std::pair<std::string, bool>> tokens;  // by id: text, special
@@ -104,7 +44,7 @@ struct Tokenizer::Parts {
 Tokenizer::Parts::Parts(const Json& json) {
   const Json &model = member(json, "model"), &words = member(model, "vocab");
   if (!words.is_object()) throw std::invalid_argument("no model with a vocab");
-  const auto is_id = [](const Json& id) { return is_whole(id) && id >= 0 && id <= std::numeric_limits<int32_t>::max(); };
+  const auto is_id = [](const Json& id) { return is_integer(id) && id >= 0 && id <= std::numeric_limits<int32_t>::max(); };
   vocabulary.reserve(words.size());
   for (const auto& [token, id] : words.items()) {
     if (!is_id(id)) throw std::invalid_argument("the token \"" + token + "\" has no id");
@@ -133,10 +73,7 @@ Tokenizer::Parts::Parts(const Json& json) {
     AddedToken token{one["id"], one["content"], flag(one, "special"), flag(one, "normalized"), flag(one, "single_word"), flag(one, "lstrip"), flag(one, "rstrip")};
     tokens[token.id] = {token.content, token.special};
     if (token.normalized) token.content = normalise(token.content);
-    if (token.content.empty()) continue;
-    auto& list = token.normalized ? normalised : raw;
-    (token.normalized ? normalised_first : raw_first)[token.content[0]].push_back(list.size());
-    list.push_back(std::move(token));
+    (token.normalized ? normalised : raw).add(std::move(token));
   }
 }
 
@@ -164,24 +101,26 @@ Tokenizer::Tokenizer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
-Tokenizer Tokenizer::from_json(const std::string& text) {
+Tokenizer Tokenizer::parsed(const std::string& text, const std::string& name) {
   Json json;
-  std::string why;
-  if (!parse_json(text, json, why)) throw BundleError("the text is no tokenizer (" + why + "); copy the checkpoint's own and export again");
+  std::string reason;
+  if (!parse_json(text, json, reason)) throw not_a_tokenizer(name, reason);
   try {
     return Tokenizer(std::make_unique<Parts>(json));
   } catch (const std::invalid_argument& error) {
-    throw BundleError("the text is no tokenizer (" + std::string(error.what()) + "); copy the checkpoint's own and export again");
+    throw not_a_tokenizer(name, error.what());
   }
+}
+
+Tokenizer Tokenizer::from_json(const std::string& text) {
+  return parsed(text, "the text");
 }
 
 Tokenizer Tokenizer::from_file(const std::filesystem::path& file) {
   try {
-    return from_json(read_file(file));
-  } catch (const BundleError& error) {
-    throw BundleError(file.string() + std::string(error.what()).substr(std::string("the text").size()));
+    return parsed(read_file(file), file.string());
   } catch (const std::system_error& error) {
-    throw BundleError(file.string() + " is no tokenizer (" + error.code().message() + "); copy the checkpoint's own and export again");
+    throw not_a_tokenizer(file.string(), error.code().message());
   }
 }
 
@@ -189,12 +128,12 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
   if (!is_utf8(text)) throw PromptError("the text is not valid Unicode; expected UTF-8 text");
   std::vector<int64_t> ids;
   try {
-    for (const Stretch& stretch : cut(std::string(text), parts_->raw, parts_->raw_first)) {
+    for (const Stretch& stretch : parts_->raw.cut(std::string(text))) {
       if (stretch.id) {
         ids.push_back(*stretch.id);
         continue;
       }
-      for (const Stretch& part : cut(parts_->normalise(stretch.text), parts_->normalised, parts_->normalised_first)) {
+      for (const Stretch& part : parts_->normalised.cut(parts_->normalise(stretch.text))) {
         if (part.id) {
           ids.push_back(*part.id);
         } else {

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "reader.hpp"
+#include "refusal.hpp"
 #include "rgb.hpp"
 #include "text.hpp"
 #include "timeline.hpp"
@@ -146,10 +147,7 @@ Timeline decoded_timeline(const fs::path& path, bool strict) {
     times.push_back(is_known ? static_cast<int64_t>(time) : 0);
     duration = shown_ticks(frame);
   }
-  if (times.empty()) {
-    throw VideoError(path.string() + " has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
-                     "expected at least one frame");
-  }
+  if (times.empty()) throw no_frames(path.string());
   if (!is_known) {
     for (size_t i = 0; i < times.size(); ++i) times[i] = static_cast<int64_t>(i);
   }
@@ -218,27 +216,26 @@ int64_t Clip::repeated() const {
 
 std::vector<std::string> Clip::notes() const {
   std::vector<std::string> notes;
-  const auto count = static_cast<long long>(total), again = static_cast<long long>(repeated());
+  const int64_t again = repeated();
   const size_t asked = indices.size();
-  if (cut) notes.push_back(format("the file ends inside a frame: the clip is what comes before, %lld frames", count));
+  if (cut) notes.push_back(concat("the file ends inside a frame: the clip is what comes before, ", total, " frames"));
   if (has_gap) {
     notes.emplace_back("one gap between two frames is most of the clip, as after a wrong timestamp: frames are sampled by number");
   }
   if (again && total < static_cast<int64_t>(asked)) {
-    notes.push_back(format("the clip is shorter than %zu frames: %lld are repeated", asked, again));
+    notes.push_back(concat("the clip is shorter than ", asked, " frames: ", again, " are repeated"));
   } else if (again) {
-    notes.push_back(format("the clip's frames are not shown equally long: %lld of %zu sampled frames are repeated", again, asked));
+    notes.push_back(concat("the clip's frames are not shown equally long: ", again, " of ", asked, " sampled frames are repeated"));
   }
   return notes;
 }
 
 Clip sample_frames(const fs::path& path, int64_t frames, const Each& each) {
   if (frames < 1 || frames > kMaxFrames) {
-    throw VideoError(format("%lld frames asked of %s; expected 1 to %lld", static_cast<long long>(frames), path.c_str(),
-                            static_cast<long long>(kMaxFrames)));
+    throw VideoError(concat(frames, " frames asked of ", path.string(), "; expected 1 to ", kMaxFrames));
   }
   check_video_file(path);
-  av_log_set_level(AV_LOG_QUIET);  // what is wrong with a file is said in one line, and by us
+  av_log_set_level(AV_LOG_QUIET);  // a fault is one line, and ours
   Taker taker(each);
   const std::optional<Picture> picture = read_picture(path);
   if (picture && !picture->is_animated) return still_clip(path, frames, taker);

@@ -35,7 +35,7 @@ std::string mismatch(const Bundle& bundle, const std::string& graph, const fs::p
   const std::string built = text_of(member(record, "version"));
   if (built != version) return "was built by version " + built + ", here is " + version;
   const auto size = fs::file_size(folder / (graph + ".engine"), failed);
-  if (failed || !is_whole(member(entry, "size")) || member(entry, "size") != size) return "is missing or truncated";
+  if (failed || !is_integer(member(entry, "size")) || member(entry, "size") != size) return "is missing or truncated";
   const std::string target = text_of(member(record, "target"));
   if (!runs_on(target, gpu)) return "was built for " + target + ", here is " + gpu.name + format(" (sm%d%d)", gpu.major, gpu.minor);
   return "";
@@ -45,7 +45,7 @@ std::map<std::string, std::vector<Dimension>> shapes_of(const Json& inputs) {
   std::map<std::string, std::vector<Dimension>> shapes;
   for (const auto& [name, shape] : inputs.items()) {
     for (const Json& size : shape) {
-      shapes[name].push_back(is_whole(size) ? Dimension{size.get<int64_t>(), ""} : Dimension{-1, text_of(size)});
+      shapes[name].push_back(is_integer(size) ? Dimension{size.get<int64_t>(), ""} : Dimension{-1, text_of(size)});
     }
   }
   return shapes;
@@ -54,7 +54,7 @@ std::map<std::string, std::vector<Dimension>> shapes_of(const Json& inputs) {
 }  // namespace
 
 FoundEngine find_engine(const Bundle& bundle, const std::string& graph, const std::string& version, const Gpu& gpu) {
-  const std::string mend = "run `python -m runtime build " + bundle.path().string() + " --backend " + kBackend + "`";
+  const std::string command = "run `python -m runtime build " + bundle.path().string() + " --backend " + kBackend + "`";
   std::vector<fs::path> folders;
   std::error_code failed;
   for (const auto& entry : fs::directory_iterator(bundle.path() / "engines", failed)) {
@@ -64,23 +64,23 @@ FoundEngine find_engine(const Bundle& bundle, const std::string& graph, const st
   std::vector<std::string> refused;
   for (const auto& folder : folders) {
     Json record;
-    std::string why;
+    std::string reason;
     try {
-      if (!parse_json(read_file(folder / "build.json"), record, why)) continue;
+      if (!parse_json(read_file(folder / "build.json"), record, reason)) continue;
     } catch (const std::system_error&) {
       continue;
     }
     if (member(record, "schema_version") != 1 || member(record, "backend") != kBackend) continue;
     const fs::path file = folder / (graph + ".engine");
-    why = mismatch(bundle, graph, folder, record, version, gpu);
-    if (why.empty()) {
+    reason = mismatch(bundle, graph, folder, record, version, gpu);
+    if (reason.empty()) {
       const Json& entry = record["graphs"][graph];
       return {file, member(entry, "plugin") == "library" ? folder / kPlugin : fs::path(), shapes_of(member(entry, "inputs"))};
     }
-    refused.push_back(file.string() + " " + why);
+    refused.push_back(file.string() + " " + reason);
   }
-  if (!refused.empty()) throw EngineError(join(refused, "; ") + ": " + mend);
-  throw EngineError(bundle.path().string() + " has no " + kBackend + " engine for " + graph + ": " + mend);
+  if (!refused.empty()) throw EngineError(join(refused, "; ") + ": " + command);
+  throw EngineError(bundle.path().string() + " has no " + kBackend + " engine for " + graph + ": " + command);
 }
 
 }  // namespace gridpool

@@ -9,8 +9,7 @@
 //   probe answer        [bundle, video, question, count, threads, libonnxruntime] -> seconds since BENCHMARK_STARTED until
 //                       ready and until the first token, tokens a second of `count` more, and the first id
 //   probe engine        [bundle, graph, TensorRT's version, the GPU's name, major, minor] -> {file, plugin, inputs}
-//   probe sample        [logits, temperature, top_p, seed, count] -> ids
-// A fault that a user can mend comes out as {"error": …}. Each line has 20 seconds, then the process is killed.
+// A fault that a user can fix comes out as {"error": message, "kind": class}. Each line has 20 seconds, then the process is killed.
 #include <gridpool/gridpool.hpp>
 #include <unistd.h>
 
@@ -25,6 +24,14 @@ using Json = nlohmann::json;
 using namespace gridpool;
 
 namespace {
+
+std::string kind_of(const UserError& error) {
+  if (dynamic_cast<const BundleError*>(&error)) return "BundleError";
+  if (dynamic_cast<const VideoError*>(&error)) return "VideoError";
+  if (dynamic_cast<const EngineError*>(&error)) return "EngineError";
+  if (dynamic_cast<const PromptError*>(&error)) return "PromptError";
+  return dynamic_cast<const OutputError*>(&error) ? "OutputError" : "UserError";
+}
 
 std::string hex_of(const std::vector<uint8_t>& bytes) {
   std::string text;
@@ -60,13 +67,6 @@ Json stream(const Tokenizer& tokenizer, const Json& ids) {
   for (const int64_t id : ids) pieces.push_back(text.push(id));
   pieces.push_back(text.finish());
   return pieces;
-}
-
-Json sample(const Json& line) {
-  const Chooser choose = Sampling{line[1], line[2], line[3].get<uint64_t>()}.chooser();
-  Json ids = Json::array();
-  for (int i = 0; i < line[4]; ++i) ids.push_back(choose(line[0].get<std::vector<float>>()));
-  return ids;
 }
 
 Json engine(const Json& line) {
@@ -126,13 +126,11 @@ int main(int count, char** words) {
         result = stream(*tokenizer, line);
       } else if (part == "answer") {
         result = answer(line);
-      } else if (part == "engine") {
-        result = engine(line);
       } else {
-        result = sample(line);
+        result = engine(line);
       }
     } catch (const UserError& error) {
-      result = {{"error", error.what()}};
+      result = {{"error", error.what()}, {"kind", kind_of(error)}};
     }
     std::cout << result.dump(-1, ' ', true, Json::error_handler_t::replace) << std::endl;
   }

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <limits>
 
-#include "arguments.hpp"
 #include "bytes.hpp"
 #include "clock.hpp"
 #include "exif.hpp"
@@ -15,6 +14,7 @@
 #include "half.hpp"
 #include "json.hpp"
 #include "npy.hpp"
+#include "table.hpp"
 #include "text.hpp"
 
 using namespace gridpool;
@@ -71,16 +71,20 @@ TEST(Text, ReplacesEachLongestPrefixOfACharacter) {
   EXPECT_FALSE(is_utf8("\xf4\x90\x80\x80"));                           // past U+10FFFF
 }
 
-TEST(Text, SpellsStringsAsPythonDoes) {
-  EXPECT_EQ(python_str("it"), "'it'");
-  EXPECT_EQ(python_str("it's"), "\"it's\"");
-  EXPECT_EQ(python_str("a\nb\x01"), "'a\\nb\\x01'");
-  EXPECT_EQ(listed({"b", "a"}), "['b', 'a']");
+TEST(Json, IsShownOnOneShortLineHoweverLargeItIs) {
+  EXPECT_EQ(shown(Json("it's\n\xc3\xa9")), "\"it's\\n\\u00e9\"");
+  EXPECT_EQ(shown(Json{224, 0}), "[224,0]");
+  EXPECT_EQ(shown(Json::object({{"a", 1}})), "an object");
+  EXPECT_LE(shown(Json(std::string(1 << 20, 'x'))).size(), 90u);
+  Json deep = 1;
+  for (int i = 0; i < 100000; ++i) deep = Json::array({std::move(deep)});
+  EXPECT_EQ(shown(deep), "an array of 1");
 }
 
-TEST(Nearest, NamesTheNearOneOrListsAll) {
-  EXPECT_EQ(nearest("--thread", {"--threads", "--device"}), "; did you mean \"--threads\"?");
-  EXPECT_EQ(nearest("zzz", {"b", "a"}), "; known: a, b");
+TEST(Table, RulesItsHeaderAndSetsNumbersFlushRight) {
+  EXPECT_EQ(cli::table({{"stage", "median", "p90", ""}, {"é", "1", "22.5", "s"}}), "stage  median   p90\n─────  ──────  ────  ─\né           1  22.5  s");
+  EXPECT_EQ(cli::size_text(1234567), "1.2 MB");
+  EXPECT_EQ(cli::thousands(-1234567), "-1,234,567");
 }
 
 TEST(Hash, IsSha256) {
@@ -120,7 +124,7 @@ TEST(Npy, RefusesWhatItCannotTrust) {
     header.insert(0, std::string("\x93NUMPY\1\0", 8) + static_cast<char>(header.size()) + '\0');
     return header;
   };
-  EXPECT_EQ(refused("PK"), "it is no .npy file");
+  EXPECT_EQ(refused("PK"), "not a .npy file");
   EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 9), }")), "it has fewer values than its shape says");
   EXPECT_EQ(refused(file("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }")), "its dtype is not one that engines take");
   EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': True, 'shape': (0,), }")), "it is in Fortran order");
@@ -133,40 +137,70 @@ TEST(Feeds, AreCheckedByNameDtypeAndShape) {
   const int64_t two[4] = {};
   const auto refused = [&](const Feeds& feeds) { return message_of<EngineError>([&] { check_feeds(specs, feeds); }); };
   EXPECT_EQ(refused({{"a", {DType::float32, {1, 3}, one}}, {"b", {DType::int64, {3}, two}}}), "nothing was thrown");
-  EXPECT_EQ(refused({{"a", {DType::float32, {1, 3}, one}}}), "inputs are ['a'], the graph takes ['a', 'b']");
+  EXPECT_EQ(refused({{"a", {DType::float32, {1, 3}, one}}}), "inputs are a; the graph takes a, b");
   EXPECT_EQ(refused({{"a", {DType::float16, {1, 3}, one}}, {"b", {DType::int64, {3}, two}}}), "a is float16, the graph takes float32");
-  EXPECT_EQ(refused({{"a", {DType::float32, {1, 3}, one}}, {"b", {DType::int64, {4}, two}}}), "b has shape [4], the graph takes ['S']");
-  EXPECT_EQ(refused({{"a", {DType::float32, {3}, one}}, {"b", {DType::int64, {3}, two}}}), "a has shape [3], the graph takes [1, 'S']");
+  EXPECT_EQ(refused({{"a", {DType::float32, {1, 3}, one}}, {"b", {DType::int64, {4}, two}}}), "b has shape [4], the graph takes [S]");
+  EXPECT_EQ(refused({{"a", {DType::float32, {3}, one}}, {"b", {DType::int64, {3}, two}}}), "a has shape [3], the graph takes [1, S]");
 }
 
 TEST(Engine, UnknownBackendsAndDevicesAreRefused) {
   const Bundle bundle;
-  EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "onix"); }), "no backend \"onix\"; did you mean \"onnx\"?");
+  EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "onix"); }), "backend is \"onix\", expected auto, onnx or tensorrt");
   EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "auto", {"gpu", 0, ""}); }), "device is \"gpu\", expected auto, cpu or cuda");
   EXPECT_EQ(message_of<EngineError>([&] { open_engine(bundle, kVision, "tensorrt", {"cpu", 0, ""}); }),
             "backend tensorrt can't run here: TensorRT engines run on a GPU, not on cpu; pass --device cuda");
 }
 
-TEST(Arguments, FaultsAreOneLine) {
-  const cli::Command command{"try", "", {"bundle", "video"}, {{"--seed", "N", "", {}, "", false}, {"--json", "", "", {}, "", false}, {"--device", "NAME", "", {"cpu", "cuda"}, "", false}}};
-  const auto refused = [&](const std::vector<std::string>& words) {
-    return message_of<UsageError>([&] { cli::Arguments(command, words).whole("--seed", 0); });
-  };
-  const std::string mend = "; `gridpool try --help` shows what there is";
-  EXPECT_EQ(refused({"a"}), "the following arguments are required: video" + mend);
-  EXPECT_EQ(refused({"a", "b", "c"}), "unrecognized arguments: c" + mend);
-  EXPECT_EQ(refused({"a", "b", "--sead", "1"}), "no option --sead; did you mean \"--seed\"?" + mend);
-  EXPECT_EQ(refused({"a", "b", "--seed"}), "argument --seed: expected one argument" + mend);
-  EXPECT_EQ(refused({"a", "b", "--seed", "1.5"}), "argument --seed: invalid int value: '1.5'" + mend);
-  EXPECT_EQ(refused({"a", "b", "--device", "tpu"}), "argument --device: invalid choice: 'tpu' (choose from 'cpu', 'cuda')" + mend);
-  EXPECT_EQ(refused({"a", "--", "-b"}), "nothing was thrown");
-  EXPECT_EQ(cli::Arguments(command, {"a", "b", "--seed=-3"}).whole("--seed", 0), -3);
+std::vector<int64_t> drawn(const Sampling& sampling, const std::vector<float>& logits, int count) {
+  const Chooser choose = sampling.chooser();
+  std::vector<int64_t> ids;
+  for (int i = 0; i < count; ++i) ids.push_back(choose(logits));
+  return ids;
 }
 
 TEST(Sampling, ValuesOutOfRangeAreRefused) {
-  EXPECT_EQ(message_of<PromptError>([] { (Sampling{-1, 1, {}}).chooser(); }), "temperature is -1.0, expected 0 (greedy) to 100");
-  EXPECT_EQ(message_of<PromptError>([] { (Sampling{1, 0, {}}).chooser(); }), "top_p is 0.0, expected more than 0 and at most 1");
-  EXPECT_EQ((Sampling{}.chooser()({1, 3, 3, 2})), 1);
+  for (const Sampling& wrong : {Sampling{-1, 1, {}}, Sampling{101, 1, {}}, Sampling{std::nan(""), 1, {}}}) {
+    EXPECT_NE(message_of<PromptError>([&] { wrong.chooser(); }).find("temperature is"), std::string::npos);
+  }
+  for (const double top_p : {0.0, 1.5, std::nan("")}) {
+    EXPECT_NE(message_of<PromptError>([&] { Sampling{1, top_p, {}}.check(); }).find("top_p is"), std::string::npos);
+  }
+  EXPECT_NE(message_of<PromptError>([] { AskOptions{0, {}}.check(); }).find("max_new_tokens is 0"), std::string::npos);
+}
+
+TEST(Sampling, GreedyTakesTheFirstOfTheLargest) { EXPECT_EQ(Sampling{}.chooser()({1, 3, 3, 2}), 1); }
+
+TEST(Sampling, EqualSeedsDrawTheSameOnEveryPlatform) {
+  // std::mt19937_64's first outputs for seed 5489 are in the standard's tables: 14514284786278117030, 4620546740167642908, …
+  // The top 53 bits of these over 2^53 are 0.7868, 0.2505; with equal weights, ids are floor(4 u).
+  const std::vector<float> equal(4, 0.0f);
+  EXPECT_EQ(drawn({1, 1, 5489}, equal, 2), (std::vector<int64_t>{3, 1}));
+  EXPECT_EQ(drawn({1, 1, 7}, equal, 100), drawn({1, 1, 7}, equal, 100));
+  EXPECT_NE(drawn({1, 1, 7}, equal, 100), drawn({1, 1, 8}, equal, 100));
+  EXPECT_NE(drawn({1, 1, {}}, equal, 100), drawn({1, 1, {}}, equal, 100));
+}
+
+TEST(Sampling, FrequenciesAreThoseOfTheSoftmax) {
+  const std::vector<float> logits = {2, 1, 0, -1, 4};
+  constexpr int kDraws = 40000;
+  for (const double temperature : {0.7, 1.0, 3.0}) {
+    double sum = 0;
+    for (const float logit : logits) sum += std::exp(logit / temperature);
+    std::vector<int> counts(logits.size());
+    for (const int64_t id : drawn({temperature, 1, 1}, logits, kDraws)) ++counts[static_cast<size_t>(id)];
+    for (size_t id = 0; id < logits.size(); ++id) {
+      const double p = std::exp(logits[id] / temperature) / sum, deviation = std::sqrt(kDraws * p * (1 - p));
+      EXPECT_NEAR(counts[id], kDraws * p, 4 * deviation) << "temperature " << temperature << ", id " << id;
+    }
+  }
+}
+
+TEST(Sampling, NothingOutsideTheNucleusIsDrawn) {
+  const std::vector<float> logits = {0, std::log(6.0f), std::log(3.0f)};  // 0.1, 0.6, 0.3
+  std::vector<int> counts(3);
+  for (const int64_t id : drawn({1, 0.7, 1}, logits, 20000)) ++counts[static_cast<size_t>(id)];
+  EXPECT_EQ(counts[0], 0);
+  EXPECT_NEAR(counts[1], 20000 * 2 / 3.0, 4 * std::sqrt(20000 * 2 / 9.0));
 }
 
 TEST(CHeader, IsCAndReportsFailures) { EXPECT_EQ(c_header_works(), 1); }

@@ -32,7 +32,7 @@ struct Preprocessing {
 };
 
 /// How a question becomes a prompt; empty without an LLM.
-struct PromptFacts {
+struct PromptSettings {
   std::string video_token;
   int64_t video_token_id = 0;
   std::vector<int64_t> eos_token_ids;
@@ -50,7 +50,7 @@ struct GRIDPOOL_API Manifest {
   int64_t hidden_size = 0;      ///< D
   int64_t layers = 0;           ///< of the LLM; 0 without one
   int64_t max_context = 0;      ///< KV positions; 0 without an LLM
-  PromptFacts prompt;
+  PromptSettings prompt;
 
   struct File {
     int64_t size = 0;

@@ -26,7 +26,7 @@ struct VisualTokens {
   Seconds seconds;
 };
 
-/// The vision half of a bundle on one engine. Not safe for two threads at once.
+/// The vision encoder and compressor of a bundle on one engine. Not safe for two threads at once.
 class GRIDPOOL_API VisionEncoder {
  public:
   static VisionEncoder open(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
@@ -35,10 +35,10 @@ class GRIDPOOL_API VisionEncoder {
   /// Compressed tokens of a video file. VideoError for a file that can't be decoded, EngineError for a failed run.
   VisualTokens encode(const std::filesystem::path& video);
 
-  /// pixel_values float32 [T, 3, h, w], or frames uint8 [T, h, w, 3] where the graph takes them -> visual tokens [N, D].
+  /// pixel_values float32 [T, 3, h, w], or frames uint8 [T, h, w, 3] if the graph takes them -> visual tokens [N, D].
   Tensor tokens(const TensorView& frames);
 
-  /// The visual tokens of a run; EngineError where there are none, or one is not finite.
+  /// The visual tokens among a run's outputs; EngineError if there are none, or one is not finite.
   static Tensor checked(std::map<std::string, Tensor> results);
 
   Engine& engine() { return *engine_; }
@@ -51,12 +51,15 @@ class GRIDPOOL_API VisionEncoder {
   int64_t frames_;
 };
 
-struct AskOptions {
+struct GRIDPOOL_API AskOptions {
   int64_t max_new_tokens = 128;  ///< the answer's length at most
-  Sampling sampling;             ///< greedy unless told otherwise
+  Sampling sampling;             ///< greedy by default
+
+  /// PromptError for values that are out of range.
+  void check() const;
 };
 
-/// What was said and what it cost.
+/// The text and what it cost.
 struct Answer {
   std::string text;
   std::vector<int64_t> ids;
@@ -69,15 +72,15 @@ struct Answer {
 /// A bundle ready to answer questions: both engines loaded. Not safe for two threads at once.
 class GRIDPOOL_API VideoChat {
  public:
-  /// Load both halves, side by side. The context is checked against the clip's tokens first.
-  /// prompt: the bundle's, where a caller has it already, so that its tokenizer is not read again.
+  /// Load vision and LLM, at the same time if they are large. The context is checked against the clip's tokens first.
+  /// prompt: the bundle's, if the caller has it already, so that its tokenizer is not read again.
   static VideoChat open(Bundle bundle, const std::string& backend = "auto", const EngineOptions& options = {},
                         std::optional<Prompt> prompt = std::nullopt);
 
-  /// Refuse what is wrong with a question or a file, which needs no weights; return the question's prompt.
+  /// Refuse a question or a file that can't be used, without loading weights; return the question's prompt.
   static PromptIds check(const Bundle& bundle, const Prompt& prompt, const std::filesystem::path& video, const std::string& question);
 
-  /// The answer; `each` gets its text as it is made, in whole characters.
+  /// The answer; `each` gets its text as it is made, in complete characters.
   Answer ask(const std::filesystem::path& video, const std::string& question,
              const std::function<void(std::string_view)>& each = {}, const AskOptions& options = {});
 

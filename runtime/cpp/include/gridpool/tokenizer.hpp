@@ -1,4 +1,4 @@
-// The checkpoint's own tokenizer.json, run as Hugging Face's tokenizers runs it.
+// The checkpoint's tokenizer.json, run as Hugging Face's tokenizers runs it.
 //
 // What it covers: normalisers NFC, NFD, NFKC, NFKD, Lowercase; pre-tokenisers Split (any Oniguruma pattern), ByteLevel,
 // Whitespace, WhitespaceSplit; models BPE and WordLevel; the ByteLevel decoder or none; sequences of these. That is
@@ -18,7 +18,7 @@ namespace gridpool {
 
 class GRIDPOOL_API Tokenizer {
  public:
-  /// Throws BundleError for a file that is no tokenizer, or one of another kind.
+  /// Throws BundleError for a file that is not a tokenizer, or one of another kind.
   static Tokenizer from_file(const std::filesystem::path& file);
   static Tokenizer from_json(const std::string& json);
 
@@ -28,7 +28,7 @@ class GRIDPOOL_API Tokenizer {
   /// Ids of UTF-8 text, added tokens recognised, none added around it. PromptError for a word that has no id.
   std::vector<int64_t> encode(std::string_view text) const;
 
-  /// UTF-8 text of ids, special tokens left out; bytes that are no UTF-8 become U+FFFD.
+  /// UTF-8 text of ids, special tokens left out; bytes that are not UTF-8 become U+FFFD.
   std::string decode(const std::vector<int64_t>& ids) const;
 
   /// The special tokens' texts, sorted.
@@ -37,10 +37,11 @@ class GRIDPOOL_API Tokenizer {
  private:
   struct Parts;
   explicit Tokenizer(std::unique_ptr<Parts> parts);
+  static Tokenizer parsed(const std::string& json, const std::string& name);
   std::unique_ptr<Parts> parts_;
 };
 
-/// Ids in, finished text out: a character whose bytes span several tokens is held back until it is whole.
+/// Ids in, finished text out: a character whose bytes span several tokens is held back until it is complete.
 class GRIDPOOL_API TextStream {
  public:
   explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}

@@ -1,0 +1,21 @@
+// manifest.json: read, checked, and turned into what the runtime needs of it.
+#pragma once
+
+#include <filesystem>
+
+#include "gridpool/bundle.hpp"
+#include "json.hpp"
+
+namespace gridpool {
+
+inline constexpr const char* kManifest = "manifest.json";
+
+/// The manifest of the bundle at `path`, every value of the type that the functions below expect; BundleError names file and field.
+Json read_manifest(const std::filesystem::path& path);
+
+Manifest manifest_from(const Json& values);
+
+/// values: the manifest's "preprocessing"; BundleError for a field that is missing or out of range.
+Preprocessing preprocessing_from(const Json& values);
+
+}  // namespace gridpool

@@ -1,0 +1,31 @@
+// Refusals that several files share, each worded once.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "gridpool/error.hpp"
+
+namespace gridpool {
+
+/// For contents of a bundle that no export writes.
+inline BundleError malformed(const std::string& fault) { return BundleError(fault + "; export the bundle again"); }
+
+/// For a file of a bundle that the system does not let us read.
+inline BundleError unreadable(const std::filesystem::path& file, const std::error_code& reason) {
+  return BundleError(file.string() + " can't be read: " + reason.message() + "; copy or export the bundle again");
+}
+
+/// For graphs whose outputs overflowed.
+inline EngineError not_finite(const std::string& values) {
+  return EngineError(values + " that are not finite; try a bundle of --precision fp32");
+}
+
+/// For a video stream of which no frame can be shown.
+inline VideoError no_frames(const std::string& name) {
+  return VideoError(name + " has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
+                    "expected at least one frame");
+}
+
+}  // namespace gridpool
