@@ -277,7 +277,8 @@ def _module_milliseconds(spec: str, rounds: int = 5) -> float:
 
 def _first_token() -> dict[str, float]:
     """Milliseconds to the first token of each preset's demo bundle, video decoding included."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
     from runtime.bundle import Bundle
     from runtime.chat import VideoChat
 

@@ -18,7 +18,8 @@ from harness import say, table, write_section
 from intervals import Bootstrap
 
 from export.demo.evaluate import FRAMES, clips_of
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import Bundle
 from runtime.chat import AskOptions, VideoChat
 from runtime.engine import EngineOptions

@@ -19,7 +19,8 @@ import onnx
 from harness import say, table, write_section
 from onnx import numpy_helper
 
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from export.quantize import equalize
 from export.quantize.calibration import Clips
 from export.quantize.layers import with_weights

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from export.compress import Compressor
     from export.families import LLMInfo, VisionInfo
     from export.frames import FrameInput
-    from export.pipeline import ExportOptions
+    from export.options import ExportOptions
 
 QUESTION = "What happens in the video?"  # of the prompt that the export compares the LLM on
 
