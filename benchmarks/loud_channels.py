@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
-from harness import say, table, write_section
+from harness import log, table, write_section
 from onnx import numpy_helper
 
 from export.options import ExportOptions
@@ -51,7 +51,7 @@ def main() -> int:
                     within = _quantized(bundle, model, None)
                     layers.append(f"{within.lowered} of {len(within.layers)}")
             rows.append([f"{loudness}x", *errors, *layers])
-            say(" ".join(rows[-1]))
+            log(" ".join(rows[-1]))
     text = (
         f"The demo checkpoint's encoder, {args.channels} channels behind each normalisation that much louder, seed {args.seed}; "
         f"budget {BUDGET:g}.\n\n{table(COLUMNS, rows)}"

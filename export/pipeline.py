@@ -19,7 +19,7 @@ from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
-from runtime.core.progress import say, step
+from runtime.core.progress import log, step
 from runtime.prompt.template import Prompt
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
@@ -64,7 +64,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     expand(kind.COMPRESS if options.compress is None else options.compress)  # a misspelt preset needs no checkpoint
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
-        say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
+        log(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
     from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
     from export.quantize import report as quantization
