@@ -14,6 +14,7 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
+from export.options import ExportOptions
 from export.preflight import check_options, make_plan
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
