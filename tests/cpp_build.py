@@ -1,4 +1,4 @@
-"""The C++ runtime as the tests use it: where it is built, its programs run, and Python's words for the same thing."""
+"""The C++ runtime as the tests use it: where it is built, its programs run, and what the Python runtime does with the same input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SOURCES = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
 
 _MODULES = ("libavformat", "libavcodec", "libavutil", "libswscale", "oniguruma", "libutf8proc")
-_HEADERS = "#include <nlohmann/json.hpp>\n#include <gtest/gtest.h>\n"
+_HEADERS = "#include <nlohmann/json.hpp>\n#include <CLI/CLI.hpp>\n#include <gtest/gtest.h>\n"
 
 
 def missing() -> str | None:
@@ -31,7 +31,7 @@ def missing() -> str | None:
         if subprocess.run(["pkg-config", "--exists", module]).returncode:
             return f"no {module} for pkg-config"
     checked = subprocess.run(["c++", "-xc++", "-fsyntax-only", "-"], input=_HEADERS, text=True, capture_output=True)
-    return "no nlohmann-json3-dev or no libgtest-dev" if checked.returncode else None
+    return "no nlohmann-json3-dev, libcli11-dev or libgtest-dev" if checked.returncode else None
 
 
 def build(directory: Path, *options: str, targets: Iterable[str] = ()) -> Path:
@@ -77,6 +77,33 @@ def install(directory: Path, prefix: Path) -> Path:
 def python(*words: str | Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "runtime", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def refusal(done: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a command that a user's error ended."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+def error_of(work: Callable[[], object]) -> dict[str, str]:
+    """A UserError that `work` raises, as `probe` prints one: its message and its class; {} where it raises none."""
+    from runtime.core.errors import UserError
+
+    try:
+        work()
+    except UserError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    return {}
+
+
+def assert_same_error(answer: dict[str, Any], expected: dict[str, str], *named: str) -> None:
+    """That both runtimes raised the same kind of error, on one line, and that both messages contain what is `named`."""
+    assert answer.get("kind") == expected.get("kind"), (answer, expected)
+    for error in (answer, expected):
+        message = error.get("error", "")
+        assert "\n" not in message
+        assert all(name in message for name in named) or not message, (message, named)
 
 
 def probe(directory: Path, part: str, lines: Iterable[Any], *words: str | Path) -> list[Any]:

@@ -39,10 +39,10 @@ int parse_and_run(CLI::App& app, int count, char** words) {
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    const auto extras = app.remaining(true);
     const auto commands = app.get_subcommands();
     const std::string name = commands.empty() ? "gridpool" : "gridpool " + commands[0]->get_name();
-    const std::string fault = extras.empty() ? error.what() : "unexpected: " + gridpool::join(extras, " ");
+    const bool is_unexpected = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError);
+    const std::string fault = is_unexpected ? "unexpected: " + gridpool::join(app.remaining(true), " ") : error.what();
     return fail(fault + "; `" + name + " --help` shows what it accepts");
   }
 }

@@ -3,9 +3,9 @@
 # The package itself is not installed: its library would pull in a second ONNX Runtime, and older Debians have none.
 # usage: onnxruntime-headers.sh DIRECTORY     leaves DIRECTORY/usr/include/onnxruntime
 set -eu
-goal=$1
+target=$1
 suite=${2:-trixie}
-[ -e "$goal/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] && exit 0
+[ -e "$target/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] && exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial"
@@ -18,5 +18,5 @@ set -- -qq -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache" -o Dir
   -o Dir::Etc::SourceParts=/dev/null -o APT::Sandbox::User="$(id -un)"
 apt-get "$@" update
 (cd "$work" && apt-get "$@" download libonnxruntime-dev)
-mkdir -p "$goal"
-dpkg-deb -x "$work"/libonnxruntime-dev_*.deb "$goal"
+mkdir -p "$target"
+dpkg-deb -x "$work"/libonnxruntime-dev_*.deb "$target"

@@ -1,4 +1,4 @@
-// Any bytes as manifest.json: a bundle that opens, or one line that says what is wrong.
+// Any bytes as manifest.json: a bundle that opens, or an error of one line.
 #include <unistd.h>
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// Any bytes as a video or still: frames within the size that was asked for, or one line that says what is wrong.
+// Any bytes as a video or still: frames within the size that was asked for, or an error of one line.
 #include <unistd.h>
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// Any bytes as a .npy file: a view that lies inside them, or std::invalid_argument.
+// Any bytes as a .npy file: a view inside them, or std::invalid_argument.
 #include "npy.hpp"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// Any bytes as a question, with the tokenizer.json of the working directory: ids of its vocabulary, or one line that says why not.
+// Any bytes as a question, with the tokenizer.json of the working directory: ids of its vocabulary, or an error of one line.
 #include <cstdlib>
 #include <gridpool/tokenizer.hpp>
 #include <string>

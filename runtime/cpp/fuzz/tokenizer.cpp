@@ -1,4 +1,4 @@
-// Any bytes as tokenizer.json: a tokenizer whose ids and texts can be asked for, or one line that says what is wrong.
+// Any bytes as tokenizer.json: a tokenizer whose ids and texts can be asked for, or an error of one line.
 #include <gridpool/tokenizer.hpp>
 
 #include <cstdlib>

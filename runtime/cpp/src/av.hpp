@@ -40,13 +40,13 @@ struct AvFailure {
   int number;
 };
 
-/// What FFmpeg says of an error number.
+/// FFmpeg's message for an error number.
 std::string av_reason(int number);
 
 /// `status`, or AvFailure where it is negative.
 int av_checked(int status);
 
-/// How long a frame is shown, in ticks of its stream; 0 where nothing says.
+/// How long a frame is shown, in ticks of its stream; 0 if unknown.
 int64_t shown_ticks(const AVFrame& frame);
 
 /// Whether a frame is one that decoding may begin at.

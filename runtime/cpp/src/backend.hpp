@@ -1,4 +1,4 @@
-// The backends behind open_engine. TensorRT's is a shared object of its own, opened when it is asked for.
+// The backends behind open_engine. TensorRT's is a separate shared object, opened on demand.
 #pragma once
 
 #include <memory>

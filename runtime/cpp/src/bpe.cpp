@@ -32,7 +32,7 @@ Bpe::Bpe(const Json& model, const Vocabulary& vocabulary) {
   merges_.reserve(merges.size());
   for (const Json& one : merges) {
     std::string left, right;
-    if (one.is_string()) {  // "left right", the older spelling
+    if (one.is_string()) {  // "left right", the older format
       const std::string& text = one.get_ref<const std::string&>();
       const size_t space = text.find(' ');
       if (space == text.npos) throw std::invalid_argument("the merge \"" + text + "\" of one part");
@@ -40,7 +40,7 @@ Bpe::Bpe(const Json& model, const Vocabulary& vocabulary) {
     } else if (one.is_array() && one.size() == 2 && one[0].is_string() && one[1].is_string()) {
       left = one[0], right = one[1];
     } else {
-      throw std::invalid_argument("a merge that is no pair");
+      throw std::invalid_argument("a merge that is not a pair");
     }
     const uint64_t key = key_of(id_of(vocabulary, left), id_of(vocabulary, right));
     merges_[key] = {rank++, id_of(vocabulary, left + right)};
@@ -54,7 +54,7 @@ const Bpe::Merge* Bpe::merge(int64_t left, int64_t right) const {
 
 void Bpe::encode(const std::string& word, const Vocabulary& vocabulary, std::vector<int64_t>& ids) const {
   if (ignore_merges_) {
-    if (const auto whole = vocabulary.find(word); whole != vocabulary.end()) return ids.push_back(whole->second);
+    if (const auto found = vocabulary.find(word); found != vocabulary.end()) return ids.push_back(found->second);
   }
   struct Symbol {
     int64_t id;
@@ -76,7 +76,7 @@ void Bpe::encode(const std::string& word, const Vocabulary& vocabulary, std::vec
     int64_t left_id, right_id, id;
     bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : left > other.left; }
   };
-  std::priority_queue<Candidate> queue;  // a word may be a whole book without a space: no search from the start each time
+  std::priority_queue<Candidate> queue;  // a word may be a book without spaces: no search from the start each time
   const auto offer = [&](int left) {
     const int right = left < 0 ? -1 : symbols[static_cast<size_t>(left)].after;
     if (right < 0) return;

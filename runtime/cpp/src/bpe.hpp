@@ -15,7 +15,7 @@ using Vocabulary = std::unordered_map<std::string, int64_t>;
 
 class Bpe {
  public:
-  /// model: tokenizer.json's "model"; vocabulary: its own. std::invalid_argument for settings that are not supported.
+  /// model: tokenizer.json's "model"; vocabulary: that of the same file. std::invalid_argument for settings that are not supported.
   Bpe(const Json& model, const Vocabulary& vocabulary);
 
   /// Append the ids of one word.

@@ -1,4 +1,4 @@
-// Bytes of a file that is not trusted: every read is bounded, and what lies outside reads as nothing.
+// Bytes of an untrusted file: every read is bounded, and one outside the file returns nothing.
 #pragma once
 
 #include <cstdint>

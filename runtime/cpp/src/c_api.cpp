@@ -45,9 +45,9 @@ gridpool_chat* gridpool_open(const char* bundle, const gridpool_engine_options* 
   gridpool_chat* opened = nullptr;
   guarded([&] {
     require(bundle, "bundle");
-    const gridpool_engine_options given = options ? *options : gridpool_engine_options{};
-    const gridpool::EngineOptions engine{text_or(given.device, "auto"), given.threads, text_or(given.onnxruntime, "")};
-    opened = new gridpool_chat{gridpool::VideoChat::open(gridpool::Bundle::open(bundle), text_or(given.backend, "auto"), engine)};
+    const gridpool_engine_options chosen = options ? *options : gridpool_engine_options{};
+    const gridpool::EngineOptions engine{text_or(chosen.device, "auto"), chosen.threads, text_or(chosen.onnxruntime, "")};
+    opened = new gridpool_chat{gridpool::VideoChat::open(gridpool::Bundle::open(bundle), text_or(chosen.backend, "auto"), engine)};
   });
   return opened;
 }

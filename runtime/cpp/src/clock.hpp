@@ -5,7 +5,7 @@
 
 namespace gridpool {
 
-/// Where the source's clock jumps back at a keyframe, files were joined or a camera began anew: the new clock is taken up where the
+/// A source's clock that jumps back at a keyframe means that files were joined or a camera restarted: the new clock continues where the
 /// old one ended.
 class Clock {
  public:

@@ -26,7 +26,7 @@ constexpr int kAside =
 
 bool is_video(const AVStream& stream) { return stream.codecpar->codec_type == AVMEDIA_TYPE_VIDEO; }
 
-/// Whether the file is a sequence of pictures (ISO/IEC 23008-12), whose transparency is a video of its own, after that of the colours.
+/// Whether the file is a sequence of pictures (ISO/IEC 23008-12), whose transparency is a separate video, after that of the colours.
 bool is_picture_sequence(const AVFormatContext& format) {
   const AVDictionaryEntry* brand = av_dict_get(format.metadata, "major_brand", nullptr, 0);
   const std::string_view name = brand ? brand->value : "";
@@ -34,7 +34,7 @@ bool is_picture_sequence(const AVFormatContext& format) {
 }
 
 /// FFmpeg's choice, and in a sequence of pictures the first of its size and length; where that is set aside, the largest, those
-/// flagged as default first. Null where there is none.
+/// flagged as default first. Null if there is none.
 AVStream* best_stream(AVFormatContext& format) {
   const int best = av_find_best_stream(&format, AVMEDIA_TYPE_VIDEO, -1, -1, nullptr, 0);
   const bool is_sequence = best >= 0 && is_picture_sequence(format);

@@ -5,7 +5,7 @@
 
 namespace gridpool {
 
-/// name: of the first GPU; fault: why there is none, as runtime/engine/cuda.py says it, "" where there is one.
+/// name: of the first GPU; fault: why there is none, "" if there is one.
 struct CudaDriver {
   std::string name, fault;
 };

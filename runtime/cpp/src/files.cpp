@@ -94,9 +94,9 @@ std::string read_file(const fs::path& file) {
 
 MappedFile::MappedFile(const fs::path& file) {
   const Descriptor source(file);
-  struct stat facts {};
-  if (::fstat(source.number(), &facts) != 0) throw std::system_error(errno, std::generic_category(), file.string());
-  size_ = static_cast<size_t>(facts.st_size);
+  struct stat info {};
+  if (::fstat(source.number(), &info) != 0) throw std::system_error(errno, std::generic_category(), file.string());
+  size_ = static_cast<size_t>(info.st_size);
   if (size_ == 0) return;
   void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, source.number(), 0);
   if (address == MAP_FAILED) throw std::system_error(errno, std::generic_category(), file.string());
@@ -112,30 +112,30 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-AtomicFile::AtomicFile(const fs::path& goal) {
+AtomicFile::AtomicFile(const fs::path& target) {
   std::error_code ignored;
-  goal_ = fs::weakly_canonical(fs::absolute(goal), ignored);  // a relative name of no file would stay relative
-  if (goal_.empty()) goal_ = fs::absolute(goal);
-  if (fs::exists(goal_, ignored) && !fs::is_regular_file(goal_, ignored)) {
-    throw OutputError(goal_.string() + " is " + (fs::is_directory(goal_, ignored) ? "a directory" : "no regular file") +
+  target_ = fs::weakly_canonical(fs::absolute(target), ignored);  // weakly_canonical leaves a relative name that does not exist relative
+  if (target_.empty()) target_ = fs::absolute(target);
+  if (fs::exists(target_, ignored) && !fs::is_regular_file(target_, ignored)) {
+    throw OutputError(target_.string() + " is " + (fs::is_directory(target_, ignored) ? "a directory" : "not a regular file") +
                       "; choose another name for the output");
   }
-  fs::path existing = goal_.parent_path();
+  fs::path existing = target_.parent_path();
   while (!fs::exists(fs::symlink_status(existing, ignored)) && existing != existing.parent_path()) existing = existing.parent_path();
   if (!fs::is_directory(existing, ignored)) {
-    throw OutputError(goal_.string() + " can't be written: " + existing.string() + " is not a directory; choose another path");
+    throw OutputError(target_.string() + " can't be written: " + existing.string() + " is not a directory; choose another path");
   }
   if (::access(existing.c_str(), W_OK | X_OK) != 0) {
-    throw OutputError(goal_.string() + " can't be written: no permission to write in " + existing.string() + "; choose another path");
+    throw OutputError(target_.string() + " can't be written: no permission to write in " + existing.string() + "; choose another path");
   }
-  temporary_ = goal_.parent_path() / ("." + goal_.filename().string() + ".tmp-" + std::to_string(::getpid()));
+  temporary_ = target_.parent_path() / ("." + target_.filename().string() + ".tmp-" + std::to_string(::getpid()));
   std::error_code failed;
-  fs::create_directories(goal_.parent_path(), failed);
+  fs::create_directories(target_.parent_path(), failed);
   if (!failed) {
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (descriptor_ < 0) failed.assign(errno, std::generic_category());
   }
-  if (failed) throw OutputError(goal_.string() + " can't be written: " + failed.message() + "; choose another path");
+  if (failed) throw OutputError(target_.string() + " can't be written: " + failed.message() + "; choose another path");
   if (temporary_.native().size() < sizeof open_temporary) std::strcpy(open_temporary, temporary_.c_str());
 }
 
@@ -156,7 +156,7 @@ void AtomicFile::write(std::string_view bytes) {
 
 void AtomicFile::commit() {
   if (::fsync(descriptor_) != 0 && errno != EINVAL) fail(errno);
-  if (::rename(temporary_.c_str(), goal_.c_str()) != 0) fail(errno);
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail(errno);
   ::close(descriptor_);
   descriptor_ = -1;
   open_temporary[0] = '\0';
@@ -167,10 +167,10 @@ void AtomicFile::drop_open_file() noexcept {
 }
 
 void AtomicFile::fail(int number) const {
-  throw OutputError(goal_.string() + ": " + mending(number) + ", nothing that was there before has been changed");
+  throw OutputError(target_.string() + ": " + with_remedy(number) + "; existing files were not changed");
 }
 
-std::string mending(int number) {
+std::string with_remedy(int number) {
   const std::string reason = std::generic_category().message(number);
   switch (number) {
     case ENOSPC:

@@ -1,4 +1,4 @@
-// Files: hashed, mapped, and written so that nobody ever sees half of one (runtime/files.py).
+// Files: hashed, mapped, and written so that no reader sees an incomplete one.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,11 @@
 
 namespace gridpool {
 
-/// Hex SHA-256 of bytes, or of a file (std::system_error where it can't be read).
+/// Hex SHA-256 of bytes, or of a file (std::system_error if it can't be read).
 std::string sha256_of(std::string_view bytes);
 std::string sha256_of_file(const std::filesystem::path& file);
 
-/// The whole file; std::system_error where it can't be read.
+/// The contents of a file; std::system_error if it can't be read.
 std::string read_file(const std::filesystem::path& file);
 
 /// A file of bytes mapped for reading: only what is touched is read.
@@ -30,11 +30,11 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-/// A temporary file beside `goal`, which `commit` flushes to disk and renames; dropped otherwise, also by Ctrl-C.
-/// OutputError, before anything is done, where `goal` can't be written.
+/// A temporary file beside `target`, which `commit` flushes to disk and renames; dropped otherwise, also by Ctrl-C.
+/// OutputError, before anything is done, if `target` can't be written.
 class AtomicFile {
  public:
-  explicit AtomicFile(const std::filesystem::path& goal);
+  explicit AtomicFile(const std::filesystem::path& target);
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
   ~AtomicFile();
@@ -46,11 +46,11 @@ class AtomicFile {
 
  private:
   [[noreturn]] void fail(int number) const;
-  std::filesystem::path goal_, temporary_;
+  std::filesystem::path target_, temporary_;
   int descriptor_ = -1;
 };
 
-/// What `strerror` says of `number`, and for the errors that a user can mend what to do about it.
-std::string mending(int number);
+/// The message of errno `number`, and what the user can do about it.
+std::string with_remedy(int number);
 
 }  // namespace gridpool

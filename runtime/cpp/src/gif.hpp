@@ -8,7 +8,7 @@
 
 namespace gridpool {
 
-/// How many whole frames a file has that ends inside a block of them; none for one that ends after a block.
+/// How many complete frames a file has that ends inside one; none for a file that ends after a block.
 std::optional<int64_t> gif_frames_before_cut(ByteSource& file);
 
 }  // namespace gridpool

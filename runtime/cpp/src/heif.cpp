@@ -32,7 +32,7 @@ std::vector<Box> boxes(ByteSource& file, uint64_t start, uint64_t end) {
   return found;
 }
 
-/// A cursor over big-endian numbers; reads zero, and says so, past the end.
+/// A cursor over big-endian numbers; reads zero past the end, and then has `ended`.
 class Numbers {
  public:
   Numbers(ByteSource& file, const Box& box) : bytes_(file.read(box.start, box.end - box.start)) {}
@@ -125,7 +125,7 @@ std::optional<HeifPicture> heif_picture(ByteSource& file) {
   if (file.read(4, 4) != "ftyp") return std::nullopt;
   std::optional<HeifPicture> picture;
   for (const Box& box : boxes(file, 0, file.size())) {
-    if (box.type == "moov") return std::nullopt;  // a sequence: its track says all of that
+    if (box.type == "moov") return std::nullopt;  // a sequence: its track has all of that
     if (box.type != "meta" || picture) continue;
     const std::vector<Box> parts = boxes(file, box.start + 4, box.end);
     if (!holds_pictures(file, parts)) continue;

@@ -7,6 +7,14 @@
 #include "text.hpp"
 
 namespace gridpool {
+namespace {
+
+std::string shortened(const std::string& text) {
+  constexpr size_t kMostBytes = 160;
+  return text.size() > kMostBytes ? text.substr(0, kMostBytes) + "…" : text;
+}
+
+}  // namespace
 
 bool parse_json(const std::string& text, Json& value, std::string& reason) {
   try {
@@ -16,20 +24,19 @@ bool parse_json(const std::string& text, Json& value, std::string& reason) {
     reason = error.what();
     const size_t start = reason.find("] ");  // nlohmann's prefix names its exception
     if (start != reason.npos) reason.erase(0, start + 2);
-    reason = lossy_utf8(reason);
+    reason = lossy_utf8(shortened(reason));  // it quotes the last token, which may be the file
     return false;
   }
 }
 
 std::string shown(const Json& value) {
-  constexpr size_t kMostCharacters = 80, kMostItems = 4;
+  constexpr size_t kMostItems = 4;
   const auto is_scalar = [](const Json& item) { return !item.is_structured(); };
   if (value.is_object()) return "an object";
   if (value.is_array() && (value.size() > kMostItems || !std::all_of(value.begin(), value.end(), is_scalar))) {
     return concat("an array of ", value.size());  // dump() recurses, and a hostile file nests as deep as it likes
   }
-  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);  // ASCII, so it can be cut anywhere
-  return text.size() > kMostCharacters ? text.substr(0, kMostCharacters) + "…" : text;
+  return shortened(value.dump(-1, ' ', true, Json::error_handler_t::replace));
 }
 
 bool is_integer(const Json& value) {

@@ -14,7 +14,7 @@ namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
 
-/// The file that holds this code, as the loader knows it; "" for a program that is not dynamic.
+/// The file of this code, as the loader knows it; "" for a static program.
 std::string own_file() {
   Dl_info info{};
   const bool found = ::dladdr(reinterpret_cast<const void*>(&own_file), &info) != 0;
@@ -24,14 +24,14 @@ std::string own_file() {
 /// The directories in which the loader looks for a library of this code: LD_LIBRARY_PATH, its RUNPATH, the system's.
 std::vector<fs::path> loader_directories() {
   std::vector<fs::path> found;
-  void* own = ::dlopen(own_file().c_str(), RTLD_LAZY | RTLD_NOLOAD);
-  if (!own) own = ::dlopen(nullptr, RTLD_LAZY);
+  void* handle = ::dlopen(own_file().c_str(), RTLD_LAZY | RTLD_NOLOAD);
+  if (!handle) handle = ::dlopen(nullptr, RTLD_LAZY);
   Dl_serinfo count{};
-  if (!own || ::dlinfo(own, RTLD_DI_SERINFOSIZE, &count) != 0) return found;
+  if (!handle || ::dlinfo(handle, RTLD_DI_SERINFOSIZE, &count) != 0) return found;
   std::vector<std::max_align_t> memory(count.dls_size / sizeof(std::max_align_t) + 1);
   auto* paths = reinterpret_cast<Dl_serinfo*>(memory.data());
   *paths = count;
-  if (::dlinfo(own, RTLD_DI_SERINFO, paths) != 0) return found;
+  if (::dlinfo(handle, RTLD_DI_SERINFO, paths) != 0) return found;
   for (unsigned i = 0; i < paths->dls_cnt; ++i) found.emplace_back(paths->dls_serpath[i].dls_name);
   return found;
 }

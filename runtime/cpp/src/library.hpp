@@ -9,7 +9,7 @@ namespace gridpool {
 /// A library opened with dlopen; it stays open, because code of it may run until the process ends.
 class Library {
  public:
-  /// name: a path, or a file name that is looked for where the loader looks. Throws EngineError that says why it does not open.
+  /// name: a path, or a file name that is looked for where the loader looks. EngineError, with the reason, if it does not open.
   explicit Library(const std::string& name);
 
   /// The address of `symbol`; EngineError where the library has none.
@@ -24,7 +24,7 @@ class Library {
   std::string name_;
 };
 
-/// The directory of the file that holds this code: the library's, or the program's where it is linked in.
+/// The directory of the file of this code: the library's, or the program's if it is linked in.
 std::filesystem::path own_directory();
 
 }  // namespace gridpool

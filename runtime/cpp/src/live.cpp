@@ -9,7 +9,7 @@
 
 namespace gridpool {
 
-/// The last T rows; each is written twice, T rows apart, so that they always lie in one piece and in order.
+/// The last T rows; each is written twice, T rows apart, so that they are always contiguous and in order.
 struct LiveEncoder::Ring {
   SplitVision* split = nullptr;
   DType dtype = DType::float32;
@@ -57,7 +57,7 @@ void LiveEncoder::push(const Image& frame, double seconds) {
   if (row.dtype == DType::float32 && vision_.engine().inputs()[0].dtype == DType::float16) row = cast(row.view(), DType::float16);
   if (ring_->split) row = ring_->split->encode(row.view());
   if (row.dtype != ring_->dtype || row.shape != ring_->row_shape) {
-    throw malformed("the vision graph takes other frames than the manifest says");
+    throw malformed("the vision graph takes other frames than the manifest lists");
   }
   ring_->push(row.data.data(), seconds);
   ring_->height = frame.height, ring_->width = frame.width;

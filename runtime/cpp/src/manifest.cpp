@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <system_error>
 
 #include "files.hpp"
@@ -18,7 +19,8 @@ constexpr const char* kFields[][2] = {
     {"precision", "str"},     {"opset", "int"},       {"limits", "dict"},        {"stages", "list"}, {"report", "list"},
     {"versions", "dict"},     {"files", "dict"}};
 
-bool is_positive(const Json& value) { return is_integer(value) && value.get<int64_t>() > 0; }
+/// Whether it counts something: no bundle has 2^31 of anything, and products of larger numbers would overflow.
+bool is_positive(const Json& value) { return is_integer(value) && value > 0 && value <= std::numeric_limits<int32_t>::max(); }
 
 bool is_kind(const Json& value, const std::string& kind) {
   if (kind == "str") return value.is_string();
@@ -80,7 +82,7 @@ Manifest manifest_from(const Json& m) {
   result.compression = m["compression"]["spec"];
   result.frames = m["frames"];
   result.grid[0] = m["grid"][0], result.grid[1] = m["grid"][1];
-  result.tokens_per_clip = std::min(m["tokens_per_clip"].get<int64_t>(), int64_t{1} << 62);  // a prompt's length is added to it
+  result.tokens_per_clip = m["tokens_per_clip"];
   result.hidden_size = m["hidden_size"];
   for (const auto& [name, entry] : m["files"].items()) {
     result.files.push_back({name, {entry["size"].get<int64_t>(), entry["sha256"].get<std::string>()}});

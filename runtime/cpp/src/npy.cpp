@@ -67,12 +67,12 @@ TensorView npy_view(std::string_view bytes) {
   size_t needed = size_of(view.dtype);
   for (size_t at = shape.find_first_of("0123456789"); at != shape.npos; at = shape.find_first_of("0123456789", shape.find_first_not_of("0123456789", at))) {
     const size_t size = std::strtoull(std::string(shape.substr(at, 20)).c_str(), nullptr, 10);
-    if (size != 0 && needed > data.size() / size) throw std::invalid_argument("it has fewer values than its shape says");
+    if (size != 0 && needed > data.size() / size) throw std::invalid_argument("it has fewer values than its shape");
     needed *= size;
     view.shape.push_back(static_cast<int64_t>(size));
     if (shape.find_first_not_of("0123456789", at) == shape.npos) break;
   }
-  if (needed > data.size()) throw std::invalid_argument("it has fewer values than its shape says");
+  if (needed > data.size()) throw std::invalid_argument("it has fewer values than its shape");
   return view;
 }
 

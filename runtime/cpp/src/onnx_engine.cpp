@@ -199,7 +199,7 @@ bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options) {
   try {
     return has_cuda_provider(onnx_runtime(options.onnxruntime, bundle.path()));
   } catch (const EngineError&) {
-    return false;  // no ONNX Runtime at all, which whoever opens an engine is told
+    return false;  // no ONNX Runtime at all, which opening an engine reports
   }
 }
 

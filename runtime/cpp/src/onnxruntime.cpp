@@ -106,7 +106,7 @@ OnnxRuntime& onnx_runtime(const std::string& chosen, const fs::path& bundle) {
   static std::optional<OnnxRuntime> opened;
   const std::lock_guard<std::mutex> lock(mutex);
   if (!opened) {
-    ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else Microsoft's builds send facts about sessions and models; 0: a user's own choice stays
+    ::setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // else Microsoft's builds send data about sessions and models; 0: the user's setting stays
     opened.emplace(chosen.empty() ? open_first(bundle) : open_chosen(chosen));
   }
   return *opened;

@@ -17,7 +17,7 @@ struct OnnxRuntime {
 };
 
 /// The library, opened once a process. chosen: its path, or "" to look for it; bundle: whose `.venv` beside or above is looked into.
-/// EngineError where there is none, with what is wrong with each that was found.
+/// EngineError if there is none, with the fault of each that was found.
 OnnxRuntime& onnx_runtime(const std::string& chosen, const std::filesystem::path& bundle);
 
 /// Whether this library was built for NVIDIA GPUs, be there one or not.

@@ -1,4 +1,4 @@
-// What the file of a still picture says about it that FFmpeg leaves out: how to show it, and whether it is whole.
+// What the file of a still picture tells that FFmpeg does not: its orientation, and whether it is complete.
 #pragma once
 
 #include <filesystem>

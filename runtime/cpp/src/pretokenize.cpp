@@ -13,12 +13,12 @@
 namespace gridpool {
 namespace {
 
-// Rust's \w (Unicode TR18), which the library uses for words; Oniguruma's own is narrower.
+// Rust's \w (Unicode TR18), which the library uses for words; Oniguruma's is narrower.
 constexpr const char* kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}";
 // GPT-2's pattern, which a ByteLevel pre-tokeniser uses when it is told to use one.
 constexpr const char* kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-/// What to do with what a pattern matched, and with what lies between; the library's own names.
+/// What to do with what a pattern matched, and with what is between; the names are Hugging Face's.
 Splitter split(const Json& settings) {
   const Json& pattern = member(settings, "pattern");
   std::string source;

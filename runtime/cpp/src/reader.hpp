@@ -1,5 +1,5 @@
 // Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage
-// (runtime/media/decode.py, which says why).
+// (runtime/media/decode.py explains why).
 #pragma once
 
 #include <deque>
@@ -32,7 +32,7 @@ class Reader {
 
   const Container& container() const { return container_; }
 
-  /// Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there.
+  /// Refuse an mp4 that ends before the frames that its index lists; the demuxer would just stop there.
   void check_length() const;
 
   /// Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read.
@@ -70,7 +70,7 @@ class Reader {
   bool demuxed_all_ = false, has_packet_ = false, cut_ = false;
   std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE where it has none
   std::optional<double> read_to_;                  // the packet before the one in hand: seconds after the first keyframe
-  bool is_broken_ = false;                         // a packet was incomplete: the file may end here, and nothing else
+  bool is_broken_ = false;                         // a packet was incomplete: the file may only end here
   std::optional<double> broken_at_;                // seconds after the first keyframe
   std::deque<FramePtr> ready_;
   int64_t decoded_ = 0;                            // frames, since decoding began

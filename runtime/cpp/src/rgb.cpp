@@ -10,7 +10,7 @@ extern "C" {
 namespace gridpool {
 namespace {
 
-/// The matrix by which the container says to show the stream's frames, where the decoder did not pass it on.
+/// The display matrix of the stream, if the decoder did not attach it to the frame.
 const int32_t* stream_matrix(const AVStream& stream) {
 #if LIBAVCODEC_VERSION_INT >= AV_VERSION_INT(60, 31, 100)
   const AVPacketSideData* data = av_packet_side_data_get(stream.codecpar->coded_side_data, stream.codecpar->nb_coded_side_data,
@@ -31,7 +31,7 @@ bool is_interlaced(const AVFrame& frame) {
 #endif
 }
 
-/// Whether luma runs from 0 to 255: as the frame says, and always for grey, which has no other range.
+/// Whether luma runs from 0 to 255: as the frame's flags say, and always for grey, which has no other range.
 bool has_full_range(const AVFrame& frame, const AVPixFmtDescriptor& layout) {
   return frame.color_range == AVCOL_RANGE_JPEG || layout.nb_components < 3;
 }
@@ -52,8 +52,8 @@ bool has_known_colours(const AVFrame& frame, const AVPixFmtDescriptor& layout) {
   }
 }
 
-/// Where the first chroma sample lies, in 256ths of a luma sample right of and below the first luma sample.
-/// In the middle where nothing says.
+/// Where the first chroma sample is, in 256ths of a luma sample right of and below the first luma sample.
+/// In the middle if unknown.
 std::pair<int, int> chroma_position(AVChromaLocation location, const AVPixFmtDescriptor& layout) {
   const int place = location == AVCHROMA_LOC_UNSPECIFIED ? AVCHROMA_LOC_CENTER : location;
   const int x = (place - 1) % 2 * 128, y = place <= AVCHROMA_LOC_CENTER ? 128 : place <= AVCHROMA_LOC_TOP ? 0 : 256;
@@ -85,7 +85,7 @@ SwsContext& RgbConverter::scaler(const AVFrame& frame, Part part) {
   set("dstw", frame.width), set("dsth", rows), set("dst_format", part == chroma ? AV_PIX_FMT_YUV444P : AV_PIX_FMT_RGB24);
   set("sws_flags", picture_ ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
   auto [x, y] = chroma_position(frame.chroma_location, *layout);
-  if (part == top_field || part == bottom_field) {  // a field's rows are two rows apart, and chroma lies beside those of the top field
+  if (part == top_field || part == bottom_field) {  // a field's rows are two rows apart, and chroma is beside those of the top field
     if (part == bottom_field) y += 256 * ((1 << layout->log2_chroma_h) - 1);
     y /= 2;
   }
@@ -105,16 +105,16 @@ void RgbConverter::scale(const AVFrame& frame, Part part, uint8_t* pixels, int s
   const uint8_t* data[4];
   int strides[4];
   for (int i = 0; i < 4; ++i) {
-    const bool is_field = part != whole && !(is_palette && i == 1);
+    const bool is_field = part != full_frame && !(is_palette && i == 1);
     data[i] = frame.data[i] && is_field && part == bottom_field ? frame.data[i] + frame.linesize[i] : frame.data[i];
     strides[i] = is_field ? frame.linesize[i] * 2 : frame.linesize[i];
   }
   uint8_t* planes[4] = {part == bottom_field ? pixels + stride : pixels, nullptr, nullptr, nullptr};
-  const int out[4] = {part == whole ? stride : stride * 2, 0, 0, 0};
+  const int out[4] = {part == full_frame ? stride : stride * 2, 0, 0, 0};
   av_checked(sws_scale(&context, data, strides, 0, rows_of(frame, part), planes, out));
 }
 
-/// Chroma that lies between rows is interpolated before the conversion, in which FFmpeg's releases before 7.1 take the nearest row.
+/// Chroma between rows is interpolated before the conversion, in which FFmpeg's releases before 7.1 take the nearest row.
 FramePtr RgbConverter::with_chroma_of_every_pixel(const AVFrame& frame) {
   auto result = owned<FramePtr>(av_frame_alloc());
   av_checked(av_frame_copy_props(result.get(), &frame));
@@ -139,17 +139,17 @@ Image RgbConverter::converted(const AVFrame& frame) {
   if (frame.width < 1 || frame.height < 1 || !layout) throw AvFailure{AVERROR_INVALIDDATA};
   if (!has_known_colours(frame, *layout)) throw AvFailure{AVERROR(EOPNOTSUPP)};
   if (picture_ && layout->log2_chroma_h) return converted(*with_chroma_of_every_pixel(frame));
-  // swscale writes whole vectors: rows are padded, and copied out without the padding.
+  // swscale writes complete vectors: rows are padded, and copied out without the padding.
   const int stride = (frame.width * 3 + 63) / 64 * 64 + 64;
   std::unique_ptr<uint8_t, decltype(&av_free)> padded(
       static_cast<uint8_t*>(av_malloc(static_cast<size_t>(stride) * static_cast<size_t>(frame.height) + 64)), av_free);
   if (!padded) throw std::bad_alloc();
-  // A row of RGB has nothing of the other field's, and swscale may copy it whole, with what lies behind it up to the next one.
+  // swscale may copy a row of RGB with the padding after it, which is the other field's; RGB needs no conversion by field anyway.
   if (is_interlaced(frame) && frame.height > 1 && !(layout->flags & AV_PIX_FMT_FLAG_RGB)) {
     scale(frame, top_field, padded.get(), stride);
     scale(frame, bottom_field, padded.get(), stride);
   } else {
-    scale(frame, whole, padded.get(), stride);
+    scale(frame, full_frame, padded.get(), stride);
   }
   Image image{frame.height, frame.width, {}};
   const size_t row = static_cast<size_t>(frame.width) * 3;

@@ -1,4 +1,4 @@
-// Decoded frames as RGB: those of a video with the numbers of FFmpeg's own command line (bicubic chroma) and fields of interlaced
+// Decoded frames as RGB: those of a video with the numbers of FFmpeg's command line (bicubic chroma) and fields of interlaced
 // frames apart, still pictures with chroma interpolated linearly, as the libraries that Pillow uses do it.
 #pragma once
 
@@ -13,7 +13,7 @@ namespace gridpool {
 /// Turns frames into upright RGB; keeps its scalers from frame to frame.
 class RgbConverter {
  public:
-  /// stream: its display matrix applies to frames that have none of their own.
+  /// stream: its display matrix applies to frames that have none.
   /// picture: the orientation of a still picture's file, instead of any matrix.
   explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
 
@@ -30,7 +30,7 @@ class RgbConverter {
     Layout layout{};
   };
 
-  enum Part { whole, top_field, bottom_field, chroma };
+  enum Part { full_frame, top_field, bottom_field, chroma };
   static int rows_of(const AVFrame& frame, Part part);
   SwsContext& scaler(const AVFrame& frame, Part part);
   void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);

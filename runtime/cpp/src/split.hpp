@@ -1,5 +1,5 @@
-// The vision half of a split bundle: an encoder that takes one frame, a compressor that takes the features of T. Together
-// they are one engine with the inputs and outputs of vision.onnx; who gets frames one at a time calls the halves.
+// The vision graphs of a split bundle: an encoder that takes one frame, a compressor that takes the features of T. Together
+// they are one engine with the inputs and outputs of vision.onnx; a stream, whose frames come one at a time, calls them one by one.
 //
 // T frames, h, w pixels, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden.
 #pragma once
@@ -24,7 +24,7 @@ class SplitVision : public Engine {
   /// One frame, [1, 3, h, w] -> features [1, H, W, C].
   Tensor encode(const TensorView& pixel_values);
 
-  /// Features of T frames, [T, H, W, C] in one piece -> visual tokens [N, D].
+  /// Features of T frames, [T, H, W, C] contiguous -> visual tokens [N, D].
   std::map<std::string, Tensor> compress(const void* features);
 
   /// [T, H, W, C], what the compressor takes.

@@ -1,5 +1,5 @@
 // Frames as they come, from a file, a camera or the network: no seeking, no promise of how many there will be
-// (runtime/media/stream.py, which says what a camera's losses are).
+// (runtime/media/stream.py, which defines a camera's losses).
 #include "gridpool/live.hpp"
 
 #include <atomic>

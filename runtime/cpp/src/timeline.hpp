@@ -1,4 +1,4 @@
-// When each frame of a clip is shown, and which T of them are sampled (runtime/media/timeline.py, which says why these).
+// When each frame of a clip is shown, and which T of them are sampled (runtime/media/timeline.py explains the choice).
 //
 // Times are in ticks of the stream.
 #pragma once
@@ -26,8 +26,8 @@ struct Timeline {
   std::vector<int64_t> keys;  // decoder entries
   bool cut = false;           // the file ends inside a frame, which is left out
 
-  /// last: how long the file says its last frame is shown; where it doesn't (0), as long as most frames before it, or
-  /// at `rate` frames a second where there is no other.
+  /// last: how long the last frame is shown by the file; if it is silent (0), as long as most frames before it, or
+  /// at `rate` frames a second if there is no other.
   static Timeline of(std::vector<int64_t> times, int64_t last, AVRational rate, AVRational tick, std::vector<int64_t> keys = {});
 
   /// Whether one gap between two frames is most of the clip, as after a wrong timestamp; not of a slide show.

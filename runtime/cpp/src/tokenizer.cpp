@@ -67,7 +67,7 @@ Tokenizer::Parts::Parts(const Json& json) {
   byte_level_decoder = member(decoder, "type") == "ByteLevel";
   if (!decoder.is_null() && !byte_level_decoder) throw std::invalid_argument("a decoder that is unknown here; known: ByteLevel, or none");
   const Json& added = member(json, "added_tokens");
-  if (!added.is_null() && !added.is_array()) throw std::invalid_argument("added_tokens that are no list");
+  if (!added.is_null() && !added.is_array()) throw std::invalid_argument("added_tokens that are not a list");
   for (const Json& one : added) {
     if (!member(one, "content").is_string() || !is_id(member(one, "id"))) throw std::invalid_argument("an added token without id and content");
     AddedToken token{one["id"], one["content"], flag(one, "special"), flag(one, "normalized"), flag(one, "single_word"), flag(one, "lstrip"), flag(one, "rstrip")};

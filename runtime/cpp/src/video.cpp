@@ -28,7 +28,7 @@ class Taker {
  public:
   explicit Taker(const Each& each) : each_(each) {}
 
-  /// Frames of another reading of the file come from now on; what was taken is forgotten.
+  /// Frames of another reading of the file follow; those of the one before are dropped.
   void begin(const Container& container) {
     taken_.clear();
     rgb_.emplace(*container.stream, container.orientation());

@@ -33,15 +33,15 @@ std::vector<fs::path> libraries_of(const fs::path& environment) {
   return found;
 }
 
-/// Whether only this user and root can change what is at `path`, which is no link.
+/// Whether only this user and root can change what is at `path`, which is not a link.
 bool is_private(const fs::path& path) {
-  struct stat facts {};
-  if (::lstat(path.c_str(), &facts) != 0) return false;
-  return (facts.st_uid == ::geteuid() || facts.st_uid == 0) && (facts.st_mode & S_IWOTH) == 0;
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0) return false;
+  return (info.st_uid == ::geteuid() || info.st_uid == 0) && (info.st_mode & S_IWOTH) == 0;
 }
 
 /// The libraries of an environment that was found by its place: links resolved, then the file and every directory up to the environment
-/// checked. Directories above may belong to anybody: whoever replaces the environment there can't make the new one this user's.
+/// checked. Directories above may belong to others: an environment that they put there would not be this user's.
 void add_by_place(std::vector<WheelLibrary>& found, const fs::path& place) {
   std::error_code failed;
   const fs::path root = fs::canonical(place, failed);

@@ -16,7 +16,7 @@ struct WheelLibrary {
 /// The libraries of the activated environment (VIRTUAL_ENV), of a `.venv` in the current directory or in one above this library or
 /// `bundle`, of the first python3 on the PATH, then of the user's and the system's packages.
 ///
-/// Nobody named a `.venv` that is found by its place, so it is taken only where nobody but this user or root can write to it.
+/// A `.venv` that is found by its place was not chosen by the user, so it is used only if no one but this user or root can write to it.
 std::vector<WheelLibrary> wheel_libraries(const std::filesystem::path& bundle);
 
 }  // namespace gridpool

@@ -53,9 +53,9 @@ std::string version() {
 }
 
 Gpu gpu_of(int device) {
-  cudaDeviceProp facts{};
-  cuda::check(cudaGetDeviceProperties(&facts, device), "asking for the GPU");
-  return {facts.name, facts.major, facts.minor};
+  cudaDeviceProp info{};
+  cuda::check(cudaGetDeviceProperties(&info, device), "asking for the GPU");
+  return {info.name, info.major, info.minor};
 }
 
 DType dtype_of(const std::string& name, nvinfer1::DataType type) {
@@ -89,7 +89,7 @@ bool is_dynamic(const TensorSpec& spec) {
   return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Dimension& one) { return one.size < 0; });
 }
 
-/// Buffers that an engine reads and writes back; `write` is what `read` holds where TensorRT updates in place.
+/// Buffers that an engine reads and writes back; `write` is null if TensorRT updates in place.
 class TensorRTState : public State {
  public:
   struct Held {
@@ -110,7 +110,7 @@ class TensorRTEngine : public Engine {
  public:
   explicit TensorRTEngine(const FoundEngine& found) : runtime_(nvinfer1::createInferRuntime(logger())) {
     if (!runtime_) throw EngineError("tensorrt could not start: " + logger().last());
-    initLibNvInferPlugins(&logger(), "");  // ScatterElements is one of the library's own plugins
+    initLibNvInferPlugins(&logger(), "");  // ScatterElements is one of the library's plugins
     if (!found.plugin.empty() && !runtime_->getPluginRegistry().loadLibrary(found.plugin.c_str())) {
       throw EngineError("tensorrt can't load " + found.plugin.string() + ": " + logger().last());
     }
@@ -216,7 +216,7 @@ class TensorRTEngine : public Engine {
     }
   }
 
-  /// The buffers of a tensor that no state holds, made when first needed.
+  /// The buffers of a tensor outside any state, made when first needed.
   Buffer& buffer(const std::string& name) {
     Buffer& one = buffers_.at(name);
     if (!one.device) one.device = cuda::allocate(one.bytes), one.host = cuda::allocate_host(one.bytes);

@@ -51,7 +51,7 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-/// What a launch put on a stream, to be launched again as a whole.
+/// What a launch put on a stream, to be launched again at once.
 class Graph {
  public:
   /// Record `launch`; nothing runs meanwhile. EngineError where the stream can't be captured.

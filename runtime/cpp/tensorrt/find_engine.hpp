@@ -1,4 +1,4 @@
-// Which engine of a bundle serves here: built from this very ONNX, by this TensorRT, for this GPU (runtime/engine/build.py).
+// Which engine of a bundle can be used here: built from this very ONNX, by this TensorRT, for this GPU (runtime/engine/build.py).
 #pragma once
 
 #include <filesystem>
@@ -21,7 +21,7 @@ struct Gpu {
   int major = 0, minor = 0;
 };
 
-/// EngineError says why what is there doesn't serve, and the command that builds one that does.
+/// EngineError with the reason why each engine found can't be used, and the command that builds one that can.
 FoundEngine find_engine(const Bundle& bundle, const std::string& graph, const std::string& version, const Gpu& gpu);
 
 }  // namespace gridpool

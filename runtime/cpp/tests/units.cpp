@@ -75,7 +75,7 @@ TEST(Json, IsShownOnOneShortLineHoweverLargeItIs) {
   EXPECT_EQ(shown(Json("it's\n\xc3\xa9")), "\"it's\\n\\u00e9\"");
   EXPECT_EQ(shown(Json{224, 0}), "[224,0]");
   EXPECT_EQ(shown(Json::object({{"a", 1}})), "an object");
-  EXPECT_LE(shown(Json(std::string(1 << 20, 'x'))).size(), 90u);
+  EXPECT_LE(shown(Json(std::string(1 << 20, 'x'))).size(), 170u);
   Json deep = 1;
   for (int i = 0; i < 100000; ++i) deep = Json::array({std::move(deep)});
   EXPECT_EQ(shown(deep), "an array of 1");
@@ -125,7 +125,7 @@ TEST(Npy, RefusesWhatItCannotTrust) {
     return header;
   };
   EXPECT_EQ(refused("PK"), "not a .npy file");
-  EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 9), }")), "it has fewer values than its shape says");
+  EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 9), }")), "it has fewer values than its shape");
   EXPECT_EQ(refused(file("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }")), "its dtype is not one that engines take");
   EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': True, 'shape': (0,), }")), "it is in Fortran order");
   EXPECT_EQ(refused(file("{'descr': '<f4', 'fortran_order': False, }")), "its header has no shape");

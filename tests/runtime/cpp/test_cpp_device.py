@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpp_build import ROOT, gridpool
+from cpp_build import ROOT, gridpool, refusal
 from cpp_libraries import compile_library
 
 QUESTION = "which shape appears last ?"
@@ -50,25 +50,23 @@ def runtime(request: pytest.FixtureRequest, cpp: Path):
     return run
 
 
-def test_a_gpu_that_cannot_be_used_is_passed_over_and_said_in_one_line(runtime, driver, bundle_path: Path):
+def test_a_gpu_that_cannot_be_used_is_passed_over_and_logged_in_one_line(runtime, driver, bundle_path: Path):
     for backend in ("auto", "onnx"):
         done = runtime("run", bundle_path, CLIP, QUESTION, "--backend", backend, env=driver[1])
         assert (done.returncode, done.stdout) == (0, "cross\n"), done.stderr
-        assert done.stderr.startswith("device cpu, not Orin: ") and done.stderr.count("\n") == 1
-        assert "onnx: this onnxruntime has no CUDA provider" in done.stderr
-        assert ("tensorrt: " in done.stderr) == (backend == "auto")
+        assert all(name in done.stderr for name in ("cpu", "Orin", "onnx", "CUDA")) and done.stderr.count("\n") == 1
+        assert ("tensorrt" in done.stderr) == (backend == "auto")
 
 
 def test_a_device_that_is_named_is_taken_or_refused(runtime, driver, bundle_path: Path):
     done = runtime("run", bundle_path, CLIP, QUESTION, "--device", "cpu", env=driver[1])
     assert (done.returncode, done.stdout, done.stderr) == (0, "cross\n", "")
     done = runtime("run", bundle_path, CLIP, QUESTION, "--backend", "onnx", "--device", "cuda", env=driver[1])
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "this onnxruntime has no CUDA provider" in done.stderr
+    assert "onnx" in refusal(done) and "CUDA" in done.stderr
 
 
 def test_a_driver_without_a_gpu_is_the_cpu(runtime, driver, bundle_path: Path):
     done = runtime("run", bundle_path, CLIP, QUESTION, env=driver[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, "cross\n", "")
     done = runtime("run", bundle_path, CLIP, QUESTION, "--backend", "tensorrt", env=driver[0])
-    assert done.returncode == 2 and "backend tensorrt can't run here: the NVIDIA driver sees no GPU" in done.stderr
+    assert "tensorrt" in refusal(done) and "no GPU" in done.stderr

@@ -1,15 +1,16 @@
-"""Which TensorRT engine of a bundle serves: C++ finds the one that Python finds, and refuses others in the same words."""
+"""Which TensorRT engine of a bundle can be used: C++ finds the one that Python finds, and refuses those that Python refuses."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cpp_build import probe
+from cpp_build import assert_same_error, probe
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
@@ -50,7 +51,7 @@ def _with_library(folder: Path) -> None:
 CASES: dict[str, Callable[[Bundle], object]] = {
     "nothing was built": lambda bundle: None,
     "it serves": lambda bundle: _built(bundle, "sm87"),
-    "for the whole family": lambda bundle: _built(bundle, "ampere-plus"),
+    "for the GPU family": lambda bundle: _built(bundle, "ampere-plus"),
     "with its plugin": lambda bundle: _with_library(_built(bundle, "sm87")),
     "the plugin is gone": lambda bundle: _edit(_built(bundle, "sm87"), VISION, plugin="library"),
     "for another GPU": lambda bundle: _built(bundle, "sm90"),
@@ -58,10 +59,10 @@ CASES: dict[str, Callable[[Bundle], object]] = {
     "none of two serves": lambda bundle: (_built(bundle, "sm120"), _built(bundle, "sm90")),
     "by another TensorRT": lambda bundle: _built(bundle, "sm87", version="10.3.0.26"),
     "from another graph": lambda bundle: _edit(_built(bundle, "sm87"), VISION, onnx_sha256="0" * 64),
-    "one half alone": lambda bundle: _built(bundle, "sm87", graphs={}),
+    "one component alone": lambda bundle: _built(bundle, "sm87", graphs={}),
     "cut off": lambda bundle: (_built(bundle, "sm87") / f"{VISION}.engine").write_bytes(b"pla"),
     "the file is gone": lambda bundle: (_built(bundle, "sm87") / f"{VISION}.engine").unlink(),
-    "no JSON": lambda bundle: (_built(bundle, "sm87") / "build.json").write_text("{"),
+    "not JSON": lambda bundle: (_built(bundle, "sm87") / "build.json").write_text("{"),
     "of a later format": lambda bundle: _built(bundle, "sm87", schema_version=2),
     "of the other TensorRT": lambda bundle: _built(bundle, "sm87", backend="tensorrt-rtx"),
 }
@@ -81,8 +82,12 @@ def test_the_engine_that_python_finds(graph: str, cpp: Path, tmp_path: Path, mon
             library = plugin_library(path, graph)
             expected.append({"file": str(path), "plugin": str(library or ""), "inputs": dimension_names(path, graph)})
         except EngineError as error:
-            expected.append({"error": str(error)})
+            expected.append({"error": str(error), "kind": "EngineError"})
         lines.append([str(bundle.path), graph, VERSION, GPU.name, *GPU.capability])
     for name, answer, want in zip(CASES, probe(cpp, "engine", lines), expected, strict=True):
-        assert answer == want, name
+        if "error" in want:
+            engines = [f"{folder}/{graph}.engine" for folder in re.findall(r"\S+/tensorrt-[^/]+", want["error"])]
+            assert_same_error(answer, want, f"runtime build {tmp_path}", graph, *engines)
+        else:
+            assert answer == want, name
     assert sum("error" in want for want in expected) == (12 if graph == VISION else 8)

@@ -1,4 +1,4 @@
-"""Where the C++ runtime finds ONNX Runtime's library, and the one line that it says where there is none that can be used."""
+"""Where the C++ runtime finds ONNX Runtime's library, and the one line that it prints if none can be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpp_build import ROOT, gridpool, install, onnxruntime_library
+from cpp_build import ROOT, gridpool, install, onnxruntime_library, refusal
 from cpp_libraries import list_file
 
 QUESTION = "which shape appears last ?"
@@ -58,20 +58,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(onnxruntime_library(), tmp_path_factory.mktemp("wheel") / "libonnxruntime.so"))
 
 
-def _refusal(done: subprocess.CompletedProcess) -> str:
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert done.stderr.startswith("error: ")
-    return done.stderr
-
-
 @pytest.mark.parametrize("command", range(4))
 def test_a_library_that_cannot_be_used_is_one_line_in_every_command(
     command: int, cpp: Path, bundle_path: Path, clip: Path, tmp_path: Path, unusable: dict[str, tuple[Path, str]]
 ):
     words = _commands(bundle_path, clip, tmp_path)[command]
     for file, fault in unusable.values() if command == 0 else [unusable["truncated"], unusable["another library"]]:
-        said = _refusal(gridpool(cpp, *words, library=file))
-        assert f"{file} {fault}" in said and "--onnxruntime FILE" in said
+        line = refusal(gridpool(cpp, *words, library=file))
+        assert f"{file} {fault}" in line and "--onnxruntime FILE" in line
 
 
 @pytest.mark.parametrize("command", range(4))
@@ -79,7 +73,7 @@ def test_no_library_is_one_line_in_every_command(command: int, alone: Path, bund
     done = gridpool(alone, *_commands(bundle_path, clip, tmp_path)[command], library=None, env=_clean(tmp_path), cwd=tmp_path)
     if done.returncode == 0:
         pytest.skip("the system has an ONNX Runtime")
-    assert "ONNX Runtime was not found (libonnxruntime.so.1: " in _refusal(done) and "pip install onnxruntime" in done.stderr
+    assert "ONNX Runtime was not found (libonnxruntime.so.1: " in refusal(done) and "pip install onnxruntime" in done.stderr
 
 
 def test_a_library_on_the_loaders_path_that_cannot_be_used_is_one_line(
@@ -91,7 +85,7 @@ def test_a_library_on_the_loaders_path_that_cannot_be_used_is_one_line(
         (folder / "libonnxruntime.so.1").symlink_to(unusable[what][0])
         environment = _clean(tmp_path, LD_LIBRARY_PATH=folder)
         done = gridpool(alone, "run", bundle_path, clip, QUESTION, library=None, env=environment, cwd=tmp_path)
-        assert unusable[what][1] in _refusal(done), what
+        assert unusable[what][1] in refusal(done), what
 
 
 def test_one_of_two_graphs_that_does_not_load_ends_in_one_line(cpp: Path, large_bundle: Path, clip: Path, tmp_path: Path):
@@ -104,14 +98,14 @@ def test_one_of_two_graphs_that_does_not_load_ends_in_one_line(cpp: Path, large_
         (folder / "manifest.json").unlink()
         shutil.copy(large_bundle / "manifest.json", folder)
         list_file(folder, name)
-        assert f"can't load {folder / name}" in _refusal(gridpool(cpp, "run", folder, clip, QUESTION))
+        assert f"can't load {folder / name}" in refusal(gridpool(cpp, "run", folder, clip, QUESTION))
 
 
 def test_graphs_loaded_at_the_same_time_without_a_library_end_in_one_line(
     alone: Path, large_bundle: Path, clip: Path, tmp_path: Path, unusable: dict[str, tuple[Path, str]]
 ):
     for file, fault in (unusable["truncated"], unusable["another library"]):
-        assert fault in _refusal(gridpool(alone, "run", large_bundle, clip, QUESTION, library=file))
+        assert fault in refusal(gridpool(alone, "run", large_bundle, clip, QUESTION, library=file))
 
 
 def test_the_library_is_found_in_the_places_that_are_documented(
@@ -159,13 +153,13 @@ def test_an_environment_that_others_can_write_to_is_not_taken_silently(
     for place in (environment, packages, packages / "onnxruntime" / "capi"):
         mode = place.stat().st_mode
         place.chmod(0o777)
-        said = _refusal(run())
-        assert f"{packages}/onnxruntime/capi/libonnxruntime.so.1.99.0 can be changed by other users" in said
+        line = refusal(run())
+        assert f"{packages}/onnxruntime/capi/libonnxruntime.so.1.99.0 can be changed by other users" in line
         assert run(VIRTUAL_ENV=environment).stdout == "cross\n"  # who activates it, trusts it
         place.chmod(mode)
     if os.geteuid() == 0:
         os.chown(environment, 12345, 12345)
-        assert "can be changed by other users" in _refusal(run())
+        assert "can be changed by other users" in refusal(run())
 
 
 def test_the_c_interface_reports_a_library_that_cannot_be_used(
@@ -193,6 +187,6 @@ print(library.gridpool_last_error().decode())
 def test_what_needs_no_engine_works_without_a_library(alone: Path, bundle_path: Path, clip: Path, tmp_path: Path):
     for words in (["--help"], ["run", "--help"]):
         done = gridpool(alone, *words, library=None, env=_clean(tmp_path), cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "") and "usage: gridpool" in done.stdout
+        assert (done.returncode, done.stderr) == (0, "") and "Usage: gridpool" in done.stdout
     done = gridpool(alone, "run", bundle_path, tmp_path / "none.mp4", QUESTION, library=None, env=_clean(tmp_path), cwd=tmp_path)
-    assert "none.mp4" in _refusal(done)
+    assert "none.mp4" in refusal(done)

@@ -1,4 +1,4 @@
-"""Watching a stream: C++ and Python see the same frames and say the same, and a slow engine drops frames aloud."""
+"""Watching a stream: C++ and Python see the same frames and give the same answers, and log the frames that a slow engine drops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_build import gridpool, python
+from cpp_build import gridpool, python, refusal
 from rtsp_camera import camera
 from video_files import pattern, write_video
 
@@ -37,12 +37,12 @@ def _lines(text: str) -> list[dict]:
 @pytest.mark.parametrize("which", ["split_path", "frames_bundle_path", "bundle_path"])
 def test_a_file_is_watched_as_python_watches_it(which: str, cpp: Path, clip: Path, request: pytest.FixtureRequest):
     words = ("watch", request.getfixturevalue(which), clip, QUESTION, "--every", "1s", "--window", "4s", "--json")
-    said, expected = gridpool(cpp, *words), python(*words)
-    assert said.returncode == expected.returncode == 0, said.stderr
-    lines = _lines(said.stdout)
+    done, expected = gridpool(cpp, *words), python(*words)
+    assert done.returncode == expected.returncode == 0, done.stderr
+    lines = _lines(done.stdout)
     assert lines == _lines(expected.stdout)
     assert [line["time"] for line in lines] == [1.0, 2.0, 3.0, 3.75]
-    assert ("--split" in said.stderr) == ("--split" in expected.stderr) == (which == "bundle_path")
+    assert ("--split" in done.stderr) == ("--split" in expected.stderr) == (which == "bundle_path")
 
 
 def test_a_whole_clip_in_the_window_is_answered_like_a_file(cpp: Path, split_path: Path, clip: Path):
@@ -62,22 +62,19 @@ def test_tokens_of_a_split_bundle_are_those_of_python(cpp: Path, split_path: Pat
 
 def test_watching_stops_after_the_answers_that_were_asked_for(cpp: Path, split_path: Path, clip: Path):
     words = ("watch", split_path, clip, QUESTION, "--every", "500ms", "--count", "2")
-    said, expected = gridpool(cpp, *words), python(*words)
-    assert said.stdout == expected.stdout
-    assert len(said.stdout.splitlines()) == 2
+    done, expected = gridpool(cpp, *words), python(*words)
+    assert done.stdout == expected.stdout
+    assert len(done.stdout.splitlines()) == 2
 
 
-def test_a_camera_faster_than_the_engine_loses_its_oldest_frames_aloud(cpp: Path, split_path: Path, tmp_path: Path):
+def test_a_camera_faster_than_the_engine_loses_its_oldest_frames_and_they_are_logged(cpp: Path, split_path: Path, tmp_path: Path):
     video = write_video(tmp_path / "fast.mp4", pattern(1200, 32, 32), rate=600)  # two seconds, 600 frames each
     words = ("watch", split_path, video, "what ?", "--realtime", "--every", "5ms", "--window", "26ms", "--json")
     for done in (gridpool(cpp, *words), python(*words)):
         assert done.returncode == 0, done.stderr
         dropped = sum(line["dropped"] for line in _lines(done.stdout))
-        told = [
-            int(number)
-            for number in re.findall(r"slower than the camera: (\d+) sampled frames dropped, the newest kept", done.stderr)
-        ]
-        assert sum(told) == dropped > 0
+        logged = [int(number) for number in re.findall(r"(\d+) sampled frames dropped", done.stderr)]
+        assert sum(logged) == dropped > 0
         assert _lines(done.stdout)[-1]["time"] > 1.5  # the newest are kept
 
 
@@ -93,20 +90,20 @@ def test_a_camera_on_the_network_is_watched_until_it_hangs_up(cpp: Path, split_p
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "named"),
     [
-        "/dev/video99 Q",
-        "rtsp://127.0.0.1:1/gone Q",
-        "http://127.0.0.1/x Q",
-        "/nowhere/clip.mp4 Q",
-        "CLIP EMPTY",
-        "CLIP Q --every 3x",
-        "CLIP Q --window 0s",
-        "CLIP Q --count x",
+        ("/dev/video99 Q", "/dev/video99"),
+        ("rtsp://127.0.0.1:1/gone Q", "rtsp://127.0.0.1:1/gone"),
+        ("http://127.0.0.1/x Q", "http://127.0.0.1/x"),
+        ("/nowhere/clip.mp4 Q", "/nowhere/clip.mp4"),
+        ("CLIP EMPTY", "question"),
+        ("CLIP Q --every 3x", "3x"),
+        ("CLIP Q --window 0s", "--window"),
+        ("CLIP Q --count x", "--count"),
+        ("CLIP Q --count -1", "--count"),
     ],
 )
-def test_faults_read_like_those_of_python(words: str, cpp: Path, split_path: Path, clip: Path):
+def test_both_runtimes_refuse_and_name_what_is_wrong(words: str, named: str, cpp: Path, split_path: Path, clip: Path):
     typed = [{"CLIP": str(clip), "Q": QUESTION, "EMPTY": ""}.get(word, word) for word in words.split()]
-    said, expected = gridpool(cpp, "watch", split_path, *typed), python("watch", split_path, *typed)
-    assert said.returncode == expected.returncode == 2
-    assert said.stderr.replace("gridpool ", "python -m runtime ") == expected.stderr
+    for done in (gridpool(cpp, "watch", split_path, *typed), python("watch", split_path, *typed)):
+        assert named in refusal(done)

@@ -1,4 +1,4 @@
-// The bundle: what `python -m export` wrote, checked as runtime/bundle.py checks it, with the same messages.
+// The bundle: what `python -m export` wrote, with the checks of the Python runtime (runtime/bundle).
 //
 // Sizes are checked at every load, hashes at the first load of a path and after any change of a file's size or time; what
 // was verified is remembered where the Python runtime remembers it, so either may start at once after the other.
@@ -25,7 +25,7 @@ inline constexpr const char* kDecoder = "llm/decoder";
 /// One normalisation for each of three channels, and how frames are resized.
 struct Preprocessing {
   int height = 0, width = 0;              ///< of the model's input
-  int frame_height = 0, frame_width = 0;  ///< of the frames that the graph takes and resizes itself; 0 where it takes pixel values
+  int frame_height = 0, frame_width = 0;  ///< of the frames that the graph takes and resizes itself; 0 if it takes pixel values
   int resample = 0;  ///< Pillow's number: nearest, lanczos, bilinear, bicubic, box, hamming
   double rescale_factor = 0;
   float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
@@ -37,11 +37,11 @@ struct PromptSettings {
   int64_t video_token_id = 0;
   std::vector<int64_t> eos_token_ids;
   double repetition_penalty = 1;  ///< on the ids of the prompt and of the answer so far; 1 for none
-  bool has_text = false;     ///< false where the bundle's chat template does not leave a question as it is
+  bool has_text = false;     ///< false if the bundle's chat template rewrites questions
   std::string before, after; ///< the rendered chat template before and after the question
 };
 
-/// What a runtime needs of manifest.json; runtime/bundle.py documents every key.
+/// What a runtime needs of manifest.json; runtime/bundle documents every key.
 struct GRIDPOOL_API Manifest {
   std::string family, precision, compression;
   int64_t frames = 0;           ///< T
@@ -67,24 +67,24 @@ struct GRIDPOOL_API Manifest {
 class GRIDPOOL_API Bundle {
  public:
   /// Read and check the bundle in directory `path`.
-  /// verify: hash every file even where size and time are those of an earlier check.
+  /// verify: hash every file even if size and time are those of an earlier check.
   /// Throws BundleError, naming the file, for anything missing, truncated, altered or of a newer schema.
   static Bundle open(const std::filesystem::path& path, bool verify = false,
                      const std::function<void(const std::string&)>& progress = {});
 
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
-  /// Whether the vision half also lies here as encoder and compressor (`python -m export --split`), which is then what runs.
+  /// Whether the bundle also has an encoder and a compressor (`python -m export --split`), which then run instead of vision.onnx.
   bool is_split() const;
   bool has_llm() const { return manifest_.layers > 0; }
 
-  /// Path of a file that the manifest lists; BundleError where it lists none of that name.
+  /// Path of a file that the manifest lists; BundleError if it lists none of that name.
   std::filesystem::path file(const std::string& name) const;
 
   /// One digest for a graph and its external data; engines are keyed by it.
   std::string sha256(const std::string& graph) const;
 
-  /// The image processor's settings; BundleError for what is missing or makes no sense.
+  /// The image processor's settings; BundleError for what is missing or is out of range.
   const Preprocessing& preprocessing() const;
 
  private:

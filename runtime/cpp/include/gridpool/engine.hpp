@@ -35,7 +35,7 @@ struct TensorSpec {
   std::vector<Dimension> shape;
 };
 
-/// Somebody else's array, C order.
+/// A view of an array, C order.
 struct TensorView {
   DType dtype = DType::float32;
   std::vector<int64_t> shape;
@@ -43,7 +43,7 @@ struct TensorView {
   GRIDPOOL_API int64_t count() const;
 };
 
-/// An array of its own, C order.
+/// An array that owns its memory, C order.
 struct Tensor {
   DType dtype = DType::float32;
   std::vector<int64_t> shape;
@@ -56,22 +56,22 @@ struct Tensor {
   GRIDPOOL_API std::vector<float> floats() const;
 };
 
-/// float32 or float16 values as `dtype`, which is one of the two; a copy even where they are alike.
+/// float32 or float16 values as `dtype`, which is one of the two; a copy even if it has that dtype.
 GRIDPOOL_API Tensor cast(const TensorView& values, DType dtype);
 
 struct EngineOptions {
   std::string device = "auto"; ///< "cpu" | "cuda" | "auto", see `place`
-  int threads = 0;             ///< CPU threads of one run, 0 for the backend's own choice
+  int threads = 0;             ///< CPU threads of one run, 0 for the backend's choice
   std::string onnxruntime;     ///< path of libonnxruntime.so; empty: the system's, else that of a Python wheel
 };
 
-/// Options with a device, and why it is that one, as a line for a log; the note is empty where there was no choice.
+/// Options with a device, and why it is that one, as a line for a log; the note is empty if there was no choice.
 struct Placement {
   EngineOptions options;
   std::string note;
 };
 
-/// Opaque buffers that a graph updates in place; one per conversation. Not longer alive than its engine.
+/// Opaque buffers that a graph updates in place; one per conversation. It must not outlive its engine.
 class GRIDPOOL_API State {
  public:
   virtual ~State();
@@ -91,21 +91,21 @@ class GRIDPOOL_API Engine {
   /// Zeroed buffers for {input name: output name} pairs of equal dtype and shape.
   virtual std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) = 0;
 
-  /// Run once; `feeds` holds every input that `state` does not, the result every output that it does not.
+  /// Run once; `feeds` has every input that `state` does not, the result every output that it does not.
   virtual std::map<std::string, Tensor> run(const Feeds& feeds, State* state = nullptr) = 0;
 };
 
-/// Where all graphs of `bundle` run when options.device is "auto": on the GPU where there is one and `backend` can use it (TensorRT with
+/// Where all graphs of `bundle` run when options.device is "auto": on the GPU if there is one and `backend` can use it (TensorRT with
 /// engines of every graph, or an ONNX Runtime whose CUDA provider computes), else on the CPU. Other options are returned as they are.
 /// EngineError for TensorRT without a GPU.
 GRIDPOOL_API Placement place(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
 
 /// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run on
-/// the device and has the engine. Throws EngineError, which says what was wrong and what to run.
+/// the device and has the engine. EngineError, with the reason and what to run, if none can.
 GRIDPOOL_API std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend = "auto",
                                                  const EngineOptions& options = {});
 
-/// Refuse feeds whose names, dtypes or shapes are not the graph's; `bound` are inputs that a state holds.
+/// Refuse feeds whose names, dtypes or shapes are not the graph's; `bound` are the inputs of a state.
 GRIDPOOL_API void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const std::vector<std::string>& bound = {});
 
 }  // namespace gridpool

@@ -15,13 +15,13 @@
 
 namespace gridpool {
 
-/// Not longer alive than the encoder whose engine it uses. Not safe for two threads at once.
+/// It must not outlive the encoder whose engine it uses. Not safe for two threads at once.
 class GRIDPOOL_API LiveEncoder {
  public:
   explicit LiveEncoder(VisionEncoder& vision);
   ~LiveEncoder();
 
-  /// Add a frame of any size, and drop the oldest where T are held; seconds: its time on the source's clock.
+  /// Add a frame of any size, and drop the oldest if T are held; seconds: its time on the source's clock.
   void push(const Image& frame, double seconds);
 
   /// Visual tokens [N, D] of the last T frames, and which they are: indices count the frames that were pushed, from 0.
@@ -40,7 +40,7 @@ class GRIDPOOL_API LiveEncoder {
 /// What `gridpool watch` reads: a file, a V4L2 device (/dev/video0) or a network stream (rtsp://…).
 class GRIDPOOL_API VideoStream {
  public:
-  /// VideoError where it can't be opened.
+  /// VideoError if it can't be opened.
   explicit VideoStream(const std::string& source);
   ~VideoStream();
 
@@ -53,7 +53,7 @@ class GRIDPOOL_API VideoStream {
   /// Frames of a camera that came damaged, or without what they refer to, and were left out since the last time that this was asked.
   int64_t take_lost();
 
-  bool is_live() const;  ///< whether frames come when they come, and not when they are asked for
+  bool is_live() const;  ///< whether the source sets the pace, and frames can't be asked for
 
  private:
   struct Parts;

@@ -38,7 +38,7 @@ struct GRIDPOOL_API Sampling {
 
 class Conversation;
 
-/// One loaded decoder graph; each `Conversation` has a cache of its own. Not safe for two threads at once.
+/// One loaded decoder graph; each `Conversation` has its cache. Not safe for two threads at once.
 class GRIDPOOL_API LocalDecoder {
  public:
   static LocalDecoder open(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
@@ -57,13 +57,13 @@ class GRIDPOOL_API LocalDecoder {
   std::map<std::string, std::string> cache_pairs_;
 };
 
-/// A KV cache and how far it is filled. Not longer alive than its decoder.
+/// A KV cache and how far it is filled. It must not outlive its decoder.
 class GRIDPOOL_API Conversation {
  public:
   Conversation(LocalDecoder& decoder, std::unique_ptr<State> state) : decoder_(decoder), state_(std::move(state)) {}
 
   /// Append embeddings [1, S, D]; return the logits [V] after the last of them.
-  /// PromptError where the cache is too small, EngineError for logits that are not finite.
+  /// PromptError if the cache is too small, EngineError for logits that are not finite.
   std::vector<float> extend(const TensorView& embeddings, int64_t chunk = 0);  // 0: the decoder's
 
   /// Hand ids chosen from `logits` on to `each`, at most `limit`, until one of `eos` (not handed on), or the cache is
@@ -81,7 +81,7 @@ class GRIDPOOL_API Conversation {
   int64_t length_ = 0;
 };
 
-/// Refuse a prompt that the cache can't hold.
+/// PromptError for a prompt that exceeds the cache.
 GRIDPOOL_API void check_context(int64_t needed, int64_t max_context);
 
 }  // namespace gridpool

@@ -1,5 +1,5 @@
-// Frames to what a bundle's graph takes (runtime/preprocess.py): `pixel_values`, bit for bit as Pillow and transformers' image
-// processor make them, or, where the graph does that itself (`--input frames`), the frames as they are.
+// Frames to what a bundle's graph takes (runtime/media/preprocess.py): `pixel_values`, bit for bit as Pillow and transformers' image
+// processor make them, or, if the graph does that itself (`--input frames`), the frames as they are.
 //
 // T frames, h, w rows and columns of the model's input.
 #pragma once
@@ -28,7 +28,7 @@ class GRIDPOOL_API Preprocessor {
   /// itself: VideoError for a frame that is not of that size.
   Image resize(const Image& frame) const;
 
-  /// T frames that were resized -> float32 [T, 3, h, w], or uint8 [T, h, w, 3] where the graph takes frames.
+  /// T frames that were resized -> float32 [T, 3, h, w], or uint8 [T, h, w, 3] if the graph takes frames.
   Tensor normalise(const std::vector<Image>& frames) const;
 
  private:

@@ -28,7 +28,7 @@ class GRIDPOOL_API Prompt {
   ~Prompt();
 
   /// Ids of the chat-template prompt around one clip. PromptError for an empty question, and for one that contains a
-  /// special token of the model: as text it would be taken for the token.
+  /// special token of the model: as text it would be read as the token.
   PromptIds ids(const std::string& question) const;
 
   /// [1, S, D] in the embeddings' dtype: the prompt's rows with the visual tokens [N, D] in their place.

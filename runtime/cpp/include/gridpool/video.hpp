@@ -1,4 +1,4 @@
-// A video file in, T upright RGB frames out: the same frames and times as runtime/video.py, which says why these.
+// A video file in, T upright RGB frames out: the frames and times that the Python runtime chooses (runtime/media/clip.py).
 //
 // T frames asked for, h, w rows and columns of a frame.
 #pragma once
@@ -39,11 +39,11 @@ struct Clip {
 
 /// Decode `frames` frames, evenly spread over the clip; `each` makes of one what is kept, so that only one frame of full
 /// size is in memory.
-/// Throws VideoError for a count that is out of range, for a file that can't be opened or holds no video, and, with the
+/// Throws VideoError for a count that is out of range, for a file that can't be opened or has no video, and, with the
 /// position in seconds, for one that is damaged where it must be decoded.
 GRIDPOOL_API Clip sample_frames(const std::filesystem::path& path, int64_t frames, const std::function<Image(Image)>& each);
 
-/// Throw VideoError for what is no readable file with something in it.
+/// VideoError for a path that is not a readable, non-empty file.
 GRIDPOOL_API void check_video_file(const std::filesystem::path& path);
 
 }  // namespace gridpool
