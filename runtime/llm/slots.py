@@ -36,7 +36,7 @@ class SlotDecoder:
         self.batched = next(spec for spec in engine.inputs if spec.name == "inputs_embeds").shape[0] == BATCH
         self._states: list[Any]
         if self.batched:
-            self._states = [engine.new_state(single.cache_pairs, batch=slots)]  # type: ignore[call-arg]
+            self._states = [engine.new_state(single.cache_pairs, batch=slots)]
         else:
             self._states = [engine.new_state(single.cache_pairs) for _ in range(slots)]
 
@@ -88,7 +88,7 @@ class SlotDecoder:
         self.engine.close()
 
     def _state(self, start: int, stop: int) -> Any:
-        return self._states[0].of_rows(start, stop) if self.batched else self._states[start]
+        return self._states[0].batch_slice(start, stop) if self.batched else self._states[start]
 
     def _run(self, state: Any, embeddings: np.ndarray, positions: np.ndarray, read: int | None = None) -> np.ndarray:
         """Logits [B, V] of embeddings [B, S, D] at positions [B, S]; read: cache rows to look at, by default all up to here."""
