@@ -255,7 +255,7 @@ class TestGone:
 
     def test_its_frames_are_shown_and_then_it_is_said(self, camera):
         seen = []
-        with pytest.raises(VideoError, match=r"^rtsp://camera is gone \(reset by peer\); watch it again$"):
+        with pytest.raises(VideoError, match=r"^rtsp://camera broke off \(reset by peer\); watch it again$"):
             for seconds, _ in camera:
                 seen.append(round(16 * seconds))
         assert seen == [0, 1]
