@@ -12,7 +12,7 @@ import pytest
 
 from runtime.bundle import VISION
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, TensorSpec, open_engine
+from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine, has_cuda_provider
 
 

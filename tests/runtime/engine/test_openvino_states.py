@@ -99,7 +99,9 @@ def test_a_cache_is_held_in_what_a_cpu_computes_in(tmp_path, bf16, stored, held)
     assert bits.view(np.float32)[0, 0, :3].tolist() == [[0, 0], [1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize(("graph", "runs"), [("vision", True), ("vision.loop", True), ("llm/decoder", False), ("llm/decoder.batch", False)])
+@pytest.mark.parametrize(
+    ("graph", "runs"), [("vision", True), ("vision.loop", True), ("llm/decoder", False), ("llm/decoder.batch", False)]
+)
 def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
     monkeypatch.setattr(OpenVINOEngine, "load", lambda model, options: (model, options.device))
     manifest = SimpleNamespace(llm={"attention": "portable"})
@@ -112,3 +114,95 @@ def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
     else:
         with pytest.raises(EngineError, match="portable"):
             OpenVINOEngine.open(bundle, graph, options)
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "said"),
+    [
+        (["CPU"], "cpu", None),
+        (["CPU", "GPU.0", "GPU.1"], "gpu", None),
+        (["CPU", "GPU.0", "GPU.1"], "gpu.1", None),
+        (["CPU", "GPU.1"], "gpu", "finds no device gpu here, but cpu, gpu.1"),
+        (["CPU"], "npu", "finds no device npu here, but cpu"),
+        (["CPU", "CUDA"], "cuda", "OpenVINO runs on cpu, gpu, npu (gpu.1 for the second), not on cuda"),
+    ],
+)
+def test_which_devices_can_be_used(monkeypatch, devices, device, said):
+    monkeypatch.setattr(openvino, "core", lambda: SimpleNamespace(available_devices=devices))
+    got = OpenVINOEngine.unavailable(device)
+    assert got is None if said is None else said in got
+
+
+def test_a_graph_with_functions_is_read_with_its_weights(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 20, "own" : 1]>
+    g (float[2] x) => (float[2] y) <float[2] w = {3.0, 4.0}> { y = own.Times(x, w) }
+    <domain: "own", opset_import: ["" : 20]> Times (a, b) => (c) { c = Mul(a, b) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.float32([3, 4]), "w"))
+    onnx.save_model(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").exists()
+    inlined = onnx.load_from_string(openvino._readable(tmp_path / "m.onnx"))
+    assert [node.op_type for node in inlined.graph.node] == ["Mul"] and not inlined.functions
+    assert onnx.numpy_helper.to_array(inlined.graph.initializer[0]).tolist() == [3, 4]
+    plain = save_cache_graph(tmp_path / "plain.onnx", 8)
+    assert openvino._readable(plain) == plain
+    engine = OpenVINOEngine.load(tmp_path / "m.onnx")
+    assert engine.run({"x": np.float32([2, 5])})["y"].tolist() == [6, 20]
+
+
+def test_what_can_t_be_read_or_inlined_is_said(tmp_path, monkeypatch):
+    def too_large(self) -> bytes:
+        raise ValueError("2 GB")
+
+    text = """<ir_version: 10, opset_import: ["" : 20, "own" : 1]>
+    g (float[2] x) => (float[2] y) { y = own.Same(x) }
+    <domain: "own", opset_import: ["" : 20]> Same (a) => (b) { b = Identity(a) }"""
+    onnx.save(onnx.parser.parse_model(text), str(tmp_path / "m.onnx"))
+    inlined = SimpleNamespace(SerializeToString=lambda: too_large(None))
+    monkeypatch.setattr("onnx.inliner.inline_local_functions", lambda model: inlined)
+    monkeypatch.setattr(onnx, "load_external_data_for_model", lambda model, directory: None)
+    with pytest.raises(EngineError, match=r"m\.onnx is too large to be inlined for OpenVINO; export with --split"):
+        openvino._readable(tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r'"onnx".*\[runtime\]'):
+        openvino._readable(tmp_path / "m.onnx")
+
+
+def test_there_is_one_core_and_large_blocks_are_apart_before_it(monkeypatch):
+    made = []
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: made.append("core") or SimpleNamespace()))
+    monkeypatch.setattr(openvino, "large_blocks_apart", lambda: made.append("apart"))
+    openvino.core.__wrapped__()
+    assert made == ["apart", "core"]
+    monkeypatch.undo()
+    assert openvino.core() is openvino.core()
+
+
+def test_a_closed_engine_holds_no_model():
+    port = SimpleNamespace(create_infer_request=object, inputs=[], outputs=[])
+    engine = OpenVINOEngine(port, "gpu")
+    assert engine.device == "gpu" and (engine.inputs, engine.outputs) == ((), ())
+    engine.close()
+    assert not hasattr(engine, "_compiled") and not hasattr(engine, "_request")
+
+
+def test_what_fails_inside_is_an_engine_error(batched, monkeypatch):
+    def fail(**_: object) -> None:
+        raise RuntimeError("Exception from src\n  out of memory\n")
+
+    state = batched.new_state(PAIRS)
+    broken = OpenVINOState(PAIRS, SimpleNamespace(set_tensor=lambda *_: None, infer=fail), state.buffers)
+    with pytest.raises(EngineError, match=r"^OpenVINO failed on cpu: out of memory$"):
+        batched.run(feeds(ROWS[:1], [[0, 1]], 2), broken)
+
+
+def test_outputs_are_not_copied_twice(batched):
+    """Asked for so, OpenVINO hands its own buffers out."""
+    told, state = [], batched.new_state(PAIRS)
+    request = SimpleNamespace(
+        set_tensor=state.request.set_tensor,
+        get_tensor=state.request.get_tensor,
+        infer=lambda **options: told.append(options) or state.request.infer(**options),
+    )
+    batched.run(feeds(ROWS[:1], [[0, 1]], 2), OpenVINOState(PAIRS, request, state.buffers))
+    assert told == [{"share_outputs": True}]
