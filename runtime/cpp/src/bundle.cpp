@@ -23,17 +23,8 @@ Bundle Bundle::open(const fs::path& path, bool verify, const std::function<void(
   const Json values = read_manifest(path);
   bundle.manifest_ = manifest_from(values);
   check_files(path, bundle.manifest_, verify, progress);
-  try {
-    bundle.preprocessing_ = preprocessing_from(values["preprocessing"]);
-  } catch (const BundleError& error) {
-    bundle.preprocessing_fault_ = error.what();  // thrown when it is asked for: the LLM alone needs none
-  }
+  bundle.preprocessing_ = preprocessing_from(values);
   return bundle;
-}
-
-const Preprocessing& Bundle::preprocessing() const {
-  if (!preprocessing_fault_.empty()) throw BundleError(preprocessing_fault_);
-  return preprocessing_;
 }
 
 fs::path Bundle::file(const std::string& name) const {

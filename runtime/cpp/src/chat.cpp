@@ -27,7 +27,6 @@ bool is_finite(const Tensor& tensor) {
 }  // namespace
 
 VisionEncoder VisionEncoder::open(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
-  bundle.preprocessing();  // refused before the weights are loaded
   return VisionEncoder(bundle, open_engine(bundle, kVision, backend, options));
 }
 

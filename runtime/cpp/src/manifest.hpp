@@ -10,12 +10,10 @@ namespace gridpool {
 
 inline constexpr const char* kManifest = "manifest.json";
 
-/// The manifest of the bundle at `path`, every value of the type that the functions below expect; BundleError names file and field.
+/// The manifest of the bundle at `path`, as runtime/bundle/schema.json describes it; BundleError names file and field.
 Json read_manifest(const std::filesystem::path& path);
 
 Manifest manifest_from(const Json& values);
-
-/// values: the manifest's "preprocessing"; BundleError for a field that is missing or out of range.
 Preprocessing preprocessing_from(const Json& values);
 
 }  // namespace gridpool

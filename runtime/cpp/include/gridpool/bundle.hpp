@@ -84,14 +84,13 @@ class GRIDPOOL_API Bundle {
   /// One digest for a graph and its external data; engines are keyed by it.
   std::string sha256(const std::string& graph) const;
 
-  /// The image processor's settings; BundleError for what is missing or is out of range.
-  const Preprocessing& preprocessing() const;
+  /// The image processor's settings.
+  const Preprocessing& preprocessing() const { return preprocessing_; }
 
  private:
   std::filesystem::path path_;
   Manifest manifest_;
   Preprocessing preprocessing_;
-  std::string preprocessing_fault_;
 };
 
 }  // namespace gridpool
