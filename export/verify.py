@@ -25,7 +25,7 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools.compare import compare
 from runtime.tools.parity import Row, compare_llm
 from runtime.tools.reference import LLMReference

@@ -37,7 +37,7 @@ def _command(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from runtime.chat import AskOptions, VideoChat
     from runtime.llm.sampling import Sampling
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
 
     options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
     if args.llm != "local":

@@ -29,7 +29,7 @@ from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.engine.place import place
 from runtime.engine.split import SplitVision
 from runtime.llm.decoder import LocalDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.compare import ABSENT_ROWS, Difference, compare, tolerance
 from runtime.tools.reference import LLMReference
