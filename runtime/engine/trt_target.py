@@ -72,13 +72,13 @@ def resolved_target(backend: str, target: str | None) -> str:
 
 def set_target(backend: str, config: Any, target: str) -> None:
     """Let a builder's config make an engine for `target`; nothing is to be set for the GPU of this machine."""
-    trt = facade.load(backend)
     if backend == "tensorrt-rtx" and target != RTX_ANY:
-        names = target.split(",")
+        rtx, names = facade.load(backend), target.split(",")
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
-            config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), index)
+            config.set_compute_capability(getattr(rtx.ComputeCapability, name.upper()), index)
     elif target == AMPERE_PLUS:
+        trt = facade.load(backend)
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
 
 
