@@ -192,7 +192,9 @@ def test_a_graph_of_fixed_shapes_has_no_profile() -> None:
     assert build_module._add_profile(builder, Network(x=((2, 3), {})), None, None) == {"x": [2, 3]}
 
 
-def test_a_timing_cache_that_can_not_be_written_is_logged(machine, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_timing_cache_that_can_not_be_written_is_logged(
+    machine, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     config = SimpleNamespace(
