@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, VISION, Bundle
 from runtime.core.errors import EngineError, UserError, nearest
+from runtime.core.options import check_limits, option
 from runtime.engine import tuning
 
 BACKENDS = {
@@ -25,6 +26,11 @@ BACKENDS = {
     "tensorrt": "runtime.engine.tensorrt:TensorRTEngine",
     "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
 }
+
+
+def backend_option() -> Any:
+    """The field of options that name a backend."""
+    return option("auto", "the engine to run on", choices=["auto", *BACKENDS])
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """device: "auto" (see runtime/engine/place.py), "cpu", "cuda", or one of OpenVINO's: "gpu", "gpu.1", "npu"; threads: CPU threads of one run, 0 for the backend's
-    own choice; bf16: let an fp32 graph be computed in bf16 (openvino on a CPU): faster, and no longer what the ONNX graph says."""
+    """Where and how an engine computes; runtime/engine/place.py is the rule of device "auto"."""
 
-    device: str = "auto"
-    threads: int = 0
-    bf16: bool = False
+    device: str = option(
+        "auto",
+        "default auto: the NVIDIA GPU where it can be used, else the CPU; gpu, gpu.1 and npu are OpenVINO's",
+        metavar="auto|cpu|cuda|gpu|npu",
+    )
+    threads: int = option(0, "CPU threads of one run; 0: the backend's choice", at_least=0)
+    bf16: bool = option(False, "compute in bf16 (--backend openvino on a CPU): faster, less exact")
 
     def __post_init__(self) -> None:
+        check_limits(self, EngineError)
         if not re.fullmatch(r"auto|cpu|cuda|gpu(\.\d+)?|npu", self.device):
             raise EngineError(f'device is "{self.device}", expected auto, cpu, cuda, or for openvino gpu, gpu.1, npu')
-        if self.threads < 0:
-            raise EngineError(f"threads is {self.threads}, expected 0 (the backend's choice) or more")
 
     def on(self, device: str) -> EngineOptions:
         """The same on `device` where none was chosen."""

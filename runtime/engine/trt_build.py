@@ -27,6 +27,7 @@ from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
+from runtime.core.options import option
 from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
@@ -43,25 +44,24 @@ _AMPERE_PLUS = "ampere-plus"  # TensorRT's own portable kind of engine; slower, 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """backend: "tensorrt" | "tensorrt-rtx" | "auto": tensorrt where it is installed and there is a GPU, or a plugin asks for it, else
-               tensorrt-rtx
-
-    target     "tensorrt": "current" (the GPU of this machine) or "ampere-plus" (every GPU from Ampere on);
+    """target     "tensorrt": "current" (the GPU of this machine) or "ampere-plus" (every GPU from Ampere on);
                "tensorrt-rtx": "any" (every GPU from Ampere on), "current", or architectures such as "sm89" or "sm86,sm120"
     graphs     which graphs; () for all that answer questions: of a split bundle, encoder and compressor instead of both at once
-    force      build even where an engine of the same inputs is there
     tf32       let fp32 matrix products drop to TF32: faster, and no longer what the ONNX graph says
     workspace  scratch memory in MiB that a kernel may use, 0 for TensorRT's own limit
-    plugin     "none", "aot" or the path of the compression plugin's library; see runtime/engine/trt_plugin.py
     """
 
-    backend: str = "auto"
-    target: str | None = None
+    backend: str = option(
+        "auto",
+        "default auto: tensorrt where it is installed and there is a GPU, or --plugin needs it, else tensorrt-rtx",
+        choices=("auto", "tensorrt", "tensorrt-rtx"),
+    )
+    target: str | None = option(None, "GPU to build for (default: what the backend can do here)")
     graphs: tuple[str, ...] = ()
-    force: bool = False
+    force: bool = option(False, "build again where an engine of this very graph exists")
     tf32: bool = False
     workspace: int = 0
-    plugin: str = NONE
+    plugin: str = option(NONE, "the compression plugin (backend tensorrt only)", metavar="none|aot|FILE.so")
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.core.errors import VideoError
+from runtime.core.options import option
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """pixels: of a frame, width times height; side: its width or height, which what a filter keeps for resizing grows with
-    seconds: of the clip; frames: in the clip; streams: in the container
+    """side: width or height of a frame, with which the memory of a resize filter grows
+    frames: in the clip; streams: in the container
     decoded_pixels       of all frames of a video that must be decoded to reach those that are sampled
     animation_pixels     of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
     """
 
-    pixels: int = 4096 * 2304
+    pixels: int = option(4096 * 2304, "largest frame, width times height", flag="--max-clip-pixels", above=0)
     side: int = 65_535  # the largest of a JPEG
-    seconds: float = 3600.0
+    seconds: float = option(3600.0, "longest clip", flag="--max-clip-seconds", metavar="S", above=0)
     frames: int = 300_000
     streams: int = 16
     decoded_pixels: int = 10_000_000_000
