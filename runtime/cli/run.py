@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from runtime.chat import AskOptions, VideoChat
 from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle, placed
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     ask, llm = options_from_args(AskOptions, args), options_from_args(LLMOptions, args)
     on = options_from_args(EngineChoice, args)
-    chat: VideoChat | RemoteChat
+    chat: Any  # a VideoChat or a RemoteChat
     if llm.is_local:
         bundle = open_bundle(args)
         prompt = Prompt(bundle) if bundle.has_llm else None
@@ -44,6 +45,6 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(piece, end="", flush=True)
     print(json.dumps(chat.answer.as_dict()) if args.json else "")
-    for warning in chat.warnings if isinstance(chat, RemoteChat) else ():
+    for warning in () if llm.is_local else chat.warnings:
         log(f"warning: {warning}")
     return 0

@@ -138,7 +138,7 @@ def _ray_rows(bundle: str, left: Sequence[str], options: BatchOptions) -> Iterat
 def _gpus_each(options: BatchOptions, of_cluster: float) -> int | None:
     """GPUs that Ray reserves for a worker, which sees no others: one where the cluster has enough, or `device` asks for it."""
     if options.engine.device == "auto":
-        enough = of_cluster >= options.workers and not options.backend.startswith("openvino")
+        enough = of_cluster >= options.workers and options.backend != "openvino" and not options.engine.bf16
         log(f"device auto: {options.workers} workers, {of_cluster:g} GPUs in the cluster: {'one each' if enough else 'on the CPU'}")
         return 1 if enough else None
     return 1 if options.engine.device == "cuda" else None

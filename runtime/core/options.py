@@ -166,7 +166,9 @@ class _Found:
 
     def configured(self, value: Any) -> Any:
         """The field's value from a configuration's."""
-        if value is None and self.default is None:
+        if value is None:
+            if self.default is not None:
+                raise argparse.ArgumentTypeError("got no value")
             return None
         if self.type is bool:
             if str(value).lower() not in _TRUTH:

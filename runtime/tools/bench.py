@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.core.errors import BundleError
+from runtime.core.errors import BundleError, EngineError
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
@@ -50,7 +50,7 @@ class BenchOptions:
     engine: EngineOptions = nested(EngineOptions())
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        check_limits(self, EngineError)
 
 
 @dataclass(frozen=True)
