@@ -1,6 +1,6 @@
-"""What an untrusted file may ask of the decoder; every check is made before the pixels that it is about are decoded.
+"""Limits on what an untrusted file may ask of the decoder. Each is checked before the pixels concerned are decoded.
 
-`limited(limits)` sets the limits for the code inside it, `current()` returns them: None for a file of the user's own.
+`limited(limits)` sets the limits for the code inside it; `current()` returns them, or None for a trusted file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from runtime.core.options import option
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """side: width or height of a frame, with which the memory of a resize filter grows
-    frames: in the clip; streams: in the container
-    decoded_pixels       of all frames of a video that must be decoded to reach those that are sampled
-    animation_pixels     of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
+    """Upper limits for one file.
+
+    side               width or height of a frame; a resize filter's buffers grow with it
+    frames             frames in the clip
+    streams            streams in the container
+    decoded_pixels     pixels of all frames that must be decoded to reach the sampled ones
+    animation_pixels   pixels of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
     """
 
     pixels: int = option(4096 * 2304, "largest frame, width times height", flag="--max-clip-pixels", above=0)
-    side: int = 65_535  # the largest of a JPEG
+    side: int = 65_535  # the largest that a JPEG can have
     seconds: float = option(3600.0, "longest clip", flag="--max-clip-seconds", metavar="S", above=0)
     frames: int = 300_000
     streams: int = 16
