@@ -23,6 +23,7 @@ from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
+from runtime.core.options import option
 from runtime.core.progress import log, phases
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
@@ -33,26 +34,24 @@ from runtime.engine.trt_target import backend_that_builds, resolved_target, set_
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build and how.
-
-    backend    "tensorrt" | "tensorrt-rtx" | "auto": tensorrt where it is installed and there is a GPU, or a plugin needs it,
-               else tensorrt-rtx
-    target     None for the backend's default; "tensorrt": "current" or "ampere-plus"; "tensorrt-rtx": "any", "current", or
-               architectures such as "sm89" or "sm86,sm120"; see runtime/engine/trt_target.py
+    """target     "tensorrt": "current" or "ampere-plus"; "tensorrt-rtx": "any", "current", or architectures such as "sm89" or
+               "sm86,sm120"; see runtime/engine/trt_target.py
     graphs     which graphs; () for all that answer questions: of a split bundle, encoder and compressor
-    force      build even where an engine of the same inputs exists
     tf32       let fp32 matrix products drop to TF32: faster, but less precise than the ONNX graph
     workspace  scratch memory in MiB that a kernel may use, 0 for TensorRT's own limit
-    plugin     "none", "aot" or the path of the compression plugin's library; see runtime/engine/trt_plugin.py
     """
 
-    backend: str = "auto"
-    target: str | None = None
+    backend: str = option(
+        "auto",
+        "default auto: tensorrt where it is installed and there is a GPU, or --plugin needs it, else tensorrt-rtx",
+        choices=("auto", "tensorrt", "tensorrt-rtx"),
+    )
+    target: str | None = option(None, "GPU to build for (default: what the backend can do here)")
     graphs: tuple[str, ...] = ()
-    force: bool = False
+    force: bool = option(False, "build again where an engine of this very graph exists")
     tf32: bool = False
     workspace: int = 0
-    plugin: str = NONE
+    plugin: str = option(NONE, "the compression plugin (backend tensorrt only)", metavar="none|aot|FILE.so")
 
 
 @dataclass(frozen=True)
