@@ -18,7 +18,7 @@ from runtime.llm.chat import Chat, ClipTokens, Piece, Usage
 from runtime.llm.torch_format import torch_save
 
 
-def request_body(chat: Chat, model: str, data: Callable[[ClipTokens], str]) -> bytes:
+def request_body(chat: Chat, model: str | None, data: Callable[[ClipTokens], str]) -> bytes:
     """data: the text of a clip's part."""
     clips = iter(chat.clips)
     messages = []

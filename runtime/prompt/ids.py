@@ -53,7 +53,7 @@ def prompt_ids(tokenizer: Tokenizer, template: ChatTemplate, video_token_id: int
         if part["type"] != "text":
             return {"type": "video"}
         if any("\ud800" <= character <= "\udfff" for character in part["text"]):  # such as bytes of a command line
-            raise PromptError("the text is not valid Unicode; expected UTF-8 text without lone surrogates")
+            raise PromptError("the question is not valid Unicode; expected UTF-8 text")
         return {"type": "text", "text": tokenizer.special_tokens.sub(hide, part["text"])}
 
     messages = [{"role": message["role"], "content": list(map(hidden, message["content"]))} for message in messages]

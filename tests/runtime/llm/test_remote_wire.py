@@ -13,7 +13,7 @@ import pytest
 
 from runtime.llm import remote
 from runtime.llm.chat import Chat, DeadlineError, Piece
-from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, _within
+from runtime.llm.remote import LLMOptions, RemoteError, RemoteLLM, _pause, _within
 
 VISION_ONLY = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=4))
 ANSWER = "".join(
@@ -32,7 +32,7 @@ class Remote:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: object, **options: object):
         self.answers, self.requests, self.pauses, self.running = list(answers), [], [], []
-        self.llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1/", "m", **options))
+        self.llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1/", "m", **options))
         client = httpx.AsyncClient
 
         async def no_sleep(seconds: float) -> None:
@@ -76,7 +76,7 @@ def test_a_chat_is_one_request(monkeypatch):
 
 
 def test_defaults(monkeypatch):
-    options = RemoteOptions("https://host/v1", "m")
+    options = LLMOptions("https://host/v1", "m")
     assert (options.api_key, options.dtype, options.tries, options.connect, options.silence) == (None, "float16", 3, 10, 120)
     there = Remote(monkeypatch, 200)
     there.ask(Chat([], []))
@@ -156,7 +156,7 @@ def test_work_that_does_not_end_by_its_deadline_is_an_error():
 
 
 def test_another_count_is_a_warning_in_every_answer_and_one_line_in_the_log(caplog):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     for ours, theirs in ((0, 5), (5, 0), (5, 5)):
         chat = Chat([], [])
         chat.usage.prompt_tokens = theirs
@@ -172,7 +172,7 @@ def test_another_count_is_a_warning_in_every_answer_and_one_line_in_the_log(capl
 
 
 def test_a_refusal_that_is_not_json_is_quoted(monkeypatch):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     for text in ("[1, 2]", "<html>", "z" * 300):
         refusal = asyncio.run(llm._refusal(httpx.Response(418, text=text)))
         assert str(refusal).endswith(f"418: {text[:200]}") and refusal.status == 418
@@ -192,4 +192,4 @@ def test_a_pause_is_what_the_remote_asks_for_and_ten_seconds_at_most(asked, seco
 def test_without_httpx_the_error_names_it_and_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(remote.UserError, match=r'"httpx".*\[serve\]'):
-        RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+        RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
