@@ -1,7 +1,7 @@
 """The compression plugin in TensorRT engines: registered before a graph is parsed, named in build.json, loaded before an engine is.
 
 `vision.onnx` holds compression as a call of `gridpool::StGridPool`, a function with the plain nodes as its body
-(plugins/spec.py). A TensorRT that knows a plugin of that name takes the plugin, any other the body. Three choices:
+(plugins/op.py). A TensorRT that knows a plugin of that name takes the plugin, any other the body. Three choices:
 
     none            the body
     aot             the ahead-of-time Python plugin (TensorRT 10.9 and newer): the engine carries its kernel
@@ -69,7 +69,7 @@ def model_bytes_for_plugin(path: Path) -> bytes | None:
     None where the graph has no such function. External data stay in their file.
     """
 
-    from plugins.spec import DOMAIN
+    from plugins.op import DOMAIN
 
     model = read_graph(path)
     kept = [function for function in model.functions if function.domain != DOMAIN]

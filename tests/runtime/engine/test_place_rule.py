@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import runtime.engine.trt_build
-from plugins.spec import DOMAIN
+from plugins.op import DOMAIN
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, cuda, place
 from runtime.engine import trt_api as facade
