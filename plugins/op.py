@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from plugins.errors import SpecError
@@ -117,9 +117,9 @@ def attributes_of(spec: StGridPool) -> dict[str, Any]:
 def spec_from_attributes(attributes: Mapping[str, Any]) -> StGridPool:
     """The inverse; attributes of other names (plan, plugin_namespace, …) are ignored."""
     return StGridPool(
-        sizes=tuple(int(v) for v in attributes.get("sizes", ())),
-        strides=tuple(int(v) for v in attributes.get("strides", ())),
-        **{f.name: type(f.default)(attributes.get(f.name, f.default)) for f in fields(NSPOptions)},
+        sizes=tuple(map(int, attributes.get("sizes", ()))),
+        strides=tuple(map(int, attributes.get("strides", ()))),
+        **{name: type(default)(attributes.get(name, default)) for name, default in asdict(NSPOptions()).items()},
     )
 
 
