@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.core.errors import PromptError
+from runtime.core.options import check_limits, nested, option
 from runtime.engine import EngineOptions
 from runtime.llm.decoder import Conversation, LocalDecoder
 from runtime.llm.sampling import Sampling
@@ -23,14 +24,13 @@ from runtime.vision.encoder import VisionEncoder, VisualTokens
 
 @dataclass(frozen=True)
 class AskOptions:
-    """max_new_tokens: the answer's length at most; sampling: greedy unless told otherwise."""
+    """How long an answer may get, and how its tokens are chosen."""
 
-    max_new_tokens: int = 128
-    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = option(128, "length of the answer at most", at_least=1)
+    sampling: Sampling = nested(Sampling())
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        check_limits(self, PromptError)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from runtime.chat import Answer, AskOptions
 from runtime.core.errors import PromptError
 from runtime.engine import EngineOptions
 from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.remote import RemoteLLM, RemoteOptions
+from runtime.llm.remote import LLMOptions, RemoteLLM
 from runtime.media.clip import check_file
 from runtime.vision.encoder import VisionEncoder
 
@@ -27,7 +27,7 @@ class RemoteChat:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, remote: RemoteOptions, backend: str = "auto", options: EngineOptions = EngineOptions()
+        cls, bundle: Bundle, remote: LLMOptions, backend: str = "auto", options: EngineOptions = EngineOptions()
     ) -> RemoteChat:
         bundle.model(VISION)  # says how to get one where the bundle has none
         return cls(VisionEncoder.open(bundle, backend, options), RemoteLLM(bundle, remote))

@@ -21,7 +21,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.chat import Answer, AskOptions, VideoChat
-from runtime.core.errors import UsageError
+from runtime.core.options import check_limits, option
 from runtime.engine import EngineOptions
 from runtime.media.preprocess import Preprocessor
 from runtime.media.stream import Stream, is_live
@@ -31,22 +31,29 @@ from runtime.vision.live import LiveEncoder
 _SAME = 1e-9  # seconds: times are sums of fractions
 
 
+def duration(text: str) -> float:
+    """Seconds, of a text such as "2s", "500ms" or "2". ValueError for another."""
+    for unit, scale in (("ms", 0.001), ("s", 1.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * scale
+    return float(text)
+
+
+def _duration_option(default: float, help: str) -> Any:
+    return option(default, help, metavar="TIME", parse=duration, at_least=0.001, at_most=86400)
+
+
 @dataclass(frozen=True)
 class WatchOptions:
-    """every: seconds between answers; window: seconds that the T frames span; count: answers to give, 0 for no end;
-    realtime: play a file at its own speed, as a camera would."""
+    """When to answer, and about what; times in seconds."""
 
-    every: float = 2.0
-    window: float = 8.0
-    count: int = 0
-    realtime: bool = False
+    every: float = _duration_option(2.0, "between answers, e.g. 2s or 500ms")
+    window: float = _duration_option(8.0, "what the sampled frames span")
+    count: int = option(0, "stop after so many answers (default 0: at the end)", at_least=0)
+    realtime: bool = option(False, "play a file at its own speed, as a camera would")
 
     def __post_init__(self) -> None:
-        for name in ("every", "window"):
-            if not 0.001 <= getattr(self, name) <= 86400:
-                raise UsageError(f"{name} is {getattr(self, name)} s, expected 1ms to a day")
-        if self.count < 0:
-            raise UsageError(f"{self.count} answers; expected 0 (no end) or more")
+        check_limits(self)
 
 
 @dataclass(frozen=True)

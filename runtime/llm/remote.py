@@ -25,6 +25,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UsageError, UserError, missing_package
+from runtime.core.options import check_limits, option, secret_option
 from runtime.llm.chat import Chat, ClipTokens
 from runtime.llm.scheduler import DeadlineError, Piece
 from runtime.llm.torch_format import torch_save
@@ -32,6 +33,7 @@ from runtime.prompt.messages import ids_of_messages
 from runtime.prompt.template import Prompt
 
 log = logging.getLogger("runtime.llm.remote")
+LOCAL = "local"
 _COUNTED = 1 << 17  # characters of text that are tokenized for a count that is only compared
 _AGAIN = (429, 502, 503)
 _FINISH = {"stop": "stop", "length": "length"}
@@ -46,25 +48,33 @@ class RemoteError(UserError):
 
 
 @dataclass(frozen=True)
-class RemoteOptions:
-    """url: of the API, with /v1; dtype: "float16" or "bfloat16" of the embeddings; tries: of a request that was not begun.
+class LLMOptions:
+    """Where the LLM is: here, or at the address of an API, with /v1.
 
-    connect, silence: seconds to connect, and that may pass between two pieces.
+    tries              of a request that was not begun
+    connect, silence   seconds to connect, and that may pass between two pieces
     """
 
-    url: str
-    model: str
-    api_key: str | None = None
-    dtype: str = "float16"
+    url: str = option(LOCAL, "an OpenAI-compatible server that takes prompt_embeds", flag="--llm", metavar="local|URL")
+    model: str | None = option(None, "the model's name there", flag="--llm-model", metavar="NAME")
+    api_key: str | None = secret_option("its key", flag="--llm-api-key", env="GRIDPOOL_LLM_API_KEY")
+    dtype: str = option("float16", "of the embeddings sent", flag="--llm-dtype", choices=("float16", "bfloat16"))
     tries: int = 3
     connect: float = 10.0
     silence: float = 120.0
 
     def __post_init__(self) -> None:
+        check_limits(self)
+        if self.is_local:
+            return
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f'the remote LLM\'s URL is "{self.url}", expected https://host/v1')
-        if self.dtype not in ("float16", "bfloat16"):
-            raise UsageError(f'embeddings of dtype "{self.dtype}", expected float16 or bfloat16')
+        if not self.model:
+            raise UsageError(f"--llm {self.url} needs --llm-model, the model's name there")
+
+    @property
+    def is_local(self) -> bool:
+        return self.url == LOCAL
 
 
 class RemoteLLM:
@@ -72,7 +82,7 @@ class RemoteLLM:
 
     max_context: int | None = None
 
-    def __init__(self, bundle: Bundle, options: RemoteOptions):
+    def __init__(self, bundle: Bundle, options: LLMOptions):
         try:
             import httpx
         except ImportError:

@@ -20,7 +20,7 @@ def no_engines(monkeypatch):
     def refuse(*_):
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr("runtime.vision.encoder.open_engine", refuse)
+    monkeypatch.setattr("runtime.vision.encoder.open_vision", refuse)
     monkeypatch.setattr("runtime.llm.decoder.open_engine", refuse)
 
 

@@ -21,7 +21,7 @@ from runtime.core.errors import EngineError, UsageError
 from runtime.engine import EngineOptions
 from runtime.llm import remote
 from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, embeds
+from runtime.llm.remote import LLMOptions, RemoteError, RemoteLLM, _pause, embeds
 from runtime.llm.scheduler import Piece
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
@@ -37,9 +37,10 @@ def through(bundle_path):
 
     with contextlib.ExitStack() as stack:
 
-        def start(url: str, **more):
-            options = ServerOptions(llm=url, llm_model="tiny", **more)
-            models = Models.open([bundle_path], options, "onnx", EngineOptions(threads=1))
+        def start(url: str, dtype: str = "float16", key: str | None = None, **more):
+            llm, engine = LLMOptions(url, "tiny", key, dtype), EngineOptions(threads=1)
+            options = ServerOptions(llm=llm, backend="onnx", engine=engine, **more)
+            models = Models.open([bundle_path], options)
             server = stack.enter_context(running(models, options))
             return server.client(), server
 
@@ -49,7 +50,7 @@ def through(bundle_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_answers_are_those_of_the_local_decoder(through, dtype):
     with remote_llm() as (url, remote):
-        client, _ = through(url, llm_dtype=dtype, llm_api_key="theirs")
+        client, _ = through(url, dtype, "theirs")
         for clip, text, expected in ASKED:
             got = client.chat.completions.create(model=NAME, messages=question(text, data_url(CLIPS / clip)), max_tokens=8)
             assert got.choices[0].message.content == expected and got.choices[0].finish_reason == "stop"
@@ -134,7 +135,7 @@ def test_a_remote_that_is_not_there_is_said(through):
 
 
 def test_connecting_and_silence_have_limits_of_their_own():
-    limits = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
+    limits = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
     assert (limits.connect, limits.read) == (2.5, 7)
 
 
@@ -153,7 +154,7 @@ class Events:
 
 def pieces_of(response: Events) -> tuple[list[Piece], Chat]:
     """What a remote's answer becomes."""
-    llm, chat = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
+    llm, chat = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
 
     async def collect() -> list[Piece]:
         return [piece async for piece in llm._pieces(response, chat, time.perf_counter())]
@@ -198,7 +199,7 @@ def test_what_a_remote_does_not_count_is_0(usage, counts):
 
 
 def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_too_long(monkeypatch):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     assert llm.check([{"role": "user", "content": [{"type": "text", "text": "what ?"}]}]) == 0
     llm.prompt, counted = "a prompt", []
     ids = SimpleNamespace(text_tokens=9, clips=2)
@@ -214,7 +215,7 @@ def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_to
 def test_the_latest_eight_clips_are_encoded_once(monkeypatch):
     encoded = []
     monkeypatch.setattr(remote, "embeds", lambda tokens, dtype: encoded.append((tokens, dtype)) or tokens.encode())
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", dtype="bfloat16"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m", dtype="bfloat16"))
     for number in (*range(8), *range(8)):
         assert llm._data(ClipTokens(f"clip {number}", f"{number}")) == base64.b64encode(b"%d" % number).decode()
     assert encoded == [(f"{number}", "bfloat16") for number in range(8)]
@@ -272,10 +273,11 @@ def test_values_that_are_not_finite_on_the_wire_are_not_sent(dtype, value):
 
 
 def test_urls_and_dtypes_that_make_no_sense_are_refused():
-    with pytest.raises(UsageError, match='URL is "host:8000"'):
-        RemoteOptions("host:8000", "m")
+    for bad in (("host:8000", "m"), ("http://host/v1", None), ("http://host/v1", "")):
+        with pytest.raises(UsageError, match=bad[0]):
+            LLMOptions(*bad)
     with pytest.raises(UsageError, match="float8"):
-        RemoteOptions("http://host/v1", "m", dtype="float8")
+        LLMOptions("http://host/v1", "m", dtype="float8")
 
 
 def test_the_command_line_asks_a_remote_too(bundle_path, capsys):

@@ -15,7 +15,7 @@ import pytest
 
 from runtime.llm import remote
 from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _message, _pause, _within, embeds
+from runtime.llm.remote import LLMOptions, RemoteError, RemoteLLM, _message, _pause, _within, embeds
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import DeadlineError, Piece
 
@@ -36,7 +36,7 @@ class Remote:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: object, **options: object):
         self.answers, self.requests, self.pauses, self.running = list(answers), [], [], []
-        self.llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1/", "m", **options))
+        self.llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1/", "m", **options))
         client = httpx.AsyncClient
 
         async def no_sleep(seconds: float) -> None:
@@ -79,7 +79,7 @@ def test_a_chat_is_one_request(monkeypatch):
 
 
 def test_what_is_not_said_has_its_usual_value(monkeypatch):
-    options = RemoteOptions("https://host/v1", "m")
+    options = LLMOptions("https://host/v1", "m")
     assert (options.api_key, options.dtype, options.tries, options.connect, options.silence) == (None, "float16", 3, 10, 120)
     there = Remote(monkeypatch, 200)
     there.ask(Chat([], []))
@@ -152,7 +152,7 @@ def test_work_is_waited_for_until_its_deadline(deadline, ends):
 
 
 def test_a_request_says_what_the_chat_says():
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     text, video = {"type": "text", "text": "look"}, {"type": "video"}
     messages = [
         {"role": "system", "content": [text]},
@@ -185,7 +185,7 @@ def test_a_request_says_what_the_chat_says():
 
 
 def test_another_count_is_a_warning_in_every_answer_and_one_line_in_the_log(caplog):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     for ours, theirs in ((0, 5), (5, 0), (5, 5)):
         chat = Chat([], [])
         chat.usage.prompt_tokens = theirs
@@ -224,7 +224,7 @@ def test_the_message_of_an_error_in_any_form(body, said):
 
 
 def test_a_refusal_that_is_no_json_is_quoted(monkeypatch):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     for text in ("[1, 2]", "<html>", "z" * 300):
         refusal = asyncio.run(llm._refusal(httpx.Response(418, text=text)))
         assert str(refusal) == f"the LLM at http://host/v1 answers 418: {text[:200]}" and refusal.status == 418
@@ -240,4 +240,4 @@ def test_a_pause_is_ten_seconds_at_most():
 def test_without_httpx_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(remote.UserError, match=r'a remote LLM needs the package "httpx", .*\[serve\]'):
-        RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+        RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
