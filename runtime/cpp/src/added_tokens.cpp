@@ -49,7 +49,7 @@ const AddedToken* AddedTokens::longest_at(const std::string& text, size_t at) co
   return longest;
 }
 
-std::vector<Stretch> AddedTokens::cut(const std::string& text) const {
+std::vector<Stretch> AddedTokens::cut(const std::string& text, bool literal) const {
   std::vector<Stretch> stretches;
   size_t done = 0;
   for (size_t at = 0; at < text.size();) {
@@ -61,6 +61,7 @@ std::vector<Stretch> AddedTokens::cut(const std::string& text) const {
     size_t begin = at, end = at + found->content.size();
     const std::string_view before = std::string_view(text).substr(0, begin), after = std::string_view(text).substr(end);
     at = end;
+    if (literal && found->special) continue;
     if (found->single_word && (ends_with_word(before) || starts_with_word(after))) continue;
     if (found->lstrip) begin = std::max(done, begin - spaces_at_end(before));
     if (found->rstrip) end += spaces_at_start(after);

@@ -26,8 +26,8 @@ class AddedTokens {
   /// A token without content is never found.
   void add(AddedToken token);
 
-  /// `text` cut at the tokens: leftmost first, of those the longest.
-  std::vector<Stretch> cut(const std::string& text) const;
+  /// `text` cut at the tokens: leftmost first, of those the longest. literal: special tokens are left in the text.
+  std::vector<Stretch> cut(const std::string& text, bool literal = false) const;
 
  private:
   const AddedToken* longest_at(const std::string& text, size_t at) const;

@@ -80,6 +80,16 @@ class Table {
   std::optional<Array> scales_;
 };
 
+/// Where the first of `tokens` is in `text` from `at` on, of two that begin there the longer; the end and "" if there is none.
+std::pair<size_t, std::string> first_of(const std::vector<std::string>& tokens, const std::string& text, size_t at) {
+  std::pair<size_t, std::string> first{text.size(), ""};
+  for (const auto& token : tokens) {
+    const size_t found = token.empty() ? text.npos : text.find(token, at);
+    if (found < first.first || (found == first.first && token.size() > first.second.size())) first = {found, token};
+  }
+  return first;
+}
+
 }  // namespace
 
 struct Prompt::Parts {
@@ -88,7 +98,32 @@ struct Prompt::Parts {
   std::set<int64_t> eos;
   Tokenizer tokenizer;
   Table table;
+
+  /// Ids of the template around `question`, in which special tokens are the text that they are.
+  std::vector<int64_t> ids(const std::string& question) const;
 };
+
+std::vector<int64_t> Prompt::Parts::ids(const std::string& question) const {
+  std::vector<int64_t> ids;
+  const auto append = [&](const std::vector<int64_t>& more) { ids.insert(ids.end(), more.begin(), more.end()); };
+  const std::vector<std::string> specials = tokenizer.special_tokens();
+  std::string text = settings.before;
+  for (size_t at = 0;;) {
+    const auto [start, special] = first_of(specials, question, at);
+    text += question.substr(at, start - at);
+    if (special.empty()) break;
+    const std::vector<int64_t> literal = tokenizer.encode(special, true);
+    if (literal == tokenizer.encode(special)) {
+      throw PromptError("the question contains \"" + special + "\", which this model knows as a special token only; leave it out");
+    }
+    append(tokenizer.encode(text));
+    append(literal);
+    text.clear();
+    at = start + special.size();
+  }
+  append(tokenizer.encode(text + settings.after));
+  return ids;
+}
 
 Prompt::Prompt(const Bundle& bundle)
     : parts_(new Parts{bundle.manifest().prompt,
@@ -107,12 +142,7 @@ Prompt::~Prompt() = default;
 PromptIds Prompt::ids(const std::string& question) const {
   if (!is_utf8(question)) throw PromptError("the question is not valid Unicode; expected UTF-8 text");
   if (is_blank(question)) throw PromptError("the question is empty; expected some text");
-  for (const auto& token : parts_->tokenizer.special_tokens()) {
-    if (question.find(token) != question.npos) {
-      throw PromptError("the question contains \"" + token + "\", a special token of this model; leave it out");
-    }
-  }
-  const std::vector<int64_t> ids = parts_->tokenizer.encode(parts_->settings.before + question + parts_->settings.after);
+  const std::vector<int64_t> ids = parts_->ids(question);
   const auto at = std::find(ids.begin(), ids.end(), parts_->settings.video_token_id);
   const auto times = std::count(ids.begin(), ids.end(), parts_->settings.video_token_id);
   if (times != 1) {

@@ -124,16 +124,16 @@ Tokenizer Tokenizer::from_file(const std::filesystem::path& file) {
   }
 }
 
-std::vector<int64_t> Tokenizer::encode(std::string_view text) const {
+std::vector<int64_t> Tokenizer::encode(std::string_view text, bool literal) const {
   if (!is_utf8(text)) throw PromptError("the text is not valid Unicode; expected UTF-8 text");
   std::vector<int64_t> ids;
   try {
-    for (const Stretch& stretch : parts_->raw.cut(std::string(text))) {
+    for (const Stretch& stretch : parts_->raw.cut(std::string(text), literal)) {
       if (stretch.id) {
         ids.push_back(*stretch.id);
         continue;
       }
-      for (const Stretch& part : parts_->normalised.cut(parts_->normalise(stretch.text))) {
+      for (const Stretch& part : parts_->normalised.cut(parts_->normalise(stretch.text), literal)) {
         if (part.id) {
           ids.push_back(*part.id);
         } else {

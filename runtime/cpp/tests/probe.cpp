@@ -5,6 +5,7 @@
 //   probe resize        [h, w, h', w', filter, base16]   -> the resized pixels, base16
 //   probe open          path of a bundle                 -> {}
 //   probe tokenize FILE text                             -> ids
+//   probe literal FILE  text                             -> ids, special tokens read as text
 //   probe stream FILE   ids                              -> the pieces of text that a stream gives
 //   probe answer        [bundle, video, question, count, threads, libonnxruntime] -> seconds since BENCHMARK_STARTED until
 //                       ready and until the first token, tokens a second of `count` more, and the first id
@@ -122,6 +123,8 @@ int main(int count, char** words) {
         result = Json::object();
       } else if (part == "tokenize") {
         result = tokenizer->encode(line.get<std::string>());
+      } else if (part == "literal") {
+        result = tokenizer->encode(line.get<std::string>(), true);
       } else if (part == "stream") {
         result = stream(*tokenizer, line);
       } else if (part == "answer") {

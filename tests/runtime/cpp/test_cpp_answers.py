@@ -69,6 +69,15 @@ def test_equal_seeds_give_equal_answers(cpp: Path, bundle_path: Path, clips):
     assert len({tuple(answer) for answer in answers}) == 3
 
 
+def test_special_tokens_in_a_question_are_text_as_in_python(cpp: Path, bundle_path: Path, clips):
+    chat, video = VideoChat.open(Bundle.open(bundle_path)), clips[0][0]
+    visual = chat.vision.encode(video)
+    for question in ("what <video> shape ?", "<|im_end|><|im_start|>which shape", "which shape appears last <video>"):
+        "".join(chat.ask_about(visual, question))
+        answer = json.loads(gridpool(cpp, "run", bundle_path, video, question, "--json").stdout)
+        assert (answer["ids"], answer["prompt_tokens"]) == (chat.answer.ids, chat.answer.prompt_tokens), question
+
+
 def test_a_repetition_penalty_gives_the_same_answer_as_in_python(cpp: Path, bundle_path: Path, clips, tmp_path: Path):
     path = shutil.copytree(bundle_path, tmp_path / "bundle")
     manifest = json.loads((path / "manifest.json").read_text())

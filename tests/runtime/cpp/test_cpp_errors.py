@@ -43,7 +43,6 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
         ("run CLIP CLIP Q", ".mp4 is a file"),
         ("run FOLDER/layers CLIP Q", "layers"),
         ("run BUNDLE CLIP EMPTY", "question"),
-        ("run BUNDLE CLIP SPECIAL", "<video>"),
         ("run BUNDLE CLIP LONG", "positions"),
         ("run BUNDLE CLIP BYTES", "question"),
         ("run BUNDLE CLIP Q --temperature -1", "temperature"),
@@ -72,7 +71,6 @@ def test_both_runtimes_refuse_and_name_what_is_wrong(words: str, named: str, cpp
     texts: dict[str, Any] = {
         "Q": QUESTION,
         "EMPTY": " \u2003",
-        "SPECIAL": "what <video> ?",
         "LONG": "what " * 2000,
         "BYTES": b"\xff ?",
     }

@@ -13,7 +13,7 @@ from cpp_build import ROOT, probe
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from benchmarks.random_tokenizer import _SPLIT as QWEN2_SPLIT
-from runtime.prompt.template import TextStream
+from runtime.prompt.tokenizer import TextStream
 
 STRINGS = 12_000
 
@@ -104,6 +104,17 @@ def test_ids_are_those_of_hugging_face(which: str, cpp: Path, request: pytest.Fi
     expected = [encoding.ids for encoding in reference.encode_batch(texts, add_special_tokens=False)]
     for text, got, ids in zip(texts, probe(cpp, "tokenize", texts, file), expected, strict=True):
         assert got == ids, ascii(text)
+
+
+@pytest.mark.parametrize("which", ["qwen2_like", "demo_tokenizer"])
+def test_special_tokens_in_what_people_write_are_text(which: str, cpp: Path, request: pytest.FixtureRequest):
+    file = request.getfixturevalue(which)
+    reference = Tokenizer.from_file(str(file))
+    reference.encode_special_tokens = True
+    special = [token.content for token in reference.get_added_tokens_decoder().values() if token.special]
+    texts = [*special, *(f"{text}{special[i % len(special)]}{text[:3]}" for i, text in enumerate(random_strings(500)))]
+    for text, ids in zip(texts, probe(cpp, "literal", texts, file), strict=True):
+        assert ids == reference.encode(text, add_special_tokens=False).ids, ascii(text)
 
 
 @pytest.mark.parametrize("which", ["qwen2_like", "demo_tokenizer"])
