@@ -70,7 +70,9 @@ Tokenizer::Parts::Parts(const Json& json) {
   if (!added.is_null() && !added.is_array()) throw std::invalid_argument("added_tokens that are not a list");
   for (const Json& one : added) {
     if (!member(one, "content").is_string() || !is_id(member(one, "id"))) throw std::invalid_argument("an added token without id and content");
-    AddedToken token{one["id"], one["content"], flag(one, "special"), flag(one, "normalized"), flag(one, "single_word"), flag(one, "lstrip"), flag(one, "rstrip")};
+    AddedToken token{one["id"], one["content"]};
+    token.special = flag(one, "special"), token.normalized = flag(one, "normalized"), token.single_word = flag(one, "single_word");
+    token.lstrip = flag(one, "lstrip"), token.rstrip = flag(one, "rstrip");
     tokens[token.id] = {token.content, token.special};
     if (token.normalized) token.content = normalise(token.content);
     (token.normalized ? normalised : raw).add(std::move(token));

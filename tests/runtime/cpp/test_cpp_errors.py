@@ -13,7 +13,7 @@ import pytest
 from cpp_build import assert_same_error, error_of, gridpool, probe, python, refusal
 
 from runtime.bundle import Bundle
-from runtime.media.preprocess import Preprocessor
+from runtime.bundle.schema import check
 
 QUESTION = "which shape appears last ?"
 
@@ -46,7 +46,7 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
         ("run BUNDLE CLIP LONG", "positions"),
         ("run BUNDLE CLIP BYTES", "question"),
         ("run BUNDLE CLIP Q --temperature -1", "temperature"),
-        ("run BUNDLE CLIP Q --top-p 0", "top_p"),
+        ("run BUNDLE CLIP Q --top-p 0", "top"),
         ("run BUNDLE CLIP Q --max-new-tokens 0", "0"),
         ("run BUNDLE CLIP Q --threads x", "--threads"),
         ("run BUNDLE CLIP Q --top_p 0.5", "--top_p"),
@@ -157,7 +157,13 @@ def _copy(bundle_path: Path, folder: Path, manifest: str) -> Path:
 
 
 def _python_error(path: Path) -> dict[str, str]:
-    return error_of(lambda: Preprocessor(Bundle.open(path).manifest.preprocessing))
+    def open_bundle() -> None:
+        manifest = path / "manifest.json"
+        if manifest.exists():
+            check(json.loads(manifest.read_text()), str(manifest))
+        Bundle.open(path)
+
+    return error_of(open_bundle)
 
 
 def test_a_wrong_manifest_is_refused_for_the_same_field(cpp: Path, bundle_path: Path, tmp_path: Path):
