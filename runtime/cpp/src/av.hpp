@@ -28,7 +28,7 @@ using CodecPtr = std::unique_ptr<AVCodecContext, AvDeleter<avcodec_free_context>
 using FramePtr = std::unique_ptr<AVFrame, AvDeleter<av_frame_free>>;
 using PacketPtr = std::unique_ptr<AVPacket, AvDeleter<av_packet_free>>;
 
-/// `pointer`, or std::bad_alloc where it is null.
+/// `pointer`, or std::bad_alloc if it is null.
 template <typename Owner>
 Owner owned(typename Owner::pointer pointer) {
   if (!pointer) throw std::bad_alloc();
@@ -43,7 +43,7 @@ struct AvFailure {
 /// FFmpeg's message for an error number.
 std::string av_reason(int number);
 
-/// `status`, or AvFailure where it is negative.
+/// `status`, or AvFailure if it is negative.
 int av_checked(int status);
 
 /// How long a frame is shown, in ticks of its stream; 0 if unknown.
@@ -59,7 +59,7 @@ bool is_corrupt(const AVFrame& frame);
 void mark(AVCodecContext& codec, AVPacket& packet, bool is_marked);
 bool is_marked(const AVFrame& frame);
 
-/// The frames that a packet, or null at the end, makes a decoder give; AvFailure, and no frame, where it can't be decoded.
+/// The frames that a packet, or null at the end, makes a decoder give; AvFailure, and no frame, if it can't be decoded.
 std::deque<FramePtr> decode(AVCodecContext& codec, const AVPacket* packet);
 
 }  // namespace gridpool

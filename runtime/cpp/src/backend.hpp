@@ -9,7 +9,7 @@
 
 namespace gridpool {
 
-/// Why this backend can't run on `options.device` here, as one line with what to do; none where it can.
+/// Why this backend can't run on `options.device` here, as one line with what to do; none if it can.
 std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOptions& options);
 /// Whether the ONNX Runtime here is one for NVIDIA GPUs, be there one or not.
 bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options);

@@ -12,19 +12,19 @@ namespace gridpool {
 
 enum class Endian { big, little };
 
-/// The unsigned number of `count` (1 to 8) bytes at `offset`; none where `bytes` ends before.
+/// The unsigned number of `count` (1 to 8) bytes at `offset`; none if `bytes` ends before.
 std::optional<uint64_t> number_at(std::string_view bytes, size_t offset, size_t count, Endian endian = Endian::big);
 
 /// A file, or bytes in memory, read at any place.
 class ByteSource {
  public:
-  /// Nothing but empty reads where the file can't be opened.
+  /// Every read is empty if the file can't be opened.
   explicit ByteSource(const std::filesystem::path& path);
   explicit ByteSource(std::string bytes) : bytes_(std::move(bytes)), size_(bytes_.size()) {}
 
   uint64_t size() const { return size_; }
 
-  /// Up to `count` bytes from `offset`, never more than a megabyte; fewer where the source ends.
+  /// Up to `count` bytes from `offset`, never more than a megabyte; fewer at the end of the source.
   std::string read(uint64_t offset, uint64_t count);
 
   std::optional<uint64_t> number(uint64_t offset, size_t count, Endian endian = Endian::big) {

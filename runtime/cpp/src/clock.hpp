@@ -9,7 +9,7 @@ namespace gridpool {
 /// old one ended.
 class Clock {
  public:
-  /// time: on the source's clock, none where it tells none; interval: seconds from a frame to the next, as far as is known.
+  /// time: on the source's clock, none if unknown; interval: seconds from a frame to the next, as far as is known.
   double seconds(std::optional<double> time, bool is_keyframe, double interval);
 
   /// Of the newest frame; none before the first.

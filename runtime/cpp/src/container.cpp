@@ -33,7 +33,7 @@ bool is_picture_sequence(const AVFormatContext& format) {
   return name == "avis" || name == "msf1" || name == "hevc" || name == "hevx";
 }
 
-/// FFmpeg's choice, and in a sequence of pictures the first of its size and length; where that is set aside, the largest, those
+/// FFmpeg's choice, and in a sequence of pictures the first of its size and length; if that is not for showing, the largest, those
 /// flagged as default first. Null if there is none.
 AVStream* best_stream(AVFormatContext& format) {
   const int best = av_find_best_stream(&format, AVMEDIA_TYPE_VIDEO, -1, -1, nullptr, 0);
@@ -78,7 +78,7 @@ bool is_intra_only(AVCodecID codec) {
   return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
 }
 
-/// Whether frames may be decoded side by side. FFmpeg 5.1 aborts the process where a decoder in such a thread fails after it promised a
+/// Whether frames may be decoded in parallel. FFmpeg 5.1 aborts the process if a decoder in such a thread fails after it promised a
 /// frame, as those of MPEG-4 and WebP do on some damage; these make that promise last.
 bool may_thread_frames(AVCodecID codec) {
   return codec == AV_CODEC_ID_H264 || codec == AV_CODEC_ID_HEVC || codec == AV_CODEC_ID_VP8 || codec == AV_CODEC_ID_VP9;

@@ -14,7 +14,7 @@ EngineError cannot_run(const std::string& backend, const std::string& reason) {
   return EngineError("backend " + backend + " can't run here: " + reason);
 }
 
-/// The TensorRT backend's table; EngineError where it was not built, or its TensorRT is not installed.
+/// The TensorRT backend's table; EngineError if it was not built, or its TensorRT is not installed.
 const Backend& tensorrt() {
   static const Backend& backend = []() -> const Backend& {
     constexpr const char* name = "libgridpool_tensorrt.so";

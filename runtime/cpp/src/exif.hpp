@@ -10,7 +10,7 @@ namespace gridpool {
 /// The number that a TIFF structure's first directory has for a tag.
 std::optional<uint64_t> tiff_number(ByteSource& tiff, uint64_t tag);
 
-/// Of a TIFF structure: a TIFF file, or the EXIF block of any other picture. None where it has no such tag.
+/// Of a TIFF structure: a TIFF file, or the EXIF block of any other picture. None if it has no such tag.
 std::optional<int> tiff_orientation(ByteSource& tiff);
 
 /// Of a packet of XMP.

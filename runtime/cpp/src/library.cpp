@@ -36,8 +36,8 @@ std::vector<fs::path> loader_directories() {
   return found;
 }
 
-/// The path at which the loader would find the file `name`, or `name` itself where it is left to the loader's cache.
-/// EngineError where every file of that name can't be loaded.
+/// The path at which the loader would find the file `name`, or `name` itself if that is left to the loader's cache.
+/// EngineError if no file of that name can be loaded.
 std::string looked_up(const std::string& name) {
   std::vector<std::string> refused;
   for (const auto& directory : loader_directories()) {

@@ -12,7 +12,7 @@ class Library {
   /// name: a path, or a file name that is looked for where the loader looks. EngineError, with the reason, if it does not open.
   explicit Library(const std::string& name);
 
-  /// The address of `symbol`; EngineError where the library has none.
+  /// The address of `symbol`; EngineError if the library has none.
   template <typename Function>
   Function* function(const char* symbol) const {
     return reinterpret_cast<Function*>(address(symbol));

@@ -204,7 +204,7 @@ bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options) {
 }
 
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
-  // On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
+  // On a CPU frames one by one are faster, and take less memory, than all at once.
   const bool one_by_one = options.device == "cpu" && graph == kVision && bundle.manifest().has_file("vision.loop.onnx");
   const fs::path model = bundle.file((one_by_one ? kVisionLoop : graph) + ".onnx");
   OnnxRuntime& ort = onnx_runtime(options.onnxruntime, bundle.path());  // before anything that its interface would destroy

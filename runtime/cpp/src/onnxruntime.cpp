@@ -19,7 +19,7 @@ namespace {
 
 constexpr unsigned kOldestApi = 18;  // of ONNX Runtime 1.18: everything that is used here is in it
 
-/// Open one library. EngineError that begins with its name where it is not an ONNX Runtime that can be used here.
+/// Open one library. EngineError, beginning with its name, if it is not an ONNX Runtime that can be used here.
 OnnxRuntime open_library(const std::string& name) {
   const Library library(name);
   const OrtApiBase* base = library.function<const OrtApiBase*()>("OrtGetApiBase")();

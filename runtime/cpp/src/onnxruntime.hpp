@@ -23,7 +23,7 @@ OnnxRuntime& onnx_runtime(const std::string& chosen, const std::filesystem::path
 /// Whether this library was built for NVIDIA GPUs, be there one or not.
 bool has_cuda_provider(OnnxRuntime& ort);
 
-/// Why nothing runs on CUDA in this ONNX Runtime, "" where a small graph did. Asked once a process.
+/// Why nothing runs on CUDA in this ONNX Runtime, "" if a small graph did. Tried once a process.
 const std::string& cuda_fault(OnnxRuntime& ort);
 
 }  // namespace gridpool

@@ -7,7 +7,7 @@
 
 namespace gridpool {
 
-/// A stored point (x, y) is shown at (±x, ±y), or at (±y, ±x) where the axes are swapped.
+/// A stored point (x, y) is shown at (±x, ±y), or at (±y, ±x) if the axes are swapped.
 struct Orientation {
   bool swapped = false;                      // rows become columns
   bool mirror_x = false, mirror_y = false;   // of the picture as shown: left and right, top and bottom

@@ -151,7 +151,7 @@ Image resize(const Image& image, int height, int width, Resample filter) {
   if (filter == Resample::nearest) return resize_nearest(image, height, width);
   if (image.height == height) return resize_rows(image, width, filter);
   if (image.width == width) return resize_columns(image, height, filter);
-  // Each pass rounds to 8 bits, so their order shows. Pillow 13 takes columns first where that leaves it less to do; earlier
+  // Each pass rounds to 8 bits, so their order shows. Pillow 13 takes columns first if that leaves it less to do; earlier
   // releases never do. This condition was found by trying: 2,337 random shapes, none against it.
   if (height < image.height && image.height - height > 2 * (image.width - width)) {
     return resize_rows(resize_columns(image, height, filter), width, filter);

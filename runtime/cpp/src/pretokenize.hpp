@@ -19,7 +19,7 @@ std::vector<Normaliser> normalisers_of(const Json& value);
 std::vector<Splitter> splitters_of(const Json& value);
 
 /// Bytes as the 256 printable characters that byte-level vocabularies are written in, and back.
-/// `bytes_of` gives the token itself where a character of it stands for no byte.
+/// `bytes_of` returns the token itself if one of its characters stands for no byte.
 std::string byte_characters(std::string_view bytes);
 std::string bytes_of(std::string_view token);
 

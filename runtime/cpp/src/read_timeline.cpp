@@ -13,7 +13,7 @@ std::optional<Timeline> packet_timeline(const fs::path& path) {
   std::map<int64_t, int64_t> durations;
   std::vector<int64_t> keys;
   std::vector<int> sizes;
-  // The mov demuxer of older FFmpegs leaves durations out where frames are reordered: they are the steps of decoding times.
+  // The mov demuxer of older FFmpegs omits durations if frames are reordered: they are the steps of decoding times.
   std::optional<std::pair<int64_t, int64_t>> open_step;  // presentation and decoding time of the packet before
   const auto close_step = [&](int64_t next) {
     const auto shown = open_step ? durations.find(open_step->first) : durations.end();

@@ -27,7 +27,7 @@ class DamageError : public VideoError {
 class Reader {
  public:
   /// strict: a warning of the decoder ends the reading too; else a frame's flags alone tell of damage, and one thread decodes.
-  /// threads: whether several may where it is strict.
+  /// threads: whether several threads may decode if it is strict.
   explicit Reader(const std::filesystem::path& path, bool strict = true, bool threads = true);
 
   const Container& container() const { return container_; }
@@ -38,8 +38,8 @@ class Reader {
   /// Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read.
   void check_index(const std::vector<int>& sizes);
 
-  /// The next packet of the video stream that is not empty; null at the end. DamageError where packets are missing or
-  /// incomplete, but for the last one of the file, which is left out, and where the demuxer finds what it can't read.
+  /// The next packet of the video stream that is not empty; null at the end. DamageError if packets are missing or
+  /// incomplete, but for the last one of the file, which is left out, and if the demuxer finds what it can't read.
   AVPacket* read();
 
   /// Whether what was read so far ended inside a packet, whose picture was left out.
@@ -49,7 +49,7 @@ class Reader {
   /// DamageError for what can't be decoded.
   FramePtr next();
 
-  /// Seek to the keyframe at `key`; where that overshoots, to one of those `earlier`.
+  /// Seek to the keyframe at `key`; if that overshoots, to one of those `earlier`.
   void seek(int64_t key, const std::vector<int64_t>& earlier);
 
  private:
@@ -68,13 +68,13 @@ class Reader {
   int64_t read_ = 0;                     // packets, since decoding began
   std::deque<PacketPtr> ahead_;          // the packet in hand and the two after it
   bool demuxed_all_ = false, has_packet_ = false, cut_ = false;
-  std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE where it has none
+  std::optional<int64_t> first_key_;               // its time, AV_NOPTS_VALUE if it has none
   std::optional<double> read_to_;                  // the packet before the one in hand: seconds after the first keyframe
   bool is_broken_ = false;                         // a packet was incomplete: the file may only end here
   std::optional<double> broken_at_;                // seconds after the first keyframe
   std::deque<FramePtr> ready_;
   int64_t decoded_ = 0;                            // frames, since decoding began
-  std::vector<int64_t> sought_;                    // the keyframe that was sought and those earlier; none where decoding began at the start
+  std::vector<int64_t> sought_;                    // the keyframe that was sought and those earlier; none if decoding began at the start
   int64_t entry_ = AV_NOPTS_VALUE;
   bool entered_ = false, ended_ = false, leading_ = true;
   std::optional<int64_t> first_time_;              // of the frames since decoding began

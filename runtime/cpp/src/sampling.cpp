@@ -26,7 +26,7 @@ class Uniform {
 
 constexpr double kGreedyBelow = 1e-5;  // the quotients of logits by lower temperatures may not be finite
 
-/// Logits of `seen` divided by `penalty` where they are positive, multiplied where they are negative (Keskar et al. 2019,
+/// Logits of `seen` divided by `penalty` if they are positive, multiplied if they are negative (Keskar et al. 2019,
 /// as transformers' RepetitionPenaltyLogitsProcessor computes it).
 std::vector<float> penalized(std::vector<float> logits, const std::set<int64_t>& seen, float penalty) {
   for (const int64_t id : seen) {

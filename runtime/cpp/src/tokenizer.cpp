@@ -51,7 +51,7 @@ Tokenizer::Parts::Parts(const Json& json) {
     vocabulary[token] = id;
     tokens[id] = {token, false};
   }
-  // Files from before models were named hold a BPE model where there are merges.
+  // Older files don't name their model; one with merges is BPE.
   const Json& type = member(model, "type");
   const std::string kind = type.is_string() ? type.get<std::string>() : model.contains("merges") ? "BPE" : "";
   if (kind == "BPE") {

@@ -1,5 +1,5 @@
-// How runtime/video.py does it: times come from the packets, runs of wanted frames are decoded from the keyframe before
-// them; where the packets don't tell, the file is decoded from its start. Both ways give the same frames.
+// As runtime/media/clip.py does it: times come from the packets, and runs of wanted frames are decoded from the keyframe before
+// them; if the packets don't tell, the file is decoded from its start. Both ways give the same frames.
 #include "gridpool/video.hpp"
 
 #include <algorithm>
@@ -66,7 +66,7 @@ std::set<int64_t> wanted_of(const Timeline& timeline, int64_t frames) {
   return {indices.begin(), indices.end()};
 }
 
-/// Take the sampled frames by their times; false where a frame does not come out as the packets promised.
+/// Take the sampled frames by their times; false if a frame does not come out as the packets promised.
 bool take_by_time(const fs::path& path, const Timeline& timeline, int64_t frames, bool strict, bool seek, Taker& taker) {
   Reader reader(path, strict);
   taker.begin(reader.container());
@@ -100,7 +100,7 @@ void take_by_number(const fs::path& path, const Timeline& timeline, int64_t fram
   }
 }
 
-/// `take_by_time`, as strictly as the file allows; false where that meets damage, or a file that can't be entered at its keyframes:
+/// `take_by_time`, as strictly as the file allows; false if that meets damage, or a file that can't be entered at its keyframes:
 /// decoding from the start will tell.
 bool take_by_packets(const fs::path& path, const Timeline& timeline, int64_t frames, bool seek, Taker& taker) {
   for (const bool strict : {true, false}) {

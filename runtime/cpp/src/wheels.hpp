@@ -7,7 +7,7 @@
 
 namespace gridpool {
 
-/// One libonnxruntime.so of a wheel; fault: why it is not to be loaded, "" where it may be.
+/// One libonnxruntime.so of a wheel; fault: why it must not be loaded, "" if it may be.
 struct WheelLibrary {
   std::filesystem::path file;
   std::string fault;

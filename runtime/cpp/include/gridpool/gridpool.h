@@ -44,7 +44,7 @@ typedef int (*gridpool_text)(const char* text, size_t size, void* user);
 /* The library's version, e.g. "0.1.0". */
 GRIDPOOL_API const char* gridpool_version(void);
 
-/* What went wrong in this thread's latest failed call; "" where none failed. */
+/* What went wrong in this thread's latest failed call; "" if none failed. */
 GRIDPOOL_API const char* gridpool_last_error(void);
 
 /* Open a bundle with its vision encoder and LLM. options: NULL for the defaults. NULL if that fails. */

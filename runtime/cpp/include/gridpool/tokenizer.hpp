@@ -46,7 +46,7 @@ class GRIDPOOL_API Tokenizer {
 class GRIDPOOL_API TextStream {
  public:
   explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-  std::string push(int64_t id);  ///< the text that `id` completes, "" where none is complete yet
+  std::string push(int64_t id);  ///< the text that `id` completes, "" if none is complete yet
   std::string finish();          ///< what was held back when the answer ended
 
  private:

@@ -40,7 +40,7 @@ struct Clip {
 /// Decode `frames` frames, evenly spread over the clip; `each` makes of one what is kept, so that only one frame of full
 /// size is in memory.
 /// Throws VideoError for a count that is out of range, for a file that can't be opened or has no video, and, with the
-/// position in seconds, for one that is damaged where it must be decoded.
+/// position in seconds, for one that is damaged in a part that must be decoded.
 GRIDPOOL_API Clip sample_frames(const std::filesystem::path& path, int64_t frames, const std::function<Image(Image)>& each);
 
 /// VideoError for a path that is not a readable, non-empty file.
