@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         parts = [f"{layer}.{half}" for layer in range(len(self.layers)) for half in ("key", "value")]
         return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
 
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The `llm` entry of the manifest, without the attention spelling."""
         return {
             "layers": len(self.layers),
