@@ -11,7 +11,7 @@ import onnx
 
 from export.quantize.report import Report
 from export.surgeon import PassReport
-from export.tensorrt_support import parse_with_rtx, require
+from export.tensorrt import parse_with_rtx, require
 from export.verify import StageResult
 from runtime.core.errors import ExportError
 

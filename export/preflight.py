@@ -8,7 +8,6 @@ from pathlib import Path
 
 from export.options import ExportOptions
 from export.quantize import llm_precision
-from export.tensorrt_operators import PARSERS
 from runtime.core.errors import ExportError, missing_package, nearest
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime")  # loaded later
@@ -61,7 +60,7 @@ def _check_tensorrt(options: ExportOptions, version: str) -> None:
     """Refuse options whose graphs need a newer ONNX opset than the parser of that TensorRT takes."""
     from export.decoder import OPSET
     from export.quantize.qdq import OPSET_OF_INT4
-    from export.tensorrt_support import release_of
+    from export.tensorrt import PARSERS, release_of
 
     newest = PARSERS[release_of(version)].max_opset
     needed = {}  # {option: (opset, what to use instead)}

@@ -23,7 +23,6 @@ from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.split import SplitVision
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt.template import Prompt
@@ -31,6 +30,7 @@ from runtime.tools.compare import compare
 from runtime.tools.parity import Row, compare_llm
 from runtime.tools.reference import LLMReference
 from runtime.tools.stages import VISUAL_TOKENS
+from runtime.vision.engine import VisionEngine
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def verify_vision(
 
 
 def verify_frame_by_frame(
-    engine: OnnxEngine | SplitVision, vision: Vision, tokens: np.ndarray, expected: VisionReference, precision: str
+    engine: VisionEngine, vision: Vision, tokens: np.ndarray, expected: VisionReference, precision: str
 ) -> StageResult:
     """What runs frame by frame, in a Loop or split, against the tokens of the graph that was compared stage by stage."""
-    (spec,) = engine.inputs
-    got = engine.run({spec.name: expected.inputs.astype(spec.dtype)})[VISUAL_TOKENS]
-    name = "visual_tokens (split)" if isinstance(engine, SplitVision) else "visual_tokens (loop)"
+    features = engine.encode_clip(expected.inputs.astype(engine.pixel_values.dtype))
+    got = engine.compress(features)[VISUAL_TOKENS]
+    name = "visual_tokens (split)" if engine.encodes_frames else "visual_tokens (loop)"
     return _judge(name, got, tokens, precision, bool(vision.selected), expected.rounding)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -37,9 +36,9 @@ from export.verify import StageResult, verify_float16, verify_frame_by_frame, ve
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.split import SplitVision
 from runtime.tools.float16_rows import compare_vision_float16
 from runtime.tools.stages import VISUAL_TOKENS
+from runtime.vision.engine import vision_engine
 
 
 def export_vision(directory: Path, plan: Plan) -> Component:
@@ -77,8 +76,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         tensorrt |= check_tensorrt(directory, graph, options.tensorrt)
 
     with step("comparing the graph that runs frame by frame"):
-        engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in graphs]
-        engine = SplitVision(*engines) if options.split else engines[0]
+        engine = vision_engine(*(OnnxEngine.load(directory / f"{graph}.onnx") for graph in graphs))
         verified.append(verify_frame_by_frame(engine, vision, tokens, expected, options.precision))
         engine.close()
     if dtype == "fp16":
