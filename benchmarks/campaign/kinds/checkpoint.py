@@ -100,15 +100,17 @@ class _tracing_left_out:
     """Within, an export ends where a graph would be traced."""
 
     def __enter__(self) -> None:
-        import export.halves as module
+        import export.llm
+        import export.vision
 
-        self.kept = module.export_vision, module.export_llm
-        module.export_vision = module.export_llm = _reached  # type: ignore[assignment]
+        self.kept = export.vision.trace_vision, export.llm.trace_decoder
+        export.vision.trace_vision = export.llm.trace_decoder = _reached  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
-        import export.halves as module
+        import export.llm
+        import export.vision
 
-        module.export_vision, module.export_llm = self.kept
+        export.vision.trace_vision, export.llm.trace_decoder = self.kept
 
 
 def _reached(*_: object, **__: object) -> None:
