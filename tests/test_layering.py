@@ -34,7 +34,6 @@ LAYERS = """
 KNOWN_UPWARD: set[tuple[str, str]] = {("runtime.tools.inspect", "runtime.server.options")}
 KNOWN_CYCLES: set[frozenset[str]] = {
     frozenset({"runtime.engine.trt_api", "runtime.engine.trt_plugin"}),
-    frozenset({"runtime.tools.float16_rows", "runtime.tools.parity"}),
 }
 
 Imports = dict[str, set[str]]

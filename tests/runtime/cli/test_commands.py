@@ -27,7 +27,8 @@ from runtime.llm.sampling import Sampling
 from runtime.media.limits import DecodeLimits
 from runtime.server.options import MIB, ServerOptions
 from runtime.tools.bench import BenchOptions
-from runtime.tools.parity import ParityReport, Row
+from runtime.tools.parity import ParityReport
+from runtime.tools.rows import Row
 from runtime.watch import Observation, WatchOptions
 
 
