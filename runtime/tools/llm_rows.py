@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.core.errors import NonFiniteError
 from runtime.llm.decoder import LocalDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools.compare import compare, tolerance
 from runtime.tools.reference import LLMReference
 from runtime.tools.rows import NOT_FINITE, Row, row_of
