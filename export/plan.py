@@ -20,7 +20,9 @@ from export.options import ExportOptions
 from export.preflight import check_frames, check_several_frames
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 from runtime.core.progress import log
-from runtime.prompt.template import PromptIds, TextPrompt
+from runtime.prompt.ids import PromptIds, prompt_ids
+from runtime.prompt.template import ChatTemplate, question_about_clip
+from runtime.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
@@ -124,36 +126,37 @@ def _plan_llm(options: ExportOptions, checkpoint: Checkpoint, info: LLMInfo, tok
     return LLMPlan(info.chat, prompt, question, _max_context(options.max_context, tokens, len(question), info.max_positions))
 
 
-def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> tuple[PromptIds, list[str] | None]:
+def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> tuple[PromptIds, tuple[str, str] | None]:
     """Render and tokenize a question as the runtime does; CheckpointError where that gives no prompt around one clip.
 
     published: a checkpoint whose files work, to name in the message. Returns the ids of the prompt that the LLM is compared on, and
     the prompt's text before and after any question (None where the template changes questions).
     """
     chat = llm.chat
-    template, tokenizer = checkpoint.path / chat.template_file, checkpoint.path / "tokenizer.json"
-    prompt = TextPrompt(chat.as_prompt(), tokenizer, chat.template)
+    template_file = checkpoint.path / chat.template_file
+    tokenizer, template = Tokenizer(checkpoint.path / "tokenizer.json"), ChatTemplate(chat.template)
+    question = question_about_clip(_QUESTION)
     try:
-        vocabulary = prompt.tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = tokenizer.vocabulary
     except BundleError as error:
         raise CheckpointError(str(error)) from None
     beyond = {token: at for token, at in vocabulary.items() if at >= llm.vocabulary and not _is_placeholder(at, checkpoint)}
     if beyond:
         token = max(beyond, key=beyond.__getitem__)
         raise CheckpointError(
-            f'{tokenizer} has "{token}" as token {beyond[token]}, the LLM has {llm.vocabulary} (vocab_size in config.json); '
+            f'{tokenizer.path} has "{token}" as token {beyond[token]}, the LLM has {llm.vocabulary} (vocab_size in config.json); '
             "copy the tokenizer of the same checkpoint"
         )
     try:
-        prompt.render_question(_QUESTION)
-        around = prompt.around_question()
+        template.render(question)
+        around = template.prefix_and_suffix()
     except PromptError as error:
-        raise CheckpointError(f"{template}: {error}") from None
+        raise CheckpointError(f"{template_file}: {error}") from None
     try:
-        return prompt.ids(_QUESTION), around
+        return prompt_ids(tokenizer, template, chat.video_token_id, question), around
     except PromptError as error:
         raise CheckpointError(
-            f'{template}: {error}; a part {{"type": "video"}} of a message must become {chat.video_token}: '
+            f'{template_file}: {error}; a part {{"type": "video"}} of a message must become {chat.video_token}: '
             f"copy the chat template of a checkpoint for video, such as {published}"
         ) from None
 

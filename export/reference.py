@@ -22,7 +22,7 @@ from export.families import VisionModel
 from export.float64 import in_float64
 from export.stages import Vision, run_parts
 from runtime.media.preprocess import Preprocessor
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 from runtime.tools.reference import LLMReference
 from runtime.tools.stages import VISUAL_TOKENS
 

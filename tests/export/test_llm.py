@@ -14,14 +14,14 @@ import torch
 from export import llm
 from export.options import ExportOptions
 from export.quantize.report import LayerReport, Report
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 
 REPORT = Report("int8", 0.01, 0.05, "clips", [LayerReport("a", "int8", 0.1), LayerReport("b", "fp32", 0.3)])
 GRAPH = onnx.ModelProto(producer_name="a model")
 TABLE = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
 EMBEDDINGS = torch.nn.Parameter(torch.from_numpy(TABLE))
 CAUSAL_LM = SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(weight=EMBEDDINGS))
-QUESTION = PromptIds([1, 2, 3], [4, 5])
+QUESTION = PromptIds(([1, 2, 3], [4, 5]))
 EXPECTED = SimpleNamespace(rounding=0.125)
 
 
