@@ -103,7 +103,7 @@ def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, 
         "vision: operators of TensorRT 11.1": "all nodes supported",
         "vision: parser of TensorRT-RTX": said,
     }
-    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 does not take node y \(Swish\)"):
+    with pytest.raises(ExportError, match=r"TensorRT 10\.15 .* node y \(Swish\)"):
         component.check_tensorrt(tmp_path, "vision", "10.15")
     monkeypatch.setattr(component, "parse_with_rtx", lambda path: ["the first", "the second"])
     with pytest.raises(ExportError, match=r"vision\.onnx: the first$"):
