@@ -26,8 +26,9 @@ from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
 from runtime.tools.compare import compare
-from runtime.tools.parity import Row, compare_llm
+from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import Row
 from runtime.vision.engine import VisionEngine
 
 
