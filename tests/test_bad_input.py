@@ -141,7 +141,7 @@ class TestQuestion:
         def opened(*args: object) -> None:
             raise AssertionError("an engine was opened")
 
-        monkeypatch.setattr("runtime.vision.encoder.open_engine", opened)
+        monkeypatch.setattr("runtime.vision.encoder.open_vision", opened)
         monkeypatch.setattr("runtime.llm.decoder.open_engine", opened)
         tokens = json.loads((copy / "manifest.json").read_text())["tokens_per_clip"]
         change_manifest(copy, limits={"max_context": tokens})
