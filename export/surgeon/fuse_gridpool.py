@@ -22,8 +22,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from export.surgeon.graph import is_output, static_shape, unique
+from plugins.op import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
 from plugins.plan import make_plan
-from plugins.spec import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
 from runtime.core.errors import SpecError
 
 NODE = "compress/StGridPool"

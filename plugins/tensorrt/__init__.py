@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import EngineError
-from plugins.spec import DOMAIN, NAME, VERSION
+from plugins.op import DOMAIN, NAME, VERSION
 
 LIBRARY = "libst_gridpool_plugin.so"
 

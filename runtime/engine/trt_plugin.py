@@ -1,6 +1,6 @@
 """The compression plugin in TensorRT engines: registered before a graph is parsed, named in build.json, loaded before an engine is.
 
-In `vision.onnx` compression is a call of `gridpool::StGridPool`, a function whose body is the plain nodes (plugins/spec.py). A
+In `vision.onnx` compression is a call of `gridpool::StGridPool`, a function whose body is the plain nodes (plugins/op.py). A
 TensorRT that knows a plugin of that name uses the plugin, any other the body. Three choices:
 
     none            the body

@@ -17,8 +17,8 @@ from surgeon_graphs import model_from_text
 from export.compress import make
 from export.surgeon import fuse_gridpool, run_passes
 from export.surgeon.graph import graph_from_model
+from plugins.op import spec_from_attributes, spec_from_text
 from plugins.reference import st_gridpool
-from plugins.spec import spec_from_attributes, spec_from_text
 from plugins.tensorrt import drop_body
 
 SPEC = "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"

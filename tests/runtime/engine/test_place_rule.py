@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.spec import DOMAIN
+from plugins.op import DOMAIN
 from plugins.tensorrt import drop_body
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, cuda, place

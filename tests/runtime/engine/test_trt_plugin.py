@@ -11,7 +11,7 @@ import onnx
 import pytest
 from trt_bundle import make_bundle
 
-from plugins.spec import DOMAIN, NAME
+from plugins.op import DOMAIN, NAME
 from plugins.tensorrt import LIBRARY as LIBRARY_FILE
 from runtime.bundle import DECODER, VISION
 from runtime.core.errors import EngineError
