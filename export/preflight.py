@@ -8,15 +8,10 @@ from pathlib import Path
 
 from export.options import ExportOptions
 from export.quantize import llm_precision
-from runtime.core.errors import ExportError, missing_package, nearest
+from runtime.core.errors import ExportError, missing_package
+from runtime.core.options import check_limits
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime")  # loaded later
-_CHOICES = {
-    "place": ("after-projector", "before-projector"),
-    "precision": ("fp32", "fp16", "int8"),
-    "attention": ("portable", "standard"),
-    "only": (None, "vision", "llm"),
-}
 
 
 def check_options(options: ExportOptions) -> None:
@@ -24,9 +19,7 @@ def check_options(options: ExportOptions) -> None:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "an export", "export,runtime")
-    for name, known in _CHOICES.items():
-        if getattr(options, name) not in known:
-            raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
+    check_limits(options, ExportError)
     llm_precision(options.of_llm)
     if options.error_budget is not None and not 0 < options.error_budget < math.inf:
         raise ExportError(f"--error-budget is {options.error_budget:g}, expected a share above 0 such as 0.05")
