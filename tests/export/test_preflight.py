@@ -68,7 +68,7 @@ def test_where_no_release_takes_it_none_is_named(monkeypatch: pytest.MonkeyPatch
         ({"frames": 1, "split": True}, ["--split", "1 frame ", "--frames"]),
         ({"frames": 1, "split": True, "only": "llm"}, ["--split", "--only llm"]),
         ({"llm_precision": "int5"}, ["--llm-precision", "int5", "fp32, fp16, int8, int4", "16, 32, 64, 128, 256"]),
-        ({"only": "visoin"}, ["--only", "visoin", "vision"]),
+        ({"only": "visoin"}, ["only", "visoin", "vision, llm"]),
     ],
 )
 def test_an_option_that_is_refused_is_named_with_what_is_expected(options: dict[str, Any], named: list[str]) -> None:
