@@ -12,7 +12,7 @@ from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle, placed
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
 from runtime.llm.remote import LLMOptions
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.remote_chat import RemoteChat
 
 

@@ -88,7 +88,7 @@ class Models:
     @property
     def llms(self) -> list[LanguageModel]:
         """Each LLM once, whoever shares it."""
-        found = {id(getattr(m.llm, "scheduler", m.llm)): m.llm for m in self.served.values() if m.llm}
+        found = {id(m.llm.shared): m.llm for m in self.served.values() if m.llm}
         return list(found.values())
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
 from runtime.media.clip import sample_frames
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.table import size, table
 from runtime.vision.encoder import VisionEncoder

@@ -12,7 +12,7 @@ from runtime.__main__ import main
 from runtime.chat import VideoChat
 from runtime.core.errors import EngineError, PromptError, VideoError
 from runtime.engine import EngineOptions
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 
 
 @pytest.fixture

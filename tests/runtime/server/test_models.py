@@ -58,6 +58,10 @@ class LLM:
         cls.opened.append((bundle.path.name, slots, backend, engine))
         return cls(SimpleNamespace(name=bundle.path.name))
 
+    @property
+    def shared(self) -> object:
+        return self.scheduler
+
     def sharing(self, bundle) -> LLM:
         return LLM(self.scheduler)
 
