@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from export.compress import Compressor
 
-_INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
+INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 
 
 class Vision(nn.Module):
@@ -132,7 +132,7 @@ def _trace(
             verbose=False,
         )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    program.save(str(path), external_data=weights > _INLINE_BYTES)
+    program.save(str(path), external_data=weights > INLINE_BYTES)
     return onnx.load(str(path), load_external_data=False)
 
 

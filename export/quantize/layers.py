@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from export.surgeon.join_matmuls import ARITHMETIC
+from export.trace import INLINE_BYTES
 from runtime.tools.compare import relative_error
 
-_INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 SAMPLE = 256  # rows of a layer's input that its error is measured on
 
 Round = Callable[[np.ndarray], np.ndarray]
@@ -93,7 +93,7 @@ def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -
 def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Write a model whose weights are in memory, to `<file>.data` beside it where they are large; its structure, which refers to them."""
     data = path.with_name(f"{path.name}.data")
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_BYTES
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_BYTES
     data.unlink(missing_ok=True)
     onnx.save_model(model, str(path), save_as_external_data=large, location=data.name, size_threshold=1024, convert_attribute=False)
     return onnx.load(str(path), load_external_data=False)

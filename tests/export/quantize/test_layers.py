@@ -92,7 +92,7 @@ def test_large_weights_are_written_beside_the_file_and_old_ones_go(tmp_path, mon
     del large.graph.initializer[:]
     large.graph.initializer.append(numpy_helper.from_array(np.ones(256, np.float32), "w"))  # 1024 bytes
     large.graph.node.append(helper.make_node("Constant", [], ["c"], value=large.graph.initializer[0]))
-    monkeypatch.setattr(layers, "_INLINE_BYTES", most)
+    monkeypatch.setattr(layers, "INLINE_BYTES", most)
     (tmp_path / "m.onnx.data").write_bytes(b"of an older file")
     written = layers.save(large, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").exists() == external
