@@ -24,13 +24,11 @@ import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.tensors import MASK, PAST, POSITIONS, PRESENT
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine.openvino_memory import lower_mmap_threshold, release_mapped_pages
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 
-_STATE = ("past_key_values.", "present.")  # inputs and outputs that belong to a state
-_ROWS = "position_ids"  # input: the rows of a state that a run writes
-_READ = "attention_mask"  # input: its length is the number of rows of a state that are read
 _READ_STEP = 32  # rows: OpenVINO rebuilds its kernels for every new shape, 12 ms a step at 0.5B size
 _DEVICES = ("cpu", "gpu", "npu")
 
@@ -139,7 +137,7 @@ class OpenVINOEngine:
         request = state.request if state else self._request
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # must live until the run has ended
         if state:
-            arrays[_READ] = _padded_mask(arrays[_READ], next(iter(state.buffers.values())).shape[2])
+            arrays[MASK] = _padded_mask(arrays[MASK], next(iter(state.buffers.values())).shape[2])
         try:
             if state and state.entries:
                 self._bind(state, state.entries)
@@ -151,7 +149,7 @@ class OpenVINOEngine:
             raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
         for name, buffer in state.buffers.items() if state else ():
             batch = buffer[state.entries] if state and state.entries else buffer
-            for entry, (rows, added) in enumerate(zip(feeds[_ROWS], results[pairs[name]], strict=True)):
+            for entry, (rows, added) in enumerate(zip(feeds[POSITIONS], results[pairs[name]], strict=True)):
                 batch[entry, :, rows[0] : rows[0] + len(rows)] = added
         return {name: result.copy() for name, result in results.items() if name not in pairs.values()}
 
@@ -200,7 +198,7 @@ def _state_typed(network: Any, dtype: Any) -> Any:
     processor = PrePostProcessor(network)
     for port in ports:
         name = port.get_any_name()
-        side = processor.input(name) if name.startswith(_STATE[0]) else processor.output(name)
+        side = processor.input(name) if name.startswith(PAST) else processor.output(name)
         side.tensor().set_element_type(dtype)
     return processor.build()
 
@@ -236,7 +234,7 @@ def _output_new_rows(network: Any) -> None:
 
 
 def _is_state(port: Any) -> bool:
-    return port.get_any_name().startswith(_STATE)
+    return port.get_any_name().startswith((PAST, PRESENT))
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
 from runtime.core.errors import BundleError
 from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 
@@ -101,7 +102,7 @@ def _loaded(bundle: Bundle, graph: str, chunk: int) -> tuple[ModelProto, Peak]:
     from runtime.tools import liveness
 
     model = liveness.load(bundle.model(graph), _sizes(bundle, graph, chunk))
-    return model, liveness.peak(model, {name for name in liveness.inputs(model) if name.startswith("past_key_values.")})
+    return model, liveness.peak(model, {name for name in liveness.inputs(model) if name.startswith(PAST)})
 
 
 def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, dict[int, int]]:
@@ -115,10 +116,10 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
             f"the decoder graph's caches hold {held:,} positions, the manifest says {context:,}; export the bundle again"
         )
     chunk = min(chunk, context)
-    return {"inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context}}
+    return {EMBEDDINGS: {1: chunk}, POSITIONS: {1: chunk}, MASK: {1: context}}
 
 
 def _positions(decoder: ModelProto) -> int:
     """How many positions its caches [1, kv heads, positions, head dim] hold; 0 where it has none."""
-    caches = [value.type.tensor_type.shape.dim for value in decoder.graph.input if value.name.startswith("past_key_values.")]
+    caches = [value.type.tensor_type.shape.dim for value in decoder.graph.input if value.name.startswith(PAST)]
     return min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)
