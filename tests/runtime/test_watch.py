@@ -52,15 +52,12 @@ def times_of(monkeypatch):
 
 @pytest.mark.parametrize("once", [True, False])
 def test_frames_go_through_the_engine_of_the_chat(monkeypatch, once):
-    opened, needed, options = [], [], EngineOptions(threads=2)
+    opened, options = [], EngineOptions(threads=2)
     chat = SimpleNamespace(vision=SimpleNamespace(engine="the chat's engine"))
-    monkeypatch.setattr(watch, "Prompt", lambda bundle: ("prompt of", bundle))
     monkeypatch.setattr(watch.VideoChat, "open", lambda *arguments: opened.append(arguments) or chat)
     monkeypatch.setattr(watch, "LiveEncoder", lambda *arguments: opened.append(arguments) or SimpleNamespace(encodes_once=once))
-    bundle = SimpleNamespace(file=needed.append)
-    assert Watch(bundle, "onnx", options).encodes_once is once
-    assert opened == [(bundle, "onnx", options, ("prompt of", bundle)), (bundle, "the chat's engine")]
-    assert needed == ["llm/decoder.onnx"]
+    assert Watch("the bundle", "onnx", options).encodes_once is once
+    assert opened == [("the bundle", "onnx", options), ("the bundle", "the chat's engine")]
 
 
 def test_an_answer_is_due_every_few_seconds_and_at_the_end(times_of):
