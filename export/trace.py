@@ -97,7 +97,7 @@ def _trace(
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep the exporter's chatter about its own conversions away from the user's terminal."""
+    """Keep the exporter's messages about its conversions off the user's terminal."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:

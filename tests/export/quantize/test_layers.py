@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.quantize import layers
-from export.quantize.layers import Layer, find_layers, own_errors, sampled, with_outputs
+from export.quantize.layers import Layer, find_layers, layer_errors, sampled, with_outputs
 from export.quantize.llm import _lowest
 
 
@@ -70,7 +70,7 @@ def test_a_layer_s_own_error_is_that_of_its_weight_and_its_input_alone():
 
     def error(of_input: float, of_weight: float) -> float:
         scaled = (lambda layer: lambda x: x * of_input), (lambda layer: lambda weight: weight * of_weight)
-        return own_errors(model(), Path(), found, {"x": x}, *scaled)[layer.node]
+        return layer_errors(model(), Path(), found, {"x": x}, *scaled)[layer.node]
 
     assert error(1, 1) == 0
     assert [error(1.5, 1), error(1, 1.5)] == pytest.approx([0.5, 0.5], rel=1e-5)
