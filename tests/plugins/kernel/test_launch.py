@@ -44,8 +44,8 @@ class Driver:
 def install(monkeypatch):
     def driver(**answers):
         made = Driver(**answers)
-        for module in (launch, plugins.driver):
-            monkeypatch.setattr(module, "driver", lambda: made)
+        for user in (module, plugins.driver):
+            monkeypatch.setattr(user, "driver", lambda: made)
         return made
 
     return driver

@@ -117,7 +117,7 @@ def test_a_library_that_does_not_exist_or_has_no_such_plugin_is_refused(tmp_path
         __version__="10.16",
         get_plugin_registry=lambda: SimpleNamespace(load_library=lambda path: None, get_creator=lambda *name: None),
     )
-    with pytest.raises(EngineError, match="libnone.so"):
+    with pytest.raises(EngineError, match="libnone"):
         load_library(trt, tmp_path / "libnone.so")
     (tmp_path / "lib.so").touch()
     for loaded in (None, object()):  # no library of TensorRT's, or one with another plugin
