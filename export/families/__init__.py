@@ -3,13 +3,13 @@
 A family module offers
     NAME, MODEL_TYPE, HUB_ID        registry name, the config's model_type, a published checkpoint to name in messages
     FRAMES, COMPRESS                defaults of --frames and --compress
-    describe_vision(checkpoint) -> VisionInfo    from the JSON files alone; refuses what they make impossible
+    describe_vision(checkpoint) -> VisionInfo    from the JSON files alone; refuses what can't be exported
     describe_llm(checkpoint) -> LLMInfo          the same
-    check_vision_weights(checkpoint)             refuses, from the headers of the weight files, what does not belong to the config
+    check_vision_weights(checkpoint)             from the headers of the weight files, refuses what does not belong to the config
     check_llm_weights(checkpoint, values=False)  the same; values: NaN and infinite ones too, which reads every weight
-    load_vision(checkpoint) -> VisionHalf
-    load_llm(checkpoint) -> LLMHalf
-Each component is read alone, so that an export never holds both.
+    load_vision(checkpoint) -> VisionModel
+    load_llm(checkpoint) -> nn.Module            the library's own causal LM (transformers), float32
+Each component is read alone, so that an export never has both in memory.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ FAMILIES = {"llava-ov": "export.families.llava_ov"}
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """What the configs say of the vision encoder; the fields are those of VisionHalf.
+    """What the configs say of the vision encoder.
 
+    grid              (H, W) patch rows and columns of a frame
+    frames            the checkpoint's own number of frames a clip, or the family's default
+    hidden_size       D of the LLM
+    preprocessing     what `runtime.media.preprocess` needs
     closing_tokens    tokens after a clip's compressed ones
     """
 
@@ -49,7 +53,7 @@ class VisionInfo:
 
 @dataclass(frozen=True)
 class LLMInfo:
-    """chat: template, tokens, generation; max_positions: that the LLM was made for; vocabulary: rows of its embeddings."""
+    """chat: template, tokens, generation; max_positions: that the LLM was trained for; vocabulary: rows of its embeddings."""
 
     chat: Chat
     max_positions: int
@@ -57,14 +61,13 @@ class LLMInfo:
 
 
 @dataclass(frozen=True)
-class VisionHalf:
-    """The vision half in the parts that the export needs, float32, in eval mode.
+class VisionModel:
+    """The vision encoder in the parts that the export needs, float32, in eval mode.
 
     T frames, H, W patch rows and columns, h, w pixels, C encoder width, D hidden.
 
     grid              (H, W)
-    frames            the checkpoint's own number of frames a clip, or the family's default
-    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], spelled for export
+    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], written for export
     reference_encoder the library's own encoder, same signature and storage, that verify compares with
     projector         [..., C] -> [..., D]
     newline           [1, D], the token that closes a clip
@@ -72,21 +75,11 @@ class VisionHalf:
     """
 
     grid: tuple[int, int]
-    frames: int
-    hidden_size: int
     encoder: nn.Module
     reference_encoder: nn.Module
     projector: nn.Module
     newline: torch.Tensor
     preprocessing: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LLMHalf:
-    """causal_lm: the library's own (transformers), float32; prompt: the manifest's, with the chat template's text in place of its file."""
-
-    causal_lm: nn.Module
-    prompt: dict[str, Any]
 
 
 def family(name: str) -> ModuleType:
@@ -126,9 +119,9 @@ def _original(config: dict[str, Any]) -> str:
 
 @contextmanager
 def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
-    """What the library raises while it makes a config or an empty module of one, as a CheckpointError.
+    """Turn what the library raises while it makes a config, or an empty module of one, into a CheckpointError.
 
-    It is the config that is wrong there, and the library says so with exceptions of many kinds.
+    The config is wrong then, and the library says so with exceptions of many kinds.
     """
     try:
         yield
@@ -137,5 +130,5 @@ def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} describes no model that transformers can make ({reason}); copy the checkpoint's own"
+            f"{checkpoint.path / 'config.json'} does not describe a model that transformers can make ({reason}); copy the checkpoint's own"
         ) from None

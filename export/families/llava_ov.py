@@ -1,6 +1,6 @@
 """LLaVA-OneVision: a SigLIP encoder, a two-layer projector, a Qwen2 LLM, one `image_newline` token after a clip.
 
-Facts of the family: the encoder's features are `hidden_states[vision_feature_layer]`, and -1 there is *before* SigLIP's
+The encoder's features are `hidden_states[vision_feature_layer]`, and -1 there is *before* SigLIP's
 post_layernorm; its own token compression is bilinear to half the grid, rounded up; video frames are resized without
 keeping the aspect ratio. Both key layouts are read, today's transformers' and that of the published llava-hf files.
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from export.checkpoint import Checkpoint
-from export.families import LLMHalf, LLMInfo, VisionHalf, VisionInfo, check_model_type, reading_config
+from export.families import LLMInfo, VisionInfo, VisionModel, check_model_type, reading_config
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
 from export.weights import check_finite, check_weights, load_weights
@@ -37,7 +37,7 @@ _RENAMES = [
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 ]
 _PARTS = ("vision_tower.", "multi_modal_projector.", "image_newline", "language_model.", "lm_head.")
-# Buffers that old files hold, and SigLIP's pooling head, which LLaVA-OneVision has no use for.
+# Buffers in old files, and SigLIP's pooling head, which LLaVA-OneVision does not use.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.")
 
 
@@ -108,16 +108,14 @@ def check_llm_weights(checkpoint: Checkpoint, values: bool = False) -> None:
         check_finite(checkpoint, _llm_name)
 
 
-def load_vision(checkpoint: Checkpoint) -> VisionHalf:
+def load_vision(checkpoint: Checkpoint) -> VisionModel:
     """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
     info, config = describe_vision(checkpoint), _config(checkpoint)
     layers = _feature_layers(checkpoint, config)
     parts = _VisionParts(config)
     load_weights(checkpoint, parts, _vision_name)
-    return VisionHalf(
+    return VisionModel(
         grid=info.grid,
-        frames=info.frames,
-        hidden_size=info.hidden_size,
         encoder=SiglipEncoder(parts.vision_tower, layers),
         reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
         projector=parts.multi_modal_projector,
@@ -126,13 +124,14 @@ def load_vision(checkpoint: Checkpoint) -> VisionHalf:
     )
 
 
-def load_llm(checkpoint: Checkpoint) -> LLMHalf:
-    """Qwen2 and the prompt's facts of a checkpoint. CheckpointError says what does not fit."""
-    info, config = describe_llm(checkpoint), _config(checkpoint)
+def load_llm(checkpoint: Checkpoint) -> nn.Module:
+    """Qwen2 of a checkpoint. CheckpointError says what does not fit."""
+    describe_llm(checkpoint)
+    config = _config(checkpoint)
     config.text_config.use_sliding_window = False  # no layer slides, whatever the config would allow
     parts = _LLMParts(config)
     load_weights(checkpoint, parts, _llm_name, _tied(config))
-    return LLMHalf(parts.causal_lm[0], info.chat.as_prompt())
+    return parts.causal_lm[0]
 
 
 def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
@@ -150,7 +149,7 @@ def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
 def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     """A layer slides where `layer_types` says so, which follows from use_sliding_window and max_window_layers if it is absent."""
     full = {"full_attention"}
-    if (text.sliding_window or 0) >= text.max_position_embeddings:  # a window that every position sees all others through
+    if (text.sliding_window or 0) >= text.max_position_embeddings:  # a window that is never full
         full.add("sliding_attention")
     other = [kind for kind in text.layer_types if kind not in full]
     if not other:
@@ -159,7 +158,7 @@ def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     window = f" (sliding_window {text.sliding_window})" if first == "sliding_attention" else ""
     raise CheckpointError(
         f"{checkpoint.path / 'config.json'}: {len(other)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
-        "the export writes full attention only; choose a checkpoint with full attention, "
+        "the export supports full attention only; choose a checkpoint with full attention, "
         "such as one with use_sliding_window false"
     )
 
@@ -175,7 +174,7 @@ def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
 
 
 def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
-    """A rope_theta or factor of 0, below it or NaN gives frequencies that are no numbers, and so do all logits."""
+    """A rope_theta or factor of 0, below it or NaN gives frequencies that are not finite, and then no logit is."""
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     with reading_config(checkpoint):
@@ -210,7 +209,7 @@ def _config(checkpoint: Checkpoint) -> Any:
                     f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
                 )
             layers = values.get("num_hidden_layers")
-            if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is looked for
+            if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is read
                 raise CheckpointError(
                     f"{checkpoint.path / 'config.json'}: {part} has num_hidden_layers {layers}; expected at most {_MOST_LAYERS}, "
                     "copy the checkpoint's own"
@@ -224,7 +223,7 @@ def _config(checkpoint: Checkpoint) -> Any:
 
 
 class _VisionParts(nn.Module):
-    """The vision half under the checkpoint's own names; parameters are not initialised, `load_weights` brings them."""
+    """The vision encoder under the checkpoint's names; parameters are not initialised, `load_weights` fills them."""
 
     def __init__(self, config: Any):
         from transformers import SiglipVisionModel
@@ -239,7 +238,7 @@ class _VisionParts(nn.Module):
 
 
 class _LLMParts(nn.Module):
-    """The LLM half, likewise."""
+    """The LLM, likewise."""
 
     def __init__(self, config: Any):
         from transformers import Qwen2ForCausalLM
@@ -276,10 +275,10 @@ def _tied(config: Any) -> dict[str, str]:
     return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
-def _canonical(key: str, halves: tuple[str, ...]) -> str | None:
-    """Today's name of a weight, None for what no model uses and for the known parts that `halves` leaves out."""
+def _canonical(key: str, wanted: tuple[str, ...]) -> str | None:
+    """Today's name of a weight, None for what no model uses and for known parts that are not `wanted`."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
-    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(halves)):
+    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(wanted)):
         return None
     return key

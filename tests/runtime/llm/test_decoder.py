@@ -22,7 +22,7 @@ class Engine:
         self.inputs = [SimpleNamespace(name=name, dtype=np.dtype(kind)) for name, kind in
                        (("attention_mask", np.int64), ("inputs_embeds", dtype), ("position_ids", np.int64))]  # fmt: skip
         self.fed, self.pairs, self.spoilt = [], None, None
-        caches = [f"{layer}.{half}" for layer in range(layers) for half in ("key", "value")]
+        caches = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self.inputs += [SimpleNamespace(name=f"past_key_values.{cache}", dtype=np.dtype(dtype)) for cache in caches]
         self.outputs = [SimpleNamespace(name=name) for name in ("logits", *(f"present.{cache}" for cache in caches))]
 
@@ -61,13 +61,13 @@ def test_a_conversation_has_a_key_and_a_value_cache_a_layer():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
-def test_opening_loads_the_decoder_s_graph_as_it_is_told(monkeypatch, given):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
+def test_opening_loads_the_decoder_s_graph_on_the_backend_and_device_that_were_asked_for(monkeypatch, arguments):
     asked = []
     bundle = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": 7}, llm={"layers": 1}))
-    monkeypatch.setattr(decoder, "open_engine", lambda *arguments: asked.append(arguments) or Engine(layers=1))
-    assert LocalDecoder.open(bundle, *given).max_context == 7
-    assert asked == [(bundle, "llm/decoder", *(given or ("auto", EngineOptions())))]
+    monkeypatch.setattr(decoder, "open_engine", lambda *passed: asked.append(passed) or Engine(layers=1))
+    assert LocalDecoder.open(bundle, *arguments).max_context == 7
+    assert asked == [(bundle, "llm/decoder", *(arguments or ("auto", EngineOptions())))]
 
 
 def test_a_prompt_is_fed_in_chunks_behind_what_is_there():
@@ -108,28 +108,3 @@ def test_the_cache_takes_as_many_positions_as_it_has():
     with pytest.raises(ContextError, match=r"5 .* 4"):
         conversation.extend(rows(1))
     assert conversation.length == 4
-
-
-@pytest.mark.parametrize(
-    ("limit", "max_context", "eos", "ids", "runs"),
-    [
-        (0, 9, {7}, [], 1),
-        (1, 9, {7}, [3], 1),  # the last id is not fed back
-        (2, 9, {7}, [3, 4], 2),
-        (9, 9, {7}, [3, 4, 5, 6], 5),
-        (9, 9, {3}, [], 1),
-        (9, 9, set(), [3, 4, 5, 6, 7, 8, 9, 10], 8),  # two of the prompt and seven more fill the cache
-        (9, 2, set(), [3], 1),
-        (2, 3, {7}, [3, 4], 2),
-    ],
-)
-def test_an_answer_ends_at_its_limit_an_end_token_or_with_the_cache(limit, max_context, eos, ids, runs):
-    """Ids are 3, 4, 5 and so on: two more than the number of the run that chose them."""
-    engine, local = opened(max_context)
-    conversation = local.conversation()
-    logits = conversation.extend(rows(2))
-    chosen = conversation.generate(
-        logits, lambda token: np.full((1, 1, 2), token, np.float32), lambda logits: int(logits[0]) + 2, frozenset(eos), limit
-    )
-    assert list(chosen) == ids
-    assert [feeds["inputs_embeds"][0, 0, 0] for feeds in engine.fed[1:]] == list(range(3, 2 + runs)) and len(engine.fed) == runs

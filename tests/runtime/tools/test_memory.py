@@ -1,0 +1,105 @@
+"""How memory is added up, from a few numbers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnx
+import pytest
+from cache_graph import save_cache_graph
+
+from runtime.core.errors import BundleError
+from runtime.tools import memory
+
+
+def of_context(folder: Path, context: int, capacity: int) -> SimpleNamespace:
+    """A bundle whose manifest says `context` positions and whose decoder's cache holds `capacity`."""
+    graph = save_cache_graph(folder / "decoder.onnx", capacity)
+    return SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": context}), model=lambda name: graph)
+
+
+@pytest.mark.parametrize(("context", "chunk"), [(2048, 256), (256, 256), (100, 100)])
+def test_the_decoder_s_axes_at_their_largest(tmp_path, context, chunk):
+    here = of_context(tmp_path, context, 2048)
+    assert memory._sizes(here, "llm/decoder") == {
+        "inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context},
+    }  # fmt: skip
+    assert memory._sizes(here, "vision") == {}
+
+
+@pytest.mark.parametrize("context", [9, 2**31 - 1])
+def test_a_manifest_can_t_say_more_positions_than_the_caches_hold(tmp_path, context):
+    memory._sizes(of_context(tmp_path, 8, 8), "llm/decoder")
+    message = f"^the decoder graph's caches hold 8 positions, the manifest says {context:,}; export the bundle again$"
+    with pytest.raises(BundleError, match=message):
+        memory._sizes(of_context(tmp_path, context, 8), "llm/decoder")
+
+
+def test_a_decoder_without_caches_holds_nothing():
+    assert memory._positions(onnx.ModelProto()) == 0
+
+
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])
+def test_a_cache_has_keys_and_values_of_every_layer_head_and_position(precision, size):
+    llm = {"layers": 3, "kv_heads": 5, "head_dim": 7}
+    manifest = SimpleNamespace(llm=llm, limits={"max_context": 11}, llm_precision=precision)
+    here = SimpleNamespace(manifest=manifest, has_llm=True)
+    assert memory.kv_cache_bytes(here) == 2 * 3 * 5 * 7 * 11 * size
+    kept = {"kept visual tokens, at most": 1000}
+    assert memory.server_memory(here, 8, 1000) == {"KV caches of 8 answers": 8 * 2 * 3 * 5 * 7 * 11 * size} | kept
+    manifest.llm, here.has_llm = {}, False
+    assert memory.kv_cache_bytes(here) == 0 and memory.server_memory(here, 8, 1000) == kept
+
+
+@pytest.mark.parametrize(
+    ("split", "llm", "names", "expected"),
+    [
+        (False, True, ["vision", "vision.loop", "llm/decoder"], {
+            "vision weights": 100, "llm/decoder weights": 102, "vision activations": 10, "llm/decoder activations": 12, "KV cache": 7,
+            "vision activations, frame by frame on a CPU": 11, "total on a GPU": 231, "total on a CPU": 232,
+        }),
+        (False, False, ["vision"], {"vision weights": 100, "vision activations": 10, "total": 110}),
+        (True, False, ["vision", "vision.loop", "vision.encoder", "vision.compressor"], {
+            "vision.encoder weights": 102, "vision.compressor weights": 103, "vision.encoder activations": 12,
+            "vision.compressor activations": 13, "total": 230,
+        }),
+        (False, False, ["vision.loop"], {"total": 0}),
+    ],
+    ids=["both", "vision", "split", "loop"],
+)  # fmt: skip
+def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
+    monkeypatch.setattr(memory, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [memory.GraphMemory(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    assert memory.bundle_memory(SimpleNamespace(is_split=split, has_llm=llm), graphs) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "on_gpu", "expected"),
+    [
+        (["vision", "vision.loop", "llm/decoder"], 40, {"vision activations, frame by frame on a CPU": 11, "total on a GPU": 259, "total on a CPU": 232}),
+        (["vision", "llm/decoder"], 40, {"total": 229, "total on a GPU": 258}),
+        (["vision", "llm/decoder"], 11, {"total": 229}),  # as much as on a CPU
+        (["vision", "llm/decoder"], 0, {"total": 229}),  # not counted: onnx is not installed
+    ],
+)  # fmt: skip
+def test_a_gpu_s_total_has_the_longer_pieces_that_it_prefills(monkeypatch, names, on_gpu, expected):
+    monkeypatch.setattr(memory, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [memory.GraphMemory(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    found = memory.bundle_memory(SimpleNamespace(is_split=False, has_llm=True), graphs, on_gpu)
+    longer = {"llm/decoder activations, 1,024 positions at a time on a GPU": on_gpu} if on_gpu else {}
+    assert {part: count for part, count in found.items() if "CPU" in part or "GPU" in part or "total" in part} == longer | expected
+
+
+@pytest.mark.parametrize(("graph", "weights"), [("vision", 111), ("vision.compressor", 100)])
+def test_without_onnx_a_graph_is_as_large_as_its_files(monkeypatch, graph, weights):
+    """A compressor's weights are the encoder's."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "runtime.tools.liveness", raising=False)
+    monkeypatch.delattr("runtime.tools.liveness", raising=False)
+    files = {f"{graph}.onnx": {"size": 100}, "vision.data": {"size": 11}, "other": {"size": 5}}
+    here = SimpleNamespace(model=lambda name: name, data_files=lambda name: ["vision.data"], manifest=SimpleNamespace(files=files))
+    found = memory.graph_memory(here, graph)
+    assert (found.graph, found.operators, found.weights, found.activations) == (graph, {}, weights, 0)
+    assert found.note.startswith("activations are not counted: ")
