@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
 
+KINDS = ("BundleError", "VideoError", "EngineError", "PromptError", "OutputError", "UserError")  # that both runtimes have
+
 _MODULES = ("libavformat", "libavcodec", "libavutil", "libswscale", "oniguruma", "libutf8proc")
 _HEADERS = "#include <nlohmann/json.hpp>\n#include <CLI/CLI.hpp>\n#include <gtest/gtest.h>\n"
 
@@ -87,13 +89,14 @@ def refusal(done: subprocess.CompletedProcess) -> str:
 
 
 def error_of(work: Callable[[], object]) -> dict[str, str]:
-    """A UserError that `work` raises, as `probe` prints one: its message and its class; {} where it raises none."""
+    """A UserError that `work` raises, as `probe` prints one: its message and its public class; {} if it raises none."""
     from runtime.core.errors import UserError
 
     try:
         work()
     except UserError as error:
-        return {"error": str(error), "kind": type(error).__name__}
+        names = [one.__name__ for one in type(error).__mro__]
+        return {"error": str(error), "kind": next(name for name in names if name in KINDS)}
     return {}
 
 

@@ -10,7 +10,7 @@ namespace gridpool::cli {
 
 class Rounds {
  public:
-  /// Loads the engines. video: "" for the bundle's reference input. PromptError for a prompt that exceeds the context.
+  /// Loads the engines. video: "" for the bundle's reference input. ContextError for a prompt that exceeds the context.
   Rounds(const CommonOptions& options, const Bundle& bundle, const EngineOptions& engine, const std::string& video, int64_t new_tokens);
 
   /// Answers once. Seconds by stage; the decode rate is in tokens a second.

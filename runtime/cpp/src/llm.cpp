@@ -98,7 +98,7 @@ void Conversation::generate(std::vector<float> logits, const std::function<Tenso
 
 void check_context(int64_t needed, int64_t max_context) {
   if (needed > max_context) {
-    throw PromptError(concat("the prompt needs ", needed, " positions, the bundle has ", max_context,
+    throw ContextError(concat("the prompt needs ", needed, " positions, the bundle has ", max_context,
                              "; ask a shorter question, or export with a larger --max-context or stronger --compress"));
   }
 }

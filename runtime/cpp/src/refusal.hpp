@@ -18,8 +18,8 @@ inline BundleError unreadable(const std::filesystem::path& file, const std::erro
 }
 
 /// For graphs whose outputs overflowed.
-inline EngineError not_finite(const std::string& values) {
-  return EngineError(values + " that are not finite; try a bundle of --precision fp32");
+inline NonFiniteError not_finite(const std::string& values) {
+  return NonFiniteError(values + " that are not finite; try a bundle of --precision fp32");
 }
 
 /// For a video stream of which no frame can be shown.

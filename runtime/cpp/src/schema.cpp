@@ -60,7 +60,8 @@ void check_schema(const Json& manifest, const std::string& name) {
   valijson::ValidationResults results;
   if (valijson::Validator().validate(manifest_schema(), Adapter(manifest), &results)) return;
   const Fault cause = cause_of(results);
-  throw malformed(name + place_of(manifest, cause.context) + ": " + cause.description);
+  const std::string reason = cause.description.substr(0, cause.description.find_last_not_of('.') + 1);
+  throw malformed(name + place_of(manifest, cause.context) + ": " + reason);
 }
 
 }  // namespace gridpool

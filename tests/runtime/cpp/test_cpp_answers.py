@@ -61,7 +61,7 @@ def test_tokens_and_answers_are_those_of_python(cpp: Path, chat: VideoChat, clip
 
 def test_equal_seeds_give_equal_answers(cpp: Path, bundle_path: Path, clips):
     def ids(seed: int) -> list[int]:
-        words = ("--json", "--temperature", "3", "--top-p", "0.9", "--seed", str(seed), "--max-new-tokens", "24")
+        words = ("--json", "--temperature", "100", "--seed", str(seed), "--max-new-tokens", "24")  # almost every token is as likely
         return json.loads(gridpool(cpp, "run", bundle_path, *clips[0], *words).stdout)["ids"]
 
     answers = [ids(seed) for seed in (0, 7, 2**40)]
@@ -89,8 +89,8 @@ def test_a_repetition_penalty_gives_the_same_answer_as_in_python(cpp: Path, bund
     "".join(chat.ask_about(visual, question, AskOptions(24)))
     for words in ((), ("--temperature", "2", "--seed", "7")):
         answer = json.loads(gridpool(cpp, "run", path, video, question, "--json", "--max-new-tokens", "24", *words).stdout)
-        assert len(set(answer["ids"])) > 8
-        assert words or answer["ids"] == chat.answer.ids
+        assert len(set(answer["ids"])) == len(answer["ids"]) or not words
+        assert words or (answer["ids"] == chat.answer.ids and len(set(answer["ids"])) > 8)
 
 
 def test_the_answer_streams_as_text(cpp: Path, bundle_path: Path, clips):

@@ -38,7 +38,7 @@ class GRIDPOOL_API VisionEncoder {
   /// pixel_values float32 [T, 3, h, w], or frames uint8 [T, h, w, 3] if the graph takes them -> visual tokens [N, D].
   Tensor tokens(const TensorView& frames);
 
-  /// The visual tokens among a run's outputs; EngineError if there are none, or one is not finite.
+  /// The visual tokens among a run's outputs; EngineError if there are none, NonFiniteError if one is not finite.
   static Tensor checked(std::map<std::string, Tensor> results);
 
   Engine& engine() { return *engine_; }

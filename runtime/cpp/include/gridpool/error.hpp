@@ -32,10 +32,22 @@ class GRIDPOOL_API EngineError : public UserError {
   using UserError::UserError;
 };
 
+/// An engine that returned infinities or NaN.
+class GRIDPOOL_API NonFiniteError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
 /// A question, or a context length, that the LLM can't take.
 class GRIDPOOL_API PromptError : public UserError {
  public:
   using UserError::UserError;
+};
+
+/// A prompt, or an answer's length, that the LLM's context can't hold.
+class GRIDPOOL_API ContextError : public PromptError {
+ public:
+  using PromptError::PromptError;
 };
 
 /// A file that can't be written where it was asked for.

@@ -63,7 +63,7 @@ class GRIDPOOL_API Conversation {
   Conversation(LocalDecoder& decoder, std::unique_ptr<State> state) : decoder_(decoder), state_(std::move(state)) {}
 
   /// Append embeddings [1, S, D]; return the logits [V] after the last of them.
-  /// PromptError if the cache is too small, EngineError for logits that are not finite.
+  /// ContextError if the cache is too small, NonFiniteError for logits that are not finite.
   std::vector<float> extend(const TensorView& embeddings, int64_t chunk = 0);  // 0: the decoder's
 
   /// Hand ids chosen from `logits` on to `each`, at most `limit`, until one of `eos` (not handed on), or the cache is
@@ -81,7 +81,7 @@ class GRIDPOOL_API Conversation {
   int64_t length_ = 0;
 };
 
-/// PromptError for a prompt that exceeds the cache.
+/// ContextError for a prompt that exceeds the cache.
 GRIDPOOL_API void check_context(int64_t needed, int64_t max_context);
 
 }  // namespace gridpool
