@@ -26,12 +26,13 @@ S prompt positions, P positions read, M cache capacity, D hidden, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from runtime.bundle.graphs import cache_names
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}
@@ -77,17 +78,12 @@ class Decoder(nn.Module):
 
     def tensor_names(self) -> tuple[list[str], list[str]]:
         """(past names, present names), in the order of `forward`."""
-        parts = [f"{layer}.{half}" for layer in range(len(self.layers)) for half in ("key", "value")]
-        return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+        names = cache_names(len(self.layers))
+        return list(names), list(names.values())
 
-    def facts(self) -> dict[str, Any]:
-        """The `llm` entry of the manifest, without the attention spelling."""
-        return {
-            "layers": len(self.layers),
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-        }
+    def info(self, attention: str, precision: str) -> LLMInfo:
+        """The manifest's `llm`."""
+        return LLMInfo(len(self.layers), self.kv_heads, self.head_dim, self.vocab_size, attention, precision)
 
 
 class _Layer(nn.Module):

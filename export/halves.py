@@ -35,13 +35,14 @@ from export.quantize.llm import quantize_llm
 from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
-from export.surgeon import PassReport, run_passes
+from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
 from export.verify import StageResult, verify_batch, verify_float16, verify_frame_by_frame, verify_llm, verify_vision
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.bundle.manifest import UNHASHED, LLMInfo, PassReport, StageTensor
 from runtime.core.errors import ExportError
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
@@ -61,14 +62,14 @@ _ROWS = 64  # random visual tokens in the prompt of an LLM without a vision half
 
 @dataclass
 class Half:
-    """stages, report: as in the manifest; tensorrt: {check: what it said}; verified: the table; facts: the manifest's `llm`;
+    """stages, report: as in the manifest; tensorrt: {check: what it said}; verified: the table; llm: the manifest's;
     quantized: {graph: what quantisation did}."""
 
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    report: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageTensor] = field(default_factory=list)
+    report: list[PassReport] = field(default_factory=list)
     tensorrt: dict[str, str] = field(default_factory=dict)
     verified: list[StageResult] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    llm: LLMInfo | None = None
     quantized: dict[str, Report] = field(default_factory=dict)
     visual_tokens: np.ndarray | None = None  # [N, D], torch's
 
@@ -119,9 +120,7 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     name = "pixel_values" if vision.input is None else "frames"
     every = torch_reference.save_vision(directory / "reference", {name: given}, outputs)
     tensors = {**traced.stages, "visual_tokens": "visual_tokens"}
-    half.stages = [
-        {"name": name, "graph": VISION, "tensor": tensors[name], "every": every[name], "rounding": rounding} for name in outputs
-    ]
+    half.stages = [StageTensor(name, VISION, tensors[name], every[name], rounding) for name in outputs]
     half.visual_tokens = outputs["visual_tokens"]
     return half
 
@@ -152,11 +151,11 @@ def _quantize_vision(
     with step("quantising the vision half"):
         path = directory / f"{VISION}.onnx"
         model = save_weights(_passes(half, with_weights(model, directory), directory, VISION, ["join_matmuls"]), path)
-        taken = {} if vision.input is None else {"frames": list(vision.input.source)}
-        clips = Clips(source.preprocessing | taken, Path(options.calibrate) if options.calibrate else None)
+        preprocessing = replace(source.preprocessing, frames=vision.input.source if vision.input else None)
+        clips = Clips(preprocessing, Path(options.calibrate) if options.calibrate else None)
         model, report = quantize_vision(model, directory, stages, vision.grid, clips, options.error_budget)
         half.quantized[VISION] = report
-        half.report.append(PassReport(VISION, "quantize int8", report.lowered, report.note()).as_dict())
+        half.report.append(PassReport(VISION, "quantize int8", report.lowered, report.note()))
         return onnx.shape_inference.infer_shapes(save_weights(model, path))
 
 
@@ -170,7 +169,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
     precision = llm_precision(options.of_llm)[0]
     whole = "fp16" if precision == "fp16" else "fp32"
     decoder = Decoder(source.causal_lm, max_context, options.attention)
-    half.facts = decoder.facts() | {"attention": options.attention, "precision": whole}
+    half.llm = decoder.info(options.attention, whole)
     spelled = copy.deepcopy(decoder).half() if whole == "fp16" else decoder
     with step("tracing the LLM half"):
         traced = trace_decoder(spelled, path, options.attention)
@@ -185,7 +184,7 @@ def export_llm(directory: Path, source: LLMHalf, checkpoint: Checkpoint, options
     table = source.causal_lm.get_input_embeddings().weight.detach().numpy()
     np.save(directory / ROWS, table.astype(np.float16) if whole == "fp16" else table)
     shutil.copyfile(checkpoint.path / "tokenizer.json", directory / "llm" / "tokenizer.json")
-    (directory / "llm" / CHAT_TEMPLATE).write_text(source.prompt["chat_template"], encoding="utf-8")
+    (directory / "llm" / CHAT_TEMPLATE).write_text(source.prompt.chat_template, encoding="utf-8")
     return half
 
 
@@ -193,7 +192,7 @@ def check_llm(half: Half, bundle: Bundle, source: LLMHalf, visual_tokens: np.nda
     """Compare the decoder with transformers on a prompt around the clip's tokens; add the reference to the bundle."""
     ids = Prompt(bundle).ids(QUESTION)
     if visual_tokens is None:  # --only llm: any rows of the embeddings' scale will do, as many as the context has room for
-        room = bundle.manifest.limits["max_context"] - len(ids.before) - len(ids.after) - torch_reference.GREEDY
+        room = bundle.max_context - len(ids.before) - len(ids.after) - torch_reference.GREEDY
         visual_tokens = _rows_like(source, min(_ROWS, max(bundle.manifest.tokens_per_clip, room)))
     visual_tokens = visual_tokens[: torch_reference.LLM_VISUAL_TOKENS]
     with step("comparing the LLM half with torch"):
@@ -229,11 +228,11 @@ def quantize_llm_half(half: Half, bundle: Bundle, source: LLMHalf, expected: LLM
         np.save(bundle.path / ROWS, values)
         np.save(bundle.path / SCALES, scales)
     half.quantized[DECODER] = report
-    half.report.append(PassReport(DECODER, f"quantize {options.of_llm}", report.lowered, report.note()).as_dict())
-    half.facts |= {"precision": precision} | ({"block": block} if block else {})
+    half.report.append(PassReport(DECODER, f"quantize {options.of_llm}", report.lowered, report.note()))
+    half.llm = replace(bundle.llm, precision=precision, block=block or None)
     _check_tensorrt(half, path, DECODER, options)
-    files = bundle.manifest.files | {SCALES: {}, f"{DECODER_BATCH}.onnx": {}}
-    quantized = Bundle(bundle.path, replace(bundle.manifest, llm=half.facts, files=files))
+    files = bundle.manifest.files | dict.fromkeys([SCALES, f"{DECODER_BATCH}.onnx"], UNHASHED)
+    quantized = Bundle(bundle.path, replace(bundle.manifest, llm=half.llm, files=files))
     with step(f"comparing the LLM half in {precision} with torch"):
         half.verified += verify_llm(quantized, expected)
     _compare_batch(half, quantized, expected)
@@ -267,7 +266,7 @@ def _write_frame_by_frame(
     looped, _ = run_passes(model, ["frame_loop"], graph=VISION_LOOP, directory=directory, required=["frame_loop"])
     encoder, compressor = split(drop_outputs(looped, stages.values()), vision.grid)
     note = f"{len(compressor.graph.node)} nodes left for the compressor"
-    half.report.append(PassReport(VISION_ENCODER, "split", len(encoder.graph.node), note).as_dict())
+    half.report.append(PassReport(VISION_ENCODER, "split", len(encoder.graph.node), note))
     onnx.save(encoder, str(directory / f"{VISION_ENCODER}.onnx"))
     compressor = _passes(half, compressor, directory, VISION_COMPRESSOR, ["fuse_gridpool"], compression=vision.compress.spec)
     onnx.save(compressor, str(directory / f"{VISION_COMPRESSOR}.onnx"))
@@ -279,7 +278,7 @@ def _passes(
 ) -> onnx.ModelProto:
     """Run surgeon passes (all that need no asking, where None); `model` must not be used afterwards."""
     model, reports = run_passes(model, names, graph=graph, directory=directory, **facts)
-    half.report += [report.as_dict() for report in reports]
+    half.report += reports
     return model
 
 

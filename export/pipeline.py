@@ -18,6 +18,8 @@ from export.options import ExportOptions
 from export.preflight import check_options, make_plan
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
+from runtime.bundle.manifest import UNHASHED, Checkpoint, Compression, Limits
+from runtime.bundle.records import written
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step
@@ -39,16 +41,16 @@ class ExportResult:
         manifest = self.bundle.manifest
         return {
             "bundle": str(self.bundle.path),
-            "checkpoint": manifest.checkpoint,
-            "compression": manifest.compression,
+            "checkpoint": written(manifest.checkpoint),
+            "compression": written(manifest.compression),
             "frames": manifest.frames,
             "patch_tokens": manifest.patch_tokens,
             "tokens_per_clip": manifest.tokens_per_clip,
             "precision": manifest.precision,
             "llm_precision": manifest.llm_precision,
-            "max_context": manifest.limits.get("max_context"),
-            "bytes": sum(entry["size"] for entry in manifest.files.values()),
-            "passes": manifest.report,
+            "max_context": manifest.limits.max_context if manifest.limits else None,
+            "bytes": sum(entry.size for entry in manifest.files.values()),
+            "passes": written(manifest.report),
             "tensorrt": self.tensorrt,
             "verified": self.verified,
             "not_applied": self.not_applied,
@@ -90,22 +92,22 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             del module, source  # one half at a time: the LLM is read when the encoder is gone
         manifest = Manifest(
             family=options.model,
-            checkpoint={"id": checkpoint.id, "sha256": digest},
-            compression={"preset": plan.preset, "spec": plan.compress.spec, "place": options.place},
+            checkpoint=Checkpoint(checkpoint.id, digest),
+            compression=Compression(plan.preset, plan.compress.spec, options.place),
             frames=plan.frames,
-            grid=list(plan.vision.grid),
+            grid=plan.vision.grid,
             tokens_per_clip=plan.tokens,
             hidden_size=plan.vision.hidden_size,
-            preprocessing=plan.vision.preprocessing | ({"frames": list(plan.input.source)} if plan.input else {}),
-            prompt={},
-            llm={},
+            preprocessing=replace(plan.vision.preprocessing, frames=plan.input.source if plan.input else None),
+            prompt=None,
+            llm=None,
             precision=options.precision,
             opset=max(
                 OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") and options.only != "vision" else 0
             ),
-            limits={},
-            stages=vision.stages,
-            report=vision.report,
+            limits=None,
+            stages=tuple(vision.stages),
+            report=tuple(vision.report),
             versions=_versions(),
         )
         if options.only != "vision":
@@ -114,14 +116,12 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             llm = export_llm(directory, language, checkpoint, options, plan.max_context)
             manifest = replace(
                 manifest,
-                prompt=language.prompt | {"chat_template": CHAT_TEMPLATE},
-                llm=llm.facts,
-                limits={"max_context": plan.max_context},
-                report=vision.report + llm.report,
+                prompt=replace(language.prompt, chat_template=CHAT_TEMPLATE),
+                llm=llm.llm,
+                limits=Limits(plan.max_context),
+                report=(*vision.report, *llm.report),
             )
-            unhashed: dict[str, dict[str, Any]] = {
-                path.relative_to(directory).as_posix(): {} for path in directory.rglob("*") if path.is_file()
-            }
+            unhashed = {path.relative_to(directory).as_posix(): UNHASHED for path in directory.rglob("*") if path.is_file()}
             unfinished = Bundle(directory, replace(manifest, files=unhashed))
             expected = check_llm(llm, unfinished, language, vision.visual_tokens)
             if options.of_llm.startswith("int"):
@@ -129,9 +129,9 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             around = Prompt(unfinished).around_question()
             manifest = replace(
                 manifest,
-                prompt=manifest.prompt | ({"around_question": around} if around else {}),
-                llm=llm.facts,
-                report=vision.report + llm.report,
+                prompt=replace(unfinished.prompt, around_question=around),
+                llm=llm.llm,
+                report=(*vision.report, *llm.report),
             )
         if vision.quantized or llm.quantized:
             quantization.write(directory, vision.quantized | llm.quantized)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -115,7 +115,7 @@ def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) 
     vision = kind.describe_vision(checkpoint)
     llm = kind.describe_llm(checkpoint) if options.only != "vision" else None
     frames = _frames(options, vision, checkpoint)
-    size = source_size(options.input, vision.preprocessing["size"])
+    size = source_size(options.input, vision.preprocessing.size)
     compress = make(preset, frames=frames, height=vision.grid[0], width=vision.grid[1])
     tokens = compress.num_tokens + vision.closing_tokens
     prompt_ids = check_prompt(checkpoint, llm, kind.HUB_ID) if llm else 0
@@ -124,8 +124,7 @@ def make_plan(options: ExportOptions, kind: ModuleType, checkpoint: Checkpoint) 
     if options.calibrate and options.quantizes:
         from export.quantize.calibration import Clips
 
-        sized = {"frames": list(size)} if size else {}
-        Clips(vision.preprocessing | sized, Path(options.calibrate)).check(frames)
+        Clips(replace(vision.preprocessing, frames=size), Path(options.calibrate)).check(frames)
 
     if options.only != "llm":
         kind.check_vision_weights(checkpoint)

@@ -34,7 +34,7 @@ _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages 
 def pixel_values(half: VisionHalf, frames: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """A seeded clip [T, 3, h, w] float32 in the encoder's range: drifting waves under noise, so that frames and patches differ."""
     rng = np.random.default_rng(0)
-    height, width = size or half.preprocessing["size"]
+    height, width = size or half.preprocessing.size
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
     clip = np.empty((frames, 3, height, width), np.float32)
     waves = rng.uniform(2, 24, (3, 4)).astype(np.float32)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from export.checkpoint import Checkpoint
 from export.families.chat import Chat
 from export.weights import refuse_quantized
+from runtime.bundle.manifest import Preprocessing, PromptInfo
 from runtime.core.errors import CheckpointError, ExportError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class VisionInfo:
     grid: tuple[int, int]
     frames: int
     hidden_size: int
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     closing_tokens: int
 
 
@@ -78,7 +79,7 @@ class VisionHalf:
     reference_encoder: nn.Module
     projector: nn.Module
     newline: torch.Tensor
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class LLMHalf:
     """causal_lm: the library's own (transformers), float32; prompt: the manifest's, with the chat template's text in place of its file."""
 
     causal_lm: nn.Module
-    prompt: dict[str, Any]
+    prompt: PromptInfo
 
 
 def family(name: str) -> ModuleType:

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions, open_engine
 from runtime.media.clip import sample_frames
@@ -39,7 +39,7 @@ _PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 2
 class Clips:
     """Calibration clips; ExportError for a directory without videos."""
 
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     directory: Path | None = None
 
     def __post_init__(self) -> None:

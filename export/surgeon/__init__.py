@@ -10,11 +10,11 @@ weights are neither read nor copied, so a graph whose weights are external costs
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.bundle.manifest import PassReport
 from runtime.core.errors import ExportError, nearest
 
 if TYPE_CHECKING:
@@ -36,19 +36,6 @@ PASSES: dict[str, str] = {
     "batch": "export.surgeon.batch",
 }
 ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # not among the passes of a graph for which none are named
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """What one pass did to one graph; goes to the manifest and into the export's output."""
-
-    graph: str
-    name: str
-    rewrites: int
-    note: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"graph": self.graph, "pass": self.name, "rewrites": self.rewrites, "note": self.note}
 
 
 def run_passes(

@@ -94,7 +94,7 @@ class OpenVINOEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
-        if graph != VISION and bundle.manifest.llm.get("attention") == "standard":
+        if graph != VISION and bundle.llm.attention == "standard":
             raise EngineError(
                 f"openvino can't run {bundle.path}'s decoder of the standard spelling; export with --attention portable"
             )

@@ -215,11 +215,11 @@ def _build_graph(
     builder, network, parser = facade.parse(backend, bundle.model(graph), plugin.kind != NONE)
     with_plugin = plugin.kind != NONE and taken(backend, network)
     if plugin.kind != NONE and graph in (VISION, VISION_COMPRESSOR) and not with_plugin:
-        log(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
+        log(f"{graph}: compression {bundle.manifest.compression.spec} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()
     _configure(config, options, target)
-    inputs = _add_profile(builder, network, config, bundle.manifest.limits.get("max_context"))
+    inputs = _add_profile(builder, network, config, bundle.max_context if bundle.has_llm else None)
     with _timing_cache(backend, config), _progress(f"building {graph} for {target} with {backend}") as progress:
         engine = facade.serialize(backend, builder, network, config, progress)
     del parser  # it owns the weights that the network refers to, so it had to live until here

@@ -77,7 +77,7 @@ class Generation:
         self.seconds: dict[str, float] = {}
         self.cancelled = False
         self._stream, self._stops = TextStream(prompt), StopFilter(request.stop)
-        video = prompt.facts["video_token_id"]
+        video = prompt.info.video_token_id
         seen = (key if isinstance(key, int) else video for key in request.keys)
         self._choose = request.sampling.chooser(seen, prompt.repetition_penalty)
         self._eos = prompt.eos

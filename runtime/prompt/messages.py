@@ -55,7 +55,7 @@ def ids_of_messages(prompt: Prompt, messages: Sequence[dict[str, Any]]) -> Messa
                 clips += 1
                 parts.append({"type": "video"})
         quoted.append({"role": message["role"], "content": parts})
-    marker = prompt.facts["video_token_id"]
+    marker = prompt.info.video_token_id
 
     def special(text: str) -> list[int | None]:
         return [None if token == marker else token for token in prompt.encode(text)]

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import PromptInfo
 from runtime.core.errors import BundleError, PromptError, UserError, missing_package
 from runtime.prompt.embeddings import Embeddings
 
@@ -34,11 +35,11 @@ class PromptIds:
 class TextPrompt:
     """Text in and out of an LLM: its tokenizer and its chat template.
 
-    facts: the manifest's `prompt`; tokenizer_file: its tokenizer.json; template: the chat template's text.
+    info: the manifest's `prompt`; tokenizer_file: its tokenizer.json; template: the chat template's text.
     """
 
-    def __init__(self, facts: dict[str, Any], tokenizer_file: Path, template: str):
-        self.facts, self.tokenizer_file, self.template = facts, tokenizer_file, template
+    def __init__(self, info: PromptInfo, tokenizer_file: Path, template: str):
+        self.info, self.tokenizer_file, self.template = info, tokenizer_file, template
 
     @cached_property
     def tokenizer(self):
@@ -99,22 +100,22 @@ class TextPrompt:
             if token in question:
                 raise PromptError(f'the question contains "{token}", a special token of this model; leave it out')
         ids = self.encode(self.render_question(question))
-        marker = self.facts["video_token_id"]
+        marker = self.info.video_token_id
         if ids.count(marker) != 1:
             raise PromptError(
-                f'the chat template puts "{self.facts["video_token"]}" {ids.count(marker)} times into the prompt, expected once'
+                f'the chat template puts "{self.info.video_token}" {ids.count(marker)} times into the prompt, expected once'
             )
         at = ids.index(marker)
         return PromptIds(ids[:at], ids[at + 1 :])
 
-    def around_question(self) -> list[str] | None:
+    def around_question(self) -> tuple[str, str] | None:
         """The prompt's text before and after a question, for the C++ runtime, which renders no templates.
 
         None where the template does not leave questions as they are, or says more than once what was asked.
         """
         marks = (" \t first mark ", "second\nmark")
         before, found, after = self.render_question(marks[0]).partition(marks[0])
-        return [before, after] if found and all(self.render_question(mark) == before + mark + after for mark in marks) else None
+        return (before, after) if found and all(self.render_question(mark) == before + mark + after for mark in marks) else None
 
     def render_question(self, question: str) -> str:
         """The prompt of a question about one clip as text, the video token in the clip's place."""
@@ -170,14 +171,14 @@ class Prompt(TextPrompt):
 
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
-        facts = bundle.manifest.prompt
-        self.eos = frozenset(facts["eos_token_ids"])
-        self.repetition_penalty: float = facts.get("repetition_penalty", 1.0)
+        info = bundle.prompt
+        self.eos = frozenset(info.eos_token_ids)
+        self.repetition_penalty = info.repetition_penalty or 1.0
         try:
-            template = bundle.file(f"llm/{facts['chat_template']}").read_text(encoding="utf-8")
+            template = bundle.file(f"llm/{info.chat_template}").read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise _broken_template(error) from None
-        super().__init__(facts, bundle.file("llm/tokenizer.json"), template)
+        super().__init__(info, bundle.file("llm/tokenizer.json"), template)
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -191,7 +192,7 @@ class Prompt(TextPrompt):
 
     def seen(self, ids: PromptIds) -> set[int]:
         """Token ids of a prompt around one clip, that of the video token included: what a repetition penalty counts."""
-        return {*ids.before, *ids.after, self.facts["video_token_id"]}
+        return {*ids.before, *ids.after, self.info.video_token_id}
 
 
 def _broken_template(error: Exception) -> PromptError:

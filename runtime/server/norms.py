@@ -40,10 +40,10 @@ def _with_norms(bundle: Bundle) -> bytes | None:
     except ImportError:
         return None
     stages = bundle.manifest.stages
-    first = next((at for at, stage in enumerate(stages) if is_compression(stage["name"])), 0)
+    first = next((at for at, stage in enumerate(stages) if is_compression(stage.name)), 0)
     if not first:
         return None
-    tensor = stages[first - 1]["tensor"]
+    tensor = stages[first - 1].tensor
     model = read_graph(bundle.model(VISION_LOOP))
     if not any(tensor in node.output for node in model.graph.node):
         return None

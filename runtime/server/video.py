@@ -53,7 +53,7 @@ async def tokens(state: State, request: Job, deadline: float, held: Held) -> tup
     manifest = model.bundle.manifest
     facts = {
         "bundle": model.encoder.identity,
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "tokens_in": str(manifest.patch_tokens),
         "tokens_out": str(len(array)),
         "frames": json.dumps(clip.frames),
@@ -74,7 +74,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
         "model": model.name,
         "tokens_in": manifest.patch_tokens,
         "tokens_out": len(clip.tokens),
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "grid": manifest.grid,
         "repeated_frames": clip.repeated,
         "seconds": clip.seconds,
@@ -93,7 +93,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
 
 def summary_levels(bundle: Bundle) -> dict[int, list[int]]:
     """{sampled frame: levels of Pyramid Temporal Gridding, from 1, that write a summary into it}."""
-    stages = read_spec(bundle.manifest.compression["spec"])
+    stages = read_spec(bundle.manifest.compression.spec)
     if not stages or stages[0].kind != "ptg":
         return {}  # behind another stage the frames may be others
     sizes, strides = ([int(value) for value in stages[0].options[name]] for name in ("sizes", "strides"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.manifest import Checkpoint, Compression, Preprocessing
 from runtime.core.errors import BundleError
 from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.media.preprocess import Preprocessor
@@ -69,10 +70,10 @@ class BundleFacts:
 
     bundle: str
     family: str
-    checkpoint: dict[str, str]
-    compression: dict[str, str]
+    checkpoint: Checkpoint
+    compression: Compression
     frames: int
-    grid: list[int]
+    grid: tuple[int, int]
     input: str
     precision: str
     llm_precision: str
@@ -102,7 +103,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
         "ratio": round(manifest.patch_tokens / manifest.tokens_per_clip, 2),
     }
     if manifest.limits:
-        context = manifest.limits["max_context"]
+        context = manifest.limits.max_context
         budget |= {"max_context": context, "prompt_room": context - manifest.tokens_per_clip}
     return BundleFacts(
         bundle=str(bundle.path),
@@ -114,20 +115,20 @@ def inspect(bundle: Bundle) -> BundleFacts:
         input=_input(manifest.preprocessing),
         precision=manifest.precision,
         llm_precision=manifest.llm_precision,
-        quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
+        quantized={one.graph: f"{one.name}: {one.note}" for one in manifest.report if one.name.startswith("quantize")},
         opset=manifest.opset,
         budget=budget,
         memory=_memory(bundle, graphs, _decoder_on_gpu(bundle)),
         serve=_serve(bundle),
         graphs=graphs,
         engines=_engines(bundle),
-        files={name: entry["size"] for name, entry in manifest.files.items()},
+        files={name: entry.size for name, entry in manifest.files.items()},
         versions=manifest.versions,
         notes=[f"{graph.graph}: {graph.note}" for graph in graphs if graph.note],
     )
 
 
-def _input(preprocessing: dict[str, Any]) -> str:
+def _input(preprocessing: Preprocessing) -> str:
     processor = Preprocessor(preprocessing)
     height, width = processor.frames or processor.size
     return f"{'uint8 frames' if processor.frames else 'pixel values'} of {height}×{width}"
@@ -135,11 +136,10 @@ def _input(preprocessing: dict[str, Any]) -> str:
 
 def kv_cache_bytes(bundle: Bundle) -> int:
     """Bytes of one conversation's cache; 0 without an LLM."""
-    llm, manifest = bundle.manifest.llm, bundle.manifest
-    if not llm:
+    if not bundle.has_llm:
         return 0
-    values = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * manifest.limits["max_context"]
-    return values * _ITEMSIZE[manifest.llm_precision]
+    llm = bundle.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_dim * bundle.max_context * _ITEMSIZE[bundle.manifest.llm_precision]
 
 
 def _serve(bundle: Bundle) -> dict[str, int]:
@@ -151,12 +151,12 @@ def _serve(bundle: Bundle) -> dict[str, int]:
 def text(facts: BundleFacts) -> str:
     """The report for people."""
     compression = facts.compression
-    preset = f" ({compression['preset']})" if compression["preset"] != compression["spec"] else ""
+    preset = f" ({compression.preset})" if compression.preset != compression.spec else ""
     budget = facts.budget
     lines = [
         f"bundle       {facts.bundle}",
-        f"model        {facts.family}, checkpoint {facts.checkpoint['id']} (sha256 {facts.checkpoint['sha256'][:12]}…)",
-        f"compression  {compression['spec']}{preset}, {compression['place']}",
+        f"model        {facts.family}, checkpoint {facts.checkpoint.id} (sha256 {facts.checkpoint.sha256[:12]}…)",
+        f"compression  {compression.spec}{preset}, {compression.place}",
         f"graphs       vision {facts.precision}, LLM {facts.llm_precision}, opset {facts.opset}, {facts.frames} frames of {facts.grid[0]}×{facts.grid[1]} patches",
         f"input        {facts.input}",
         *(f"{graph:<12} {note}" for graph, note in facts.quantized.items()),
@@ -187,7 +187,7 @@ def text(facts: BundleFacts) -> str:
 def _graph(bundle: Bundle, graph: str) -> GraphFacts:
     path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
-    on_disk = sum(bundle.manifest.files[name]["size"] for name in (f"{graph}.onnx", *shared))
+    on_disk = sum(bundle.manifest.files[name].size for name in (f"{graph}.onnx", *shared))
     try:
         from runtime.tools import liveness
 
@@ -220,7 +220,7 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
     """{input: {axis: size}} of the dynamic axes at their largest: a full prefill chunk that reads the whole cache."""
     if graph != DECODER:
         return {}
-    context = bundle.manifest.limits["max_context"]
+    context = bundle.max_context
     held = _positions(read_graph(bundle.model(graph)))
     if context > held:
         raise BundleError(

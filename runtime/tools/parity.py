@@ -226,7 +226,7 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
             answered[VISUAL_TOKENS] = engine.run({spec.name: feed})[VISUAL_TOKENS]
     finally:
         engine.close()
-    every = {stage["name"]: stage.get("every", 1) for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    every = {stage.name: stage.every for stage in bundle.manifest.stages if stage.graph == VISION}
     # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
     inner = run_stages(bundle, pixels, options) if backend == "onnx" else run_stages(bundle, pixels, EngineOptions(), [])
     got = dict(inner.tensors)
@@ -242,7 +242,7 @@ def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> lis
         expected[FEATURES], every[FEATURES] = expected[before], every[before]
     expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
     every |= {VISUAL_TOKENS: 1, BATCHED: 1}
-    rounding = max((float(stage.get("rounding", 0.0)) for stage in bundle.manifest.stages), default=0.0)
+    rounding = max((stage.rounding for stage in bundle.manifest.stages), default=0.0)
     rows = _judge(got, expected, every, inner, backend, bundle.manifest.precision, rounding)
     if backend == "onnx" and bundle.manifest.precision == "fp16":
         from runtime.tools import float16_rows

@@ -69,11 +69,11 @@ def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOpti
 def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptions()) -> Picture:
     """Run the video through the graph and take norms and weights from its stages."""
     manifest = bundle.manifest
-    names = [stage["name"] for stage in manifest.stages]
+    names = [stage.name for stage in manifest.stages]
     first = next((at for at, name in enumerate(names) if is_compression(name)), 0)
     if first == 0:
         raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
-    spec = read_spec(manifest.compression["spec"])
+    spec = read_spec(manifest.compression.spec)
     before = {stage: names[names.index(f"compress/{stage.name}") - 1] for stage in spec}
 
     pixels, clip = load_clip(video, manifest.frames, Preprocessor(manifest.preprocessing))
@@ -103,9 +103,9 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
         window=int(nsp.number("window", 2)) if nsp else 0,
         levels=ptg_levels(ptg, manifest.frames) if ptg else {},
         title=f"{manifest.patch_tokens:,} patch tokens → {manifest.tokens_per_clip:,} visual tokens  ({saved:.1f}:1)",
-        subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint['id']}   ·   "
-        f"{manifest.compression['place'].replace('-', ' the ')}",
-        spec=manifest.compression["spec"],
+        subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint.id}   ·   "
+        f"{manifest.compression.place.replace('-', ' the ')}",
+        spec=manifest.compression.spec,
     )
 
 
@@ -263,7 +263,7 @@ def _color(level: int) -> str:
     return _LEVEL_COLORS[(level - 1) % len(_LEVEL_COLORS)]
 
 
-def _grid(tokens: np.ndarray, grid: list[int]) -> np.ndarray:
+def _grid(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """[T, H*W, C] or [T, H', W', C] -> [T, rows, columns, C]."""
     return tokens.reshape(len(tokens), *grid, -1) if tokens.ndim == 3 else tokens
 

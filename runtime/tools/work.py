@@ -54,7 +54,7 @@ def prefill_work(bundle: Bundle, positions: int) -> Work:
     """A prompt of `positions`, chunk by chunk as the runtime runs it; behind the last layer's cache goes only a chunk's last position."""
     chunks = -(-positions // PREFILL_CHUNK)
     read = [min(start + PREFILL_CHUNK, positions) for start in range(0, positions, PREFILL_CHUNK)]
-    whole = bundle.manifest.llm["layers"] - 1  # layers whose queries are all positions
+    whole = bundle.llm.layers - 1  # layers whose queries are all positions
     queries = [whole * (stop - start) + 1 for start, stop in zip([0, *read], read, strict=False)]
     attention = sum(4 * asked * stop * bundle.manifest.hidden_size for asked, stop in zip(queries, read, strict=True))
     every, last, stored = _decoder(bundle)
@@ -65,7 +65,7 @@ def prefill_work(bundle: Bundle, positions: int) -> Work:
 def decode_work(bundle: Bundle, positions: int) -> Work:
     """One token whose attention reads `positions`."""
     every, last, stored = _decoder(bundle)
-    operations = 2 * (every + last) + 4 * positions * bundle.manifest.llm["layers"] * bundle.manifest.hidden_size
+    operations = 2 * (every + last) + 4 * positions * bundle.llm.layers * bundle.manifest.hidden_size
     return Work({_floats(bundle): float(operations)}, float(stored + positions * _cache_row(bundle)))
 
 
@@ -77,7 +77,7 @@ def _decoder(bundle: Bundle) -> tuple[int, int, float]:
     graph = _graph(bundle, DECODER)
     shapes = _shapes(graph)
     stored = _stored(graph)
-    last_cache = f"present.{bundle.manifest.llm['layers'] - 1}.value"
+    last_cache = f"present.{bundle.llm.layers - 1}.value"
     every = last = 0
     behind = False
     for node in graph.node:
@@ -101,8 +101,8 @@ def _floats(bundle: Bundle) -> str:
 
 
 def _cache_row(bundle: Bundle) -> int:
-    llm = bundle.manifest.llm
-    return 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * (2 if _floats(bundle) == "fp16" else 4)
+    llm = bundle.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_dim * (2 if _floats(bundle) == "fp16" else 4)
 
 
 def _operations(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:
