@@ -5,7 +5,7 @@
                                               "chunk": positions a run of the prefill}'
 
 Prints {"import", "ready", "encode", "prompts": [{"positions", "prefill", "tokens_per_second"}]}: seconds of `import runtime...`,
-from process start to both halves loaded, of one clip, and of each prompt. Each is run once unmeasured first.
+from process start to both components loaded, of one clip, and of each prompt. Each is run once unmeasured first.
 """
 
 from __future__ import annotations

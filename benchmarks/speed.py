@@ -262,7 +262,7 @@ def _against_frames(args: Any, found: dict[str, Contestant], run: _Run) -> str:
 
 
 def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
-    """What the LLM half takes of the same clip at other lengths."""
+    """What the LLM takes of the same clip at other lengths."""
     lengths = {
         "none": run.prompts.uncompressed(TARGET_FRAMES),
         "4:1 (st-gridpool)": run.prompts.compressed(TARGET_FRAMES),
@@ -278,7 +278,7 @@ def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
         prefill = _of(way, length, "prefill")
         first, rate = _encode(best) * TARGET_FRAMES + prefill, _of(way, length, "tokens_per_second")
         rows.append([name, str(length - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
-    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM half GB")
+    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM GB")
     return f"{TARGET_FRAMES} frames, {BEST}, one round:\n\n{table(columns, rows)}"
 
 
@@ -287,7 +287,7 @@ def _common(args: Any) -> dict:
 
 
 def _best_llm(args: Any, run: _Run, positions: Iterable[int]) -> dict:
-    """The job of BEST's LLM half."""
+    """The job of BEST's LLM."""
     _, backend, bf16 = OURS[BEST]
     job = {"vision": None, "llm": str(run.bundles["llm", "int8"]), "backend": backend, "bf16": bf16, "prompts": sorted(positions)}
     return _common(args) | job

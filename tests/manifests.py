@@ -30,7 +30,8 @@ MANIFEST = Manifest(
 WITHOUT_LLM: dict[str, Any] = {"llm": None, "prompt": None, "limits": None}
 
 
-def bundle_of(*files: str, path: str | Path = "b", max_context: int = 32, **values: Any) -> Bundle:
-    """values: fields of the manifest."""
+def bundle_of(*files: str, path: str | Path = "b", split: bool = False, max_context: int = 32, **values: Any) -> Bundle:
+    """split: encoder and compressor are listed too; values: fields of the manifest."""
+    files += ("vision.encoder.onnx", "vision.compressor.onnx") if split else ()
     listed = {"files": dict.fromkeys(files, UNHASHED), "limits": Limits(max_context)}
     return Bundle(Path(path), replace(MANIFEST, **listed | values))

@@ -33,6 +33,15 @@ def total_memory() -> int | None:
     return None
 
 
+def available_memory() -> int | None:
+    """Bytes of RAM that a process could have now (Linux); None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def cache_directory(name: str) -> Path:
     """Where this user's cached files of one kind go, below XDG_CACHE_HOME or ~/.cache; RuntimeError for a user without a home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "st-gridpool" / name

@@ -27,6 +27,7 @@ from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
+from runtime.core.machine import cache_directory
 from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
@@ -163,7 +164,7 @@ def dimension_names(path: Path, graph: str) -> dict[str, list[int | str]]:
 
 
 def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
-    has = [graph for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    has = [graph for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR, DECODER) if bundle.has(graph)]
     for graph in graphs:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
@@ -281,8 +282,7 @@ def _timing_cache(backend: str, config: Any) -> Iterator[None]:
     if backend != "tensorrt":
         yield
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "st-gridpool" / "timing"
-    file = root / f"{facade.load(backend).__version__}-{cuda.gpus()[0].target}.cache"
+    file = cache_directory("timing") / f"{facade.load(backend).__version__}-{cuda.gpus()[0].target}.cache"
     cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
     config.set_timing_cache(cache, False)
     yield
@@ -301,7 +301,7 @@ def _kept(bundle: Bundle, directory: Path, key: dict[str, Any]) -> dict[str, dic
     return {
         graph: entry
         for graph, entry in record["graphs"].items()
-        if f"{graph}.onnx" in bundle.manifest.files
+        if bundle.has(graph)
         and entry["onnx_sha256"] == bundle.sha256(graph)
         and _size(directory / _engine_file(graph)) == entry["size"]
     }

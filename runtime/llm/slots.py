@@ -35,7 +35,7 @@ class SlotDecoder(DecoderStep):
         self.batched = embeddings.shape[0] == BATCH
         self._states: list[Any]
         if self.batched:
-            self._states = [engine.new_state(self.cache_pairs, batch=slots)]  # type: ignore[call-arg]
+            self._states = [engine.new_state(self.cache_pairs, batch=slots)]
         else:
             self._states = [engine.new_state(self.cache_pairs) for _ in range(slots)]
 
@@ -43,7 +43,7 @@ class SlotDecoder(DecoderStep):
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
         """The graph for a batch where the bundle has one and the backend can run it: ONNX Runtime, and OpenVINO."""
         options = place(bundle, backend, options).options
-        if f"{DECODER_BATCH}.onnx" not in bundle.manifest.files or backend.startswith("tensorrt"):
+        if not bundle.has(DECODER_BATCH) or backend.startswith("tensorrt"):
             return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
         if backend == "auto" and options.device == "cuda":
             try:
@@ -84,4 +84,4 @@ class SlotDecoder(DecoderStep):
         self.engine.close()
 
     def _state(self, start: int, stop: int) -> Any:
-        return self._states[0].of_rows(start, stop) if self.batched else self._states[start]
+        return self._states[0].batch_slice(start, stop) if self.batched else self._states[start]

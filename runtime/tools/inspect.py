@@ -96,7 +96,7 @@ def inspect(bundle: Bundle) -> BundleFacts:
     """Facts of an opened bundle; its graphs' structure is read, their weights are not."""
     manifest = bundle.manifest
     known = (VISION, VISION_LOOP, VISION_ENCODER, VISION_COMPRESSOR, DECODER)
-    graphs = [_graph(bundle, graph) for graph in known if f"{graph}.onnx" in manifest.files]
+    graphs = [_graph(bundle, graph) for graph in known if bundle.has(graph)]
     budget: dict[str, Any] = {
         "patch_tokens": manifest.patch_tokens,
         "visual_tokens": manifest.tokens_per_clip,
@@ -264,7 +264,7 @@ def _engines(bundle: Bundle) -> list[EngineFacts]:
         if record is None:
             continue
         entries = record["graphs"]
-        current = {graph: f"{graph}.onnx" in bundle.manifest.files and bundle.sha256(graph) for graph in entries}
+        current = {graph: bundle.has(graph) and bundle.sha256(graph) for graph in entries}
         found.append(
             EngineFacts(
                 directory=file.parent.relative_to(bundle.path).as_posix(),

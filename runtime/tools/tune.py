@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import DECODER, Bundle
 from runtime.core.errors import EngineError, UserError
 from runtime.core.progress import log
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine, tuning
-from runtime.engine.split import SplitVision
 from runtime.engine.tuning import Choice
 from runtime.llm.decoder import LocalDecoder
 from runtime.tools import reference
 from runtime.tools.table import table
+from runtime.vision.engine import open_vision
 
 DEFAULT = Choice("onnx", 0)  # what `auto` runs where nothing was measured
 _TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an answer
@@ -61,7 +61,7 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
     """Measure every CPU backend that is installed and write the record; UserError where none runs."""
     if rounds < 1:
         raise EngineError(f"rounds is {rounds}, expected at least 1")
-    halves = {half: graph for half, graph in tuning.HALVES.items() if f"{graph}.onnx" in bundle.manifest.files}
+    halves = [tuning.half_of(graph) for graph in bundle.components]
     measured = [_measure(bundle, half, candidate, rounds) for half in halves for candidate in candidates()]
     choices = {half: choose([row for row in measured if row.half == half]) for half in halves}
     file = tuning.write(bundle, choices, [asdict(row) for row in measured])
@@ -117,14 +117,11 @@ def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measu
 @contextmanager
 def _vision(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], float]]:
     """A round, which returns its seconds."""
-    engine = open_engine(bundle, VISION, backend, options)
-    clip = reference.clip(bundle).astype(engine.inputs[0].dtype, copy=False)
+    engine = open_vision(bundle, backend, options)
+    clip = reference.clip(bundle).astype(engine.pixel_values.dtype, copy=False)
     try:
-        if isinstance(engine, SplitVision):
-            features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
-            yield lambda: _timed(lambda: (engine.encode(clip[:1]), engine.compress(features)))
-        else:
-            yield lambda: _timed(lambda: engine.run({engine.inputs[0].name: clip}))
+        features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
+        yield lambda: _timed(lambda: (engine.encode(clip[:1]), engine.compress(features)))
     finally:
         engine.close()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from manifests import bundle_of
 
-import runtime.engine.trt_build
 from plugins.spec import DOMAIN
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, cuda, place
@@ -18,10 +18,6 @@ from runtime.engine.trt_plugin import PluginChoice
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
-
-
-def bundle_of(*files: str, split: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(is_split=split, manifest=SimpleNamespace(files=files))
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ def here(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cuda, "no_gpu", lambda: None if gpus else "no NVIDIA driver; use --device cpu; or none")
         monkeypatch.setattr(place, "has_cuda_provider", lambda: provider)
         monkeypatch.setattr(place, "backend_class", Backend)
-        monkeypatch.setattr(runtime.engine.trt_build, "find_engine", find_engine)
+        monkeypatch.setattr(place, "find_engine", find_engine)
 
     return make
 
@@ -107,14 +103,18 @@ def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavai
     ("files", "split", "graphs"),
     [
         (GRAPHS, False, ["vision", "llm/decoder"]),
-        (["vision.onnx", "vision.encoder.onnx"], False, ["vision"]),
+        (["vision.onnx", "vision.loop.onnx", "vision.encoder.onnx"], False, ["vision"]),
         (["llm/decoder.onnx"], False, ["llm/decoder"]),
         (["vision.encoder.onnx", "vision.compressor.onnx", "vision.onnx"], True, ["vision.encoder", "vision.compressor"]),
         ([*GRAPHS, "vision.encoder.onnx", "vision.compressor.onnx"], True, ["vision.encoder", "vision.compressor", "llm/decoder"]),
     ],
 )
-def test_the_graphs_that_answer_questions(files, split, graphs):
-    assert place._graphs(bundle_of(*files, split=split)) == graphs
+def test_tensorrt_needs_engines_of_the_graphs_that_answer_questions(here, monkeypatch, files, split, graphs):
+    here()
+    asked = []
+    monkeypatch.setattr(place, "find_engine", lambda bundle, backend, graph: asked.append(graph))
+    assert place.place(bundle_of(*files, split=split)).options.device == "cuda"
+    assert asked == graphs
 
 
 class TestBuildBackend:

@@ -78,7 +78,7 @@ def test_a_repetition_penalty_counts_the_prompt_the_clip_and_the_answer(bundle, 
     request = _request(bundle, 3, 30, max_tokens=20)
     plain = _alone(bundle, request)
     monkeypatch.setattr(endless.prompt, "repetition_penalty", 50.0)
-    monkeypatch.setitem(endless.prompt.facts, "video_token_id", plain[0])
+    monkeypatch.setattr(endless.prompt, "info", replace(endless.prompt.info, video_token_id=plain[0]))
     about_a_clip = replace(request, keys=[*(("clip", row) for row in range(5)), *request.keys[5:]])
     choose = Sampling().chooser({plain[0], *request.keys[5:]}, 50.0)
     got = Asked(endless, about_a_clip).wait().generation.ids
@@ -305,7 +305,7 @@ def test_closing_tells_those_who_wait(bundle):
 def test_a_scheduler_that_is_closed_takes_no_more_requests():
     closed = []
     decoder = SimpleNamespace(slots=1, max_context=8, lengths=[0], close=lambda: closed.append(True))
-    prompt = SimpleNamespace(facts={"video_token_id": 4}, repetition_penalty=1.0, eos=frozenset())
+    prompt = SimpleNamespace(info=SimpleNamespace(video_token_id=4), repetition_penalty=1.0, eos=frozenset())
     scheduler = Scheduler(decoder, prompt)
     assert scheduler.alive and not closed
     scheduler.close()

@@ -55,7 +55,7 @@ class Table:
 
 class Prompt(SimpleNamespace):
     def __init__(self):
-        super().__init__(facts={"video_token_id": 4}, repetition_penalty=1.0, eos=frozenset([END]), embeddings=Table())
+        super().__init__(info=SimpleNamespace(video_token_id=4), repetition_penalty=1.0, eos=frozenset([END]), embeddings=Table())
 
     @staticmethod
     def decode(ids: list[int]) -> str:

@@ -37,7 +37,7 @@ def test_a_conversation_has_the_ids_of_transformers_template(prompt):
     ]
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     flat = tokenizer(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)).input_ids
-    marker = prompt.facts["video_token_id"]
+    marker = prompt.info.video_token_id
     ours = ids_of_messages(prompt, messages)
     assert ours.clips == 2 and ours.text_tokens == len(flat) - 2
     assert [t for n, text in enumerate(ours.texts) for t in ([marker] if n else []) + list(text)] == flat
@@ -86,7 +86,7 @@ class Spelled:
     literally has negative ids."""
 
     def __init__(self, *specials: str, lost: int = 0):
-        self.facts = {"video_token_id": 4}
+        self.info = SimpleNamespace(video_token_id=4)
         added = {n: SimpleNamespace(content=text, special=True) for n, text in enumerate(specials)}
         added[99] = SimpleNamespace(content="b", special=False)
         self.tokenizer = SimpleNamespace(get_added_tokens_decoder=lambda: added)

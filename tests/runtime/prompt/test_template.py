@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
+from runtime.bundle import Bundle
+from runtime.bundle.manifest import PromptInfo
 from runtime.core.errors import BundleError, PromptError, UserError
 from runtime.prompt.template import Prompt, PromptIds, TextPrompt, TextStream
 
@@ -26,7 +29,7 @@ def test_ids_equal_transformers_with_the_video_token_expanded(bundle):
     text = hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expected = hf(text.replace("<video>", "<video>" * 5)).input_ids
     ids = Prompt(bundle).ids(question)
-    assert [*ids.before, *[bundle.manifest.prompt["video_token_id"]] * 5, *ids.after] == expected
+    assert [*ids.before, *[bundle.prompt.video_token_id] * 5, *ids.after] == expected
 
 
 def test_visual_tokens_stand_where_the_template_puts_the_video(bundle):
@@ -47,10 +50,10 @@ def test_empty_questions_and_special_tokens_are_refused(bundle, question):
         Prompt(bundle).ids(question)
 
 
-def _prompt(template: str | None = None, tokenizer: Path = CHECKPOINT / "tokenizer.json", **facts) -> TextPrompt:
+def _prompt(template: str | None = None, tokenizer: Path = CHECKPOINT / "tokenizer.json", video_token_id: int = 4) -> TextPrompt:
     """The shipped tokenizer under another chat template."""
     template = (CHECKPOINT / "chat_template.jinja").read_text() if template is None else template
-    return TextPrompt({"video_token": "<video>", "video_token_id": 4} | facts, tokenizer, template)
+    return TextPrompt(PromptInfo("template", "<video>", video_token_id, (2,)), tokenizer, template)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +91,8 @@ def test_ids_that_are_generated_are_text_without_special_tokens():
 @pytest.mark.parametrize(
     ("template", "around"),
     [
-        ("<video> {{ messages[0].content[1].text }} so", ["<video> ", " so"]),
-        ("{{ messages[0].content[1].text }}{% if add_generation_prompt %}!{% endif %}", ["", "!"]),
+        ("<video> {{ messages[0].content[1].text }} so", ("<video> ", " so")),
+        ("{{ messages[0].content[1].text }}{% if add_generation_prompt %}!{% endif %}", ("", "!")),
         ("{{ messages[0].content[1].text | trim }}", None),
         ("{{ messages[0].content[1].text | upper }}", None),
         ("{{ messages[0].content[1].text | replace('\n', ' ') }}", None),
@@ -97,10 +100,10 @@ def test_ids_that_are_generated_are_text_without_special_tokens():
         ("{% for message in messages %}{% break %}{% endfor %}", None),
         (
             "a  {% if true %}\n {{ messages[0].content[1].text }}\n  {% endif %}\nb",
-            ["a   ", "\nb"],
+            ("a   ", "\nb"),
         ),  # Hugging Face's rules of blanks
-        ("{{ messages[0].role }} {{ messages | length }} {{ messages[0].content[1].text }}", ["user 1 ", ""]),
-        ("{% generation %}{{ messages[0].content[1].text }}{% endgeneration %} so", ["", " so"]),
+        ("{{ messages[0].role }} {{ messages | length }} {{ messages[0].content[1].text }}", ("user 1 ", "")),
+        ("{% generation %}{{ messages[0].content[1].text }}{% endgeneration %} so", ("", " so")),
     ],
 )
 def test_the_text_around_a_question_where_it_is_left_as_it_is(template, around):
@@ -134,11 +137,11 @@ def test_a_tokenizer_adds_no_token_of_its_own(framed):
     assert framed.longest_token == 7 and framed.decode([2, 1, 0, 3]) == "a b"
 
 
-def _bundle(folder: Path, template: bytes = b"<video>", **facts) -> SimpleNamespace:
+def _bundle(folder: Path, template: bytes = b"<video>", penalty: float | None = None) -> Bundle:
     (folder / "llm").mkdir()
     (folder / "llm" / "template").write_bytes(template)
-    facts = {"eos_token_ids": [2, 5], "video_token_id": 4, "video_token": "<video>", "chat_template": "template"} | facts
-    return SimpleNamespace(manifest=SimpleNamespace(prompt=facts), file=lambda name: folder / name)
+    files = ("llm/template", "llm/tokenizer.json")
+    return bundle_of(*files, path=folder, prompt=PromptInfo("template", "<video>", 4, (2, 5), penalty))
 
 
 def test_a_bundle_that_says_nothing_of_repetitions_has_none_to_pay_for(tmp_path):
@@ -146,8 +149,8 @@ def test_a_bundle_that_says_nothing_of_repetitions_has_none_to_pay_for(tmp_path)
     assert (prompt.repetition_penalty, prompt.eos, prompt.template) == (1.0, {2, 5}, "<video> ü")
     assert prompt.tokenizer_file == tmp_path / "llm" / "tokenizer.json"
     assert prompt.seen(PromptIds([7, 8], [8, 9])) == {4, 7, 8, 9} and len(PromptIds([7, 8], [8])) == 3
-    prompt.bundle.manifest.prompt["repetition_penalty"] = 1.5
-    assert Prompt(prompt.bundle).repetition_penalty == 1.5
+    paying = replace(prompt.bundle.manifest, prompt=replace(prompt.info, repetition_penalty=1.5))
+    assert Prompt(Bundle(tmp_path, paying)).repetition_penalty == 1.5
 
 
 def test_a_template_that_is_no_text_is_refused_in_one_line(tmp_path):

@@ -12,6 +12,7 @@ from cpp_libraries import list_file
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import Checkpoint, Compression
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.tools import inspect, liveness
@@ -56,9 +57,9 @@ def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
     assert facts.notes == []
     # at least the scores of one prefill chunk against the whole cache: heads * 256 * max_context, before and after softmax
     heads = 4
-    assert facts.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.manifest.limits["max_context"] * 4
+    assert facts.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.max_context * 4
     on_gpu = facts.memory["llm/decoder activations, 1,024 positions at a time on a GPU"]
-    assert on_gpu >= 2 * heads * 1024 * bundle.manifest.limits["max_context"] * 4
+    assert on_gpu >= 2 * heads * 1024 * bundle.max_context * 4
     # at least the patch tokens in the hidden size of the MLP's input
     assert facts.memory["vision activations"] >= 1296 * bundle.manifest.hidden_size * 4
 
@@ -287,15 +288,15 @@ def test_a_bundle_without_an_llm_has_no_context(selecting_bundle):
 def test_without_onnx_the_weights_are_those_of_the_files_and_the_rest_says_so(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     facts = inspect.inspect(bundle)
-    assert facts.memory["vision weights"] == bundle.manifest.files["vision.onnx"]["size"]
+    assert facts.memory["vision weights"] == bundle.manifest.files["vision.onnx"].size
     assert any("not counted" in note for note in facts.notes) and "not counted" in inspect.text(facts)
 
 
 @pytest.mark.parametrize("precision, size", [("fp32", 4), ("fp16", 2)])
 def test_the_cache_has_the_bundles_precision(bundle, precision, size):
-    llm = bundle.manifest.llm
-    expected = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * bundle.manifest.limits["max_context"] * size
-    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=llm | {"precision": precision}))) == expected
+    llm = bundle.llm
+    expected = 2 * llm.layers * llm.kv_heads * llm.head_dim * bundle.max_context * size
+    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=replace(llm, precision=precision)))) == expected
 
 
 def _save(directory, nodes, inputs, outputs, weights, functions=()):
@@ -315,10 +316,10 @@ def test_a_report_line_by_line():
     facts = inspect.BundleFacts(
         bundle="bundles/b",
         family="llava-ov",
-        checkpoint={"id": "tiny", "sha256": "0123456789abcdef"},
-        compression={"preset": "st-gridpool", "spec": "nsp:window=2", "place": "after-projector"},
+        checkpoint=Checkpoint("tiny", "0123456789abcdef"),
+        compression=Compression("st-gridpool", "nsp:window=2", "after-projector"),
         frames=16,
-        grid=[9, 7],
+        grid=(9, 7),
         input="pixel values of 126×98",
         precision="int8",
         llm_precision="fp16",
@@ -358,7 +359,7 @@ def test_a_report_line_by_line():
         "2 files 1.0 MB",
     ]
     assert [line for line in rest if line not in lines] == []
-    plain = replace(facts, compression=facts.compression | {"preset": "nsp:window=2"}, budget={**facts.budget}, engines=[])
+    plain = replace(facts, compression=replace(facts.compression, preset="nsp:window=2"), budget={**facts.budget}, engines=[])
     del plain.budget["max_context"]
     shown = inspect.text(plain)
     assert (

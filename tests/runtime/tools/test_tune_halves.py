@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import FileEntry
 from runtime.core.errors import EngineError
 from runtime.engine import tuning
-from runtime.engine.split import SplitVision
 from runtime.engine.tuning import Choice
 from runtime.tools import tune
 from runtime.tools.tune import Measured
@@ -37,39 +37,12 @@ class TestVision:
         monkeypatch.setattr(tune.reference, "clip", lambda bundle: CLIP if bundle == "bundle" else None)
         return "bundle"
 
-    def open(self, monkeypatch, engine):
-        given = ("bundle", "vision", "onnx", "options")
-        monkeypatch.setattr(tune, "open_engine", lambda *arguments: engine if arguments == given else None)
-
-    def test_a_round_of_a_whole_graph_runs_the_reference_clip_in_its_type(self, monkeypatch, clock, bundle):
-        ran, closed = [], []
-
-        class Engine:
-            inputs = (SimpleNamespace(name="pixel_values", dtype=np.dtype(np.float16)),)
-
-            def run(self, feeds):
-                ran.append(feeds)
-                clock[0] += 4
-
-            def close(self):
-                closed.append(len(ran))
-
-        self.open(monkeypatch, Engine())
-        with tune._vision(bundle, "onnx", "options") as run:
-            assert not ran and run() == run() == 4
-        (feed, _), (name,) = ran, ran[0]
-        assert name == "pixel_values" and feed[name].dtype == np.float16 and closed == [2]
-        np.testing.assert_array_equal(feed[name], CLIP)
-
-    def test_a_round_of_a_split_bundle_is_one_frame_and_all_features(self, monkeypatch, clock, bundle):
+    def test_a_round_is_one_frame_and_the_features_of_a_clip(self, monkeypatch, clock, bundle):
         """Encoding takes a second a frame, compressing ten."""
         encoded, compressed, closed = [], [], []
 
-        class Split(SplitVision):
-            inputs = (SimpleNamespace(name="frames", dtype=np.dtype(np.float32)),)
-
-            def __init__(self):
-                pass
+        class Engine:
+            pixel_values = SimpleNamespace(name="frames", dtype=np.dtype(np.float16))
 
             def encode(self, frames):
                 encoded.append(frames)
@@ -83,12 +56,14 @@ class TestVision:
             def close(self):
                 closed.append(True)
 
-        self.open(monkeypatch, Split())
+        asked = ("bundle", "onnx", "options")
+        monkeypatch.setattr(tune, "open_vision", lambda *arguments: Engine() if arguments == asked else None)
         with pytest.raises(EngineError, match="stopped"), tune._vision(bundle, "onnx", "options") as run:
             assert run() == 11
             raise EngineError("stopped")
         assert closed == [True] and len(encoded) == 2 and len(compressed) == 1
         for frames in encoded:
+            assert frames.dtype == np.float16
             np.testing.assert_array_equal(frames, CLIP[:1])
         np.testing.assert_array_equal(compressed[0], [[10, 11]] * 3)
 
@@ -111,7 +86,7 @@ def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch
     monkeypatch.setattr(tuning, "machine", lambda: {"cores": 2})
     monkeypatch.setattr(tune, "candidates", lambda: [Choice("onnx", 0), Choice("onnx", 0.25)])
     monkeypatch.setattr(tune, "_measure", measure)
-    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files))
+    bundle = bundle_of(*files)
     report = tune.tune(bundle, 1)
     best = {"vision": Choice("onnx", 0), "llm": Choice("onnx", 0.25)}
     assert report.choices == {half: best[half] for half in halves}
@@ -173,8 +148,8 @@ class TestRecord:
 
     @staticmethod
     def of(*files, split=False, digest="x"):
-        manifest = SimpleNamespace(files=files)
-        return SimpleNamespace(path=Path("b"), manifest=manifest, is_split=split, sha256=lambda graph: f"{digest} {graph}")
+        names = (*files, *(["vision.encoder.onnx"] if split else []))
+        return bundle_of(files={name: FileEntry(1, f"{digest} {name}") for name in names})
 
     def test_what_is_written_is_what_is_chosen(self, bundle, tmp_path):
         choices = {"vision": Choice("onnx", 0), "llm": Choice("openvino", 3)}
@@ -209,13 +184,9 @@ class TestRecord:
         monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
         assert tuning.file_of(bundle).parent == tmp_path / "home" / ".cache" / "st-gridpool" / "tuning"
 
-    @pytest.mark.parametrize(("affinity", "count", "cores"), [({1, 5, 6}, 8, 3), (None, 8, 8), (None, None, 1)])
-    def test_cores_are_those_that_this_process_may_use(self, monkeypatch, affinity, count, cores):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity if pid == 0 else {0}, raising=False)
-        if affinity is None:
-            monkeypatch.delattr(os, "sched_getaffinity")
-        monkeypatch.setattr(os, "cpu_count", lambda: count)
+    def test_a_machine_is_its_cpu_its_cores_and_its_system(self, monkeypatch):
         monkeypatch.setattr(tuning, "cpu_model", lambda: "a cpu")
+        monkeypatch.setattr(tuning, "cores", lambda: 3)
         monkeypatch.setattr(tuning.platform, "system", lambda: "Minix")
         monkeypatch.setattr(tuning.platform, "machine", lambda: "z80")
-        assert tuning.machine() == {"cpu": "a cpu", "cores": cores, "system": "Minix z80"}
+        assert tuning.machine() == {"cpu": "a cpu", "cores": 3, "system": "Minix z80"}
