@@ -24,10 +24,11 @@ from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools.compare import compare
-from runtime.tools.parity import Row, compare_llm
+from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import Row
 from runtime.vision.engine import VisionEngine
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import export.__main__
 import export.demo.__main__
-import runtime.__main__
+import runtime.cli.commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "plugins/README.md", "CONTRIBUTING.md", "docs/kubernetes.md")
@@ -45,8 +45,12 @@ def test_the_python_examples_answer(bundle_path, split_bundle, tmp_path, monkeyp
 @pytest.mark.parametrize("command", _commands())
 def test_every_command_line_parses(command):
     _, _, module, *arguments = shlex.split(command)
-    parsers = {"export": export.__main__, "export.demo": export.demo.__main__, "runtime": runtime.__main__}
-    parsers[module]._parser().parse_args(arguments)
+    parsers = {
+        "export": export.__main__._parser,
+        "export.demo": export.demo.__main__._parser,
+        "runtime": runtime.cli.commands.parser,
+    }
+    parsers[module]().parse_args(arguments)
 
 
 def test_there_are_command_lines_to_parse():

@@ -11,12 +11,10 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
-from runtime.bundle.manifest import Preprocessing, PromptInfo
+from runtime.bundle.manifest import RESAMPLING, Preprocessing, PromptInfo
 from runtime.bundle.records import read
 from runtime.bundle.schema import check
 from runtime.core.errors import BundleError, CheckpointError
-
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 @dataclass(frozen=True)
@@ -108,14 +106,14 @@ def read_preprocessing(checkpoint: Checkpoint) -> tuple[Preprocessing, int | Non
     rescaled, normalised = values.get("do_rescale") is not False, values.get("do_normalize") is not False
     preprocessing = {
         "size": [size["height"], size["width"]],
-        "resample": _RESAMPLE.get(resample, resample) if type(resample) is int else resample,
+        "resample": RESAMPLING[resample] if type(resample) is int and 0 <= resample < len(RESAMPLING) else resample,
         "rescale_factor": values.get("rescale_factor", 1 / 255) if rescaled else 1.0,
         "image_mean": values["image_mean"] if normalised else 0.0,
         "image_std": values.get("image_std") if normalised else 1.0,
     }
     try:
         check(preprocessing, "", "preprocessing")
-    except BundleError as error:
+    except BundleError as error:  # it is the checkpoint's fault here
         raise CheckpointError(f"{where} describes no usable preprocessing ({error}); copy the checkpoint's own file") from None
     return read(Preprocessing, preprocessing), frames
 

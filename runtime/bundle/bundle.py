@@ -13,7 +13,6 @@ from runtime.bundle.files import MANIFEST, check_files
 from runtime.bundle.graphs import COMPONENTS, SPLIT, VISION, VISION_LOOP, component_of, file_of
 from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo
 from runtime.bundle.records import read
-from runtime.bundle.schema import check
 from runtime.core.errors import BundleError
 
 _T = TypeVar("_T")
@@ -132,6 +131,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{file} has no schema_version; expected {SCHEMA_VERSION}, export the bundle again")
     if version > SCHEMA_VERSION:
         raise BundleError(f"{file} has schema {version}, this runtime reads up to {SCHEMA_VERSION}: update the runtime")
+    from runtime.bundle.schema import check  # a module that is also a command must not be loaded by its package
+
     check(values, str(file))
     return read(Manifest, values)
 

@@ -14,6 +14,14 @@ from typing import Any, Literal
 from runtime.bundle.records import key
 
 SCHEMA_VERSION = 1
+RESAMPLING = (
+    "nearest",
+    "lanczos",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+)  # Pillow's filters, each at the index that is its number
 REPETITION_PENALTIES = 1e-3, 1e3  # least and most; logits divided by less, or times more, may overflow
 
 _COUNT: dict[str, Any] = {"minimum": 1, "maximum": 2**31 - 1}  # products of two counts fit 64 bits

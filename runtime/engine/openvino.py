@@ -25,11 +25,12 @@ import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.graphs import PAST, PRESENT
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine.openvino_memory import large_blocks_apart, released_after
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 
-_STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
+_STATE = (PAST, PRESENT)  # inputs and outputs that a state holds
 _ROWS = "position_ids"  # input: the rows of a state that a run writes
 _READ = "attention_mask"  # input: its length says how many rows of a state are read
 _READ_STEP = 32  # rows: OpenVINO makes its kernels anew for a shape that it has not met, 12 ms a step at 0.5B size

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.bundle.graphs import PAST, PRESENT, cache_names
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, State, TensorSpec
 
 EMBEDDINGS, POSITIONS, MASK, LOGITS = "inputs_embeds", "position_ids", "attention_mask", "logits"
-PAST, PRESENT = "past_key_values.", "present."
 
 # Positions that a run of the prefill takes: bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster; on a GPU 1,024
 # take 0.58 of the time of 256, and 2,048 little less (benchmarks/RESULTS.md).
@@ -89,10 +89,8 @@ def finite(logits: np.ndarray) -> np.ndarray:
 
 def _check_caches(engine: Engine, pairs: dict[str, str], layers: int) -> None:
     outputs = {spec.name for spec in engine.outputs if spec.name.startswith(PRESENT)}
-    if len(pairs) == len(outputs) == 2 * layers:
-        expected = {f"{PRESENT}{layer}.{part}" for layer in range(layers) for part in ("key", "value")}
-        if outputs == expected == set(pairs.values()):
-            return
+    if len(pairs) == 2 * layers and outputs == set(pairs.values()) == set(cache_names(layers).values()):
+        return
     raise BundleError(
         f"the decoder graph does not have the caches of {layers} layers that the manifest names; export the bundle again"
     )

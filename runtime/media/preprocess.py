@@ -17,13 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle.manifest import Preprocessing
+from runtime.bundle.manifest import RESAMPLING, Preprocessing
 from runtime.core.errors import VideoError, missing_package
 from runtime.media.clip import Clip, sample_frames
-
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, as transformers writes them
-_LARGEST_SIDE = 1 << 15  # pixels
-_LARGEST = float(np.finfo(np.float32).max) / 255  # the largest rescale_factor without overflow
 
 
 def load_clip(path: str | Path, frames: int, preprocessor: Preprocessor) -> tuple[np.ndarray, Clip]:
@@ -47,7 +43,7 @@ class Preprocessor:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.size, self.frames = preprocessing.size, preprocessing.frames
         resample = preprocessing.resample
-        self.resample = _RESAMPLE.index(resample) if isinstance(resample, str) else resample
+        self.resample = RESAMPLING.index(resample) if isinstance(resample, str) else resample
         self.mean_and_std = _channels(preprocessing.image_mean), _channels(preprocessing.image_std)
         self._levels = _levels(preprocessing, *self.mean_and_std)
 

@@ -10,7 +10,7 @@ import pytest
 from export import verify
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
-from runtime.tools.parity import Row
+from runtime.tools.rows import Row
 
 LOGITS = np.array([1.0, -10.0, 4.0], np.float32)
 

@@ -197,7 +197,9 @@ class TestManifest:
         line = refused(capsys, main, "run", copy, clip, QUESTION)
         assert line.endswith(f"has schema {SCHEMA_VERSION + 1}, this runtime reads up to {SCHEMA_VERSION}: update the runtime")
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema_version": "1"}', b'{"schema_version": NaN}'])
+    @pytest.mark.parametrize(
+        "content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema_version": "1"}', b'{"schema_version": NaN}']
+    )
     def test_what_is_no_manifest(self, copy: Path, capsys: pytest.CaptureFixture, clip: Path, content: bytes) -> None:
         (copy / "manifest.json").write_bytes(content)
         assert f"{copy / 'manifest.json'} " in refused(capsys, main, "run", copy, clip, QUESTION)
