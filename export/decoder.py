@@ -31,8 +31,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from runtime.bundle.graphs import cache_names
 from runtime.bundle.manifest import LLMInfo
+from runtime.bundle.tensors import PAST, PRESENT, cache_names
 from runtime.core.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}
@@ -78,8 +78,7 @@ class Decoder(nn.Module):
 
     def tensor_names(self) -> tuple[list[str], list[str]]:
         """(past names, present names), in the order of `forward`."""
-        names = cache_names(len(self.layers))
-        return list(names), list(names.values())
+        return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
     def info(self, attention: str, precision: str) -> LLMInfo:
         """The manifest's `llm`."""

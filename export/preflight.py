@@ -20,7 +20,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from export.quantize import llm_precision
-from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package, nearest
+from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package
+from runtime.core.options import check_limits
 from runtime.core.progress import log
 
 if TYPE_CHECKING:
@@ -35,12 +36,6 @@ QUESTION = "What happens in the video?"  # of the prompt that the export compare
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
 _SHORTEST_ANSWER = 16  # positions that any context must have room for: so many ids are compared with transformers'
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx_graphsurgeon", "safetensors", "onnxruntime")  # loaded later
-_CHOICES = {
-    "place": ("after-projector", "before-projector"),
-    "precision": ("fp32", "fp16", "int8"),
-    "attention": ("portable", "standard"),
-    "only": (None, "vision", "llm"),
-}
 
 
 @dataclass(frozen=True)
@@ -70,9 +65,7 @@ def check_options(options: ExportOptions) -> None:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise missing_package(package, "an export", "export,runtime")
-    for name, known in _CHOICES.items():
-        if getattr(options, name) not in known:
-            raise ExportError(f'--{name} is "{getattr(options, name)}"{nearest(str(getattr(options, name)), filter(None, known))}')
+    check_limits(options, ExportError)
     llm_precision(options.of_llm)
     if options.error_budget is not None and not 0 < options.error_budget < math.inf:
         raise ExportError(f"--error-budget is {options.error_budget:g}, expected a share above 0 such as 0.05")

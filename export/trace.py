@@ -21,6 +21,7 @@ from torch import nn
 from export.decoder import OPSET, Decoder
 from export.families import VisionHalf
 from export.frames import FrameInput
+from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, POSITIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -98,13 +99,13 @@ def trace_decoder(decoder: Decoder, path: Path, attention: str) -> Traced:
         torch.ones(1, start + length, dtype=torch.int64),
     )
     shapes = {
-        "inputs_embeds": {1: dynamic},
-        "position_ids": {1: dynamic},
+        EMBEDDINGS: {1: dynamic},
+        POSITIONS: {1: dynamic},
         "past": [None] * len(past),
-        "attention_mask": {1: dynamic},
+        MASK: {1: dynamic},
     }
-    inputs = ["inputs_embeds", "position_ids", *past_names, "attention_mask"]
-    model = _trace(decoder, args, path, OPSET[attention], inputs, ["logits", *present_names], shapes)
+    inputs = [EMBEDDINGS, POSITIONS, *past_names, MASK]
+    model = _trace(decoder, args, path, OPSET[attention], inputs, [LOGITS, *present_names], shapes)
     return Traced(model, {})
 
 

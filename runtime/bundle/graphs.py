@@ -22,7 +22,6 @@ DECODER_BATCH = "llm/decoder.batch"
 COMPONENTS = (VISION, DECODER)
 GRAPHS = (VISION, VISION_LOOP, *SPLIT, DECODER, DECODER_BATCH)
 BATCH = "B"  # the name of DECODER_BATCH's first axis
-PAST, PRESENT = "past_key_values.", "present."  # how names of the KV cache's inputs and outputs begin
 
 
 def file_of(graph: str) -> str:
@@ -33,8 +32,3 @@ def file_of(graph: str) -> str:
 def component_of(graph: str) -> str:
     """VISION or DECODER, whose weights the graph shares."""
     return graph.partition(".")[0]
-
-
-def cache_names(layers: int) -> dict[str, str]:
-    """{input: output} of the decoder's KV cache, in the graph's order."""
-    return {f"{PAST}{at}.{part}": f"{PRESENT}{at}.{part}" for at in range(layers) for part in ("key", "value")}

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.bundle.tensors import EMBEDDINGS
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import Engine, EngineOptions, State, open_engine
 from runtime.engine.place import place
-from runtime.llm.step import EMBEDDINGS, DecoderStep, check_context
+from runtime.llm.step import DecoderStep, check_context
 
 
 class SlotDecoder(DecoderStep):

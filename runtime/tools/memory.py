@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.bundle.graphs import PAST
+from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
 from runtime.core.errors import BundleError
 from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 
@@ -115,7 +115,7 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
             f"the decoder graph's caches hold {held:,} positions, the manifest says {context:,}; export the bundle again"
         )
     chunk = min(chunk, context)
-    return {"inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context}}
+    return {EMBEDDINGS: {1: chunk}, POSITIONS: {1: chunk}, MASK: {1: context}}
 
 
 def _positions(decoder: ModelProto) -> int:

@@ -306,7 +306,7 @@ def test_an_export_of_the_small_checkpoint_says_how_to_take_a_real_one(monkeypat
     assert (line in capsys.readouterr().err.splitlines()) == demo
 
 
-@pytest.mark.parametrize(("options", "message"), [({"frames": 0}, "--frames is 0"), ({"place": "after"}, "--place is")])
+@pytest.mark.parametrize(("options", "message"), [({"frames": 0}, "--frames is 0"), ({"place": "after"}, "place is")])
 def test_options_are_checked_before_the_family_is_asked(monkeypatch, tmp_path, calls, options, message):
     with pytest.raises(ExportError, match=message):
         export(monkeypatch, tmp_path, calls, **options)

@@ -6,7 +6,7 @@ import pytest
 from manifests import WITHOUT_LLM, bundle_of
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
-from runtime.bundle.graphs import cache_names, component_of, file_of
+from runtime.bundle.graphs import component_of, file_of
 from runtime.core.errors import BundleError
 
 SPLIT = (VISION_ENCODER, VISION_COMPRESSOR)
@@ -44,7 +44,3 @@ def test_what_only_an_llm_has_is_an_error_without_one(asked):
 
 def test_names():
     assert (file_of(DECODER), component_of("llm/decoder.batch"), component_of(VISION_LOOP)) == ("llm/decoder.onnx", DECODER, VISION)
-    assert cache_names(2) == {
-        "past_key_values.0.key": "present.0.key", "past_key_values.0.value": "present.0.value",
-        "past_key_values.1.key": "present.1.key", "past_key_values.1.value": "present.1.value",
-    }  # fmt: skip
