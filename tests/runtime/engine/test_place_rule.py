@@ -102,7 +102,7 @@ def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavai
     ("files", "split", "graphs"),
     [
         (GRAPHS, False, ["vision", "llm/decoder"]),
-        (["vision.onnx", "vision.loop.onnx", "vision.encoder.onnx"], False, ["vision"]),
+        (["vision.onnx", "vision.loop.onnx"], False, ["vision"]),
         (["llm/decoder.onnx"], False, ["llm/decoder"]),
         (["vision.encoder.onnx", "vision.compressor.onnx", "vision.onnx"], True, ["vision.encoder", "vision.compressor"]),
         ([*GRAPHS, "vision.encoder.onnx", "vision.compressor.onnx"], True, ["vision.encoder", "vision.compressor", "llm/decoder"]),
