@@ -233,7 +233,7 @@ def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mi
     assert called == [(mix, torch.float32)]
 
 
-def test_facts_names_and_the_empty_cache():
+def test_names_and_the_empty_cache():
     made = decoder(3).half()
     assert made.info("standard", "fp16") == LLMInfo(3, KV_HEADS, WIDTH, 9, "standard", "fp16")
     past, present = made.tensor_names()

@@ -73,17 +73,17 @@ class TestOptions:
         [
             (
                 {"llm_precision": "int4", "tensorrt": "10.3"},
-                "--llm-precision int4 needs ONNX opset 21, TensorRT 10.3 takes up to 20; export with --llm-precision int8, "
+                "--llm-precision int4 needs ONNX opset 21, TensorRT 10.3 supports up to 20; export with --llm-precision int8, "
                 "or for TensorRT 10.13 or newer",
             ),
             (
                 {"attention": "standard", "tensorrt": "10.13.3"},
-                "--attention standard needs ONNX opset 24, TensorRT 10.13.3 takes up to 22; export with --attention portable, "
+                "--attention standard needs ONNX opset 24, TensorRT 10.13.3 supports up to 22; export with --attention portable, "
                 "or for TensorRT 10.15 or newer",
             ),
             (
                 {"attention": "standard", "llm_precision": "int4:64", "tensorrt": "10.7"},
-                "--attention standard needs ONNX opset 24 and --llm-precision int4:64 needs ONNX opset 21, TensorRT 10.7 takes up to 20; "
+                "--attention standard needs ONNX opset 24 and --llm-precision int4:64 needs ONNX opset 21, TensorRT 10.7 supports up to 20; "
                 "export with --attention portable and --llm-precision int8, or for TensorRT 10.15 or newer",
             ),
         ],
