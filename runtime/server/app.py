@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from runtime.server import body, chat, video
+from runtime.server.chat_job import Job
 from runtime.server.errors import ApiError, api_error, forget_frames
 from runtime.server.guard import Guard
 from runtime.server.memory import Held
@@ -81,7 +82,7 @@ def _add_routes(app: FastAPI, state: State) -> None:
 
         async def work(held: AsyncExitStack) -> Response:
             share = held.enter_context(state.memory.hold())
-            job = chat.Job.of(await read(request, ChatRequest, share))
+            job = Job.of(await read(request, ChatRequest, share))
             deadline = held.enter_context(admission.request())
             ready = await _working(request, state, chat.check(state, job, share))
             held.callback(ready.close)

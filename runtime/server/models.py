@@ -17,7 +17,7 @@ from runtime.llm.chat import LanguageModel
 from runtime.llm.local import LocalLLM
 from runtime.llm.remote import RemoteLLM
 from runtime.llm.step import check_context
-from runtime.server.clips import ClipEncoder
+from runtime.server.clip_encoder import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions
 

@@ -17,11 +17,11 @@ from plugins.schedule import summary_levels
 from plugins.spec import parse
 from runtime.bundle import Bundle
 from runtime.core.errors import UserError, missing_package
-from runtime.server.chat import check_frames, encode, stored
-from runtime.server.clips import EncodedClip
+from runtime.server.clip_encoder import EncodedClip
 from runtime.server.errors import ApiError
 from runtime.server.memory import Held
 from runtime.server.models import ServedModel
+from runtime.server.request_clips import check_frames, encode, stored
 from runtime.server.schema import MediaUrl, VideoRequest
 from runtime.server.state import State
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load
 
 from runtime.server import video
-from runtime.server.clips import EncodedClip
+from runtime.server.clip_encoder import EncodedClip
 from runtime.server.errors import ApiError
 from runtime.server.memory import Held, Memory
 from runtime.server.schema import VideoRequest
