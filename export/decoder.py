@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         """(past names, present names), in the order of `forward`."""
         return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The `llm` entry of the manifest, without the attention spelling."""
         return {
             "layers": len(self.layers),

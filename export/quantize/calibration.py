@@ -101,6 +101,11 @@ class Clips:
         return sorted(file for file in self.directory.iterdir() if file.suffix.lower() in _SUFFIXES)[:_MOST_CLIPS]
 
 
+def calibration_clips(preprocessing: dict[str, Any], directory: str | None) -> Clips:
+    """Those of --calibrate; None for generated ones."""
+    return Clips(preprocessing, Path(directory) if directory else None)
+
+
 def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Embeddings [1, S, D] of questions about clips, as the bundle's vision half sees them; visual: tokens [N, D] for all of them instead."""
     prompt = Prompt(bundle)
