@@ -66,14 +66,14 @@ class Answering:
         }
 
     def metadata(self) -> dict[str, Any]:
-        """What this server says beyond OpenAI's fields."""
+        """The fields beyond OpenAI's."""
         seconds = {**self.compression["seconds"], **self.chat.usage.seconds}
         found: dict[str, Any] = {"compression": self.compression | {"seconds": {k: round(v, 6) for k, v in seconds.items()}}}
         return found | ({"warnings": self.chat.usage.warnings} if self.chat.usage.warnings else {})
 
 
 async def check(state: State, job: Job, held: Held) -> Ready:
-    """All that can be refused without decoding a clip; then the clips are files, and `held` counts their bytes."""
+    """Refuse what can be refused without decoding a clip; then the clips are files, and `held` counts their bytes."""
     model = state.models[job.model]
     if model.llm is None:
         raise ApiError(400, f'"{model.name}" has no LLM; POST /v1/video/tokens gives its tokens', "no_llm", "model")

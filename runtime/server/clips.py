@@ -21,7 +21,7 @@ _THREADS = 8  # that decode: those that were given up occupy one until they noti
 
 
 class ClipStore:
-    """`await get(encoder, media)`; keeps at most `capacity` bytes, the least recently used go first.
+    """`await get(encoder, media)`; keeps at most `capacity` bytes, the least recently used are dropped first.
 
     decode_seconds: for the decoding of one clip.
     """
@@ -39,7 +39,7 @@ class ClipStore:
         return len(self._kept)
 
     async def get(self, encoder: ClipEncoder, media: Media) -> tuple[EncodedClip, bool]:
-        """(the clip, whether it was there already). `media` is closed as soon as it is not needed any more."""
+        """(the clip, whether it was in the cache). `media` is closed as soon as it is not needed any more."""
         key = encoder.key(media)
         if key in self._kept:
             media.close()
@@ -79,7 +79,7 @@ class _Encoding:
     def __init__(self, store: ClipStore, encoder: ClipEncoder, media: Media):
         self.waiters, self.abandoned = 0, False
         self.task = asyncio.ensure_future(self._encode(store, encoder, media))
-        # a task that failed, the error and its frames hold each other, and the clip with them
+        # a failed task, its error and the error's frames keep each other alive, and the clip with them
         self.task.add_done_callback(lambda _: media.close())
 
     async def wait(self) -> EncodedClip:

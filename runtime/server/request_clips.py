@@ -15,16 +15,16 @@ from runtime.server.state import State
 
 
 def check_frames(model: ServedModel, count: int | None, param: str) -> None:
-    """ApiError where another number of frames is asked for than the bundle takes."""
+    """ApiError if `count` is not the bundle's number of frames."""
     frames = model.bundle.manifest.frames
     if count is not None and count != frames:
         other = f", or export with --frames {count}" if count > 0 else ""
-        message = f"{param} is {count}; this bundle takes {frames} frames of every clip: leave it out{other}"
+        message = f"{param} is {count}; this bundle samples {frames} frames of a clip: leave it out{other}"
         raise ApiError(400, message, "unsupported_value", param)
 
 
 async def stored(state: State, asked: list[MediaUrl]) -> Media:
-    """The first of the clips that are asked about, taken from the list so that its text does not stay in memory."""
+    """The first clip of the list, removed from it so that its text does not stay in memory."""
     return await asyncio.to_thread(load, asked.pop(0), state.options)
 
 
