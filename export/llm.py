@@ -25,7 +25,8 @@ from export.decoder import Decoder
 from export.manifest import make_manifest
 from export.plan import CHAT_TEMPLATE, Plan
 from export.quantize import llm_precision
-from export.quantize.calibration import calibration_clips, calibration_prompts
+from export.quantize.calibration import calibration_prompts
+from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
 from export.quantize.llm import quantize_llm
 from export.quantize.qdq import rows_to_int8
@@ -119,7 +120,7 @@ def _quantize(bundle: Bundle, plan: Plan, visual_tokens: np.ndarray | None) -> t
     bundle: with the float decoder and, unless there are visual_tokens [N, D] to use instead, the vision encoder.
     """
     options, path = plan.options, bundle.model(DECODER)
-    clips = calibration_clips(plan.preprocessing, options.calibrate)
+    clips = Clips(plan.preprocessing, options.calibrate)
     prompts = list(calibration_prompts(bundle, clips, visual_tokens))
     # a decode step costs by the node, so what reads one tensor is one product
     model = with_weights(onnx.load(str(path), load_external_data=False), path.parent)

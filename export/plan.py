@@ -10,7 +10,6 @@ T frames, N visual tokens, H, W patch rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +96,9 @@ def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint
     frame_input = FrameInput(vision.preprocessing, size) if size else None
     preprocessing = vision.preprocessing | ({"frames": list(size)} if size else {})
     if options.calibrate and options.quantizes:
-        from export.quantize.calibration import Clips
+        from export.quantize.clips import Clips
 
-        Clips(preprocessing, Path(options.calibrate)).check(frames)
+        Clips(preprocessing, options.calibrate).check(frames)
     if options.only != "llm":
         family.check_vision_weights(checkpoint)
     if options.only != "vision":

@@ -23,7 +23,7 @@ from export import reference
 from export.component import Component, base_dtype, check_tensorrt
 from export.decoder import OPSET
 from export.plan import Plan
-from export.quantize.calibration import calibration_clips
+from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
@@ -118,7 +118,7 @@ def _quantize(
     path = directory / f"{VISION}.onnx"
     with step("quantising the vision encoder"):
         joined, reports = run_passes(with_weights(model, directory), ["join_matmuls"], graph=VISION, directory=directory)
-        clips = calibration_clips(plan.preprocessing, plan.options.calibrate)
+        clips = Clips(plan.preprocessing, plan.options.calibrate)
         model, report = quantize_vision(save(joined, path), directory, stages, vision.grid, clips, plan.options.error_budget)
         model = onnx.shape_inference.infer_shapes(save(model, path))
     return model, [*reports, PassReport(VISION, "quantize int8", report.lowered, report.note())], report

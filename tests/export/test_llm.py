@@ -168,7 +168,7 @@ def test_weights_are_quantised_on_prompts_about_calibration_clips(tmp_path, call
     onnx.save(GRAPH, str(path))
     bundle, chosen = SimpleNamespace(model=lambda graph: path), plan(tmp_path, **options)
     clips = SimpleNamespace(source="the clips")
-    stub("calibration_clips", clips)
+    stub("Clips", clips)
     stub("calibration_prompts", iter(["one", "two"]))
     stub("with_weights", "in memory")
     stub("run_passes", ("joined", ["join"]))
@@ -176,7 +176,7 @@ def test_weights_are_quantised_on_prompts_about_calibration_clips(tmp_path, call
     stub("quantize_llm", ("quantized", REPORT))
     made, (join, row), report = llm._quantize(bundle, chosen, "tokens")
     assert calls == [
-        ("calibration_clips", {"size": [2, 2]}, options.get("calibrate")),
+        ("Clips", {"size": [2, 2]}, options.get("calibrate")),
         ("calibration_prompts", bundle, clips, "tokens"),
         ("with_weights", GRAPH, tmp_path),
         ("run_passes", "in memory", ["join_matmuls"]),

@@ -26,13 +26,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     asked: list[tuple[Any, ...]] = []
 
     class Clips:
-        def __init__(self, preprocessing: dict[str, Any], directory: Path):
+        def __init__(self, preprocessing: dict[str, Any], directory: str):
             asked.append((preprocessing, directory))
 
         def check(self, frames: int) -> None:
             asked.append(("check", frames))
 
-    monkeypatch.setattr("export.quantize.calibration.Clips", Clips)
+    monkeypatch.setattr("export.quantize.clips.Clips", Clips)
     monkeypatch.setattr("export.frames.FrameInput", lambda preprocessing, size: (preprocessing, size))
     monkeypatch.setattr(
         plans,
@@ -74,9 +74,9 @@ def test_a_plan_counts_tokens_of_the_checkpoints_frames_and_of_those_asked_for(s
 @pytest.mark.parametrize(
     ("options", "checked"),
     [
-        ({"calibrate": "clips", "precision": "int8"}, [(PREPROCESSING, Path("clips")), ("check", 8)]),
-        ({"calibrate": "clips", "precision": "int8", "input": "frames"}, [(PREPROCESSING | {"frames": [126, 126]}, Path("clips")), ("check", 8)]),
-        ({"calibrate": "clips", "llm_precision": "int4", "input": "frames:40x60"}, [(PREPROCESSING | {"frames": [40, 60]}, Path("clips")), ("check", 8)]),
+        ({"calibrate": "clips", "precision": "int8"}, [(PREPROCESSING, "clips"), ("check", 8)]),
+        ({"calibrate": "clips", "precision": "int8", "input": "frames"}, [(PREPROCESSING | {"frames": [126, 126]}, "clips"), ("check", 8)]),
+        ({"calibrate": "clips", "llm_precision": "int4", "input": "frames:40x60"}, [(PREPROCESSING | {"frames": [40, 60]}, "clips"), ("check", 8)]),
         ({"calibrate": "clips"}, []),
         ({"precision": "int8"}, []),
     ],

@@ -406,7 +406,7 @@ class TestOptions:
 
     def test_a_directory_without_videos(self, refusal: Callable[..., str], tmp_path: Path) -> None:
         (tmp_path / "clips").mkdir()
-        assert "clips holds no video" in refusal("--calibrate", tmp_path / "clips", "--precision", "int8")
+        assert "clips has no video" in refusal("--calibrate", tmp_path / "clips", "--precision", "int8")
 
     def test_frames_that_the_graph_can_not_take(self, refusal: Callable[..., str]) -> None:
         assert "--input frames:9000x10: a frame has 1 to 8192 rows and columns" in refusal("--input", "frames:9000x10")

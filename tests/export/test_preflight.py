@@ -58,23 +58,23 @@ def test_where_no_release_takes_it_none_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "named"),
     [
-        ({"precision": "int8", "error_budget": 0.0}, "--error-budget is 0, expected a share above 0 such as 0.05"),
-        ({"precision": "int8", "calibrate": ""}, "--calibrate  is not a directory; give one with a few typical clips"),
-        ({"precision": "int8", "calibrate": "/no/such"}, "--calibrate /no/such is not a directory; give one with a few typical clips"),
-        ({"max_context": 0}, "--max-context is 0, expected at least 1 and room for the clip's tokens"),
-        ({"frames": 0}, "--frames is 0, expected 1 to 1024"),
-        ({"frames": 1, "split": True}, "--split splits a clip into frames, and a clip has 1 frame here; pass --frames 2 or more"),
-        ({"frames": 1, "split": True, "only": "llm"}, "--split is for the vision encoder, which --only llm leaves out; drop one of them"),
-        ({"llm_precision": "int5"}, '--llm-precision is "int5", expected fp32, fp16, int8, int4 or int4:BLOCK with a block of 16, 32, 64, 128, 256'),
-        ({"only": "visoin"}, '--only is "visoin"; did you mean "vision"?'),
+        ({"precision": "int8", "error_budget": 0.0}, ["--error-budget", "0.05"]),
+        ({"precision": "int8", "calibrate": ""}, ["--calibrate"]),
+        ({"precision": "int8", "calibrate": "/no/such"}, ["--calibrate", "/no/such"]),
+        ({"max_context": 0}, ["--max-context", "0", "at least 1"]),
+        ({"frames": 0}, ["--frames", "0", "1 to 1024"]),
+        ({"frames": 1, "split": True}, ["--split", "1 frame ", "--frames"]),
+        ({"frames": 1, "split": True, "only": "llm"}, ["--split", "--only llm"]),
+        ({"llm_precision": "int5"}, ["--llm-precision", "int5", "fp32, fp16, int8, int4", "16, 32, 64, 128, 256"]),
+        ({"only": "visoin"}, ["only", "visoin", "vision, llm"]),
     ],
-)  # fmt: skip
-def test_an_option_is_refused_in_these_words(options: dict[str, Any], message: str) -> None:
+)
+def test_an_option_that_is_refused_is_named_with_what_is_expected(options: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(ExportError) as refused:
         check_options(ExportOptions(**options))
-    assert str(refused.value) == message
+    assert all(part in str(refused.value) for part in named)
 
 
 @pytest.mark.parametrize(

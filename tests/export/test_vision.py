@@ -189,7 +189,7 @@ def test_quantisation_sees_clips_as_the_graph_takes_them(tmp_path, calls, stub):
     stub("with_weights", "in memory")
     stub("run_passes", ("joined", ["join"]), slice(0, 2))
     stub("save", lambda model, path: f"{model} saved")
-    stub("calibration_clips", "clips")
+    stub("Clips", "clips")
     stub("quantize_vision", ("quantized", REPORT))
     stub("infer_shapes", lambda model: f"{model}, shapes too", owner=onnx.shape_inference)
     made, (join, row), report = vision._quantize(model, tmp_path, FakeVision(), chosen)
@@ -198,7 +198,7 @@ def test_quantisation_sees_clips_as_the_graph_takes_them(tmp_path, calls, stub):
     assert calls == [
         ("with_weights", model, tmp_path),
         ("run_passes", "in memory", ["join_matmuls"], {"graph": "vision", "directory": tmp_path}),
-        ("calibration_clips", {"size": [2, 2]}, "videos"),
+        ("Clips", {"size": [2, 2]}, "videos"),
         ("save", "joined", path),
         ("quantize_vision", "joined saved", tmp_path, ["e/output", "p/output"], (9, 7), "clips", 0.3),
         ("save", "quantized", path),

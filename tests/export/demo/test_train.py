@@ -14,8 +14,8 @@ from export.demo import train
 from export.demo.__main__ import main
 from export.demo.recipe import Recipe, Stage
 from export.demo.warmup import pictures
-from export.demo.world import clip_rng
 from export.families import llava_ov
+from export.scenes.scene import clip_rng
 from runtime.core.errors import ExportError
 
 TINY = Recipe(
