@@ -45,7 +45,7 @@ class Admission:
         if self.accepted >= self.limit:
             # about when one of the batch should be done
             wait = max(1, min(60, round(self._seconds / self.options.batch)))
-            message = f"{self.accepted} requests are being processed, the most that this server accepts; try again in {wait} s"
+            message = f"{self.accepted} requests are being worked on, the most that this server takes; try again in {wait} s"
             raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})
 
     def check_open(self) -> None:

@@ -191,5 +191,5 @@ def _api_error(request: Request, error: Exception) -> ApiError:
     if answer.status == 500:
         number = token_hex(6)
         log.error("%s %s failed (%s)", request.method, request.scope["path"], number, exc_info=error)
-        answer = ApiError(500, f"the server failed on this request; see {number} in its log", "internal_error")
+        answer = ApiError(500, f"the server failed on this request; its log says why under {number}", "internal_error")
     return answer

@@ -94,4 +94,4 @@ async def _bounded(request: Request, limit: int, seconds: float, held: Held) -> 
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"the request is larger than {limit} bytes, the most that this server accepts", "request_too_large")
+    return ApiError(413, f"the request is larger than {limit} bytes, the most that this server takes", "request_too_large")

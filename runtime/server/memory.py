@@ -41,7 +41,7 @@ class Held:
         if self.size + count > self.memory.capacity - self.memory.held - count:
             others = self.memory.held - self.size
             self.shrink(0)  # at once, so that not all that grow together are refused
-            message = f"other requests take {others} of {self.memory.capacity} bytes; try again"
+            message = f"other requests hold {others} bytes of the {self.memory.capacity} that all may; try again"
             raise ApiError(429, message, "memory_full", headers={"Retry-After": "2"})
         self.size += count
         self.memory.held += count

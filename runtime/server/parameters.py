@@ -125,7 +125,7 @@ EXTENSIONS: Mapping[str, Inert] = {
 
 # of a message, as `message.model_dump()` of an answer has them
 MESSAGE: Mapping[str, Inert] = {
-    "refusal": Inert(("",), "leave it out, or send it as content"),
+    "refusal": Inert(("",), "leave it out, or say it as content"),
     "annotations": Inert(None),
     "audio": Inert(),
     "function_call": Inert((), _TOOLS),

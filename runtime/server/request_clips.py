@@ -19,7 +19,7 @@ def check_frames(model: ServedModel, count: int | None, param: str) -> None:
     frames = model.bundle.manifest.frames
     if count is not None and count != frames:
         other = f", or export with --frames {count}" if count > 0 else ""
-        message = f"{param} is {count}; this bundle samples {frames} frames of a clip: leave it out{other}"
+        message = f"{param} is {count}; this bundle takes {frames} frames of every clip: leave it out{other}"
         raise ApiError(400, message, "unsupported_value", param)
 
 
