@@ -64,7 +64,7 @@ def test_one_clip_is_asked_for_under_either_name():
     assert (one.model, one.asked[0].url, one.format, one.dtype) == ("m", "u", "npz", "float32")
     assert job(video_url=None, input_video="i").asked[0].url == "i"
     for more in ({"video_url": None}, {"input_video": "i"}):
-        with pytest.raises(ApiError, match="video_url.* input_video") as raised:
+        with pytest.raises(ApiError, match=r"video_url.* input_video") as raised:
             job(**more)
         assert (raised.value.status, raised.value.code, raised.value.param) == (400, "invalid_value", "video_url")
 
