@@ -87,29 +87,12 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
 
 def text(report: ParityReport) -> str:
     """The table for people."""
-    rows = [
-        [
-            row.stage,
-            row.backend,
-            "×".join(map(str, row.shape)),
-            f"{row.max_abs:.1e}",
-            f"{row.error:.1e}",
-            f"{row.tolerance:.0e}",
-            "ok" if row.ok else "FAIL",
-            row.note,
-        ]
-        for row in report.rows
-    ]
-    header = [
-        "stage",
-        "backend",
-        "shape",
-        "max abs",
-        "error",
-        "allowed",
-        "",
-        "note" if any(row.note for row in report.rows) else "",
-    ]
+    rows = []
+    for row in report.rows:
+        numbers = [f"{row.max_abs:.1e}", f"{row.error:.1e}", f"{row.tolerance:.0e}"]
+        rows.append([row.stage, row.backend, "×".join(map(str, row.shape)), *numbers, "ok" if row.ok else "FAIL", row.note])
+    note = "note" if any(row.note for row in report.rows) else ""
+    header = ["stage", "backend", "shape", "max abs", "error", "allowed", "", note]
     lines = [table(header, rows, right=(3, 4, 5))] if rows else []
     lines += [f"{backend} was not run: {reason}" for backend, reason in report.not_run.items()]
     failed = [f"{row.stage} on {row.backend}" for row in report.rows if not row]
