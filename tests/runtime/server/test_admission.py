@@ -213,8 +213,8 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, bundle_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch", "0"], "batch is 0"),
-        (["--deadline", "-1"], "deadline is -1.0"),
+        (["--batch", "0"], "--batch"),
+        (["--deadline", "-1"], "--deadline"),
         (["--llm", "http://127.0.0.1:1/v1"], "needs --llm-model"),
         (["--api-key", " "], "empty"),
         (["--allow-media-path", "/nowhere"], "is not a directory"),

@@ -22,7 +22,7 @@ class LLM:
     """healthy: as in runtime.llm.chat; closed: how often."""
 
     def __init__(self) -> None:
-        self.healthy, self.closed = True, 0
+        self.healthy, self.closed, self.shared = True, 0, self
 
     def close(self) -> None:
         self.closed += 1
