@@ -1,4 +1,4 @@
-"""Which videos a batch job is about: files, directories, globs and lists in, absolute paths in order out."""
+"""The videos of a batch job: files, directories, globs and lists in, absolute paths in order out."""
 
 from __future__ import annotations
 
