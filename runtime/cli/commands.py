@@ -24,12 +24,12 @@ COMMANDS = {
 
 def parser() -> ArgumentParser:
     """Its namespace's `command` is the function that runs the command."""
-    whole = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    main = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         module = importlib.import_module(f"runtime.cli.{name}")
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         command.set_defaults(command=module.run)
-    return whole
+    return main

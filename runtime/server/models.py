@@ -1,4 +1,4 @@
-"""What is loaded: bundles by name, each with its vision half, and the LLMs that they share where they can.
+"""What is loaded: bundles by name, each with its vision encoder, and the LLMs that they share where they can.
 
 Bundles exported from one checkpoint with different compression have the same decoder; it is loaded once and its batch serves
 all of them, which is how a page offers several presets on a small machine.
@@ -17,7 +17,7 @@ from runtime.llm.chat import LanguageModel
 from runtime.llm.local import LocalLLM
 from runtime.llm.remote import RemoteLLM
 from runtime.llm.step import check_context
-from runtime.server.clips import ClipEncoder
+from runtime.server.clip_encoder import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions
 
@@ -29,10 +29,10 @@ class ServedModel:
     name: str
     bundle: Bundle
     encoder: ClipEncoder
-    llm: LanguageModel | None  # None for a bundle without one, whose tokens alone are served
+    llm: LanguageModel | None  # None for a bundle without one, which serves tokens only
 
     def card(self) -> dict[str, Any]:
-        """What GET /v1/models says."""
+        """Its entry in GET /v1/models."""
         manifest = self.bundle.manifest
         return {
             "id": self.name,

@@ -1,6 +1,6 @@
 """The vision engine with one more output: the norm of every token just before compression, for the page's heat map.
 
-    token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the tokens that the first compression stage is given
+    token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the first compression stage's input tokens
 
 A few nodes more in the graph, so that a clip's norms cost no second run and its full tokens never leave the engine. Where the
 backend is not ONNX Runtime, or the tensor can't be found, the engine is the plain one and the page shows no heat map.

@@ -1,7 +1,7 @@
 """How long each stage of an answer takes here: median and 90th percentile over rounds, after a warm-up that does not count.
 
 In: a bundle, and a video or else the bundle's reference input. Out: rows by stage, memory, and the hardware they were
-measured on. A round is one whole answer of `new_tokens` tokens: decode and preprocess the video (where one is given), encode
+measured on. A round is one complete answer of `new_tokens` tokens: decode and preprocess the video (if there is one), encode
 and compress, prefill, then greedy decoding that no end-of-answer token shortens.
 
 T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
@@ -85,15 +85,15 @@ class BenchReport:
 
 def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport:
     """Measure; UserError for what can't be loaded, decoded or fed here."""
-    halves = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
-    if not halves:
+    graphs = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    if not graphs:
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
-    pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
+    pixels = reference.clip(bundle) if VISION in graphs and options.video is None else None
     _reset_peak()
     engine_options = place(bundle, options.backend, options.engine).options
     start = time.perf_counter()
-    vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
-    decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
+    vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in graphs else None
+    decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in graphs else None
     load_seconds = time.perf_counter() - start
     run = _Round(bundle, vision, decoder, pixels, options)
     seconds: dict[str, list[float]] = {}
@@ -111,7 +111,9 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         peak_rss=_peak_rss(),
         tokens=run.tokens,
         rounds=options.rounds,
-        backends={name: f"{half.engine.backend} on {half.engine.device}" for name, half in engines.items() if half},
+        backends={
+            name: f"{component.engine.backend} on {component.engine.device}" for name, component in engines.items() if component
+        },
         hardware=hardware(engine_options.device, options.engine.threads),
     )
 
@@ -174,7 +176,7 @@ class _Round:
         if decoder:
             self.prompt = Prompt(bundle)
             self.ids = self.prompt.ids(QUESTION)
-            # Without a vision half (--only llm) the reference prompt's tokens stand in for a clip's.
+            # without a vision encoder (--only llm) the reference prompt's tokens stand in for a clip's.
             self.visual = None if vision else reference.llm(bundle).visual_tokens
             visual = bundle.manifest.tokens_per_clip if self.visual is None else len(self.visual)
             check_context(len(self.ids) + visual + options.new_tokens, decoder.max_context)

@@ -1,7 +1,7 @@
 """What is installed and usable on this machine, and what each missing thing would give, with the command that brings it.
 
-`report()` returns the facts, `text()` lays them out. Nothing here fails: a package that does not even import is reported
-as broken, with its own words.
+`report()` returns the checks, `text()` formats them. Nothing here fails: a package that can't be imported is reported as broken, with
+its error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runtime.tools.table import size, table
 
 @dataclass(frozen=True)
 class Check:
-    """name: of the thing; ok: usable here; found: version and details, or what is wrong; gives: what it is for, how to get it."""
+    """ok: usable here; found: version and details, or what is wrong; gives: what it is for, and how to get it."""
 
     name: str
     ok: bool
@@ -44,7 +44,7 @@ def report() -> list[Check]:
         _python(),
         Check("processor", True, f"{_cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
         Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
-        _package("numpy", "every array", install_command("runtime")),
+        _package("numpy", "all arrays", install_command("runtime")),
         _package("av", "decoding video", install_command("runtime"), _av),
         _package("PIL", "resizing frames as the checkpoint's processor does", install_command("runtime"), distribution="pillow"),
         _package("tokenizers", "the prompt's tokens; without it `tokens` still works", install_command("runtime")),
@@ -65,7 +65,7 @@ def report() -> list[Check]:
 
 
 def text(checks: list[Check]) -> str:
-    """The checks as a table: what is usable first seen, then what it gives or would give."""
+    """The checks as a table: what is usable, and what it is for."""
     rows = [[check.name, "yes" if check.ok else "no", check.found, check.gives] for check in checks]
     return table(["", "usable", "found", "gives"], rows)
 
@@ -92,12 +92,12 @@ def _av(module: Any) -> str:
 
 
 def _onnxruntime() -> Check:
-    """The CPU and the GPU wheel put their files into the same directory: with both, neither is whole."""
+    """The CPU and the GPU wheel put their files into the same directory: with both, neither is complete."""
     wheels = [wheel for wheel in ("onnxruntime", "onnxruntime-gpu") if _version(wheel)]
     if len(wheels) == 2:
         found = " and ".join(f"{wheel} {_version(wheel)}" for wheel in wheels)
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
-        return Check("onnxruntime", False, found, f"the two wheels exclude each other: {mend}")
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+        return Check("onnxruntime", False, found, f"the two wheels exclude each other: {remedy}")
     gives = "the onnx backend, on every machine"
     check = _package("onnxruntime", gives, install_command("runtime"), _providers, wheels[0] if wheels else "onnxruntime")
     on_gpu = "CUDAExecutionProvider" in check.found
@@ -146,7 +146,7 @@ def _tensorrt(backend: str, gives: str, install: str) -> Check:
 
 
 def _plugin() -> Check:
-    """The fused compression kernel, which TensorRT can take in place of the graph's own nodes."""
+    """The fused compression kernel, which TensorRT can run instead of the graph's nodes."""
     root = Path(__file__).parents[2]
     found = sorted(path for part in ("plugins", "build") for path in (root / part).rglob(PLUGIN_LIBRARY))
     gives = "compression in one kernel (`build --plugin`); without it TensorRT runs the same nodes one by one"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8  # frames side by side
-_LEVEL_COLORS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: told apart by every eye
+_LEVEL_COLORS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: distinguishable by colour-blind readers
 _INK, _PALE = "#1b1f24", "#6b7280"
 
 

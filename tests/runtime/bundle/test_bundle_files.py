@@ -119,7 +119,7 @@ def test_a_batch_part_with_text_that_is_none(copy: Path, clip: Path, tmp_path: P
         pyarrow.array(["a\0b"]),
     ):
         pyarrow.parquet.write_table(table.set_column(0, "path", path), part)
-        assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
+        assert f"{part} is not a part of a batch job (" in refused(capsys, main, *words)
 
 
 def test_a_batch_part_whose_tokens_are_damaged_where_another_row_must_go(
@@ -139,4 +139,4 @@ def test_a_batch_part_whose_tokens_are_damaged_where_another_row_must_go(
     part.write_bytes(content)
     os.utime(clips[0], ns=(0, 0))
     capsys.readouterr()
-    assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
+    assert f"{part} is not a part of a batch job (" in refused(capsys, main, *words)

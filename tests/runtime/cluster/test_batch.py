@@ -282,7 +282,7 @@ def test_what_stands_for_videos(tmp_path, monkeypatch):
     ):
         with pytest.raises(UsageError, match=message):
             videos_of([bad])
-    with pytest.raises(UsageError, match=r"^no videos to work on; name files, directories, globs or @FILE with one path a line$"):
+    with pytest.raises(UsageError, match="no videos"):
         videos_of([])
     Path("sub/deep/g[1].mkv").mkdir(parents=True)
     for name in ("sub/deep/e.mp4", "sub/deep/g1.mp4", "sub/deep/g[1].mp4"):

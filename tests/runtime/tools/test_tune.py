@@ -211,7 +211,7 @@ class TestMeasuring:
             ("llm", "a bundle", "openvino", EngineOptions("cpu", 2)),
         ]
         said = capsys.readouterr().err
-        assert "vision on onnx, its own number of threads" in said and "llm on openvino, 2 threads" in said
+        assert "vision on onnx, the default number of threads" in said and "llm on openvino, 2 threads" in said
 
     @pytest.mark.parametrize(
         ("tokens", "context", "prefill", "decode"),
@@ -257,9 +257,9 @@ class TestMeasuring:
         report = tune.TuneReport({"vision": Choice("openvino", 2)}, measured, Path("cache/record.json"), machine)
         first, header, *_, last = (lines := tune.text(report).splitlines())
         assert (first, last) == ("A CPU, 6 cores", "--backend auto reads cache/record.json")
-        assert header.split("  ")[0] == "half" and "median s" in header and "fastest s" in header
+        assert header.split("  ")[0] == "component" and "median s" in header and "fastest s" in header
         assert [line.split() for line in lines[-4:-1]] == [
-            ["vision", "onnx", "its", "own", "1.0000", "0.9000"],
+            ["vision", "onnx", "default", "1.0000", "0.9000"],
             ["vision", "openvino", "2", "0.5000", "0.2500", "chosen"],
             ["vision", "openvino", "4", "broken"],
         ]

@@ -113,11 +113,11 @@ def test_the_report_is_a_table_with_seconds_flush_right():
     report = tune.TuneReport(choices, rows, Path("record.json"), {"cpu": "A CPU", "cores": 6})
     assert tune.text(report).splitlines() == [
         "A CPU, 6 cores",
-        "half    backend   threads  median s  fastest s",
-        "──────  ────────  ───────  ────────  ─────────  ──────",
-        "vision  onnx      its own   10.0000     9.5000",
-        "vision  openvino  2          1.0000     0.2500  chosen",
-        "llm     openvino  2                             broken",
+        "component  backend   threads  median s  fastest s",
+        "─────────  ────────  ───────  ────────  ─────────  ──────",
+        "vision     onnx      default   10.0000     9.5000",
+        "vision     openvino  2          1.0000     0.2500  chosen",
+        "llm        openvino  2                             broken",
         "--backend auto reads record.json",
     ]
 
