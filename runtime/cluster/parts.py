@@ -40,7 +40,7 @@ class Parts:
         self.arrow, self.parquet = pyarrow, pyarrow.parquet
         manifest = bundle.manifest
         self.out, self.shape = out, (manifest.tokens_per_clip, manifest.hidden_size)
-        self.identity, self.spec = bundle.sha256(VISION), manifest.compression["spec"]
+        self.identity, self.spec = bundle.sha256(VISION), manifest.compression.spec
         text = pyarrow.string()
         self.schema = pyarrow.schema(
             [

@@ -112,7 +112,7 @@ async def begin(state: State, ready: Ready, deadline: float) -> Answering:
     manifest = ready.model.bundle.manifest
     tokens_in, tokens_out = manifest.patch_tokens * len(clips), sum(len(clip.tokens) for clip in clips)
     compression = {
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "ratio": round(tokens_in / tokens_out, 2) if tokens_out else None,

@@ -54,7 +54,7 @@ async def tokens(state: State, request: Job, deadline: float, held: Held) -> tup
     manifest = model.bundle.manifest
     metadata = {
         "bundle": model.encoder.identity,
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "tokens_in": str(manifest.patch_tokens),
         "tokens_out": str(len(array)),
         "frames": json.dumps(clip.frames),
@@ -75,7 +75,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
         "model": model.name,
         "tokens_in": manifest.patch_tokens,
         "tokens_out": len(clip.tokens),
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "grid": manifest.grid,
         "repeated_frames": clip.repeated,
         "seconds": clip.seconds,
@@ -94,7 +94,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
 
 def written_levels(bundle: Bundle) -> dict[int, list[int]]:
     """{sampled frame: levels of Pyramid Temporal Gridding, from 1, that write a summary into it}."""
-    first = parse(bundle.manifest.compression["spec"], OPTIONS, others=True)[0]
+    first = parse(bundle.manifest.compression.spec, OPTIONS, others=True)[0]
     if first.name != "ptg":
         return {}  # behind another stage the frames may be others
     return summary_levels(bundle.manifest.frames, first.options.sizes, first.options.strides)

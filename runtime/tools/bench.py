@@ -9,7 +9,6 @@ T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -23,11 +22,11 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
+from runtime.core.machine import cores, cpu_model, total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
 from runtime.engine.place import place
-from runtime.engine.tuning import cpu_model
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
@@ -85,7 +84,7 @@ class BenchReport:
 
 def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport:
     """Measure; UserError for what can't be loaded, decoded or fed here."""
-    graphs = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    graphs = bundle.components
     if not graphs:
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in graphs and options.video is None else None
@@ -120,9 +119,9 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": _cores(), "threads": threads or "backend's choice"}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
+    if memory := total_memory():
+        facts["memory"] = memory
     if device == "cuda":
         from runtime.engine import cuda
 
@@ -262,7 +261,3 @@ def _peak_rss() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.core.errors import UserError, install_command
+from runtime.core.machine import available_memory, cores, total_memory
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.tools.table import size, table
@@ -42,7 +42,7 @@ def report() -> list[Check]:
     """Every check, in the order in which data travels: machine, decoding, prompt, engines, GPU."""
     return [
         _python(),
-        Check("processor", True, f"{_cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
+        Check("processor", True, f"{cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
         Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
         _package("numpy", "all arrays", install_command("runtime")),
         _package("av", "decoding video", install_command("runtime"), _av),
@@ -153,19 +153,9 @@ def _plugin() -> Check:
     return Check("plugin library", bool(found), str(found[0]) if found else "not built: cmake -S plugins -B build/plugins", gives)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        free = next(
-            int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
-        )
-    except (OSError, ValueError, StopIteration):
-        return "memory unknown"
-    return f"{size(free)} of {size(total)} memory free"
+    total, free = total_memory(), available_memory()
+    return f"{size(free)} of {size(total)} memory free" if total and free else "memory unknown"
 
 
 def _version(distribution: str) -> str | None:

@@ -107,10 +107,10 @@ def text(report: ParityReport) -> str:
 
 def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
     rows: list[Row] = []
-    if f"{VISION}.onnx" in bundle.manifest.files:
+    if bundle.has(VISION):
         with step(f"comparing the vision encoder on {backend}"):
             rows += compare_vision(bundle, backend, options)
-    if f"{DECODER}.onnx" in bundle.manifest.files:
+    if bundle.has(DECODER):
         with step(f"comparing the LLM on {backend}"):
             decoder = LocalDecoder.open(bundle, backend, options)
             try:

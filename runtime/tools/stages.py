@@ -45,7 +45,7 @@ def run_stages(
     bundle: Bundle, pixel_values: np.ndarray, options: EngineOptions = EngineOptions(), names: Iterable[str] | None = None
 ) -> Stages:
     """Run pixel_values [T, 3, h, w] float32 through ONNX Runtime and keep the outputs of the stages `names` (None for all)."""
-    tensors = {stage["name"]: stage["tensor"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    tensors = {stage.name: stage.tensor for stage in bundle.manifest.stages if stage.graph == VISION}
     engine, tensors = _engine(bundle, tensors, options)
     wanted = list(tensors) if names is None else list(names)
     try:

@@ -37,12 +37,12 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
         answered[VISUAL_TOKENS] = engine.compress(features)[VISUAL_TOKENS]
     finally:
         engine.close()
-    strides = {stage["name"]: stage.get("every", 1) for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    strides = {stage.name: stage.every for stage in bundle.manifest.stages if stage.graph == VISION}
     # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
     inner = run_stages(bundle, pixels, options) if backend == "onnx" else run_stages(bundle, pixels, EngineOptions(), [])
     got = dict(inner.tensors)
     batched = got.pop(VISUAL_TOKENS, None)
-    if batched is not None and (bundle.is_split or f"{VISION_LOOP}.onnx" in bundle.manifest.files):
+    if batched is not None and (bundle.is_split or bundle.has(VISION_LOOP)):
         got[BATCHED] = batched
     got |= answered
     first = next((at for at, name in enumerate(strides) if is_compression(name)), 0)
@@ -53,7 +53,7 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
         expected[FEATURES], strides[FEATURES] = expected[before], strides[before]
     expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
     strides |= {VISUAL_TOKENS: 1, BATCHED: 1}
-    rounding = max((float(stage.get("rounding", 0.0)) for stage in bundle.manifest.stages), default=0.0)
+    rounding = max((stage.rounding for stage in bundle.manifest.stages), default=0.0)
     rows = _judge(got, expected, strides, inner, backend, bundle.manifest.precision, rounding)
     if backend == "onnx" and bundle.manifest.precision == "fp16":
         from runtime.tools import float16_rows

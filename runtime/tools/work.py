@@ -55,7 +55,7 @@ def prefill_work(bundle: Bundle, positions: int) -> Work:
     """A prompt of `positions`, chunk by chunk as the runtime runs it; after the last layer's cache only a chunk's last position is computed."""
     chunks = -(-positions // PREFILL_CHUNK)
     read = [min(start + PREFILL_CHUNK, positions) for start in range(0, positions, PREFILL_CHUNK)]
-    full = bundle.manifest.llm["layers"] - 1  # layers whose queries are all positions
+    full = bundle.llm.layers - 1  # layers whose queries are all positions
     queries = [full * (stop - start) + 1 for start, stop in zip([0, *read], read, strict=False)]
     attention = sum(4 * asked * stop * bundle.manifest.hidden_size for asked, stop in zip(queries, read, strict=True))
     all_positions, last_only, stored = _decoder(bundle)
@@ -66,7 +66,7 @@ def prefill_work(bundle: Bundle, positions: int) -> Work:
 def decode_work(bundle: Bundle, positions: int) -> Work:
     """One token whose attention reads `positions`."""
     all_positions, last_only, stored = _decoder(bundle)
-    operations = 2 * (all_positions + last_only) + 4 * positions * bundle.manifest.llm["layers"] * bundle.manifest.hidden_size
+    operations = 2 * (all_positions + last_only) + 4 * positions * bundle.llm.layers * bundle.manifest.hidden_size
     return Work({_floats(bundle): float(operations)}, float(stored + positions * _cache_row(bundle)))
 
 
@@ -78,7 +78,7 @@ def _decoder(bundle: Bundle) -> tuple[int, int, float]:
     graph = _graph(bundle, DECODER)
     shapes = _shapes(graph)
     stored = _stored(graph)
-    last_cache = cache_names(PRESENT, bundle.manifest.llm["layers"])[-1]
+    last_cache = cache_names(PRESENT, bundle.llm.layers)[-1]
     all_positions = last_only = 0
     behind = False
     for node in graph.node:
@@ -102,8 +102,8 @@ def _floats(bundle: Bundle) -> str:
 
 
 def _cache_row(bundle: Bundle) -> int:
-    llm = bundle.manifest.llm
-    return 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * (2 if _floats(bundle) == "fp16" else 4)
+    llm = bundle.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_dim * (2 if _floats(bundle) == "fp16" else 4)
 
 
 def _operations(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:

@@ -167,8 +167,8 @@ class TestVision:
     def test_steps_that_are_switched_off_are_left_out(self, checkpoint: Path) -> None:
         change(checkpoint / "video_preprocessor_config.json", do_rescale=False, do_normalize=False, do_pad=True)
         preprocessing = family("llava-ov").describe_vision(open_checkpoint(str(checkpoint))).preprocessing
-        assert preprocessing["rescale_factor"] == 1
-        assert (preprocessing["image_mean"], preprocessing["image_std"]) == (0, 1)
+        assert preprocessing.rescale_factor == 1
+        assert (preprocessing.image_mean, preprocessing.image_std) == (0, 1)
 
     @pytest.mark.parametrize(
         "values",
@@ -274,7 +274,7 @@ class TestGeneration:
         change(checkpoint / "generation_config.json", repetition_penalty=1.1)
         source = open_checkpoint(str(checkpoint))
         plan = make_plan(ExportOptions(), family("llava-ov"), source)
-        assert plan.llm.prompt["repetition_penalty"] == 1.1
+        assert plan.llm.prompt.repetition_penalty == 1.1
         assert "generation_config.json: repetition_penalty 1.1 goes into the bundle" in capsys.readouterr().err
         assert "repetition_penalty" not in make_plan(ExportOptions(), family("llava-ov"), open_checkpoint(None)).llm.prompt
 

@@ -18,7 +18,7 @@ from runtime.core.errors import OutputError, UserError
 
 def parts_of(out: Path, identity: str = "ours") -> Parts:
     """For a bundle whose clips have two tokens of three values."""
-    manifest = SimpleNamespace(tokens_per_clip=2, hidden_size=3, compression={"spec": "nsp"})
+    manifest = SimpleNamespace(tokens_per_clip=2, hidden_size=3, compression=SimpleNamespace(spec="nsp"))
     return Parts(out, SimpleNamespace(manifest=manifest, sha256=lambda graph: f"{identity} {graph}"))
 
 

@@ -36,7 +36,7 @@ def served(monkeypatch):
     """served(clip): (a state with that clip, a share of memory, what was encoded with how much of it)."""
 
     def serve(one: EncodedClip, spec: str = PTG):
-        manifest = SimpleNamespace(frames=4, patch_tokens=24, grid=[2, 3], compression={"spec": spec})
+        manifest = SimpleNamespace(frames=4, patch_tokens=24, grid=[2, 3], compression=SimpleNamespace(spec=spec))
         model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest), encoder=SimpleNamespace(identity="sum"))
 
         async def stored(state, asked):
@@ -160,5 +160,5 @@ def test_heat_is_on_one_scale_from_the_least_to_the_largest():
     ],
 )
 def test_frames_that_hold_summaries(spec, levels):
-    manifest = SimpleNamespace(frames=4, compression={"spec": spec})
+    manifest = SimpleNamespace(frames=4, compression=SimpleNamespace(spec=spec))
     assert video.written_levels(SimpleNamespace(manifest=manifest)) == levels

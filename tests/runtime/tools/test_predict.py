@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from manifests import bundle_of
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -150,8 +151,7 @@ def test_stages_are_those_of_the_graphs_that_are_there(monkeypatch, files, names
     monkeypatch.setattr(predict, "vision_work", lambda bundle: Work({"fp32": 3.0}, 16.0))
     monkeypatch.setattr(predict, "prefill_work", lambda bundle, positions: Work({"fp32": 5.0}, positions))
     monkeypatch.setattr(predict, "decode_work", lambda bundle, positions: Work({"fp32": 7.0}, positions / 10))
-    manifest = SimpleNamespace(files=files, frames=16, tokens_per_clip=1000)
-    stages = predict.predict(SimpleNamespace(manifest=manifest), "test").stages
+    stages = predict.predict(bundle_of(*files, frames=16, tokens_per_clip=1000), "test").stages
     expected = {
         "encode and compress 16 frames": (8.0, "memory", 3.0, 16.0),
         "prefill 1,032 positions": (516.0, "memory", 5.0, 1032.0),
