@@ -28,12 +28,13 @@ from export.quantize.layers import save, with_weights
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
 from export.stages import ENCODER, PROJECTOR, Vision
-from export.surgeon import PassReport, run_passes
+from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from export.trace import trace_vision
 from export.verify import StageResult, verify_float16, verify_frame_by_frame, verify_vision
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
+from runtime.bundle.manifest import PassReport, StageTensor
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.float16_rows import compare_vision_float16
@@ -86,16 +87,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
             remedy = "--precision fp32 (with --llm-precision fp16, if only its vision encoder does)"
             verified += verify_float16(rows, remedy)
     every = reference.save_vision(directory / "reference", expected, vision.input_name)
-    stages = [
-        {
-            "name": name,
-            "graph": VISION,
-            "tensor": traced.stages.get(name, name),
-            "every": every[name],
-            "rounding": expected.rounding,
-        }
-        for name in expected.outputs
-    ]
+    stages = [StageTensor(name, VISION, traced.stages.get(name, name), every[name], expected.rounding) for name in expected.outputs]
     return Component(passes, verified, tensorrt, quantized, stages, expected.outputs[VISUAL_TOKENS])
 
 

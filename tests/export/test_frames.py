@@ -17,10 +17,11 @@ from refusal import refused
 
 import runtime.__main__
 from export.__main__ import main
-from export.frames import FrameInput, taken_apart, weights
+from export.frames import FrameInput, split_weights, weights
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError, VideoError
 from runtime.media.preprocess import Preprocessor
 from runtime.tools.inspect import inspect, text
@@ -29,7 +30,7 @@ from runtime.vision.encoder import VisionEncoder
 from runtime.vision.live import LiveEncoder
 
 FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-FACTS = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+FACTS = Preprocessing((30, 40), "bicubic", 1 / 255, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
 
 
 def resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
@@ -99,7 +100,7 @@ class TestPillow:
         assert resized(image, (1, 2), "box")[0, :, 0].tolist() == pillow(image, (1, 2), "box")[0, :, 0].tolist() == [1, 6]
 
     def test_pixel_values_are_those_of_the_runtime(self):
-        facts = FACTS | {"size": [30, 40], "resample": "bicubic"}
+        facts = FACTS
         image = extreme(np.random.default_rng(1), (77, 91))
         processor = Preprocessor(facts)
         expected = processor.normalise(processor.resize(image)[None])
@@ -110,14 +111,14 @@ class TestPillow:
     @pytest.mark.parametrize(("length", "target"), [(1280, 384), (3840, 224), (8192, 384), (50, 400)])
     def test_both_parts_of_the_weights_sum_exactly_in_float32(self, length, target):
         table = weights(length, target, FILTERS.index("lanczos"))
-        high, low, bits = taken_apart(table)
+        high, low, bits = split_weights(table)
         np.testing.assert_array_equal((high.astype(np.int64) << bits) + low, table)
         assert (255 * np.abs(high).sum(0)).max() < 2**24
         assert (255 * np.abs(low).sum(0)).max() + 2**22 + 2**21 < 2**24
 
     def test_camera_sizes_fit_tf32_too(self):
         for length in (720, 1080, 1280, 1920):
-            high, low, _ = taken_apart(weights(length, 384, FILTERS.index("bicubic")))
+            high, low, _ = split_weights(weights(length, 384, FILTERS.index("bicubic")))
             assert max(np.abs(high).max(), np.abs(low).max()) <= 2**11
 
 
@@ -135,7 +136,7 @@ class TestBundle:
         assert got.clip.frames.shape == (16, 378, 378, 3)
 
     def test_the_graphs_take_uint8_and_the_manifest_says_so(self, frames_bundle):
-        assert frames_bundle.manifest.preprocessing["frames"] == [378, 378]
+        assert frames_bundle.manifest.preprocessing.frames == (378, 378)
         for graph, frames_ in (("vision", 16), ("vision.encoder", 1)):
             (given,) = onnx.load(str(frames_bundle.model(graph))).graph.input
             assert given.name == "frames" and given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -175,7 +176,7 @@ class TestBundle:
 def test_frames_of_the_models_own_size_may_have_any_size(tmp_path, bundle, clip, capsys):
     assert main(["--input", "frames", "--only", "vision", "--precision", "fp16", "--out", str(tmp_path / "b"), "--json"]) == 0
     own = Bundle.open(tmp_path / "b")
-    assert own.manifest.preprocessing["frames"] == [126, 126]
+    assert own.manifest.preprocessing.frames == (126, 126)
     (row,) = (row for row in json.loads(capsys.readouterr().out)["verified"] if row["stage"] == "vision/input")
     assert row["error"] < 1e-3  # fp16's rounding; a grey level is 8e-3
     expected = VisionEncoder.open(bundle).encode(clip).tokens
@@ -209,10 +210,10 @@ def test_what_is_no_input_is_refused(tmp_path, capsys, args, message):
 
 def test_sums_that_float32_can_not_hold_are_refused():
     with pytest.raises(ExportError, match="frames of 8192 pixels can't be resized exactly to 14"):
-        taken_apart(weights(8192, 14, FILTERS.index("lanczos")))
+        split_weights(weights(8192, 14, FILTERS.index("lanczos")))
 
 
 def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: frame[:30, :40] ^ 1)
-    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not know"):
-        FrameInput(FACTS | {"size": [30, 40], "resample": "bicubic"}, (77, 91))
+    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not support"):
+        FrameInput(FACTS, (77, 91))

@@ -1,4 +1,4 @@
-"""Run by test_plugin_launch.py in an interpreter whose libcuda is the stand-in: worst error of each case, as JSON."""
+"""Run by test_launch_on_stand_in.py in an interpreter whose libcuda is the stand-in: worst error of each case, as JSON."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def quantized(tmp_path_factory) -> Bundle:
 
 def test_the_manifest_and_the_report_say_what_was_done(quantized):
     manifest = quantized.manifest
-    assert (manifest.precision, manifest.llm_precision, manifest.llm["block"], manifest.opset) == ("int8", "int4", 64, 21)
+    assert (manifest.precision, manifest.llm_precision, manifest.llm.block, manifest.opset) == ("int8", "int4", 64, 21)
     report = json.loads(quantized.file("quantization.json").read_text())
     assert report.keys() == {"vision", "llm/decoder"}
     for part in report.values():
@@ -137,7 +137,7 @@ def test_a_tight_budget_keeps_layers_in_higher_precision(tmp_path):
 )
 def test_it_goes_with_the_other_options(options, tmp_path):
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="int8", **options))
-    quantized = {row["graph"] for row in result.bundle.manifest.report if row["pass"] == "quantize int8"}
+    quantized = {row.graph for row in result.bundle.manifest.report if row.name == "quantize int8"}
     assert quantized == ({"llm/decoder"} if options == {"only": "llm"} else {"vision", "llm/decoder"})
 
 

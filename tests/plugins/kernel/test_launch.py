@@ -116,7 +116,7 @@ def test_the_context_is_current_while_it_is_active_and_no_longer(install):
     assert driver.asked[1:] == [("cuCtxPopCurrent", ())]
 
 
-# three frames of 2x3, two of them tiled into one: the tables are written out in test_plugin_plan.py
+# three frames of 2x3, two of them tiled into one: the tables are written out in test_plan.py
 SPEC, SHAPE, SHARED = StGridPool((2,), (1,), temperature=3.0, order=1.0), (3, 2, 3, 16), 99 << 10
 LAUNCHES = ((0, 3, 3, 1, 9), (3, 1, 1, 1, 2))  # first task, tasks of original frames, blocks of one of them and of another, blocks
 
