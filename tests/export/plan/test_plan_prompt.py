@@ -109,9 +109,9 @@ class TestGeneration:
         change_json(checkpoint / "generation_config.json", repetition_penalty=1.1)
         source = open_checkpoint(str(checkpoint))
         plan = make_plan(ExportOptions(), family("llava-ov"), source)
-        assert plan.llm.prompt["repetition_penalty"] == 1.1
+        assert plan.llm.prompt.repetition_penalty == 1.1
         assert "generation_config.json: repetition_penalty 1.1 goes into the bundle" in capsys.readouterr().err
-        assert "repetition_penalty" not in make_plan(ExportOptions(), family("llava-ov"), open_checkpoint(None)).llm.prompt
+        assert make_plan(ExportOptions(), family("llava-ov"), open_checkpoint(None)).llm.prompt.repetition_penalty is None
 
     def test_what_is_not_json(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         (checkpoint / "generation_config.json").write_text("{eos_token_id: 2}")
