@@ -155,7 +155,7 @@ def _by_bundle(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple
                     words.append(text.split()[0] if text.split() else "")
                 yield clip.questions, words
 
-    return _compression(bundle.manifest.compression["spec"], bundle.manifest.tokens_per_clip - 1), run()
+    return _compression(bundle.manifest.compression.spec, bundle.manifest.tokens_per_clip - 1), run()
 
 
 def _compression(spec: str, tokens: int) -> dict[str, Any]:
