@@ -8,7 +8,6 @@ measurement. Without one, nothing is guessed: `auto` runs ONNX Runtime with its 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import Bundle
 from runtime.core.files import atomic_file
+from runtime.core.machine import cache_directory, cores, cpu_model
 
-HALVES = {"vision": VISION, "llm": DECODER}
 _RELEASES = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
 
 
@@ -57,11 +56,10 @@ def write(bundle: Bundle, choices: dict[str, Choice], measured: list[dict[str, A
 
 
 def file_of(bundle: Bundle) -> Path:
-    """Where the record of this bundle's content and this machine lies."""
-    graphs = [bundle.sha256(graph) for graph in HALVES.values() if f"{graph}.onnx" in bundle.manifest.files]
+    """Where the record of this bundle's content and this machine is."""
+    graphs = [bundle.sha256(graph) for graph in bundle.components]
     key = sha256(json.dumps([graphs, bundle.is_split, machine()]).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "st-gridpool" / "tuning" / f"{key}.json"
+    return cache_directory("tuning") / f"{key}.json"
 
 
 def half_of(graph: str) -> str:
@@ -71,22 +69,7 @@ def half_of(graph: str) -> str:
 
 def machine() -> dict[str, Any]:
     """What a measurement depends on and a process can ask for cheaply."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"cpu": cpu_model(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-
-
-def cpu_model() -> str:
-    """The CPU's name; ARM kernels give none in cpuinfo, but a board has one."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    try:
-        return Path("/proc/device-tree/model").read_text().strip("\0 \n")
-    except OSError:
-        return platform.processor() or platform.machine()
+    return {"cpu": cpu_model(), "cores": cores(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def release(backend: str) -> str | None:
