@@ -61,7 +61,7 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
     """Measure every CPU backend that is installed and write the record; UserError where none runs."""
     if rounds < 1:
         raise EngineError(f"rounds is {rounds}, expected at least 1")
-    halves = [tuning.half_of(graph) for graph in bundle.components]
+    halves = [tuning.component_name(graph) for graph in bundle.components]
     measured = [_measure(bundle, half, candidate, rounds) for half in halves for candidate in candidates()]
     choices = {half: choose([row for row in measured if row.half == half]) for half in halves}
     file = tuning.write(bundle, choices, [asdict(row) for row in measured])
