@@ -112,9 +112,9 @@ def read_preprocessing(checkpoint: Checkpoint) -> tuple[Preprocessing, int | Non
         "image_std": values.get("image_std") if normalised else 1.0,
     }
     try:
-        check(preprocessing, "", "preprocessing")
-    except BundleError as error:  # it is the checkpoint's fault here
-        raise CheckpointError(f"{where} describes no usable preprocessing ({error}); copy the checkpoint's own file") from None
+        check(preprocessing, f"{where} describes no usable preprocessing", "preprocessing", "copy the checkpoint's own file")
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
     return read(Preprocessing, preprocessing), frames
 
 

@@ -115,7 +115,7 @@ def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         values = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-        json.dumps(values, ensure_ascii=False).encode()  # ValueError for half a surrogate pair, which can't be printed
+        json.dumps(values, ensure_ascii=False).encode()  # ValueError for a lone surrogate, which can't be printed
     except FileNotFoundError:
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}; expected a directory that `python -m export` wrote"

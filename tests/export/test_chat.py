@@ -93,7 +93,7 @@ class TestPreprocessing:
 
     @pytest.mark.parametrize("resample", [True, [3], 3.0, 6, None])
     def test_a_filter_is_a_number_of_pillows_or_a_name(self, resample: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing \(.*copy the"):
+        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing: .*copy the"):
             read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample=resample)}))
         named = read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample="box")}))[0]
         assert named.resample == "box"

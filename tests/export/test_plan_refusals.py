@@ -150,9 +150,9 @@ class TestVision:
         [
             ({"do_resize": False}, "do_resize is false"),
             ({"do_center_crop": True, "crop_size": {"height": 112, "width": 112}}, "do_center_crop with crop_size"),
-            ({"resample": 9}, 'no resample "9"'),
-            ({"rescale_factor": 10**400}, "rescale_factor 1000000"),
-            ({"image_mean": 10**400}, "image_mean 1000000"),
+            ({"resample": 9}, "resample is 9"),
+            ({"rescale_factor": 10**400}, "rescale_factor is 1000000"),
+            ({"image_mean": 10**400}, "image_mean is 1000000"),
             ({"num_frames": 5000}, "num_frames of its preprocessor config is 5000, expected 1 to 1024; pass --frames"),
         ],
     )

@@ -22,7 +22,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return make_bundle(tmp_path / "bundle")
 
 
-def test_patch_tokens_are_those_of_all_frames_and_a_half_has_its_own_precision(bundle: Bundle) -> None:
+def test_patch_tokens_are_those_of_all_frames_and_the_llm_may_have_a_precision_of_its_own(bundle: Bundle) -> None:
     manifest = replace(bundle.manifest, frames=2, grid=(3, 5), precision="fp16")
     assert manifest.patch_tokens == 30
     assert manifest.llm_precision == "fp16"
@@ -44,7 +44,7 @@ def test_a_manifest_lists_every_file_but_itself_and_built_engines(bundle: Bundle
 
 
 @pytest.mark.parametrize("place", ["family", "files"])
-def test_half_a_surrogate_pair_is_no_json_and_a_whole_one_is(bundle: Bundle, place: str) -> None:
+def test_a_lone_surrogate_is_not_json_and_a_pair_is(bundle: Bundle, place: str) -> None:
     file = bundle.path / "manifest.json"
     (bundle.path / "\U0001f600").write_bytes(b"abc")
     before = json.loads(file.read_text())
@@ -62,7 +62,7 @@ def test_half_a_surrogate_pair_is_no_json_and_a_whole_one_is(bundle: Bundle, pla
                 Bundle.open(bundle.path)
 
 
-def test_weights_belong_to_the_half_whose_graphs_share_them(bundle: Bundle) -> None:
+def test_weights_belong_to_the_component_whose_graphs_share_them(bundle: Bundle) -> None:
     for name in ("vision.onnx.data", "vision.onnx.1", "vision.encoder.onnx", "llm/decoder.onnx.data", "vision.other"):
         (bundle.path / name).touch()
     bundle = Bundle(bundle.path, write_manifest(bundle.path, bundle.manifest))
