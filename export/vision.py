@@ -27,7 +27,7 @@ from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
-from export.stages import ENCODER, PROJECTOR, Vision
+from export.stages import Vision
 from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
@@ -82,7 +82,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         engine.close()
     if dtype == "fp16":
         with step("computing a frame of the vision encoder in float16"):
-            features = expected.outputs[PROJECTOR if options.place == "after-projector" else ENCODER]
+            features = expected.outputs[vision.features]
             rows = compare_vision_float16(directory, clip.inputs, features, expected.outputs[VISUAL_TOKENS], bool(vision.selected))
             remedy = "--precision fp32 (with --llm-precision fp16, if only its vision encoder does)"
             verified += verify_float16(rows, remedy)

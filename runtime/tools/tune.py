@@ -61,7 +61,7 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
     """Measure every CPU backend that is installed and write the record; UserError where none runs."""
     if rounds < 1:
         raise EngineError(f"rounds is {rounds}, expected at least 1")
-    components = [tuning.half_of(graph) for graph in bundle.components]
+    components = [tuning.component_name(graph) for graph in bundle.components]
     measured = [_measure(bundle, component, candidate, rounds) for component in components for candidate in candidates()]
     choices = {component: choose([row for row in measured if row.half == component]) for component in components}
     file = tuning.write(bundle, choices, [asdict(row) for row in measured])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from refusal import names_under, refused
+from refusal import change_json, names_under, refused
 from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
@@ -43,10 +43,6 @@ def refusal(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, mon
         return line
 
     return run
-
-
-def change_json(file: Path, **values: object) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def change_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

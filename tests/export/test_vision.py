@@ -57,6 +57,7 @@ class FakeVision(torch.nn.Linear):
     def __init__(self, place: str = "after-projector", selected: frozenset[str] = frozenset()):
         super().__init__(2, 2)
         self.place, self.selected, self.grid, self.input_name = place, selected, (9, 7), "pixel_values"
+        self.features = "vision/projector" if place == "after-projector" else "vision/encoder"
 
 
 def plan(**options: Any) -> SimpleNamespace:

@@ -121,13 +121,13 @@ class TestCommand:
         monkeypatch.setattr(tune, "candidates", lambda: [Choice("onnx", 0), Choice("onnx", 1), Choice("tensorrt", 0)])
         assert main(["tune", str(target.path), "--rounds", "1", "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
-        halves = {"vision", "llm"} if which == "bundle" else {"vision"}
-        assert set(report["choices"]) == halves
+        components = {"vision", "llm"} if which == "bundle" else {"vision"}
+        assert set(report["choices"]) == components
         rows = [entry for entry in report["measured"] if entry["backend"] == "onnx"]
-        assert len(rows) == 2 * len(halves) and all(0 < entry["fastest"] <= entry["median"] for entry in rows)
+        assert len(rows) == 2 * len(components) and all(0 < entry["fastest"] <= entry["median"] for entry in rows)
         assert all(entry["note"] and entry["median"] is None for entry in report["measured"] if entry["backend"] == "tensorrt")
-        for half in halves:
-            assert tuning.chosen(target, half) == Choice(**report["choices"][half])
+        for name in components:
+            assert tuning.chosen(target, name) == Choice(**report["choices"][name])
 
     def test_candidates_are_what_runs_here_the_default_first(self, monkeypatch):
         monkeypatch.setattr(tuning, "machine", lambda: {"cores": 6})
@@ -151,8 +151,10 @@ class TestRelease:
         assert [tuning.release(backend) for backend in ("onnx", "openvino", "tensorrt")] == ["1.2.3", None, None]
 
     def test_graphs_belong_to_a_half(self):
-        halves = {graph: tuning.half_of(graph) for graph in ("vision", "vision.encoder", "llm/decoder", "llm/decoder.batch")}
-        assert halves == {"vision": "vision", "vision.encoder": "vision", "llm/decoder": "llm", "llm/decoder.batch": "llm"}
+        components = {
+            graph: tuning.component_name(graph) for graph in ("vision", "vision.encoder", "llm/decoder", "llm/decoder.batch")
+        }
+        assert components == {"vision": "vision", "vision.encoder": "vision", "llm/decoder": "llm", "llm/decoder.batch": "llm"}
 
 
 class TestMeasuring:

@@ -69,9 +69,9 @@ class TestVision:
 
 
 @pytest.mark.parametrize(
-    ("files", "halves"), [(["vision.onnx", "llm/decoder.onnx"], ["vision", "llm"]), (["vision.onnx"], ["vision"]), ([], [])]
+    ("files", "components"), [(["vision.onnx", "llm/decoder.onnx"], ["vision", "llm"]), (["vision.onnx"], ["vision"]), ([], [])]
 )
-def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch, files, halves):
+def test_every_component_is_measured_and_its_choice_written(monkeypatch, files, components):
     written = []
 
     def write(bundle, choices, measured):
@@ -89,8 +89,8 @@ def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch
     bundle = bundle_of(*files)
     report = tune.tune(bundle, 1)
     best = {"vision": Choice("onnx", 0), "llm": Choice("onnx", 0.25)}
-    assert report.choices == {half: best[half] for half in halves}
-    assert [(row.half, row.threads) for row in report.measured] == [(half, threads) for half in halves for threads in (0, 0.25)]
+    assert report.choices == {name: best[name] for name in components}
+    assert [(row.half, row.threads) for row in report.measured] == [(name, threads) for name in components for threads in (0, 0.25)]
     ((of, choices, rows),) = written
     assert of is bundle and choices == report.choices and [row["half"] for row in rows] == [row.half for row in report.measured]
     assert (report.file, report.machine) == (Path("record.json"), {"cores": 2})
@@ -159,11 +159,11 @@ class TestRecord:
             tuning.chosen(bundle, "vision.encoder") == choices["vision"] and tuning.chosen(bundle, "llm/decoder") == choices["llm"]
         )
         record = tuning.json.loads(file.read_text())
-        assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 1)
+        assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 2)
 
     @pytest.mark.parametrize(
         ("old", "new"), [('"cpu": "a"', '"cpu": "b"'), ('"1.0 of onnx"', '"1.1 of onnx"'), ('"threads": 2', '"threads": -1'),
-                         ('"threads": 2', '"threads": "two"'), ('"vision": {', '"sound": {'), ('"halves"', '"quarters"')],
+                         ('"threads": 2', '"threads": "two"'), ('"vision": {', '"sound": {'), ('"components"', '"parts"')],
     )  # fmt: skip
     def test_what_does_not_hold_any_more_is_none(self, bundle, old, new):
         file = tuning.write(bundle, {"vision": Choice("onnx", 2)}, [])
