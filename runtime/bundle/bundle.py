@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from runtime.bundle.files import MANIFEST, check_files
-from runtime.bundle.graphs import COMPONENTS, SPLIT, VISION, VISION_LOOP, component_of, file_of
+from runtime.bundle.graphs import COMPONENTS, DECODER, SPLIT, VISION, VISION_LOOP, component_of, file_of
 from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo
 from runtime.bundle.records import read
 from runtime.core.errors import BundleError
@@ -77,6 +77,10 @@ class Bundle:
         if self.is_split:
             return SPLIT
         return (VISION_LOOP if device == "cpu" and self.has(VISION_LOOP) else VISION,)
+
+    def graphs(self, device: str) -> tuple[str, ...]:
+        """The graphs that answer questions on `device`, as far as the bundle has them."""
+        return tuple(graph for graph in (*self.vision_graphs(device), DECODER) if self.has(graph))
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists; BundleError where it lists none of that name."""

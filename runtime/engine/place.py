@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from runtime.bundle import DECODER, Bundle
+from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import cuda
 from runtime.engine.onnx import has_cuda_provider
@@ -62,9 +62,8 @@ def _missing(bundle: Bundle, backend: str) -> str | None:
     if reason or backend == "onnx":
         return reason
     try:
-        for graph in (*bundle.vision_graphs("cuda"), DECODER):
-            if bundle.has(graph):
-                find_engine(bundle, backend, graph)
+        for graph in bundle.graphs("cuda"):
+            find_engine(bundle, backend, graph)
     except UserError as error:
         return str(error)
     return None

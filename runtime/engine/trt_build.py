@@ -126,7 +126,7 @@ def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
     for graph in graphs:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
-    return list(dict.fromkeys(graphs)) or [graph for graph in has if graph != VISION or not bundle.is_split]
+    return list(dict.fromkeys(graphs)) or list(bundle.graphs("cuda"))
 
 
 def _build_graph(

@@ -33,6 +33,12 @@ def test_components_are_the_graphs_that_may_be_exported_alone():
     assert bundle_of("vision.onnx", split=True).components == (VISION,)
 
 
+def test_questions_are_answered_by_the_vision_graphs_of_a_device_and_the_decoder():
+    assert bundle_of("vision.onnx", "vision.loop.onnx", "llm/decoder.onnx").graphs("cpu") == (VISION_LOOP, DECODER)
+    assert bundle_of("vision.onnx", "llm/decoder.onnx", "llm/decoder.batch.onnx", split=True).graphs("cuda") == (*SPLIT, DECODER)
+    assert bundle_of("llm/decoder.onnx").graphs("cuda") == (DECODER,)
+
+
 @pytest.mark.parametrize("asked", ["llm", "prompt", "max_context"])
 def test_what_only_an_llm_has_is_an_error_without_one(asked):
     assert getattr(bundle_of(), asked)
