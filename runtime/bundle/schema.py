@@ -60,7 +60,7 @@ def _validator(part: str) -> Any:
     except ImportError:
         raise missing_package("jsonschema", "opening a bundle", "runtime") from None
     numbers = {
-        "integer": lambda _, value: type(value) is int,
+        "integer": lambda _, value: type(value) is int and abs(value) <= sys.float_info.max,  # limits are checked of numbers alone
         "number": lambda _, value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
     }
     strict = jsonschema.validators.extend(

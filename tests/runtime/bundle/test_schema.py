@@ -68,6 +68,7 @@ def test_records_hold_what_the_file_says_in_its_order(values: dict[str, Any]) ->
         (["grid"], {}, "grid is {}"),
         (["limits"], [], "limits is a list of 0"),
         (["frames"], 2**31, "frames is 2147483648"),
+        (["frames"], 10**309, "frames is 1000"),
         (["frames"], True, "frames is true"),
         (["frames"], 2.0, "frames is 2.0"),
         (["tokens_per_clip"], 0, "tokens_per_clip is 0"),
