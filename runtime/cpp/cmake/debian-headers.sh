@@ -1,7 +1,7 @@
 #!/bin/sh
 # Bring the C++ headers of a Debian 13 package, through apt from the mirror that this system uses, without installing it.
 # libonnxruntime-dev's library would be a second ONNX Runtime, and older Debians have none; libvalijson-dev is 76 KB of headers that
-# depend on 60 packages (Qt, POCO, MariaDB) for parsers that nothing here uses.
+# depend on 65 packages (Qt, POCO, MariaDB; 109 MB) for parsers that nothing here uses.
 # usage: debian-headers.sh DIRECTORY PACKAGE     leaves DIRECTORY/usr/include
 set -eu
 target=$1 package=$2
