@@ -1,7 +1,7 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
 # make test   the tests that fit a quarter of an hour, in WORKERS processes;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
-# make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
+# make lint   ruff and mypy;  make bench  the tables of benchmarks/results
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python

@@ -28,7 +28,7 @@ SHORT = 256  # positions
 CLIP = prepare.WORK / "clip-720p.mp4"
 ENCODED = 8  # frames
 TARGET_FRAMES = 32
-SECTIONS = {"0.5b": "speed", "tiny": "speed-tiny"}  # of RESULTS.md; each has a plot of its name
+SECTIONS = {"0.5b": "speed", "tiny": "speed-tiny"}  # of benchmarks/results; each has a plot of its name
 OURS = {  # name: (bundle, backend, bf16)
     "ONNX Runtime fp32": ("fp32", "onnx", False),
     "ONNX Runtime int8 + int4": ("int8", "onnx", False),
@@ -117,7 +117,7 @@ def main() -> int:
     if BEST in found:
         text += f"\n\n{_against_frames(args, found, run)}\n\n{_against_compression(args, found[BEST], run)}"
     section = SECTIONS[args.size]
-    write_section(section, f"{text}\n\n![first token and decoding]({section}.png)")
+    write_section(section, f"{text}\n\n![first token and decoding](../{section}.png)")
     return 0
 
 
@@ -256,13 +256,13 @@ def _against_frames(args: Any, found: dict[str, Contestant], run: _Run) -> str:
     columns = ("frames", "decode video s", "preprocess s", "encode + compress s", "visual tokens", "prefill s", "first token s")
     theirs_columns = ("sdpa bf16, equal tokens", "ratio", "sdpa bf16, own tokens", "ratio")
     return (
-        f"{BEST} against {PEER}, one round; the way in, from a 720p H.264 clip of 20 s to `pixel_values`, is beside the encoder's "
-        f"work and in neither's first token:\n\n{table((*columns, *theirs_columns), rows)}"
+        f"{BEST} against {PEER}, one round. Decoding and preprocessing, from a 720p H.264 clip of 20 s to `pixel_values`, run beside "
+        f"the encoder and are in neither's first token:\n\n{table((*columns, *theirs_columns), rows)}"
     )
 
 
 def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
-    """What the LLM half takes of the same clip at other lengths."""
+    """What the LLM takes for the same clip at other lengths."""
     lengths = {
         "none": run.prompts.uncompressed(TARGET_FRAMES),
         "4:1 (st-gridpool)": run.prompts.compressed(TARGET_FRAMES),
@@ -278,7 +278,7 @@ def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
         prefill = _of(way, length, "prefill")
         first, rate = _encode(best) * TARGET_FRAMES + prefill, _of(way, length, "tokens_per_second")
         rows.append([name, str(length - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
-    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM half GB")
+    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM alone GB")
     return f"{TARGET_FRAMES} frames, {BEST}, one round:\n\n{table(columns, rows)}"
 
 
@@ -287,7 +287,7 @@ def _common(args: Any) -> dict:
 
 
 def _best_llm(args: Any, run: _Run, positions: Iterable[int]) -> dict:
-    """The job of BEST's LLM half."""
+    """The job of BEST's LLM."""
     _, backend, bf16 = OURS[BEST]
     job = {"vision": None, "llm": str(run.bundles["llm", "int8"]), "backend": backend, "bf16": bf16, "prompts": sorted(positions)}
     return _common(args) | job
