@@ -181,9 +181,7 @@ def _text(phases: list[Phase], over: Phase, args: argparse.Namespace) -> str:
         f"The demo checkpoint, {args.threads} threads for the server; clients on the same cores. Every request carries the clip (a data: URL of "
         f"{(ROOT / 'export/demo/clips/flash.mp4').stat().st_size / 1000:.0f} kB) and one of {len(QUESTIONS)} questions; answers are one or two tokens, so this "
         "measures the server, not a model.\n\n"
-        + table(
-            ["clients", "requests", "TTFT p50 ms", "p99 ms", "requests/s", "tokens/s", "RSS MB, begin", "midway", "end"], rows
-        )
+        + table(["clients", "requests", "TTFT p50 ms", "p99 ms", "requests/s", "tokens/s", "RSS MB, begin", "midway", "end"], rows)
         + "\n\n"
         + table(["", "measured", "target", "met"], facts)
     )
