@@ -279,7 +279,7 @@ def _first_token() -> dict[str, float]:
     """Milliseconds to the first token of each preset's demo bundle, video decoding included."""
     from export.pipeline import ExportOptions, export_bundle
     from runtime.bundle import Bundle
-    from runtime.pipeline import VideoChat
+    from runtime.chat import VideoChat
 
     clip = sorted(CLIPS.glob("*.mp4"))[0]
     question = json.loads(clip.with_suffix(".json").read_text())["questions"][0]["question"]

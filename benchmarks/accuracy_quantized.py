@@ -20,10 +20,10 @@ from intervals import Bootstrap
 from export.demo.evaluate import FRAMES, clips_of
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import Bundle
+from runtime.chat import AskOptions, VideoChat
 from runtime.engine import EngineOptions
-from runtime.pipeline import AskOptions, VideoChat
-from runtime.video import Clip
-from runtime.vision import VisualTokens
+from runtime.media.clip import Clip
+from runtime.vision.encoder import VisualTokens
 
 PRECISIONS = (
     ("fp32", "fp32"),

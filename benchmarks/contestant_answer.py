@@ -24,8 +24,8 @@ def main() -> None:
 
 def _runtime(job: dict) -> dict:
     from runtime.bundle import Bundle
+    from runtime.chat import VideoChat
     from runtime.engine import EngineOptions
-    from runtime.pipeline import VideoChat
 
     chat = VideoChat.open(Bundle.open(job["bundle"]), "onnx", EngineOptions("cpu", job["threads"]))
     chat.prompt.tokenizer  # noqa: B018 - loaded when first used
@@ -43,8 +43,8 @@ def _transformers(job: dict) -> dict:
     from transformers import LlavaOnevisionForConditionalGeneration
 
     from runtime.bundle import Bundle
-    from runtime.preprocess import Preprocessor, load_clip
-    from runtime.prompt import Prompt
+    from runtime.media.preprocess import Preprocessor, load_clip
+    from runtime.prompt.template import Prompt
 
     torch.set_num_threads(job["threads"])
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(

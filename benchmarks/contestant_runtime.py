@@ -15,7 +15,7 @@ import sys
 import time
 
 _START = time.perf_counter()
-import runtime.pipeline  # noqa: E402, F401 - timed: what `python -m runtime run` imports
+import runtime.chat  # noqa: E402, F401 - timed: what `python -m runtime run` imports
 
 _IMPORT = time.perf_counter() - _START
 
@@ -25,8 +25,8 @@ from workload import pixel_values, prompt_embeddings, timed  # noqa: E402
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.engine import EngineOptions  # noqa: E402
 from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder  # noqa: E402
-from runtime.prompt import Prompt  # noqa: E402
-from runtime.vision import VisionEncoder  # noqa: E402
+from runtime.prompt.template import Prompt  # noqa: E402
+from runtime.vision.encoder import VisionEncoder  # noqa: E402
 
 _WARM_POSITIONS = 64
 

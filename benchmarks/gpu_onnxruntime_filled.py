@@ -77,7 +77,7 @@ def fill(source: Path, out: Path) -> None:
 
 def _listed(source: Path, out: Path) -> Path:
     """Copy what there is to `out`, with a manifest that lists it."""
-    from runtime.files import sha256_of
+    from runtime.core.files import sha256_of
 
     out.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))

@@ -122,9 +122,9 @@ def _write(bundle: Any, contestants: list[Contestant | None], args: argparse.Nam
 def _runtime(bundle: Any, device: str) -> Contestant:
     from runtime.engine import EngineOptions
     from runtime.llm.decoder import LocalDecoder
-    from runtime.prompt import Prompt
+    from runtime.prompt.template import Prompt
     from runtime.tools import reference
-    from runtime.vision import VisionEncoder
+    from runtime.vision.encoder import VisionEncoder
 
     options = EngineOptions(device=device)
     vision, decoder = VisionEncoder.open(bundle, "onnx", options), LocalDecoder.open(bundle, "onnx", options)

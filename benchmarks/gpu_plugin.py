@@ -33,7 +33,7 @@ from benchmarks.json_file import write_json
 from plugins import StGridPool, st_gridpool
 from plugins.plan import POOL, Plan, make_plan
 from plugins.reference import st_gridpool as reference
-from runtime.errors import UserError
+from runtime.core.errors import UserError
 
 GRID = 27
 CLIPS = [(32, 896), (32, 3584), (128, 896), (128, 3584)]  # T, D

@@ -29,8 +29,8 @@ from json_file import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from runtime.core.errors import UserError
 from runtime.engine import cuda
-from runtime.errors import UserError
 
 TARGETS = ("any", "sm80", "sm89", "sm120")
 CURRENT = "current"  # built where it runs

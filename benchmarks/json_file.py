@@ -9,7 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.files import atomic_file
+from runtime.core.files import atomic_file
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,8 +24,8 @@ from harness import say, table, write_section
 from media_files import make
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from runtime.errors import VideoError
-from runtime.video import Clip, sample_frames
+from runtime.core.errors import VideoError
+from runtime.media.clip import Clip, sample_frames
 
 SAMPLED = 32
 MEAN = 4.0  # grey levels

@@ -26,8 +26,8 @@ from intervals import Bootstrap
 from export.checkpoint import open_checkpoint
 from export.compress import PRESETS, Compressor, make
 from export.families import FAMILIES, family
-from runtime.errors import ExportError, exit_code
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.core.errors import ExportError, exit_code
+from runtime.media.preprocess import Preprocessor, load_clip
 
 FULL = "uncompressed"
 _LETTERED = re.compile(r"^\(?([A-Z])[.):]\s*")

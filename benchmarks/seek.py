@@ -1,8 +1,8 @@
-"""When does seeking beat decoding on? The choice that `runtime.video` makes, against always and never seeking.
+"""When does seeking beat decoding on? The choice that `runtime.media.clip` makes, against always and never seeking.
 
 python benchmarks/seek.py [--height 720] [--rounds 5]
 
-A synthetic H.264 clip with a keyframe every G frames is sampled at every gap-th frame. `runtime.video` seeks where that saves more than
+A synthetic H.264 clip with a keyframe every G frames is sampled at every gap-th frame. `runtime.media.clip` seeks where that saves more than
 `_SEEK_GAIN` decoded frames; 0 there is always, a large number never. Milliseconds a sampled frame, decoding to RGB included.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from harness import say, table, write_section
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from runtime import video
+from runtime.media import clip as video
 
 FRAMES = 500
 POLICIES = {"never": FRAMES, "ours": video._SEEK_GAIN, "always": 0}

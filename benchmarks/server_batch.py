@@ -66,7 +66,7 @@ def measure(path: str, backend: str, bf16: bool, threads: int, rounds: int) -> d
     from runtime.llm.decoder import LocalDecoder
     from runtime.llm.scheduler import Request, Scheduler
     from runtime.llm.slots import SlotDecoder
-    from runtime.prompt import Prompt
+    from runtime.prompt.template import Prompt
 
     bundle, options = Bundle.open(path), EngineOptions("cpu", threads, bf16)
     prompt, positions = Prompt(bundle), bundle.manifest.tokens_per_clip + 32

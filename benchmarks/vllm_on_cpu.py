@@ -24,7 +24,7 @@ from pathlib import Path
 from harness import ROOT, run_python, say, write_section
 
 from runtime.bundle import Bundle
-from runtime.pipeline import VideoChat
+from runtime.chat import VideoChat
 
 MODEL = "demo-llm"
 

@@ -19,8 +19,8 @@ from seek import write_clip
 from workload import timed
 
 sys.path.insert(0, str(ROOT))
-from runtime.preprocess import Preprocessor, load_clip
-from runtime.video import sample_frames
+from runtime.media.clip import sample_frames
+from runtime.media.preprocess import Preprocessor, load_clip
 
 HEIGHT = 720  # rows of the clip
 KEYFRAMES = 50  # frames from one keyframe to the next

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # imports take a second, and Ctrl-C ends them like anything else
-    from runtime.interrupts import leave_on_ctrl_c
+    from runtime.core.interrupts import leave_on_ctrl_c
 
     leave_on_ctrl_c()
 
@@ -13,8 +13,8 @@ import sys
 from typing import Any
 
 from export.pipeline import ExportOptions, ExportResult, export_bundle
-from runtime.arguments import ArgumentParser
-from runtime.errors import exit_code
+from runtime.cli.arguments import ArgumentParser
+from runtime.core.errors import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:

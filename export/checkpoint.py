@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from export.demo import CHECKPOINT
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 ADAPTER = "adapter_config.json"
 

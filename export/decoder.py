@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}
 _MASKED = -1e30  # added to a float32 score: no real score is as low, and a row without any position stays finite

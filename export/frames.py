@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtime.errors import ExportError
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import ExportError
+from runtime.media.preprocess import Preprocessor
 
 PIXELS, FRAMES = "pixels", "frames"
 LARGEST = 8192  # rows or columns of a source frame
@@ -47,7 +47,7 @@ def source_size(text: str, size: list[int]) -> tuple[int, int] | None:
 
 
 class FrameInput(nn.Module):
-    """frames uint8 [T, h, w, 3] -> pixel_values float32 [T, 3, h', w'], as `runtime.preprocess` makes them."""
+    """frames uint8 [T, h, w, 3] -> pixel_values float32 [T, 3, h', w'], as `runtime.media.preprocess` makes them."""
 
     def __init__(self, preprocessing: dict[str, Any], source: tuple[int, int]):
         super().__init__()

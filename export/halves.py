@@ -42,13 +42,13 @@ from export.tensorrt_support import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
 from export.verify import StageResult, verify_batch, verify_float16, verify_frame_by_frame, verify_llm, verify_vision
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.core.errors import ExportError
+from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
-from runtime.errors import ExportError
-from runtime.llm.embeddings import ROWS, SCALES
-from runtime.preprocess import Preprocessor
-from runtime.progress import step
-from runtime.prompt import Prompt
+from runtime.media.preprocess import Preprocessor
+from runtime.prompt.embeddings import ROWS, SCALES
+from runtime.prompt.template import Prompt
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
 

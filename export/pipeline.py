@@ -17,10 +17,10 @@ from export.families import family
 from export.preflight import check_options, make_plan
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
-from runtime.errors import ExportError
-from runtime.files import atomic_directory, require_writable
-from runtime.progress import say, step
-from runtime.prompt import Prompt
+from runtime.core.errors import ExportError
+from runtime.core.files import atomic_directory, require_writable
+from runtime.core.progress import say, step
+from runtime.prompt.template import Prompt
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from export.quantize import llm_precision
 from export.tensorrt_operators import PARSERS
-from runtime.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package, nearest
-from runtime.progress import say
+from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package, nearest
+from runtime.core.progress import say
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
@@ -140,7 +140,7 @@ def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> int:
 
     published: a checkpoint whose files work, to name in the message. Returns the prompt's tokens without the clip's.
     """
-    from runtime.prompt import TextPrompt
+    from runtime.prompt.template import TextPrompt
 
     chat = llm.chat
     template, tokenizer = checkpoint.path / chat.template_file, checkpoint.path / "tokenizer.json"

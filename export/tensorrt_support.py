@@ -22,7 +22,7 @@ import onnx.shape_inference
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.tensorrt_operators import PARSERS, Parser
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 RELEASES = tuple(PARSERS)
 
@@ -109,7 +109,7 @@ def require(model: onnx.ModelProto, release: str) -> None:
 
 def parse_with_rtx(path: Path) -> list[str] | None:
     """Errors of TensorRT-RTX's real parser, each one line that names its node; None where it is not installed."""
-    from runtime.engine import trt as facade
+    from runtime.engine import trt_api as facade
 
     return facade.parse_errors("tensorrt-rtx", path) if facade.installed("tensorrt-rtx") else None
 

@@ -19,13 +19,13 @@ import torch
 
 from export.trace import Vision
 from runtime.bundle import Bundle
+from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
-from runtime.errors import ExportError
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 from runtime.tools.compare import compare
 from runtime.tools.parity import Row, compare_llm
 from runtime.tools.reference import LLMReference

@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from export.checkpoint import ADAPTER, Checkpoint, is_lfs_pointer
-from runtime.errors import CheckpointError
-from runtime.files import sha256_of
+from runtime.core.errors import CheckpointError
+from runtime.core.files import sha256_of
 
 if TYPE_CHECKING:
     import torch

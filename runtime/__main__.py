@@ -6,7 +6,7 @@ run · tokens · watch · batch · serve · build · parity · bench · tune · 
 from __future__ import annotations
 
 if __name__ == "__main__":  # imports take a second, and Ctrl-C ends them like anything else
-    from runtime.interrupts import leave_on_ctrl_c
+    from runtime.core.interrupts import leave_on_ctrl_c
 
     leave_on_ctrl_c()
 
@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.arguments import ArgumentParser
+from runtime.cli.arguments import ArgumentParser
+from runtime.core.errors import exit_code
+from runtime.core.progress import say
 from runtime.engine import BACKENDS, EngineOptions
-from runtime.errors import exit_code
-from runtime.progress import say
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -35,9 +35,9 @@ def _command(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from runtime.chat import AskOptions, VideoChat
     from runtime.llm.sampling import Sampling
-    from runtime.pipeline import AskOptions, VideoChat
-    from runtime.prompt import Prompt
+    from runtime.prompt.template import Prompt
 
     options = AskOptions(args.max_new_tokens, Sampling(args.temperature, args.top_p, args.seed))
     if args.llm != "local":
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _run_remote(args: argparse.Namespace, options: Any) -> int:
-    from runtime.llm.remote_chat import RemoteChat
+    from runtime.remote_chat import RemoteChat
     from runtime.server.arguments import remote_of
 
     remote = remote_of(args)
@@ -79,8 +79,8 @@ def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
 def _tokens(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from runtime.files import atomic_file
-    from runtime.vision import VisionEncoder
+    from runtime.core.files import atomic_file
+    from runtime.vision.encoder import VisionEncoder
 
     with atomic_file(args.output) as temporary:  # an output that can't be written is refused before the work
         bundle = _bundle(args)
@@ -129,7 +129,7 @@ def _batch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from runtime.pipeline import AskOptions
+    from runtime.chat import AskOptions
     from runtime.watch import Watch, WatchOptions
 
     options, ask = WatchOptions(args.every, args.window, args.count, args.realtime), AskOptions(args.max_new_tokens)
@@ -148,7 +148,7 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from runtime.engine.build import BuildOptions, build
+    from runtime.engine.trt_build import BuildOptions, build
 
     options = {"backend": args.backend, "force": args.force, "plugin": args.plugin} | (
         {"target": args.target} if args.target else {}

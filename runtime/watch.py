@@ -1,7 +1,7 @@
 """A question asked about a stream again and again: `watch(bundle, source, question)` yields an answer every few seconds.
 
 In: a video file, a V4L2 device (/dev/video0) or an RTSP address. A frame is sampled every window / T seconds, and the last
-T of them are what a question is about (runtime/live.py). A file is read as fast as the engine takes it, and no frame is
+T of them are what a question is about (runtime/vision/live.py). A file is read as fast as the engine takes it, and no frame is
 lost. A camera does not wait: a second thread decodes and samples, up to T frames wait, and where the engine is slower the
 oldest are dropped and counted. What a camera's network lost is counted too (runtime/media/stream.py).
 
@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.chat import Answer, AskOptions, VideoChat
+from runtime.core.errors import UsageError
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError
-from runtime.live import LiveEncoder
+from runtime.media.preprocess import Preprocessor
 from runtime.media.stream import Stream, is_live
-from runtime.pipeline import Answer, AskOptions, VideoChat
-from runtime.preprocess import Preprocessor
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
+from runtime.vision.live import LiveEncoder
 
 _SAME = 1e-9  # seconds: times are sums of fractions
 

@@ -19,9 +19,10 @@ from video_files import pattern, write_audio, write_video
 
 from runtime.__main__ import main
 from runtime.bundle import Bundle
-from runtime.engine import cuda, trt
+from runtime.engine import cuda
+from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTRTXEngine
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 
 QUESTION = "what color is the cross ?"
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
@@ -140,7 +141,7 @@ class TestQuestion:
         def opened(*args: object) -> None:
             raise AssertionError("an engine was opened")
 
-        monkeypatch.setattr("runtime.vision.open_engine", opened)
+        monkeypatch.setattr("runtime.vision.encoder.open_engine", opened)
         monkeypatch.setattr("runtime.llm.decoder.open_engine", opened)
         tokens = json.loads((copy / "manifest.json").read_text())["tokens_per_clip"]
         change_manifest(copy, limits={"max_context": tokens})

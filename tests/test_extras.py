@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from runtime.engine import trt
+from runtime.engine import trt_api as trt
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -19,7 +19,7 @@ from refusal import error_line
 from trt_bundle import make_bundle
 
 from runtime.bundle import Bundle
-from runtime.engine import trt
+from runtime.engine import trt_api as trt
 
 ROOT = Path(__file__).parents[1]
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")

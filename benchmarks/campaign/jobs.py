@@ -158,7 +158,7 @@ def leftovers(folder: Path) -> list[str]:
 def opens(bundle: Path) -> Fault | None:
     """Whether a bundle opens with every hash as its manifest says."""
     from runtime.bundle import Bundle
-    from runtime.errors import UserError
+    from runtime.core.errors import UserError
 
     try:
         Bundle.open(bundle, verify=True)

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from runtime.files import atomic_file
+from runtime.core.files import atomic_file
 
 
 class State:

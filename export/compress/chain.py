@@ -15,7 +15,7 @@ from torch import nn
 
 from export.compress.ptg import PTG
 from export.compress.stage import Stage
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 class Compressor(nn.Module):

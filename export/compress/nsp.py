@@ -17,7 +17,7 @@ from torch import nn
 
 from export.compress.spec import option
 from export.compress.stage import Stage, refuse_misfit, token_norm
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @dataclass(frozen=True)

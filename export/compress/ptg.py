@@ -21,7 +21,7 @@ from torch import nn
 from export.compress.spec import format_value, option
 from export.compress.stage import Stage
 from plugins.schedule import ptg_schedule, tile_layout
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @dataclass(frozen=True)

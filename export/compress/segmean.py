@@ -18,7 +18,7 @@ import torch
 
 from export.compress.spec import option
 from export.compress.stage import Stage, token_norm
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @dataclass(frozen=True)

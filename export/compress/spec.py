@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from runtime.errors import SpecError, nearest
+from runtime.core.errors import SpecError, nearest
 
 
 def option(

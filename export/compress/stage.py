@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 class Stage(nn.Module):

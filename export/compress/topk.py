@@ -18,7 +18,7 @@ import torch
 from export.compress.selection import RasterIndex, TopMask
 from export.compress.spec import option
 from export.compress.stage import Stage, kept, refuse_misfit, token_norm
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @dataclass(frozen=True)

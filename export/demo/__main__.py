@@ -12,8 +12,8 @@ from export.demo import CHECKPOINT
 from export.demo.clips import ClipOptions, write_demo_clip
 from export.demo.recipe import POOLINGS, Recipe
 from export.demo.world import SPLITS
-from runtime.errors import exit_code
-from runtime.progress import say
+from runtime.core.errors import exit_code
+from runtime.core.progress import say
 
 
 def main(arguments: list[str] | None = None) -> int:

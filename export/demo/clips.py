@@ -13,8 +13,8 @@ import numpy as np
 
 from export.demo.draw import DemoClip, make_clip
 from export.demo.world import MIN_FRAMES, SIZE, clip_rng
-from runtime.errors import ExportError, missing_package
-from runtime.files import atomic_file
+from runtime.core.errors import ExportError, missing_package
+from runtime.core.files import atomic_file
 
 RATE = 16
 HOLD = 4

@@ -24,7 +24,7 @@ from export.demo.draw import DemoClip, make_clip
 from export.demo.packing import answer_logits, pack, use_blocked_attention
 from export.demo.tiny import VOCABULARY, encoded, project
 from export.demo.world import GRID, SPLITS, Question, choices, clip_rng
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration
@@ -135,7 +135,7 @@ def _by_torch(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple[
 def _by_bundle(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple[list[Question], list[str]]]]:
     from export.demo.clips import write_mp4
     from runtime.bundle import Bundle
-    from runtime.pipeline import AskOptions, VideoChat
+    from runtime.chat import AskOptions, VideoChat
 
     assert options.bundle
     bundle = Bundle.open(options.bundle)

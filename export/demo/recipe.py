@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 POOLINGS = ("mix", "family")
 QUESTIONS = 8  # of a clip in one pass

@@ -29,8 +29,8 @@ from export.demo.packing import LENGTH, Packed, answer_logits, pack, use_blocked
 from export.demo.recipe import QUESTIONS, SCALE_LOSS, WEIGHTS, Recipe
 from export.demo.tiny import encoded, make_model, project, save_checkpoint
 from export.demo.world import GRID, KINDS, clip_rng
-from runtime.errors import ExportError
-from runtime.files import atomic_directory, atomic_file
+from runtime.core.errors import ExportError
+from runtime.core.files import atomic_directory, atomic_file
 
 REPORT_EVERY = 25
 SAVE_EVERY = 100

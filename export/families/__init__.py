@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from export.checkpoint import Checkpoint
 from export.families.chat import Chat
 from export.weights import refuse_quantized
-from runtime.errors import CheckpointError, ExportError, UserError, nearest
+from runtime.core.errors import CheckpointError, ExportError, UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class VisionHalf:
     reference_encoder the library's own encoder, same signature and storage, that verify compares with
     projector         [..., C] -> [..., D]
     newline           [1, D], the token that closes a clip
-    preprocessing     what `runtime.preprocess` needs
+    preprocessing     what `runtime.media.preprocess` needs
     """
 
     grid: tuple[int, int]

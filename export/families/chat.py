@@ -11,8 +11,8 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
-from runtime.errors import BundleError, CheckpointError
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import BundleError, CheckpointError
+from runtime.media.preprocess import Preprocessor
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 

@@ -21,7 +21,7 @@ from export.families import LLMHalf, LLMInfo, VisionHalf, VisionInfo, check_mode
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
 from export.weights import check_finite, check_weights, load_weights
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 NAME = "llava-ov"
 MODEL_TYPE = "llava_onevision"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 INT4_BLOCK = 32
 BLOCKS = (16, 32, 64, 128, 256)

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
+from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions, open_engine
-from runtime.errors import ExportError
-from runtime.preprocess import Preprocessor
-from runtime.prompt import Prompt
-from runtime.video import sample_frames
+from runtime.media.clip import sample_frames
+from runtime.media.preprocess import Preprocessor
+from runtime.prompt.template import Prompt
 
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
 _QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.files import atomic_file
+from runtime.core.files import atomic_file
 
 FILE = "quantization.json"
 

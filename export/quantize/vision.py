@@ -27,8 +27,8 @@ from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from runtime.bundle import VISION_LOOP
+from runtime.core.errors import ExportError
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import ExportError
 from runtime.tools.compare import relative_error
 
 BUDGET = 0.05  # relative error of the features

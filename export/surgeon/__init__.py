@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import ExportError, nearest
+from runtime.core.errors import ExportError, nearest
 
 if TYPE_CHECKING:
     import onnx

@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from export.surgeon.graph import free_name, insert_after, insert_before, is_output, small_value, unique
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 NORMS = {"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Pow"}
 REDUCTIONS = NORMS | {"ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "Softmax", "LogSoftmax", "Exp"}

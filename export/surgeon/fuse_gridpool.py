@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from export.surgeon.graph import is_output, static_shape, unique
 from plugins.plan import make_plan
 from plugins.spec import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
-from runtime.errors import ExportError, SpecError
+from runtime.core.errors import ExportError, SpecError
 
 NODE = "compress/StGridPool"
 _STAGES = ("compress/ptg/", "compress/nsp/")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from export.surgeon.graph import is_exporters, scope_of
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 Rules = Sequence[tuple[str, str]]
 

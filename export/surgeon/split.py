@@ -22,7 +22,7 @@ from math import prod
 import onnx
 from onnx import helper
 
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 FEATURES = "features"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.spec import DOMAIN, NAME, VERSION
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
 
 LIBRARY = "libst_gridpool_plugin.so"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UsageError, missing_package, nearest
+from runtime.core.errors import UsageError, missing_package, nearest
 
 try:
     from fastapi import Request, Response

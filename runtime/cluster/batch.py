@@ -20,10 +20,10 @@ from runtime.bundle import Bundle
 from runtime.cluster.files import videos_of
 from runtime.cluster.parts import Parts
 from runtime.cluster.worker import Worker, WorkerOptions
+from runtime.core.errors import UsageError
+from runtime.core.progress import say
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
-from runtime.errors import UsageError
-from runtime.progress import say
 
 
 @dataclass(frozen=True)

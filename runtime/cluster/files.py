@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.errors import UsageError
+from runtime.core.errors import UsageError
 
 SUFFIXES = frozenset(
     [

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
-from runtime.errors import OutputError, missing_package
-from runtime.files import atomic_file, require_writable, sweep
+from runtime.core.errors import OutputError, missing_package
+from runtime.core.files import atomic_file, require_writable, sweep
 
 _PART = re.compile(r"part-(\d{6})\.parquet")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UsageError, missing_package
+from runtime.core.errors import UsageError, missing_package
 
 _ROOT = Path(__file__).resolve().parents[2]
 

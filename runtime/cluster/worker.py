@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.core.errors import UserError
+from runtime.core.files import sha256_of
 from runtime.engine import EngineOptions
-from runtime.errors import UserError
-from runtime.files import sha256_of
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 
 @dataclass(frozen=True)

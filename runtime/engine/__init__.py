@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime import tuning
 from runtime.bundle import BATCH, VISION, Bundle
-from runtime.errors import EngineError, UserError, nearest
+from runtime.core.errors import EngineError, UserError, nearest
+from runtime.engine import tuning
 
 BACKENDS = {
     "onnx": "runtime.engine.onnx:OnnxEngine",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _CAPTURE_THREAD_LOCAL = 1  # cudaStreamCaptureMode: other threads may go on using CUDA

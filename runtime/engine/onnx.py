@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.core.errors import EngineError, missing_package
 from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
-from runtime.errors import EngineError, missing_package
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
+from runtime.bundle.graph_file import read_graph
+from runtime.core.errors import EngineError, missing_package
 from runtime.engine import EngineOptions, TensorSpec, check_feeds
-from runtime.engine.memory import large_blocks_apart, released_after
-from runtime.errors import EngineError, missing_package
-from runtime.graph_file import read_graph
+from runtime.engine.openvino_memory import large_blocks_apart, released_after
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
 _ROWS = "position_ids"  # input: the rows of a state that a run writes

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, backend_class, cuda
 from runtime.engine.onnx import has_cuda_provider
-from runtime.errors import EngineError, UserError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _missing(bundle: Bundle, backend: str) -> str | None:
     reason = backend_class(backend).unavailable("cuda")
     if reason or backend == "onnx":
         return reason
-    from runtime.engine.build import find_engine
+    from runtime.engine.trt_build import find_engine
 
     try:
         for graph in _graphs(bundle):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.core.errors import BundleError, EngineError
 from runtime.engine import Engine, EngineOptions, State, TensorSpec, check_feeds
-from runtime.errors import BundleError, EngineError
 
 FEATURES = "features"
 

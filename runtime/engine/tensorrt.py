@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.core.errors import EngineError, UserError, missing_package
+from runtime.core.progress import say
 from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
-from runtime.engine import trt as facade
-from runtime.engine.build import dimension_names, find_engine, plugin_library
-from runtime.engine.plugin import LIBRARY, PluginChoice
-from runtime.errors import EngineError, UserError, missing_package
-from runtime.progress import say
+from runtime.engine import trt_api as facade
+from runtime.engine.trt_build import dimension_names, find_engine, plugin_library
+from runtime.engine.trt_plugin import LIBRARY, PluginChoice
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Usage:
 
 @dataclass
 class Chat:
-    """messages: as `runtime.messages` takes them, their video parts in the order of `clips`; max_tokens: cut to what the
+    """messages: as `runtime.prompt.messages` takes them, their video parts in the order of `clips`; max_tokens: cut to what the
     context has room for; deadline: of time.monotonic()."""
 
     messages: Sequence[dict[str, Any]]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from runtime.bundle import DECODER, Bundle
+from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, EngineOptions, State, open_engine
-from runtime.errors import BundleError, ContextError, NonFiniteError
 
 # Positions a run of the prefill: bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster, on a GPU 1,024 take 0.58 of the
 # time of 256 and 2,048 little less (benchmarks/RESULTS.md).

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runtime.errors import ContextError
-from runtime.prompt import Prompt
+from runtime.core.errors import ContextError
+from runtime.prompt.template import Prompt
 
 _PIECE = 1 << 15  # characters tokenized at once
 _CUT = 8  # tokens that a cut between two pieces may add to the count

@@ -18,8 +18,8 @@ from runtime.llm.decoder import check_context
 from runtime.llm.length import check_length
 from runtime.llm.scheduler import Piece, Request, Scheduler
 from runtime.llm.slots import SlotDecoder
-from runtime.messages import MessageIds, ids_of_messages
-from runtime.prompt import Prompt
+from runtime.prompt.messages import MessageIds, ids_of_messages
+from runtime.prompt.template import Prompt
 
 DEFAULT_MAX_TOKENS = 512  # of an answer whose length was not asked for
 

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.errors import EngineError, UsageError, UserError, missing_package
+from runtime.core.errors import EngineError, UsageError, UserError, missing_package
 from runtime.llm.chat import Chat, ClipTokens
 from runtime.llm.scheduler import DeadlineError, Piece
 from runtime.llm.torch_format import torch_save
-from runtime.messages import ids_of_messages
-from runtime.prompt import Prompt
+from runtime.prompt.messages import ids_of_messages
+from runtime.prompt.template import Prompt
 
 log = logging.getLogger("runtime.llm.remote")
 _COUNTED = 1 << 17  # characters of text that are tokenized for a count that is only compared

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import PromptError
+from runtime.core.errors import PromptError
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy: the quotients of logits by them may not be finite
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError
 from runtime.llm.decoder import check_context
 from runtime.llm.sampling import Sampling
 from runtime.llm.slots import SlotDecoder, finite
 from runtime.llm.stops import StopFilter
-from runtime.prompt import Prompt, TextStream
+from runtime.prompt.template import Prompt, TextStream
 
 log = logging.getLogger("runtime.llm.scheduler")
 SHARED_CHUNK = 128  # positions of a prompt per round while other answers are being decoded

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.core.errors import EngineError, NonFiniteError, UserError
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.engine.place import place
-from runtime.errors import EngineError, NonFiniteError, UserError
 from runtime.llm.decoder import LocalDecoder, check_context
 
 

@@ -8,5 +8,5 @@
     gif.py          where a GIF ends
     stills.py       pictures and picture animations, which Pillow reads
 
-`runtime.video.sample_frames` puts them together for a clip, `runtime.watch` for a stream.
+`runtime.media.clip.sample_frames` puts them together for a clip, `runtime.watch` for a stream.
 """

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, missing_package
 from runtime.media import limits
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.media import gif, limits
 from runtime.media.container import is_fragmented, opened, tick_of
 from runtime.media.orientation import upright_rgb

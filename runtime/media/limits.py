@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

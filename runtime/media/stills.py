@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.errors import UserError, VideoError, missing_package
+from runtime.core.errors import UserError, VideoError, missing_package
 from runtime.media import limits
 from runtime.media.timeline import Timeline
 

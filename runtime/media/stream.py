@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, missing_package
 from runtime.media import stills
 from runtime.media.container import best_stream, check_file, interval_of, tick_of
 from runtime.media.decode import reading

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import UsageError
+from runtime.core.errors import UsageError
+from runtime.media.clip import DecodeLimits
 from runtime.server.options import MIB, ServerOptions
-from runtime.video import DecodeLimits
 
 if TYPE_CHECKING:
     from runtime.llm.remote import RemoteOptions

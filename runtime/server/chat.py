@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
-from runtime.errors import ContextError
+from runtime.core.errors import ContextError
 from runtime.llm.chat import Chat, ClipTokens, LanguageModel
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import DeadlineError, Piece
@@ -35,7 +35,7 @@ _ONE_CLIP = '; "image_parts": "frames" makes images that follow each other the f
 class Job:
     """A request as the server works on it, its clips apart: they go from `asked`, which is text, to `clips`, which are files.
 
-    messages: as `runtime.messages` takes them; images: whether several of the clips are images; frame_counts: what parameters
+    messages: as `runtime.prompt.messages` takes them; images: whether several of the clips are images; frame_counts: what parameters
     asked for.
     """
 

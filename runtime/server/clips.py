@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
+from runtime.core.errors import VideoError
 from runtime.engine import EngineOptions
-from runtime.errors import VideoError
 from runtime.llm.scheduler import Cancelled
+from runtime.media.clip import Clip, DecodeLimits, sample_frames_limited
 from runtime.server.media import Media
 from runtime.server.norms import TOKEN_NORMS, open_with_norms
-from runtime.video import Clip, DecodeLimits, sample_frames_limited
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 _PICTURE = 192  # pixels of a small picture's longer side
 _AHEAD = 3  # clips that are decoded or encoded at once

@@ -6,7 +6,7 @@ used, 429 the queue or memory is full, 503 not now (draining, or the remote LLM 
 
 from __future__ import annotations
 
-from runtime.errors import ContextError, PromptError, UserError, VideoError
+from runtime.core.errors import ContextError, PromptError, UserError, VideoError
 from runtime.llm.remote import RemoteError
 from runtime.llm.scheduler import DeadlineError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import DECODER, Bundle
+from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.engine import EngineOptions
-from runtime.errors import BundleError, UsageError, nearest
 from runtime.llm.chat import LanguageModel
 from runtime.llm.decoder import check_context
 from runtime.llm.local import LocalLLM

@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.bundle.graph_file import read_graph
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.place import place
-from runtime.graph_file import read_graph
 from runtime.tools.stages import is_compression
 
 TOKEN_NORMS = "token_norms"

@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime.errors import UsageError
-from runtime.video import DecodeLimits
+from runtime.core.errors import UsageError
+from runtime.media.clip import DecodeLimits
 
 MIB = 1 << 20
 

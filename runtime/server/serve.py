@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.core.errors import UsageError, missing_package
+from runtime.core.progress import say, step
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
-from runtime.errors import UsageError, missing_package
-from runtime.progress import say, step
 from runtime.server.options import ServerOptions, is_loopback
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 
 from plugins.schedule import ptg_schedule
 from runtime.bundle import Bundle
-from runtime.errors import UserError, missing_package
+from runtime.core.errors import UserError, missing_package
 from runtime.server.chat import check_frames, encode, stored
 from runtime.server.clips import EncodedClip
 from runtime.server.errors import ApiError

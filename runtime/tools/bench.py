@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
+from runtime.core.errors import BundleError, EngineError
+from runtime.core.progress import say
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
-from runtime.errors import BundleError, EngineError
+from runtime.engine.tuning import cpu_model
 from runtime.llm.decoder import LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
-from runtime.progress import say
-from runtime.prompt import Prompt
+from runtime.media.clip import sample_frames
+from runtime.prompt.template import Prompt
 from runtime.tools import reference
 from runtime.tools.table import size, table
-from runtime.tuning import cpu_model
-from runtime.video import sample_frames
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 QUESTION = "What happens in the video?"
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
+from runtime.core.errors import UserError, install_command
 from runtime.engine import cuda
-from runtime.engine import trt as facade
-from runtime.errors import UserError, install_command
+from runtime.engine import trt_api as facade
 from runtime.tools.table import size, table
 
 

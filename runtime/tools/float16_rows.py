@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.core.errors import NonFiniteError
 from runtime.engine import Engine
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import NonFiniteError
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 from runtime.tools.compare import compare, tolerance
 from runtime.tools.float16 import frame_and_clip, rounded
 from runtime.tools.parity import NOT_FINITE, Row, compare_llm, row_of

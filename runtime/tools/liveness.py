@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.graph_file import onnx_errors, read_graph
+from runtime.bundle.graph_file import onnx_errors, read_graph
 
 if TYPE_CHECKING:
     import onnx

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
+from runtime.core.errors import BundleError, NonFiniteError, UserError
+from runtime.core.progress import say, step
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.engine.place import place
 from runtime.engine.split import SplitVision
-from runtime.errors import BundleError, NonFiniteError, UserError
 from runtime.llm.decoder import LocalDecoder
-from runtime.progress import say, step
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 from runtime.tools import reference
 from runtime.tools.compare import ABSENT_ROWS, Difference, compare, tolerance
 from runtime.tools.reference import LLMReference

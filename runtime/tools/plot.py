@@ -21,13 +21,13 @@ import numpy as np
 
 from plugins.schedule import ptg_schedule
 from runtime.bundle import Bundle
+from runtime.core.errors import BundleError, missing_package
+from runtime.core.files import atomic_file
 from runtime.engine import EngineOptions
-from runtime.errors import BundleError, missing_package
-from runtime.files import atomic_file
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.media.clip import Clip
+from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.tools.spec import SpecStage, read_spec
 from runtime.tools.stages import is_compression, run_stages
-from runtime.video import Clip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.errors import EngineError, nearest
+from runtime.core.errors import EngineError, nearest
 from runtime.tools.table import table
 from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.arrays import read_array
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, missing_package
-from runtime.prompt import PromptIds
+from runtime.bundle.arrays import read_array
+from runtime.core.errors import BundleError, missing_package
+from runtime.prompt.template import PromptIds
 
 
 @dataclass(frozen=True)

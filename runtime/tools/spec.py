@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.errors import BundleError
+from runtime.core.errors import BundleError
 
 
 @dataclass(frozen=True, eq=False)  # a key by identity: options are a dict

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.bundle import VISION, Bundle
+from runtime.bundle.graph_file import read_graph
+from runtime.core.errors import BundleError, missing_package
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import BundleError, missing_package
-from runtime.graph_file import read_graph
 
 VISUAL_TOKENS = "visual_tokens"  # the vision graph's own output, the last stage
 

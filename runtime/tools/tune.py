@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime import tuning
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
+from runtime.core.errors import EngineError, UserError
+from runtime.core.progress import say
+from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine, tuning
 from runtime.engine.split import SplitVision
-from runtime.errors import EngineError, UserError
+from runtime.engine.tuning import Choice
 from runtime.llm.decoder import LocalDecoder
-from runtime.progress import say
 from runtime.tools import reference
 from runtime.tools.table import table
-from runtime.tuning import Choice
 
 DEFAULT = Choice("onnx", 0)  # what `auto` runs where nothing was measured
 _TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an answer

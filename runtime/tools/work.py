@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.errors import missing_package
-from runtime.graph_file import onnx_errors, read_graph
+from runtime.bundle.graph_file import onnx_errors, read_graph
+from runtime.core.errors import missing_package
 from runtime.llm.decoder import PREFILL_CHUNK
 
 if TYPE_CHECKING:

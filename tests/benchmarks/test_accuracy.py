@@ -20,7 +20,7 @@ import accuracy_methods  # noqa: E402
 import multiple_choice  # noqa: E402
 from intervals import Bootstrap  # noqa: E402
 
-from runtime.errors import ExportError  # noqa: E402
+from runtime.core.errors import ExportError  # noqa: E402
 
 GRID = (16, 9, 9)
 

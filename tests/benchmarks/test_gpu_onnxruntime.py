@@ -240,7 +240,7 @@ def test_a_bundle_that_was_stripped_and_filled_runs(tmp_path, bundle_path):
     from runtime.engine import EngineOptions
     from runtime.llm.decoder import LocalDecoder
     from runtime.tools import reference
-    from runtime.vision import VisionEncoder
+    from runtime.vision.encoder import VisionEncoder
 
     stripped, out = tmp_path / "stripped", tmp_path / "filled"
     _run("--strip", str(bundle_path), str(stripped))

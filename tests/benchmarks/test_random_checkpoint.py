@@ -153,7 +153,7 @@ def test_tokenizer_keeps_text_and_special_ids(monkeypatch, first_special_id):
 def test_a_bundle_comes_out_of_it(checkpoints, tmp_path):
     from export.pipeline import ExportOptions, export_bundle
     from runtime.bundle import Bundle
-    from runtime.prompt import Prompt
+    from runtime.prompt.template import Prompt
 
     out = tmp_path / "bundle"
     export_bundle(ExportOptions(checkpoint=str(checkpoints["published"]), out=str(out), frames=8, max_context=512))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.families.chat import read_chat, read_preprocessing, settings_not_applied
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 SIZE = {"height": 30, "width": 40}
 TOKENS = {"added_tokens": [{"id": 4, "content": "<video>"}, {"id": 2, "content": "<|im_end|>"}]}

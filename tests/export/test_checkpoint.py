@@ -10,7 +10,7 @@ import pytest
 from export import checkpoint as module
 from export.checkpoint import ADAPTER, Checkpoint, is_lfs_pointer, open_checkpoint
 from export.demo import CHECKPOINT
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from export.__main__ import main
 from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 LLM_WEIGHT = "layers.2.mlp.up_proj.weight"
 VISION_WEIGHT = "vision_tower.encoder.layers.0.mlp.fc1.weight"

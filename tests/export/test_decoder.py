@@ -12,8 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export.decoder import OPSET, Decoder
 from export.trace import trace_decoder
+from runtime.core.errors import ExportError
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import ExportError
 
 LAYERS, CAPACITY = 2, 48
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from export.decoder import OPSET, Decoder, _Attention, _Norm, _Rotary
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, CAPACITY = 4, 2, 6, 10, 8
 FREQUENCIES = np.array([1.0, 0.3, 0.01])

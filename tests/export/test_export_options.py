@@ -16,7 +16,7 @@ from refusal import error_line, names_under, refused
 from export.__main__ import main, summary
 from export.demo import CHECKPOINT
 from export.pipeline import ExportOptions, export_bundle
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from export.__main__ import main
 from export.frames import FrameInput, taken_apart, weights
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import Bundle
-from runtime.errors import ExportError, VideoError
-from runtime.live import LiveEncoder
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import ExportError, VideoError
+from runtime.media.preprocess import Preprocessor
 from runtime.tools.inspect import inspect, text
 from runtime.tools.parity import parity
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
+from runtime.vision.live import LiveEncoder
 
 FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 FACTS = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
@@ -165,7 +165,7 @@ class TestBundle:
         pytest.importorskip("tensorrt_rtx")
         import shutil
 
-        from runtime.engine.build import BuildOptions, build
+        from runtime.engine.trt_build import BuildOptions, build
 
         built = build(Bundle.open(shutil.copytree(frames_bundle.path, tmp_path / "b")), BuildOptions(graphs=("vision",)))
         assert built[0].size > 1e5

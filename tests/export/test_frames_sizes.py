@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from export.frames import FrameInput, source_size, taken_apart, weights
-from runtime.errors import ExportError
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import ExportError
+from runtime.media.preprocess import Preprocessor
 
 BOX = 4
 

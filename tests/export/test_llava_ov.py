@@ -14,7 +14,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import llava_ov
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.families import FAMILIES, _original, check_model_type, family, llava_ov, reading_config
-from runtime.errors import CheckpointError, ExportError
+from runtime.core.errors import CheckpointError, ExportError
 
 C: Any = SimpleNamespace(path=Path("C"))
 

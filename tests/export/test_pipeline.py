@@ -14,9 +14,9 @@ from export import halves
 from export.__main__ import main
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.core.errors import ExportError
 from runtime.engine import open_engine
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import ExportError
 from runtime.tools.parity import parity
 
 

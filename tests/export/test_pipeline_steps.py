@@ -14,7 +14,7 @@ from export.pipeline import ExportOptions, export_bundle
 from export.preflight import Plan
 from export.quantize.report import Report
 from export.verify import StageResult
-from runtime.errors import ExportError, SpecError, UserError
+from runtime.core.errors import ExportError, SpecError, UserError
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)
 REPORT = Report("int8", 0.01, 0.05, "clips", [])

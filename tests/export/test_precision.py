@@ -19,8 +19,8 @@ from export.decoder import _Attention as LLMAttention
 from export.families import llava_ov
 from export.families.siglip import _Attention as VisionAttention
 from export.pipeline import ExportOptions, ExportResult, export_bundle
+from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
-from runtime.errors import ExportError
 from runtime.tools import reference
 from runtime.tools.parity import parity
 

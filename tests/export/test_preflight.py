@@ -19,7 +19,7 @@ from export.families import family
 from export.pipeline import ExportOptions
 from export.preflight import _max_context, check_options, make_plan
 from export.weights import _method
-from runtime.errors import ExportError, UserError
+from runtime.core.errors import ExportError, UserError
 
 IMAGES_ONLY = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "

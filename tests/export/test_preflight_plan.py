@@ -12,7 +12,7 @@ from export import preflight
 from export.families.chat import Chat
 from export.pipeline import ExportOptions
 from export.preflight import check_options, make_plan
-from runtime.errors import BundleError, CheckpointError, ExportError, PromptError
+from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 
 STANDARD = "--attention standard needs ONNX opset 24"
 INT4 = "--llm-precision int4:64 needs ONNX opset 21"
@@ -221,7 +221,9 @@ class FakePrompt:
 
 
 def check(monkeypatch, vocabulary, refusal=None, **config) -> int:
-    monkeypatch.setattr("runtime.prompt.TextPrompt", type("Prompt", (FakePrompt,), {"vocabulary": vocabulary, "refusal": refusal}))
+    monkeypatch.setattr(
+        "runtime.prompt.template.TextPrompt", type("Prompt", (FakePrompt,), {"vocabulary": vocabulary, "refusal": refusal})
+    )
     llm = SimpleNamespace(chat=CHAT, max_positions=4096, vocabulary=10)
     return preflight.check_prompt(SimpleNamespace(path=Path("checkpoint"), config=lambda: config), llm, "somebody/published")
 

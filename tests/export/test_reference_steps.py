@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export import reference
-from runtime.prompt import PromptIds
+from runtime.prompt.template import PromptIds
 from runtime.tools.reference import LLMReference
 
 

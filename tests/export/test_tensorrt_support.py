@@ -21,8 +21,8 @@ from export.surgeon import run_passes
 from export.tensorrt_operators import PARSERS
 from export.tensorrt_support import RELEASES, check, parse_with_rtx, release_of, require
 from export.trace import trace_decoder
-from runtime.engine import trt
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
+from runtime.engine import trt_api as trt
 
 
 def model(

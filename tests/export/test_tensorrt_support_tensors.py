@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import tensorrt_support
 from export.tensorrt_operators import PARSERS
 from export.tensorrt_support import Unsupported, check, require
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 def wrap(*nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape=(2, 8), opset: int = 20, **constants) -> onnx.ModelProto:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from export import verify
+from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
-from runtime.errors import ExportError
 from runtime.tools.parity import Row
 
 LOGITS = np.array([1.0, -10.0, 4.0], np.float32)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from export import verify
+from runtime.core.errors import ExportError
 from runtime.engine.split import SplitVision
-from runtime.errors import ExportError
 
 T, GRID, C, D = 2, (2, 3), 4, 5
 

@@ -18,7 +18,7 @@ from export.families import family
 from export.pipeline import ExportOptions
 from export.preflight import make_plan
 from export.weights import weight_files
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 LORA = {"base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 128)}
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from export.weights import _method, check_finite, check_weights, load_weights, weight_files, weights_sha256
-from runtime.errors import CheckpointError
+from runtime.core.errors import CheckpointError
 
 W, B = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([7.0, 8.0, 9.0])
 

@@ -8,7 +8,7 @@ import pytest
 
 from plugins.nvrtc import DECLARED_SHARED, LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
 from plugins.spec import StGridPool
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 

@@ -12,7 +12,7 @@ from plugins.nvrtc import Variant, compile_kernel
 from plugins.plan import Plan, in_one_launch, make_plan
 from plugins.spec import StGridPool
 from plugins.tensorrt import aot, load_library, prefer_plugin
-from runtime.errors import EngineError, SpecError
+from runtime.core.errors import EngineError, SpecError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 

@@ -19,7 +19,7 @@ from plugins.arrays import empty_like, stream_of, view, view_of_capsule
 from plugins.cuda import Args, args_of
 from plugins.plan import make_plan
 from plugins.spec import StGridPool
-from runtime.errors import EngineError, SpecError, UserError
+from runtime.core.errors import EngineError, SpecError, UserError
 
 
 def cuda_array(shape=(8, 6, 6, 16), typestr="<f2", strides=None, pointer=1 << 20):

@@ -13,7 +13,7 @@ from plugins.arrays import View
 from plugins.nvrtc import Variant
 from plugins.plan import make_plan
 from plugins.spec import StGridPool
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
 
 
 class Driver:

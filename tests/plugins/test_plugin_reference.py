@@ -9,7 +9,7 @@ import pytest
 
 from plugins.reference import area_resize, norm_pool, st_gridpool, temporal_grid
 from plugins.spec import StGridPool
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @pytest.mark.parametrize(("order", "scale"), [(math.inf, 1.0), (1.0, 2.0), (2.0, 2**0.5), (3.0, 2 ** (1 / 3))])

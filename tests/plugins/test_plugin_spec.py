@@ -13,7 +13,7 @@ from plugin_cases import GOLDEN, golden_case, specs_and_shapes
 from plugins.plan import POOL, WINDOWS, make_plan
 from plugins.reference import st_gridpool, temporal_grid
 from plugins.spec import StGridPool, attributes_of, not_covered, output_shape, spec_from_attributes, spec_from_text
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

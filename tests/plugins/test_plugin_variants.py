@@ -11,7 +11,7 @@ from plugins import cuda, nvrtc
 from plugins.nvrtc import Compiled, Variant, launches, resident_blocks, variant_for
 from plugins.plan import make_plan
 from plugins.spec import StGridPool
-from runtime.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError
 
 
 @pytest.mark.parametrize(

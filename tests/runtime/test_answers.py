@@ -12,10 +12,10 @@ import torch
 from export.demo import CHECKPOINT, CLIPS
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import Bundle
-from runtime.errors import PromptError
+from runtime.chat import Answer, AskOptions, VideoChat
+from runtime.core.errors import PromptError
 from runtime.llm.decoder import LocalDecoder
-from runtime.pipeline import Answer, AskOptions, VideoChat
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.media.preprocess import Preprocessor, load_clip
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 
 from export.demo.clips import write_mp4
 from runtime.__main__ import main
+from runtime.chat import VideoChat
+from runtime.core.errors import EngineError, PromptError, VideoError
 from runtime.engine import EngineOptions
-from runtime.errors import EngineError, PromptError, VideoError
-from runtime.pipeline import VideoChat
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def no_engines(monkeypatch):
     def refuse(*_):
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr("runtime.vision.open_engine", refuse)
+    monkeypatch.setattr("runtime.vision.encoder.open_engine", refuse)
     monkeypatch.setattr("runtime.llm.decoder.open_engine", refuse)
 
 

@@ -11,8 +11,8 @@ from refusal import refused
 
 from runtime import watch
 from runtime.__main__ import _parser, main
+from runtime.core.errors import UsageError, VideoError
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError, VideoError
 from runtime.watch import Watch, WatchOptions
 
 

@@ -35,7 +35,7 @@ class BundleFiles(InputKind):
 
     def prepare(self, run: Run) -> None:
         from benchmarks.campaign.child import in_child
-        from runtime.engine import trt
+        from runtime.engine import trt_api as trt
 
         self.bundle, self.clip = small_bundle(run), clip_of(run)
         self.suffixes = list(_COMMANDS)
@@ -76,6 +76,6 @@ def _damaged(rng: random.Random, data: bytes, suffix: str) -> bytes:
 
 def _build(bundle: Path) -> None:
     from runtime.bundle import Bundle
-    from runtime.engine.build import BuildOptions, build
+    from runtime.engine.trt_build import BuildOptions, build
 
     build(Bundle.open(bundle), BuildOptions())

@@ -66,7 +66,7 @@ class Commands:
 
 def _measured(run: Run, name: str) -> dict[str, tuple[Job, float, int]]:
     """{job's name: the job, its seconds and its changes of files}, each run undisturbed; their imports stay in this process."""
-    from runtime.engine import trt
+    from runtime.engine import trt_api as trt
 
     found = {}
     for job in jobs():

@@ -63,7 +63,7 @@ def small_bundle(run: Run) -> Path:
         "onnx",
         "onnxruntime",
         "runtime.__main__",
-        "runtime.pipeline",
+        "runtime.chat",
         *(f"runtime.tools.{name}" for name in ("inspect", "parity", "predict")),
     )
 

@@ -28,10 +28,10 @@ class Media(InputKind):
     def prepare(self, run: Run) -> None:
         import av
 
-        warm("PIL.Image", "runtime.preprocess", "runtime.video")
+        warm("PIL.Image", "runtime.media.preprocess", "runtime.media.clip")
 
-        import runtime.preprocess
-        import runtime.video  # noqa: F401
+        import runtime.media.clip
+        import runtime.media.preprocess  # noqa: F401
 
         av.logging.set_level(None)
         self.files = [("".join(path.suffixes), path.read_bytes()) for path in media_files(run)]
@@ -45,7 +45,7 @@ class Media(InputKind):
         return Case(mutate_bytes.mutated(rng, data, others), suffix)
 
     def call(self, case: Case, folder: Path) -> int:
-        from runtime.errors import exit_code
+        from runtime.core.errors import exit_code
 
         path = folder / f"input{case.suffix}"
         path.write_bytes(case.data)
@@ -70,7 +70,7 @@ def _digest(path: Path) -> str:
     import numpy as np
     from PIL import Image
 
-    from runtime.video import DecodeLimits, sample_frames_limited
+    from runtime.media.clip import DecodeLimits, sample_frames_limited
 
     def resized(frame: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(frame).resize((96, 96), Image.Resampling.BICUBIC))

@@ -68,7 +68,7 @@ class Tokenizer(InputKind):
         return Case(mutate_json.mutated(rng, rng.choice(self.tokenizers), _WORDS), ".json")
 
     def call(self, case: Case, folder: Path) -> int:
-        from runtime.errors import exit_code
+        from runtime.core.errors import exit_code
 
         bundle, name = bundle_copy(self.bundle, folder), "chat_template.jinja" if case.suffix == ".jinja" else "tokenizer.json"
         before = (bundle / "llm" / name).read_bytes()
@@ -82,7 +82,7 @@ class Tokenizer(InputKind):
 
 def rehash(bundle: Path, name: str) -> None:
     """Make the manifest say what a replaced file is now: its author meant it so."""
-    from runtime.files import sha256_of
+    from runtime.core.files import sha256_of
 
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = {"size": (bundle / name).stat().st_size, "sha256": sha256_of(bundle / name)}
@@ -91,7 +91,7 @@ def rehash(bundle: Path, name: str) -> None:
 
 def _ask(bundle: Path) -> None:
     from runtime.bundle import Bundle
-    from runtime.prompt import Prompt, TextStream
+    from runtime.prompt.template import Prompt, TextStream
 
     prompt = Prompt(Bundle.open(bundle))
     ids = prompt.ids(QUESTION)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from export.compress import PRESETS, make
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 PER_FRAME = {
     "llava-ov": 196,

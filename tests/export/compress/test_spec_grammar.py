@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from export.compress import PRESETS, STAGES, expand, make, presets, stage_help, stage_options
 from export.compress.spec import Parsed, format, parse
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 OPTIONS = {name: stage.Options for name, stage in STAGES.items()}
 

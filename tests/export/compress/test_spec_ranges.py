@@ -8,7 +8,7 @@ import pytest
 
 from export.compress import PRESETS, STAGES, expand, make, presets
 from export.compress.spec import Parsed, format, option, parse
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 def test_every_stage_has_the_defaults_that_its_file_states():

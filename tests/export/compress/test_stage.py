@@ -10,7 +10,7 @@ import torch
 
 from export.compress import STAGES
 from export.compress.stage import Stage, kept, refuse_misfit, token_norm
-from runtime.errors import SpecError
+from runtime.core.errors import SpecError
 
 
 @pytest.mark.parametrize(

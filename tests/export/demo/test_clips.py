@@ -12,8 +12,8 @@ from export.demo.__main__ import main
 from export.demo.clips import HOLD, ClipOptions, write_demo_clip, write_mp4
 from export.demo.draw import make_clip
 from export.demo.world import SIZE, clip_rng
-from runtime.errors import ExportError
-from runtime.video import sample_frames
+from runtime.core.errors import ExportError
+from runtime.media.clip import sample_frames
 
 SAMPLES = sorted(path.stem for path in CLIPS.glob("*.mp4"))
 

@@ -13,7 +13,7 @@ from export.demo import CHECKPOINT
 from export.demo.__main__ import main
 from export.demo.evaluate import EvaluateOptions, clips_of, evaluate
 from export.demo.world import KINDS
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 def test_the_shipped_checkpoint_answers_with_the_default_preset(capsys):

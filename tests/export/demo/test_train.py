@@ -16,7 +16,7 @@ from export.demo.recipe import Recipe, Stage
 from export.demo.warmup import pictures
 from export.demo.world import clip_rng
 from export.families import llava_ov
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 TINY = Recipe(
     seed=3,

@@ -7,7 +7,7 @@ import pytest
 from video_files import write_video
 
 from export.quantize.calibration import Clips
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 COLORS = {"a.mp4": (200, 30, 30), "b.mp4": (30, 30, 200), "c.mp4": (30, 200, 30)}
 

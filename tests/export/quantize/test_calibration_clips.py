@@ -10,8 +10,8 @@ import pytest
 
 from export.quantize import calibration
 from export.quantize.calibration import Clips, calibration_prompts
+from runtime.core.errors import ExportError, VideoError
 from runtime.engine import EngineOptions
-from runtime.errors import ExportError, VideoError
 
 PREPROCESSING = {"size": [4, 6], "resample": "bilinear", "rescale_factor": 1 / 255, "image_mean": 0, "image_std": 1}
 OF_FRAMES = PREPROCESSING | {"frames": [2, 3]}

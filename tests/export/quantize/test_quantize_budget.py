@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from export.quantize import llm, llm_precision
 from export.quantize.layers import find_layers, worst
 from export.quantize.report import LayerReport, Report
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 from runtime.tools.compare import relative_error
 
 

@@ -11,7 +11,7 @@ import pytest
 from export.quantize import vision
 from export.quantize.equalize import Equalization
 from export.quantize.layers import Layer
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 LAYERS = [Layer("a", "xa", "wa", (2, 3)), Layer("b", "xb", "wb", (2, 3)), Layer("c", "xb", "wc", (2, 3))]
 ERRORS = {"a": 0.1, "b": 0.3, "c": 0.2}

@@ -16,9 +16,9 @@ from export.pipeline import ExportOptions, export_bundle
 from export.quantize import vision
 from export.tensorrt_support import check
 from runtime.bundle import Bundle
-from runtime.errors import ExportError
-from runtime.llm.embeddings import Embeddings
-from runtime.pipeline import VideoChat
+from runtime.chat import VideoChat
+from runtime.core.errors import ExportError
+from runtime.prompt.embeddings import Embeddings
 from runtime.tools import parity
 from runtime.tools.inspect import inspect, text
 
@@ -95,7 +95,7 @@ def test_tensorrt_rtx_builds_it(quantized, tmp_path):
     import shutil
 
     pytest.importorskip("tensorrt_rtx")
-    from runtime.engine.build import BuildOptions, build
+    from runtime.engine.trt_build import BuildOptions, build
 
     copied = tmp_path / "bundle"
     shutil.copytree(quantized.path, copied)

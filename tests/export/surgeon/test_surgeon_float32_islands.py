@@ -9,7 +9,7 @@ from surgeon_graphs import model_from_text, normal, ops, rewrite
 
 from export.surgeon import float32_norms, run_passes
 from export.surgeon.graph import graph_from_model
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 def _compress(body: str, **constants: np.ndarray) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 from surgeon_graphs import model_from_text, normal, ops, rewrite, run
 
 from export.surgeon import run_passes
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 

@@ -19,7 +19,7 @@ from export.surgeon.fuse_gridpool import without_body
 from export.surgeon.graph import graph_from_model
 from plugins.reference import st_gridpool
 from plugins.spec import spec_from_attributes, spec_from_text
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 SPEC = "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
 SHAPE = (8, 6, 6, 16)
@@ -127,7 +127,7 @@ def test_inlining_gives_the_plain_graph_back(plain: onnx.ModelProto, fused: onnx
 
 def test_tensorrt_rtx_parses_and_builds_the_body(fused: onnx.ModelProto, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from runtime.engine import trt
+    from runtime.engine import trt_api as trt
 
     path = tmp_path / "fused.onnx"
     onnx.save(fused, str(path))

@@ -10,7 +10,7 @@ from surgeon_graphs import model_from_text, normal, rewrite
 
 from export.surgeon import names, run_passes
 from export.surgeon.graph import graph_from_model
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 def scoped(model: onnx.ModelProto, *scopes: str | None) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from torch import nn
 
 from export.surgeon import ON_REQUEST, PASSES, PassReport, run_passes
 from export.surgeon.names import DECODER_RULES, VISION_RULES, path_of_scope
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 
 class _Pyramid(nn.Module):

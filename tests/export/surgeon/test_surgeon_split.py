@@ -9,7 +9,7 @@ from surgeon_graphs import model_from_text, normal, run
 
 from export.surgeon import run_passes
 from export.surgeon.split import split
-from runtime.errors import ExportError
+from runtime.core.errors import ExportError
 
 T, GRID, D = 3, (2, 4), 5
 BODY = """g (float[3,2,6] pixel_values) => (float[12,5] visual_tokens) {

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from export.demo import CLIPS
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
-from runtime.errors import UsageError
+from runtime.core.errors import UsageError
 
 ASKED = [("shapes.mp4", "which shape appears last ?", "cross"), ("flash.mp4", "what color is the flash ?", "white")]
 

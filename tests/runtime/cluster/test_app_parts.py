@@ -14,8 +14,8 @@ from fastapi import Response
 
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
+from runtime.core.errors import UsageError, UserError
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError, UserError
 from runtime.server.options import ServerOptions
 
 DEFAULTS = {

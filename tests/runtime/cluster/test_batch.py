@@ -25,10 +25,10 @@ from runtime.bundle import VISION
 from runtime.cluster import worker
 from runtime.cluster.batch import BatchOptions, BatchResult, _gpus_each, _runner, run
 from runtime.cluster.files import videos_of
+from runtime.core.errors import OutputError, UsageError, VideoError
+from runtime.core.files import sha256_of
 from runtime.engine import EngineOptions
-from runtime.errors import OutputError, UsageError, VideoError
-from runtime.files import sha256_of
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCAL = BatchOptions(runner="local", part=3)

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from runtime.cluster.parts import Parts
-from runtime.errors import OutputError, UserError
+from runtime.core.errors import OutputError, UserError
 
 
 def parts_of(out: Path, identity: str = "ours") -> Parts:

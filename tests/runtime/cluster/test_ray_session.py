@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from runtime.cluster.ray_session import session
-from runtime.errors import UsageError, UserError
+from runtime.core.errors import UsageError, UserError
 
 ROOT = str(Path(__file__).resolve().parents[3])
 VARIABLES = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AUTH_MODE", "PYTHONPATH")

@@ -16,7 +16,7 @@ from cpp_build import BUILD, SOURCES, build
 from video_files import pattern, write_video
 
 from runtime.bundle import Bundle
-from runtime.pipeline import VideoChat
+from runtime.chat import VideoChat
 
 pytestmark = pytest.mark.slow
 

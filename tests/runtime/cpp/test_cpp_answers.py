@@ -14,8 +14,8 @@ from cpp_build import ROOT, gridpool, onnxruntime_library, python
 
 from export.demo.clips import ClipOptions, write_demo_clip
 from runtime.bundle import Bundle
+from runtime.chat import AskOptions, VideoChat
 from runtime.llm.sampling import Sampling
-from runtime.pipeline import AskOptions, VideoChat
 
 CLIPS = 20
 BUNDLES = {"fp32": "bundle_path", "fp16": "half_bundle_path", "int8": "quantized_bundle_path", "frames": "frames_bundle_path"}

@@ -11,8 +11,8 @@ import pytest
 from cpp_build import gridpool, probe, python
 
 from runtime.bundle import Bundle
-from runtime.errors import UserError
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import UserError
+from runtime.media.preprocess import Preprocessor
 
 QUESTION = "which shape appears last ?"
 

@@ -19,9 +19,9 @@ from PIL import Image
 from rtsp_camera import camera
 from video_files import pattern, write_video, write_without_its_last_slice
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media.clip import sample_frames
 from runtime.media.stream import Stream
-from runtime.video import sample_frames
 
 # What EXIF's orientations make of a stored picture, and the a, b, c, d of the display matrix that does the same.
 ORIENTATIONS: dict[int, tuple[Any, tuple[int, int, int, int]]] = {

@@ -12,8 +12,8 @@ from cpp_videos import check_mutated, write_files
 from PIL import Image
 from video_files import write_audio
 
-from runtime.errors import VideoError
-from runtime.video import sample_frames
+from runtime.core.errors import VideoError
+from runtime.media.clip import sample_frames
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from rtsp_camera import camera
 from video_files import pattern, write_video
 
 from runtime.bundle import Bundle
-from runtime.pipeline import VideoChat
+from runtime.chat import VideoChat
 
 QUESTION = "which shape appears last ?"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.core.errors import EngineError
 from runtime.engine import cuda
-from runtime.errors import EngineError
 
 SUCCESS, NOT_SUPPORTED = 0, 801
 

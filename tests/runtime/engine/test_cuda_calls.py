@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.core.errors import EngineError
 from runtime.engine import cuda
-from runtime.errors import EngineError
 
 
 class Library:

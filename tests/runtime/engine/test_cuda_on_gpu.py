@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from on_gpu import NEEDS_GPU, gpu, to_device, to_host
 
+from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine.cuda import Cuda
-from runtime.errors import EngineError
 
 pytestmark = NEEDS_GPU
 __all__ = ["gpu"]

@@ -10,9 +10,9 @@ import pytest
 
 import runtime.engine
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER
+from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, TensorSpec, backend_class, check_feeds, open_engine
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import EngineError
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from runtime.bundle import VISION
+from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, TensorSpec, open_engine
 from runtime.engine.onnx import OnnxEngine, has_cuda_provider
-from runtime.errors import EngineError
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from cache_graph import PAIRS, feeds, save_cache_graph
 
+from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda
 from runtime.engine import onnx as onnx_engine
 from runtime.engine.onnx import OnnxEngine, OnnxState, _rows_of, _spec
-from runtime.errors import EngineError
 
 ROWS = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
 

@@ -17,9 +17,9 @@ from export.pipeline import ExportOptions, export_bundle
 from export.surgeon import run_passes
 from export.trace import trace_decoder
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP
+from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import EngineError, UserError
 from runtime.llm.decoder import LocalDecoder
 from runtime.tools import reference
 from runtime.tools.parity import parity

@@ -11,9 +11,9 @@ import pytest
 from cache_graph import PAIRS, feeds, save_cache_graph
 
 pytest.importorskip("openvino")
+from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, openvino
 from runtime.engine.openvino import OpenVINOEngine, OpenVINOState
-from runtime.errors import EngineError, UserError
 
 ROWS = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
 NAME = "past_key_values.0.key"

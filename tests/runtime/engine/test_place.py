@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
-import runtime.engine.build
+import runtime.engine.trt_build
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, _order, backend_class, cuda, open_engine
 from runtime.engine import onnx as onnx_engine
-from runtime.engine import trt as facade
-from runtime.engine.build import BuildOptions, build
+from runtime.engine import trt_api as facade
 from runtime.engine.place import place
-from runtime.errors import EngineError
+from runtime.engine.trt_build import BuildOptions, build
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -78,7 +78,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if graph not in named[backend]:
                 raise EngineError(f"no {backend} engine for {graph}")
 
-        monkeypatch.setattr(runtime.engine.build, "find_engine", find_engine)
+        monkeypatch.setattr(runtime.engine.trt_build, "find_engine", find_engine)
 
     return set_usable
 
@@ -253,7 +253,7 @@ class TestBuild:
             backends.append(options.backend)
             raise EngineError("stop")
 
-        monkeypatch.setattr(runtime.engine.build, "_build_graph", build_graph)
+        monkeypatch.setattr(runtime.engine.trt_build, "_build_graph", build_graph)
         return backends
 
     def built(self, bundle, made: list[str], **options: Any) -> str:

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-import runtime.engine.build
+import runtime.engine.trt_build
 from plugins.spec import DOMAIN
-from runtime.engine import EngineOptions, build_backend, cuda, place, plugin
-from runtime.engine import trt as facade
-from runtime.engine.plugin import PluginChoice
-from runtime.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError
+from runtime.engine import EngineOptions, cuda, place
+from runtime.engine import trt_api as facade
+from runtime.engine import trt_build_backend as build_backend
+from runtime.engine import trt_plugin as plugin
+from runtime.engine.trt_plugin import PluginChoice
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
@@ -43,7 +45,7 @@ def here(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cuda, "no_gpu", lambda: None if gpus else "no NVIDIA driver; use --device cpu; or none")
         monkeypatch.setattr(place, "has_cuda_provider", lambda: provider)
         monkeypatch.setattr(place, "backend_class", Backend)
-        monkeypatch.setattr(runtime.engine.build, "find_engine", find_engine)
+        monkeypatch.setattr(runtime.engine.trt_build, "find_engine", find_engine)
 
     return make
 

@@ -12,15 +12,15 @@ import pytest
 
 from export.pipeline import ExportOptions, export_bundle
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle, write_manifest
+from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions, TensorSpec, open_engine
-from runtime.engine.build import BuildOptions, build
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.split import SplitVision
-from runtime.errors import BundleError, EngineError
+from runtime.engine.trt_build import BuildOptions, build
 from runtime.tools import reference
 from runtime.tools.inspect import inspect
 from runtime.tools.parity import parity
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.engine import EngineOptions, cuda, tensorrt, trt
-from runtime.engine.plugin import PluginChoice
+from runtime.core.errors import EngineError
+from runtime.engine import EngineOptions, cuda, tensorrt
+from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTEngine, TensorRTRTXEngine
-from runtime.errors import EngineError
+from runtime.engine.trt_plugin import PluginChoice
 
 FLOAT, INT64, BF16 = "FLOAT", "INT64", "BF16"
 

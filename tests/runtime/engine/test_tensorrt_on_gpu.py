@@ -13,8 +13,8 @@ from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.engine import EngineOptions, backend_class, cuda, open_engine
-from runtime.engine import trt as facade
-from runtime.engine.build import BuildOptions, build
+from runtime.engine import trt_api as facade
+from runtime.engine.trt_build import BuildOptions, build
 from runtime.tools.parity import parity
 
 pytestmark = NEEDS_GPU

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.engine import EngineOptions, cuda, tensorrt, trt
+from runtime.core.errors import EngineError, UserError
+from runtime.engine import EngineOptions, cuda, tensorrt
+from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTEngine, TensorRTRTXEngine, TensorRTState
-from runtime.errors import EngineError, UserError
 
 KINDS = {"FLOAT": "f4", "HALF": "f2", "INT64": "i8", "INT32": "i4", "INT8": "i1", "UINT8": "u1", "BOOL": "?"}
 MODULE = SimpleNamespace(DataType=SimpleNamespace(**{kind: kind for kind in KINDS}), TensorIOMode=SimpleNamespace(INPUT="in"))

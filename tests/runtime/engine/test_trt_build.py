@@ -15,11 +15,12 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.engine import build as build_module
-from runtime.engine import cuda, trt
-from runtime.engine.build import BuildOptions, build, dimension_names, find_engine
-from runtime.engine.plugin import LIBRARY, NONE, PluginChoice
-from runtime.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError
+from runtime.engine import cuda
+from runtime.engine import trt_api as trt
+from runtime.engine import trt_build as build_module
+from runtime.engine.trt_build import BuildOptions, build, dimension_names, find_engine
+from runtime.engine.trt_plugin import LIBRARY, NONE, PluginChoice
 
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 RTX = BuildOptions(backend="tensorrt-rtx")

@@ -14,11 +14,12 @@ import rich.progress
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.engine import build as build_module
-from runtime.engine import cuda, trt
-from runtime.engine.build import BuildOptions, BuiltEngine, build, find_engine
-from runtime.engine.plugin import PluginChoice
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
+from runtime.engine import cuda
+from runtime.engine import trt_api as trt
+from runtime.engine import trt_build as build_module
+from runtime.engine.trt_build import BuildOptions, BuiltEngine, build, find_engine
+from runtime.engine.trt_plugin import PluginChoice
 
 HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
 

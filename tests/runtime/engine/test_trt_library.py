@@ -12,8 +12,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from runtime.engine import trt
-from runtime.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError
+from runtime.engine import trt_api as trt
 
 
 class Problem:

@@ -14,12 +14,12 @@ from trt_bundle import make_bundle
 from plugins.spec import DOMAIN, NAME
 from plugins.tensorrt import LIBRARY as LIBRARY_FILE
 from runtime.bundle import DECODER, VISION
-from runtime.engine import build as build_module
+from runtime.core.errors import EngineError
 from runtime.engine import cuda
-from runtime.engine import trt as facade
-from runtime.engine.build import BuildOptions, build, find_engine, plugin_library
-from runtime.engine.plugin import PluginChoice, model_bytes_for_plugin
-from runtime.errors import EngineError
+from runtime.engine import trt_api as facade
+from runtime.engine import trt_build as build_module
+from runtime.engine.trt_build import BuildOptions, build, find_engine, plugin_library
+from runtime.engine.trt_plugin import PluginChoice, model_bytes_for_plugin
 
 needs_rtx = pytest.mark.skipif(not facade.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
 

@@ -10,10 +10,11 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.engine import build as build_module
-from runtime.engine import cuda, trt
-from runtime.engine.build import dimension_names, find_engine
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
+from runtime.engine import cuda
+from runtime.engine import trt_api as trt
+from runtime.engine import trt_build as build_module
+from runtime.engine.trt_build import dimension_names, find_engine
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import EngineOptions
-from runtime.errors import BundleError, ContextError, NonFiniteError
 from runtime.llm import decoder
 from runtime.llm.decoder import LocalDecoder, check_context
 

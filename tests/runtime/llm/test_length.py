@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime.errors import ContextError
+from runtime.core.errors import ContextError
 from runtime.llm.length import check_length
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 
 
 @pytest.fixture

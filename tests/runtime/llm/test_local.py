@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.core.errors import ContextError, EngineError
 from runtime.engine import EngineOptions
-from runtime.errors import ContextError, EngineError
 from runtime.llm import local
 from runtime.llm.chat import Chat, ClipTokens, Usage
 from runtime.llm.local import LocalLLM, prompt_of
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import Piece
-from runtime.messages import MessageIds
+from runtime.prompt.messages import MessageIds
 
 PIECES = [Piece("a "), Piece(""), Piece("cat", "stop"), Piece("never")]
 

@@ -17,8 +17,8 @@ from http_server import NAME, data_url, question, running
 from remote_llm import remote_llm
 
 from export.demo import CLIPS
+from runtime.core.errors import EngineError, UsageError
 from runtime.engine import EngineOptions
-from runtime.errors import EngineError, UsageError
 from runtime.llm import remote
 from runtime.llm.chat import Chat, ClipTokens
 from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, embeds

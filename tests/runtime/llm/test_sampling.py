@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.errors import PromptError
+from runtime.core.errors import PromptError
 from runtime.llm.sampling import GREEDY_BELOW, Sampling, penalize
 
 LOGITS = np.array([1.0, 3.0, 2.0, -4.0], np.float32)

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.errors import ContextError, EngineError
+from runtime.core.errors import ContextError, EngineError
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import Cancelled, DeadlineError, Piece, Request, Scheduler
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt import Prompt
+from runtime.prompt.template import Prompt
 
 
 class Asked:

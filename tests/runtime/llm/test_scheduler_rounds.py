@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.errors import ContextError, EngineError
+from runtime.core.errors import ContextError, EngineError
 from runtime.llm import scheduler as module
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import Cancelled, DeadlineError, Generation, Piece, Request, Scheduler, _common

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime.bundle import DECODER
+from runtime.core.errors import ContextError, EngineError
 from runtime.engine import open_engine
-from runtime.errors import ContextError, EngineError
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH
+from runtime.core.errors import ContextError, EngineError, NonFiniteError
 from runtime.engine import EngineOptions, TensorSpec
-from runtime.errors import ContextError, EngineError, NonFiniteError
 from runtime.llm import slots
 from runtime.llm.slots import SlotDecoder, finite
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from video_files import pattern, write_video
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media.clip import sample_frames, sample_frames_limited
 from runtime.media.container import best_stream, interval_of, is_fragmented, opened, tick_of
 from runtime.media.limits import DecodeLimits, limited
 from runtime.media.stream import Stream
-from runtime.video import sample_frames, sample_frames_limited
 
 
 def write_streams(path, streams, **container):
@@ -263,9 +263,7 @@ def test_a_picture_with_a_colour_profile_in_a_video_is_read(tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (32, 24), (200, 0, 0)).save(file, "PNG", icc_profile=bytes(200))
     path = write_packet(tmp_path / "clip.mov", file.getvalue())
-    code = (
-        f"from runtime.video import sample_frames; print(sample_frames({str(path)!r}, 1, lambda image: image).frames[0, 0, 0, 0])"
-    )
+    code = f"from runtime.media.clip import sample_frames; print(sample_frames({str(path)!r}, 1, lambda image: image).frames[0, 0, 0, 0])"
     assert printed(code) == 200
 
 
@@ -289,8 +287,8 @@ def printed(code: str) -> int:
 
 _MEASURE = """
 import resource
-from runtime.errors import VideoError
-from runtime.video import DecodeLimits, sample_frames_limited
+from runtime.core.errors import VideoError
+from runtime.media.clip import DecodeLimits, sample_frames_limited
 sample_frames_limited({small!r}, 1, lambda image: image, DecodeLimits())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import av
 import pytest
 
-from runtime.errors import UserError, VideoError
+from runtime.core.errors import UserError, VideoError
 from runtime.media.container import check_file, opened
 from runtime.media.limits import DecodeLimits, limited
 

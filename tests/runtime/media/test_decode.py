@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from video_files import decoded_by, frames_of, pattern, write_video, write_without_its_last_slice
 
-from runtime import video
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media import clip as video
+from runtime.media.clip import sample_frames
 from runtime.media.decode import _LAST, DamageError, Reader, _with_two_more, reading
 from runtime.media.limits import DecodeLimits, limited
 from runtime.media.stream import Stream
-from runtime.video import sample_frames
 
 # x264's own settings for an open group: its first pictures tell the decoder to drop references that a cut took away.
 OPEN = {"g": "24", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
@@ -232,8 +232,8 @@ os.sched_setaffinity(0, {0})
 sys.path[:0] = ["tests"]
 from pathlib import Path
 from video_files import pattern, write_video
-from runtime.errors import VideoError
-from runtime.video import sample_frames
+from runtime.core.errors import VideoError
+from runtime.media.clip import sample_frames
 path = write_video(Path(sys.argv[1]), pattern(90), "mpeg4", options={"bf": "2", "g": "10"})
 content = bytearray(path.read_bytes())
 content[len(content) // 2 : len(content) // 2 + len(content) // 20] = bytes(len(content) // 20)

@@ -11,7 +11,7 @@ import av
 import pytest
 from av.codec.context import ThreadType
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.media import decode
 from runtime.media.decode import _LAST, DamageError, Reader, damage
 from runtime.media.limits import DecodeLimits, limited

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.media import limits
 from runtime.media.limits import DecodeLimits, limited
 

@@ -9,9 +9,9 @@ from heif_files import write_grid
 from PIL import Image
 from video_files import write_video
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media.clip import sample_frames
 from runtime.media.orientation import oriented, upright_rgb
-from runtime.video import sample_frames
 
 NAMES = {(220, 0, 0): "R", (0, 220, 0): "G", (0, 0, 220): "B", (220, 220, 0): "y"}
 

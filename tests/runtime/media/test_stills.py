@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from video_files import pattern, write_video
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.media import stills
+from runtime.media.clip import sample_frames, sample_frames_limited
 from runtime.media.limits import DecodeLimits
-from runtime.video import sample_frames, sample_frames_limited
 
 DURATIONS = [100, 100, 400, 100, 100, 1000]
 

@@ -14,10 +14,10 @@ from PIL import Image
 from rtsp_camera import camera
 from video_files import frames_of, pattern, write_video
 
-from runtime.errors import UserError, VideoError
+from runtime.core.errors import UserError, VideoError
 from runtime.media import stream
+from runtime.media.clip import sample_frames
 from runtime.media.stream import Clock, Stream
-from runtime.video import sample_frames
 
 
 def noisy(image: np.ndarray) -> np.ndarray:

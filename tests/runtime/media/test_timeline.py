@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from video_files import pattern, write_video
 
+from runtime.media.clip import sample_frames
 from runtime.media.stream import Stream
 from runtime.media.timeline import Timeline
-from runtime.video import sample_frames
 
 
 def timeline(times: list[int], last: int | None = None, rate: int | None = None) -> Timeline:

@@ -14,7 +14,7 @@ from http_server import NAME, data_url, question
 from PIL import Image
 
 from export.demo import CLIPS
-from runtime.pipeline import VideoChat
+from runtime.chat import VideoChat
 from runtime.server import chat
 from runtime.server.memory import Memory
 

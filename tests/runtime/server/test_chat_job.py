@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.errors import ContextError
+from runtime.core.errors import ContextError
 from runtime.llm.chat import Usage
 from runtime.llm.sampling import Sampling
 from runtime.llm.scheduler import DeadlineError

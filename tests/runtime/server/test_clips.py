@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from clip_store import with_store
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.server.clips import _AHEAD, EncodedClip
 
 

@@ -14,10 +14,10 @@ import pytest
 from clip_store import with_store
 from PIL import Image
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media.clip import Clip
 from runtime.server import clips
 from runtime.server.clips import ClipEncoder, ClipStore, EncodedClip
-from runtime.video import Clip
 
 LIMITS = object()
 

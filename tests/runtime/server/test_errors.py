@@ -10,7 +10,7 @@ import openai
 import pytest
 from http_server import NAME, data_url, question
 
-from runtime.errors import ContextError, EngineError, PromptError, UserError, VideoError
+from runtime.core.errors import ContextError, EngineError, PromptError, UserError, VideoError
 from runtime.llm.remote import RemoteError
 from runtime.llm.scheduler import DeadlineError
 from runtime.server.errors import ApiError, api_error, forget_frames

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from video_files import pattern, write_video
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
+from runtime.media.clip import DecodeLimits, sample_frames_limited
 from runtime.server import fetch, media
 from runtime.server.errors import ApiError
 from runtime.server.media import load
 from runtime.server.options import ServerOptions
 from runtime.server.schema import MediaUrl
-from runtime.video import DecodeLimits, sample_frames_limited
 
 
 def _code(call, *args) -> str:

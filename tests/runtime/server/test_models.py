@@ -12,8 +12,8 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import write_manifest
+from runtime.core.errors import BundleError, ContextError, UsageError
 from runtime.engine import EngineOptions
-from runtime.errors import BundleError, ContextError, UsageError
 from runtime.server import models
 from runtime.server.errors import ApiError
 from runtime.server.models import Models

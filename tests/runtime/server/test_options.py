@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from runtime.__main__ import _parser
-from runtime.errors import UsageError
+from runtime.core.errors import UsageError
 from runtime.llm.remote import RemoteOptions
+from runtime.media.clip import DecodeLimits
 from runtime.server.arguments import options_of, remote_of
 from runtime.server.options import ServerOptions
-from runtime.video import DecodeLimits
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from runtime.__main__ import _parser
+from runtime.core.errors import UsageError
 from runtime.engine import EngineOptions
-from runtime.errors import UsageError
 from runtime.llm.remote import RemoteOptions
 from runtime.server import serve
 from runtime.server.arguments import options_of, remote_of

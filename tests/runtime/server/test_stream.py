@@ -16,7 +16,7 @@ import pytest
 from http_server import NAME, data_url, question
 
 from export.demo import CLIPS
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.server import stream
 from runtime.server.admission import Admission
 from runtime.server.options import ServerOptions

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import VideoError
+from runtime.core.errors import VideoError
 from runtime.llm.chat import Usage
 from runtime.llm.scheduler import Piece
 from runtime.server import stream

@@ -12,10 +12,10 @@ from http_server import NAME
 from safetensors.numpy import load
 
 from export.demo import CLIPS
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.server.video import summary_levels
 from runtime.tools.plot import look
-from runtime.vision import VisionEncoder
+from runtime.vision.encoder import VisionEncoder
 
 
 @pytest.fixture(scope="module")

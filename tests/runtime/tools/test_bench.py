@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from runtime.bundle import Bundle
-from runtime.errors import EngineError, PromptError, VideoError
-from runtime.preprocess import Preprocessor
+from runtime.core.errors import EngineError, PromptError, VideoError
+from runtime.media.preprocess import Preprocessor
 from runtime.tools import bench
 from runtime.tools.bench import BenchOptions, BenchReport, Measured
 

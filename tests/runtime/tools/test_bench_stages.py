@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from runtime.bundle import Bundle
+from runtime.core.errors import BundleError, ContextError
 from runtime.engine import EngineOptions
-from runtime.errors import BundleError, ContextError
 from runtime.tools import bench
 from runtime.tools.bench import BenchOptions, BenchReport, Measured
 

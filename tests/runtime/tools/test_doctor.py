@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from runtime.__main__ import main
-from runtime.engine import cuda, trt
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
+from runtime.engine import cuda
+from runtime.engine import trt_api as trt
 from runtime.tools import doctor
 from runtime.tools.doctor import Check, report, text
 

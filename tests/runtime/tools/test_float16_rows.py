@@ -11,8 +11,8 @@ import onnx
 import onnx.parser
 import pytest
 
+from runtime.core.errors import NonFiniteError
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import NonFiniteError
 from runtime.tools import float16_rows
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.parity import Row

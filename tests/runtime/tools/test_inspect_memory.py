@@ -11,7 +11,7 @@ import onnx
 import pytest
 from cache_graph import save_cache_graph
 
-from runtime.errors import BundleError
+from runtime.core.errors import BundleError
 from runtime.tools import inspect
 
 

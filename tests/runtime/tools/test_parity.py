@@ -17,9 +17,9 @@ import pytest
 from onnx import numpy_helper
 
 from runtime.bundle import Bundle, write_manifest
+from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions
 from runtime.engine.place import Placement
-from runtime.errors import BundleError, EngineError
 from runtime.tools import parity, reference
 from runtime.tools.stages import Stages, run_stages
 
@@ -264,7 +264,7 @@ print("done")
 
 def _greedy_row(bundle, expected):
     from runtime.llm.decoder import LocalDecoder
-    from runtime.prompt import Prompt
+    from runtime.prompt.template import Prompt
 
     decoder = LocalDecoder.open(bundle, "onnx", ONE_THREAD)
     # the prompt's reference is another one once ids differ, so only the greedy row counts

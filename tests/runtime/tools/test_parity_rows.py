@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.engine.split import SplitVision
-from runtime.errors import NonFiniteError
-from runtime.prompt import PromptIds
+from runtime.prompt.template import PromptIds
 from runtime.tools import float16_rows, parity
 from runtime.tools.compare import Difference
 from runtime.tools.reference import LLMReference

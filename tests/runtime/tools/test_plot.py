@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from export import compress
-from runtime.errors import UserError, VideoError
-from runtime.preprocess import Preprocessor, load_clip
+from runtime.core.errors import UserError, VideoError
+from runtime.media.clip import Clip
+from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.tools import plot
 from runtime.tools.spec import read_spec
 from runtime.tools.stages import run_stages
-from runtime.video import Clip
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
 

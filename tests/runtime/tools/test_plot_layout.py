@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.errors import BundleError
+from runtime.core.errors import BundleError
+from runtime.media.clip import Clip
 from runtime.tools import plot
 from runtime.tools.stages import Stages
-from runtime.video import Clip
 
 matplotlib = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
 

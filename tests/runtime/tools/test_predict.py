@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.demo import CHECKPOINT
 from runtime.__main__ import main
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
 from runtime.tools import predict
 from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.errors import BundleError
+from runtime.core.errors import BundleError
 from runtime.tools import reference
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from export import compress
-from runtime.errors import BundleError
+from runtime.core.errors import BundleError
 from runtime.tools.spec import read_spec
 
 

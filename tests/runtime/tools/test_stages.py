@@ -13,8 +13,8 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import Bundle
+from runtime.core.errors import BundleError, EngineError
 from runtime.engine.onnx import OnnxEngine
-from runtime.errors import BundleError, EngineError
 from runtime.tools.stages import Stages, run_stages
 
 

@@ -11,14 +11,13 @@ import pytest
 from refusal import refused
 
 import runtime.engine
-from runtime import tuning
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION
-from runtime.engine import EngineOptions, open_engine
-from runtime.errors import EngineError
+from runtime.core.errors import EngineError
+from runtime.engine import EngineOptions, open_engine, tuning
+from runtime.engine.tuning import Choice
 from runtime.tools import tune
 from runtime.tools.tune import Measured, choose
-from runtime.tuning import Choice
 
 
 @pytest.fixture(autouse=True)

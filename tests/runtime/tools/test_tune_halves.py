@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import tuning
+from runtime.core.errors import EngineError
+from runtime.engine import tuning
 from runtime.engine.split import SplitVision
-from runtime.errors import EngineError
+from runtime.engine.tuning import Choice
 from runtime.tools import tune
 from runtime.tools.tune import Measured
-from runtime.tuning import Choice
 
 CLIP = np.arange(3 * 2, dtype=np.float32).reshape(3, 2)
 

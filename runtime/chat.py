@@ -1,0 +1,130 @@
+"""VideoChat: video and question -> streamed answer, with the token counts and stage timings of that answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle
+from runtime.core.errors import PromptError
+from runtime.engine import EngineOptions
+from runtime.llm.decoder import Conversation, LocalDecoder, check_context
+from runtime.llm.sampling import Sampling
+from runtime.media.clip import check_file
+from runtime.prompt.template import Prompt, PromptIds, TextStream
+from runtime.vision.encoder import VisionEncoder, VisualTokens
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """max_new_tokens: the answer's length at most; sampling: greedy unless told otherwise."""
+
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+
+
+@dataclass
+class Answer:
+    """What was said and what it cost; `seconds` by stage, complete once the stream has ended; `notes` about the sampled frames."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    patch_tokens: int = 0
+    visual_tokens: int = 0
+    prompt_tokens: int = 0
+    frames: list[int] = field(default_factory=list)
+    repeated_frames: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["notes"]  # for people
+        values["compression"] = round(self.patch_tokens / max(1, self.visual_tokens), 2)
+        if len(self.ids) > 1:  # the first id is there when the prefill ends
+            values["decode_tokens_per_second"] = round((len(self.ids) - 1) / self.seconds["decode"], 2)
+        return values
+
+
+class VideoChat:
+    """A bundle ready to answer questions: both engines loaded."""
+
+    def __init__(self, prompt: Prompt, vision: VisionEncoder, decoder: LocalDecoder):
+        self.bundle, self.vision, self.decoder, self.prompt = prompt.bundle, vision, decoder, prompt
+        self.answer = Answer()  # of the latest question
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions(), prompt: Prompt | None = None
+    ) -> VideoChat:
+        """Load both halves. The context is checked against the clip's tokens before the LLM is loaded.
+
+        prompt: the bundle's, where a caller has it already, so that its tokenizer is not read again.
+        """
+        manifest = bundle.manifest
+        bundle.file("llm/decoder.onnx")  # says how to get one where the bundle has none
+        check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
+        prompt = prompt or Prompt(bundle)
+        return cls(prompt, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
+
+    @staticmethod
+    def check(prompt: Prompt, video: str | Path, question: str) -> PromptIds:
+        """Refuse what is wrong with a question or a file, which needs no weights; return the question's prompt."""
+        ids, manifest = prompt.ids(question), prompt.bundle.manifest
+        check_context(len(ids) + manifest.tokens_per_clip, manifest.limits["max_context"])
+        check_file(Path(video))
+        return ids
+
+    def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
+        """Encode, prefill, and return the stream of the answer's text; `self.answer` holds the counts and timings."""
+        ids = self.check(self.prompt, video, question)
+        return self._answer(self.vision.encode(video), ids, options)
+
+    def ask_about(self, visual: VisualTokens, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
+        """The same for a clip that was encoded before."""
+        return self._answer(visual, self.prompt.ids(question), options)
+
+    def _answer(self, visual: VisualTokens, ids: PromptIds, options: AskOptions) -> Iterator[str]:
+        start = time.perf_counter()
+        embeddings = self.prompt.embed(ids, visual.tokens)
+        conversation = self.decoder.conversation()
+        logits = conversation.extend(embeddings)
+        prefill = time.perf_counter() - start
+        self.answer = Answer(
+            patch_tokens=self.bundle.manifest.patch_tokens,
+            visual_tokens=len(visual.tokens),
+            prompt_tokens=embeddings.shape[1],
+            frames=list(visual.clip.indices),
+            repeated_frames=visual.clip.repeated,
+            notes=visual.clip.notes,
+            seconds=visual.seconds | {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill},
+        )
+        choose = options.sampling.chooser(self.prompt.seen(ids), self.prompt.repetition_penalty)
+        return self._decode(self.answer, conversation, logits, choose, options.max_new_tokens)
+
+    def _decode(
+        self, answer: Answer, conversation: Conversation, logits: np.ndarray, choose: Callable[[np.ndarray], int], limit: int
+    ) -> Iterator[str]:
+        start = time.perf_counter()
+        stream, table = TextStream(self.prompt), self.prompt.embeddings
+        ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, limit)
+        for token in ids:
+            answer.ids.append(token)
+            answer.seconds["decode"] = time.perf_counter() - start
+            yield from self._say(answer, stream.push(token))
+        yield from self._say(answer, stream.finish())
+
+    @staticmethod
+    def _say(answer: Answer, piece: str) -> Iterator[str]:
+        if piece:
+            answer.text += piece
+            yield piece

@@ -1,0 +1,77 @@
+"""VideoChat with the LLM elsewhere: encode here, send the compressed tokens, stream the answer. For a device without room for an LLM."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.bundle import VISION, Bundle
+from runtime.chat import Answer, AskOptions
+from runtime.core.errors import PromptError
+from runtime.engine import EngineOptions
+from runtime.llm.chat import Chat, ClipTokens
+from runtime.llm.remote import RemoteLLM, RemoteOptions
+from runtime.media.clip import check_file
+from runtime.vision.encoder import VisionEncoder
+
+
+class RemoteChat:
+    """The vision half loaded, the LLM at an address; `answer` is of the latest question, without ids, which the remote keeps."""
+
+    def __init__(self, vision: VisionEncoder, llm: RemoteLLM):
+        self.vision, self.llm, self.bundle = vision, llm, vision.bundle
+        self.answer = Answer()
+        self.warnings: list[str] = []
+
+    @classmethod
+    def open(
+        cls, bundle: Bundle, remote: RemoteOptions, backend: str = "auto", options: EngineOptions = EngineOptions()
+    ) -> RemoteChat:
+        bundle.model(VISION)  # says how to get one where the bundle has none
+        return cls(VisionEncoder.open(bundle, backend, options), RemoteLLM(bundle, remote))
+
+    @staticmethod
+    def check(video: str | Path, question: str) -> None:
+        """Refuse what is wrong with a question or a file before anything is loaded."""
+        if not question.strip():
+            raise PromptError("the question is empty; expected some text")
+        check_file(Path(video))
+
+    def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
+        """Encode, and return the stream of the answer's text. RemoteError for what goes wrong there."""
+        self.check(video, question)
+        visual = self.vision.encode(video)
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+        chat = Chat(messages, [ClipTokens(str(video), visual.tokens)], options.max_new_tokens, options.sampling)
+        self.answer = Answer(
+            patch_tokens=self.bundle.manifest.patch_tokens,
+            visual_tokens=len(visual.tokens),
+            frames=list(visual.clip.indices),
+            repeated_frames=visual.clip.repeated,
+            notes=visual.clip.notes,
+            seconds=dict(visual.seconds),
+        )
+        return self._stream(chat)
+
+    def _stream(self, chat: Chat) -> Iterator[str]:
+        self.llm.close()  # what was sent before is of another clip
+        loop, start = asyncio.new_event_loop(), time.perf_counter()
+        pieces = self.llm.answer(chat)
+        try:
+            while True:
+                piece = loop.run_until_complete(anext(pieces))
+                if piece.text:
+                    elapsed = time.perf_counter() - start
+                    self.answer.seconds.setdefault("time_to_first_token", sum(self.answer.seconds.values()) + elapsed)
+                    self.answer.text += piece.text
+                    yield piece.text
+                if piece.last:
+                    return
+        finally:
+            loop.run_until_complete(pieces.aclose())
+            loop.close()
+            self.answer.prompt_tokens = chat.usage.prompt_tokens
+            self.answer.seconds["remote"] = time.perf_counter() - start
+            self.warnings = chat.usage.warnings

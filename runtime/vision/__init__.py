@@ -1,0 +1,1 @@
+"""Video to compressed visual tokens, for a clip or a live stream."""

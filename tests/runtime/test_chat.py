@@ -1,0 +1,177 @@
+"""A question on stand-ins for the models: what is refused before weights are read, and what an answer says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from runtime import chat as pipeline
+from runtime.chat import Answer, AskOptions, VideoChat
+from runtime.core.errors import ContextError, PromptError, VideoError
+from runtime.engine import EngineOptions
+from runtime.llm.sampling import Sampling
+from runtime.prompt.template import PromptIds
+
+IDS = PromptIds([1, 2], [3])
+
+
+def bundle(max_context: int = 8) -> SimpleNamespace:
+    asked: list[str] = []
+    manifest = SimpleNamespace(tokens_per_clip=5, limits={"max_context": max_context}, patch_tokens=40)
+    return SimpleNamespace(manifest=manifest, asked=asked, file=asked.append)
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    (tmp_path / "clip.mp4").write_bytes(b"a")
+    return tmp_path / "clip.mp4"
+
+
+class Prompt:
+    """Every token's embedding is its id, twice; its text a word, and 7 none."""
+
+    def __init__(self, of: SimpleNamespace):
+        self.bundle, self.eos, self.repetition_penalty = of, frozenset({2}), 1.5
+        self.embeddings = np.repeat(np.arange(10.0)[:, None], 2, 1)
+
+    def ids(self, question: str) -> PromptIds:
+        assert question == "what ?"
+        return IDS
+
+    def embed(self, ids: PromptIds, visual: np.ndarray) -> np.ndarray:
+        assert ids is IDS
+        return np.concatenate([self.embeddings[ids.before], visual, self.embeddings[ids.after]])[None]
+
+    def seen(self, ids: PromptIds) -> set[int]:
+        assert ids is IDS
+        return {1, 2, 3}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join({7: "", 8: "eight ", 9: "nine"}[token] for token in ids)
+
+
+class Decoder:
+    """Says `ids`; given: the embeddings of each prompt."""
+
+    def __init__(self, *ids: int):
+        self.said, self.given = ids, []
+
+    def conversation(self) -> Decoder:
+        return self
+
+    def extend(self, embeddings: np.ndarray) -> str:
+        self.given.append(embeddings[0, :, 0].tolist())
+        return "logits"
+
+    def generate(self, logits, embed, choose, eos, limit):
+        assert (logits, choose, eos) == ("logits", "chooser", {2})
+        assert embed(4).tolist() == [[[4, 4]]]
+        yield from self.said[:limit]
+
+
+class Vision:
+    def encode(self, video: Path) -> SimpleNamespace:
+        assert video.name == "clip.mp4"
+        clip = SimpleNamespace(indices=(0, 9), repeated=1, notes=["for people"])
+        return SimpleNamespace(tokens=np.full((4, 2), 6.0), clip=clip, seconds={"decode_video": 1.0, "encode": 2.5})
+
+
+class Asked(Sampling):
+    """Sampling that knows what it must be told."""
+
+    def chooser(self, seen, penalty):
+        assert (seen, penalty) == ({1, 2, 3}, 1.5)
+        return "chooser"
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Looking at the clock takes a second."""
+    ticks = iter(range(5, 100))
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_is_streamed_and_says_what_it_cost(clip, timed, again):
+    chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 7, 9))
+    assert chat.answer == Answer()
+    options = AskOptions(sampling=Asked())
+    stream = chat.ask_about(Vision().encode(clip), "what ?", options) if again else chat.ask(clip, "what ?", options)
+    answer = chat.answer
+    assert (answer.text, answer.ids) == ("", []) and answer.notes == ["for people"]
+    assert answer.seconds == {"decode_video": 1, "encode": 2.5, "prefill": 1, "time_to_first_token": 4.5}
+    assert list(stream) == ["eight ", "nine"] and decoder.given == [[1, 2, 6, 6, 6, 6, 3]]
+    assert answer.as_dict() == {
+        "text": "eight nine", "ids": [8, 7, 9], "patch_tokens": 40, "visual_tokens": 4, "prompt_tokens": 7, "frames": [0, 9],
+        "repeated_frames": 1, "compression": 10.0, "decode_tokens_per_second": 0.67,
+        "seconds": {"decode_video": 1, "encode": 2.5, "prefill": 1, "time_to_first_token": 4.5, "decode": 3},
+    }  # fmt: skip
+
+
+def test_what_was_held_back_comes_at_the_end_and_an_answer_may_be_empty(clip, monkeypatch):
+    texts = {(8,): "\ufffd", (8, 9): "\ufffd"}
+    monkeypatch.setattr(Prompt, "decode", lambda self, ids: texts.get(tuple(ids), ""))
+    for said, pieces in (((8, 9), ["\ufffd"]), ((), [])):
+        chat = VideoChat(Prompt(bundle()), Vision(), Decoder(*said))
+        assert list(chat.ask(clip, "what ?", AskOptions(sampling=Asked()))) == pieces
+        assert (chat.answer.text, chat.answer.ids) == ("".join(pieces), list(said))
+
+
+def test_an_answer_is_as_long_as_it_may_be(clip):
+    chat = VideoChat(Prompt(bundle()), Vision(), Decoder(8, 9, 9, 9))
+    assert "".join(chat.ask(clip, "what ?", AskOptions(2, Asked()))) == "eight nine"
+    assert AskOptions() == AskOptions(128, Sampling()) and AskOptions(1).max_new_tokens == 1
+    with pytest.raises(PromptError, match=r"^max_new_tokens is 0, expected at least 1$"):
+        AskOptions(0)
+
+
+def test_a_question_is_refused_before_its_clip_is_read(clip, tmp_path):
+    assert VideoChat.check(Prompt(bundle(8)), clip, "what ?") is IDS
+    assert VideoChat.check(Prompt(bundle(8)), str(clip), "what ?") is IDS
+    with pytest.raises(ContextError, match="needs 8 positions, the bundle holds 7;"):
+        VideoChat.check(Prompt(bundle(7)), tmp_path / "none", "what ?")
+    with pytest.raises(VideoError, match="no such file"):
+        VideoChat.check(Prompt(bundle()), tmp_path / "none", "what ?")
+
+
+class TestOpening:
+    @pytest.fixture
+    def opened(self, monkeypatch) -> list[tuple]:
+        opened: list[tuple] = []
+        for name in ("VisionEncoder", "LocalDecoder"):
+            stand_in = SimpleNamespace(open=lambda *given, name=name: opened.append((name, *given)) or name)
+            monkeypatch.setattr(pipeline, name, stand_in)
+        monkeypatch.setattr(pipeline, "Prompt", lambda of: opened.append(("Prompt", of)) or Prompt(of))
+        return opened
+
+    def test_both_halves_are_loaded_where_they_are_asked_to_run(self, opened):
+        of, options = bundle(6), EngineOptions(threads=2)
+        chat = VideoChat.open(of, "onnx", options)
+        assert opened == [("Prompt", of), ("VisionEncoder", of, "onnx", options), ("LocalDecoder", of, "onnx", options)]
+        assert (chat.vision, chat.decoder, chat.bundle, of.asked) == ("VisionEncoder", "LocalDecoder", of, ["llm/decoder.onnx"])
+
+    def test_a_prompt_that_is_there_is_not_read_again(self, opened):
+        prompt = Prompt(bundle(6))
+        assert VideoChat.open(prompt.bundle, prompt=prompt).prompt is prompt
+        assert opened == [(name, prompt.bundle, "auto", EngineOptions()) for name in ("VisionEncoder", "LocalDecoder")]
+
+    def test_a_clip_that_leaves_no_room_for_a_question_is_refused_first(self, opened):
+        with pytest.raises(ContextError, match="needs 6 positions, the bundle holds 5;"):
+            VideoChat.open(bundle(5))
+        assert not opened
+
+
+@pytest.mark.parametrize(
+    ("patches", "visual", "compression"), [(0, 0, 0), (3, 0, 3), (3, 1, 3), (3, 2, 1.5), (7, 3, 2.33), (1, 800, 0), (1, 199, 0.01)]
+)
+def test_compression_is_a_ratio_of_two_digits(patches, visual, compression):
+    values = Answer(patch_tokens=patches, visual_tokens=visual).as_dict()
+    assert values["compression"] == compression and "decode_tokens_per_second" not in values
+
+
+@pytest.mark.parametrize(("ids", "speed"), [([], None), ([5], None), ([5, 6], 0.33), ([5] * 10, 3.0)])
+def test_speed_is_that_of_the_tokens_after_the_first(ids, speed):
+    assert Answer(ids=ids, seconds={"decode": 3.0}).as_dict().get("decode_tokens_per_second") == speed

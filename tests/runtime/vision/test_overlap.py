@@ -1,0 +1,120 @@
+"""Frames are encoded while the next are decoded: in their order, each once, a few in flight, and errors of either side come out."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from video_files import pattern, write_video
+
+import runtime.vision.overlap
+from runtime.core.errors import EngineError, VideoError
+from runtime.engine import TensorSpec
+from runtime.media.clip import sample_frames
+from runtime.media.preprocess import Preprocessor
+from runtime.vision.overlap import DEPTH, encode_while_decoding
+
+SIZE = 8
+FACTS = {"size": [SIZE, SIZE], "resample": "bicubic", "rescale_factor": 1, "image_mean": 0, "image_std": 1}
+
+
+class Encoder:
+    """Takes a frame's mean for its features, in `seconds`; counts the frames that it is given."""
+
+    def __init__(self, frames: int, seconds: float = 0.0, fails_at: int | None = None):
+        dtype = np.dtype(np.float32)
+        self.inputs = (TensorSpec("pixel_values", dtype, (frames, 3, SIZE, SIZE)),)
+        self.features = TensorSpec("features", dtype, (frames, 1, 1, 1))
+        self.seconds, self.fails_at, self.encoded = seconds, fails_at, 0
+
+    def encode(self, pixel_values: np.ndarray) -> np.ndarray:
+        time.sleep(self.seconds)
+        if self.encoded == self.fails_at:
+            raise EngineError("the encoder failed")
+        self.encoded += 1
+        return pixel_values.mean().reshape(1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("overlap") / "clip.mp4", pattern(40))
+
+
+@pytest.fixture
+def preprocessor() -> Preprocessor:
+    return Preprocessor(FACTS)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 40, 100])
+def test_features_stand_in_the_order_of_the_clip_and_each_frame_is_encoded_once(video, preprocessor, frames):
+    engine = Encoder(frames)
+    got = encode_while_decoding(video, frames, preprocessor, engine)
+    expected = sample_frames(video, frames, preprocessor.resize)
+    np.testing.assert_array_equal(got.clip.frames, expected.frames)
+    assert (got.clip.indices, got.clip.timestamps) == (expected.indices, expected.timestamps)
+    np.testing.assert_allclose(got.features.reshape(-1), expected.frames.mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert engine.encoded == len(set(expected.indices))
+
+
+def test_a_slow_encoder_holds_the_decoder_back(video, preprocessor, monkeypatch):
+    engine, ahead = Encoder(40, seconds=0.005), []
+
+    def sampled(path, frames, each):
+        def watched(frame):
+            number = each(frame)
+            ahead.append(int(number) + 1 - engine.encoded)
+            return number
+
+        return sample_frames(path, frames, watched)
+
+    monkeypatch.setattr(runtime.vision.overlap, "sample_frames", sampled)
+    start = time.perf_counter()
+    got = encode_while_decoding(video, 40, preprocessor, engine)
+    assert 1 < max(ahead) <= DEPTH + 1
+    assert got.decoding < time.perf_counter() - start
+
+
+def test_an_encoder_that_fails_is_told_before_the_last_frame(video, preprocessor, monkeypatch):
+    sent = []
+    resize = preprocessor.resize
+    monkeypatch.setattr(preprocessor, "resize", lambda frame: sent.append(1) or resize(frame))
+    with pytest.raises(EngineError, match="the encoder failed"):
+        encode_while_decoding(video, 40, preprocessor, Encoder(40, fails_at=2))
+    assert len(sent) <= 3 + DEPTH + 1
+
+
+def test_a_damaged_file_is_told_and_no_thread_stays(tmp_path, video, preprocessor):
+    content = bytearray(video.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 400] = b"\xff" * 400
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(content)
+    with pytest.raises(VideoError, match="damaged"):
+        encode_while_decoding(damaged, 40, preprocessor, Encoder(40, seconds=0.01))
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("encoder") for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(thread.name.startswith("encoder") for thread in threading.enumerate())
+
+
+def test_a_file_that_is_read_twice_gives_what_the_second_reading_gave(video, preprocessor, monkeypatch):
+    import runtime.media.clip as reader
+
+    expected = encode_while_decoding(video, 8, preprocessor, Encoder(8))
+    take, readings = reader._take_by_time, []
+
+    def fails_first(path, timeline, frames, each, *args, **kwargs):
+        """The first reading gives other frames, and then says that they were not what it promised."""
+        readings.append(1)
+        if len(readings) > 1:
+            return take(path, timeline, frames, each, *args, **kwargs)
+        take(path, timeline, frames, lambda frame: each(255 - frame), *args, **kwargs)
+        return None
+
+    monkeypatch.setattr(reader, "_take_by_time", fails_first)
+    engine = Encoder(8)
+    got = encode_while_decoding(video, 8, preprocessor, engine)
+    assert engine.encoded == 16
+    np.testing.assert_array_equal(got.features, expected.features)
+    np.testing.assert_array_equal(got.clip.frames, expected.clip.frames)
