@@ -49,5 +49,5 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,openvino,serve,batch,ray,plot,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,openvino,serve,batch,ray,plot,docs,test]"
 	touch $@
