@@ -29,7 +29,7 @@ import accuracy_methods
 import numpy as np
 import torch
 from accuracy_methods import Method
-from harness import ROOT, say, table, write_section
+from harness import ROOT, log, table, write_section
 from intervals import Bootstrap
 
 from export.compress import PRESETS, make
@@ -99,7 +99,7 @@ def main() -> int:
         )
     checkpoints = {"fair": CHECKPOINT, "family": FAMILY}
     if not FAMILY.is_dir():
-        say(f"{FAMILY.relative_to(ROOT)} is not there (python -m export.demo train --pooling family): one checkpoint only")
+        log(f"{FAMILY.relative_to(ROOT)} is not there (python -m export.demo train --pooling family): one checkpoint only")
         del checkpoints["family"]
     if args.methods:
         methods = [accuracy_methods.main_table(_GRID)[0], *[accuracy_methods.spec(text, text, _GRID) for text in args.methods]]
@@ -161,7 +161,7 @@ def _encode(path: Path, args: argparse.Namespace) -> Clips:
         with torch.inference_mode():
             before.append(encoded(model, torch.from_numpy(clip.frames)[None])[0])
             after.append(project(model, before[-1]))
-    say(f"{path.name}: {len(questions)} clips encoded")
+    log(f"{path.name}: {len(questions)} clips encoded")
     return Clips(questions, scenes, torch.stack(before), torch.stack(after))
 
 
@@ -180,7 +180,7 @@ def _rows(model: Any, clips: Clips, methods: list[Method]) -> list[Row]:
                 logits.append(answers(model, visual, [clips.questions[clip] for clip in part]))
         scores = torch.cat(logits)
         rows.append(Row(method, visual.shape[1], (scores.argmax(-1) == words).numpy(), scores))
-        say(f"{method.name}: {rows[-1].tokens} tokens, {rows[-1].hits.mean():.3f}")
+        log(f"{method.name}: {rows[-1].tokens} tokens, {rows[-1].hits.mean():.3f}")
     return rows
 
 
@@ -277,7 +277,8 @@ def _module_milliseconds(spec: str, rounds: int = 5) -> float:
 
 def _first_token() -> dict[str, float]:
     """Milliseconds to the first token of each preset's demo bundle, video decoding included."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
     from runtime.bundle import Bundle
     from runtime.chat import VideoChat
 
@@ -288,7 +289,7 @@ def _first_token() -> dict[str, float]:
         for name in PRESETS:
             export_bundle(ExportOptions(out=str(Path(directory) / name), compress=name))
             chats[name] = VideoChat.open(Bundle.open(Path(directory) / name), "onnx")
-            say(f"{name}: exported")
+            log(f"{name}: exported")
         seconds: dict[str, list[float]] = {name: [] for name in chats}
         for _ in range(12):
             for name, chat in chats.items():
@@ -334,7 +335,7 @@ def _draw(points: dict[str, list[tuple[str, int, float]]]) -> None:
     axes[0, 0].set_ylabel("questions answered correctly, %")
     axes[0, 0].legend(loc="lower right")
     figure.savefig(PLOT, dpi=110)
-    say(f"wrote {PLOT.relative_to(ROOT)}")
+    log(f"wrote {PLOT.relative_to(ROOT)}")
 
 
 def _kind_of(label: str) -> str:

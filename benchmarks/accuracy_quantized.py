@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from harness import say, table, write_section
+from harness import log, table, write_section
 from intervals import Bootstrap
 
 from export.demo.evaluate import FRAMES, clips_of
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import Bundle
 from runtime.chat import AskOptions, VideoChat
 from runtime.engine import EngineOptions
@@ -54,7 +55,7 @@ def main() -> int:
             found = list(_answers(VideoChat.open(bundle, args.backend, EngineOptions(threads=args.threads)), args))
         hits[vision, llm] = np.array([hit for _, hit in found])
         clip_of = np.array([clip for clip, _ in found])
-        say(f"vision {vision}, LLM {llm}: {hits[vision, llm].mean():.4f}")
+        log(f"vision {vision}, LLM {llm}: {hits[vision, llm].mean():.4f}")
     bootstrap, whole = Bootstrap(clip_of), hits[PRECISIONS[0]]
     rows = []
     for (vision, llm), right in hits.items():

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import processes
-from harness import ROOT, say
+from harness import ROOT, log
 
 DEMO = {
     "fp32": ("--precision", "fp32"),
@@ -40,14 +40,14 @@ def demo(directory: Path, threads: int) -> dict[str, float]:
     start = time.perf_counter()
     missing = {name: options for name, options in DEMO.items() if not (directory / name / MANIFEST).exists()}
     share = max(1, threads // max(1, len(missing)))
-    say(f"exporting the demo checkpoint as {', '.join(missing) or 'nothing new'}")
+    log(f"exporting the demo checkpoint as {', '.join(missing) or 'nothing new'}")
     running = {
         name: processes.start(_export(directory / name, *options), cwd=ROOT, env=_environment(share), stdout=sys.stderr)
         for name, options in missing.items()
     }
     failed = [name for name, process in running.items() if processes.wait(process, math.inf)]
     if failed:
-        say(f"the export of {', '.join(failed)} failed; what needs it is left out")
+        log(f"the export of {', '.join(failed)} failed; what needs it is left out")
     return {"demo": round(time.perf_counter() - start, 2)}
 
 
@@ -70,7 +70,7 @@ def random_bundle(size: str, directory: Path, frames: int, threads: int) -> dict
             continue
         start = time.perf_counter()
         if not (name == "checkpoint" and (directory / "checkpoint.complete").exists()):
-            say(f"{name} of {size}")
+            log(f"{name} of {size}")
             process = processes.start(command, cwd=ROOT, env=_environment(threads), stdout=sys.stderr)
             failed = processes.wait(process, math.inf)
             if failed:

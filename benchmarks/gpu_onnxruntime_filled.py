@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import say
+from harness import log
 from workload import pixel_values
 
 GRAPHS = ("vision.onnx", "llm/decoder.onnx")
@@ -63,7 +63,7 @@ def fill(source: Path, out: Path) -> None:
 
     manifest = Bundle.open(_listed(source, out)).manifest
     for graph in GRAPHS:
-        say(f"filling {graph}")
+        log(f"filling {graph}")
         _fill_graph(out / graph)
     rows = json.loads((source / "rows.json").read_text(encoding="utf-8"))
     table = _normal(tuple(rows["shape"]), rows["shape"][1] ** -0.5, 1)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gpu_onnxruntime_report import Report
 from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, run_bound, session
-from harness import say, table
+from harness import log, table
 
 SWITCHES: dict[str, dict[str, str]] = {
     "as the runtime opens it": {},
@@ -40,7 +40,7 @@ def options_of(args: argparse.Namespace, report: Report) -> None:
             continue
         section, rows, numbers, plain, differing = f"provider options, vision of {directory.name}", [], {}, None, []
         for name, options in SWITCHES.items():
-            say(f"{name}, {directory.name}")
+            log(f"{name}, {directory.name}")
             title = f"{name}, vision of {directory.name}"
             got = report.attempt(title, lambda d=directory, o=options: _measure(d, args, o))
             if got is None and plain is None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gpu_onnxruntime_report import Report
 from gpu_onnxruntime_sessions import CPU, CUDA, clip_for, session
-from harness import say, table
+from harness import log, table
 
 GRAPHS = ("vision", "llm/decoder", "llm/decoder.batch")
 _COPIES = ("MemcpyFromHost", "MemcpyToHost")
@@ -32,7 +32,7 @@ def _parity(directory: Path, device: str, report: Report) -> None:
     from runtime.engine import EngineOptions
     from runtime.tools.parity import parity
 
-    say(f"parity of {directory.name}")
+    log(f"parity of {directory.name}")
     result = parity(Bundle.open(directory), ["onnx"], EngineOptions(device=device))
     rows = [[row.stage, f"{row.error:.1e}", f"{row.tolerance:.0e}", "yes" if row.ok else "**no**", row.note] for row in result.rows]
     text = table(("stage", "error", "allowed", "ok", "note"), rows)
@@ -61,7 +61,7 @@ def placement(directory: Path, graph: str, device: str) -> dict[str, Any]:
     """Nodes by provider in one run of `graph`, after ONNX Runtime's optimisations."""
     from runtime.bundle import Bundle
 
-    say(f"placement of {directory.name} {graph}")
+    log(f"placement of {directory.name} {graph}")
     bundle = Bundle.open(directory)
     with tempfile.TemporaryDirectory() as folder:
         made = session(bundle.model(graph), device, profile=Path(folder) / "profile")

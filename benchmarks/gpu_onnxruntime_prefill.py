@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gpu_onnxruntime_report import Report
 from gpu_onnxruntime_sessions import milliseconds
-from harness import TEXT_POSITIONS, say, table
+from harness import TEXT_POSITIONS, log, table
 from workload import prompt_embeddings
 
 CHUNKS = (128, 256, 512, 1024, 2048, 8192)
@@ -38,7 +38,7 @@ def _measure(directory: Path, args: argparse.Namespace, report: Report) -> None:
     chunks = [chunk for chunk in CHUNKS if chunk < positions] + [positions]
     numbers: dict[str, Any] = {"positions": positions, "prefill ms": {}}
     for chunk in chunks:
-        say(f"prefill in chunks of {chunk}")
+        log(f"prefill in chunks of {chunk}")
         title = f"prefill of {directory.name} in chunks of {chunk}"
         spent = report.attempt(title, lambda c=chunk: milliseconds(lambda: _again(conversation, embeddings, 0, c), args.rounds, 1))
         numbers["prefill ms"][chunk] = spent

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import processes
-from harness import ROOT, say
+from harness import ROOT, log
 from json_file import write_json
 
 FAILED = 3  # exit status of a part that ran to its end and recorded a failure; Python's own is 1
@@ -53,7 +53,7 @@ class Report:
 
 def run_apart(title: str, command: Sequence[str], report: Report, part_json: Path, seconds: float) -> None:
     """Run a part in a process of its own, which prints its sections itself; its numbers join `report`, also where it is cut off."""
-    say(f"part {title}")
+    log(f"part {title}")
     start = time.perf_counter()
     process = processes.start([sys.executable, *command], cwd=ROOT)
     try:

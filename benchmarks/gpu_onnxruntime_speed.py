@@ -20,7 +20,7 @@ from typing import Any
 
 from gpu_onnxruntime_report import Report
 from gpu_timing import synchronised
-from harness import ROOT, TEXT_POSITIONS, say, table
+from harness import ROOT, TEXT_POSITIONS, log, table
 from random_checkpoint import SIZES, config
 from workload import pixel_values, prompt_embeddings
 
@@ -87,7 +87,7 @@ def _race(torch: Any, directory: Any, args: argparse.Namespace, report: Report) 
     running = [contestant for contestant in contestants if contestant is not None]
     for number in range(args.rounds + 1):
         for contestant in list(running):
-            say(f"round {number} of {args.rounds}: {contestant.name}")
+            log(f"round {number} of {args.rounds}: {contestant.name}")
             if report.attempt(contestant.name, lambda c=contestant, n=number: _round(torch, c, args.device, n > 0) or True) is None:
                 running.remove(contestant)
         if number:
@@ -150,7 +150,7 @@ def _torch(torch: Any, bundle: Any, dtype_name: str, attention: str, args: argpa
 
     from export.compress import make
 
-    say(f"making torch's model in {dtype_name}, {attention}")
+    log(f"making torch's model in {dtype_name}, {attention}")
     shape, frames, dtype = SIZES[args.size], bundle.manifest.frames, getattr(torch, dtype_name)
     with torch.device(args.device):
         settings = LlavaOnevisionConfig(**config(shape))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gpu_onnxruntime_report import Report
 from gpu_onnxruntime_sessions import clip_for, empty_output, milliseconds, on_device, run_bound, session
-from harness import say, table
+from harness import log, table
 
 LENGTH = 64  # positions in the cache before the step that is timed
 POISON = 1024.0  # in rows that a step must not touch, and in the one that it must write
@@ -39,7 +39,7 @@ def _cache(directory: Path, args: argparse.Namespace, report: Report) -> None:
     own = _capacity(path)
     rows, numbers = [], {}
     for capacity in (own, max(2 * own, int(args.cache_gb * 1e9 / _position_bytes(path)))):
-        say(f"a cache of {capacity:,} positions, {directory.name}")
+        log(f"a cache of {capacity:,} positions, {directory.name}")
         made = session(with_capacity(path, capacity), args.device, data=path.parent)
         step = _Step(OnnxEngine(made, args.device), bundle)
         measured = {

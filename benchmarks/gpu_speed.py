@@ -29,7 +29,7 @@ import gpu_plan
 from gpu_plan import KERNEL, OURS, SHAPES, Shape
 from gpu_plugin import TOLERANCE
 from gpu_timing import synchronised
-from harness import hardware, say, table
+from harness import hardware, log, table
 from json_file import write_json
 
 NEW_TOKENS = 32
@@ -96,7 +96,7 @@ def _run(torch: Any, args: argparse.Namespace) -> int:
             if made != size:
                 model, made = None, ""
                 _free(torch, args.device)
-                say(f"making a random {size} model")
+                log(f"making a random {size} model")
                 model, made = make_model(shape, args.device), size
             block = _block(torch, model, shape, frames, args, not why_not)
         except Exception as error:  # a model that can't be made stops no other
@@ -166,7 +166,7 @@ def _block(torch: Any, model: Any, shape: Shape, frames: int, args: argparse.Nam
 
     for number in range(args.rounds + 1):
         for way in list(racing) if number % 2 else list(reversed(racing)):
-            say(f"{shape.name}, {frames} frames, round {number} of {args.rounds}: {way.name}")
+            log(f"{shape.name}, {frames} frames, round {number} of {args.rounds}: {way.name}")
             try:
                 once(way, warm=number == 0, first=number == 1)
             except Exception as error:  # out of memory, a compiler's error: the others go on

@@ -62,7 +62,7 @@ def compete(contestants: Sequence[Contestant], rounds: int, threads: int) -> Non
     """Run every contestant once a round, in turn; every second round in reverse."""
     for number in range(rounds):
         for contestant in contestants if number % 2 == 0 else reversed(contestants):
-            say(f"round {number + 1} of {rounds}: {contestant.name}")
+            log(f"round {number + 1} of {rounds}: {contestant.name}")
             if contestant.program:
                 contestant.runs.append(run_command([contestant.program, *contestant.command], threads))
             else:
@@ -96,7 +96,7 @@ def since_start() -> float:
     return time.time() - float(os.environ[STARTED])
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 

@@ -16,10 +16,11 @@ from unittest import mock
 
 import numpy as np
 import onnx
-from harness import say, table, write_section
+from harness import log, table, write_section
 from onnx import numpy_helper
 
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from export.quantize import equalize
 from export.quantize.calibration import Clips
 from export.quantize.layers import with_weights
@@ -50,7 +51,7 @@ def main() -> int:
                     within = _quantized(bundle, model, None)
                     layers.append(f"{within.lowered} of {len(within.layers)}")
             rows.append([f"{loudness}x", *errors, *layers])
-            say(" ".join(rows[-1]))
+            log(" ".join(rows[-1]))
     text = (
         f"The demo checkpoint's encoder, {args.channels} channels behind each normalisation that much louder, seed {args.seed}; "
         f"budget {BUDGET:g}.\n\n{table(COLUMNS, rows)}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from harness import say, table, write_section
+from harness import log, table, write_section
 from media_files import make
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -148,15 +148,15 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write the summary to benchmarks/results/media.md")
     args = parser.parse_args()
     if args.make:
-        say(f"{len(make(args.folder))} files written")
+        log(f"{len(make(args.folder))} files written")
     if shutil.which("ffmpeg") is None:
-        say("skipped: ffmpeg is not installed")
+        log("skipped: ffmpeg is not installed")
         return 0
     rows = []
     for path in sorted(path for path in args.folder.iterdir() if path.is_file()):
         rows.append(compare(path))
         if args.all or rows[-1].verdict != "ok":
-            say("  ".join(rows[-1].cells()))
+            log("  ".join(rows[-1].cells()))
     header = ["file", "frames", "time", "orientation", "colour", "verdict"]
     verdicts = Counter(row.verdict.partition(":")[0] for row in rows)
     summary = table(["verdict", "files"], [[name, count] for name, count in verdicts.most_common()])

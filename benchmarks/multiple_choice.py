@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import say, table
+from harness import log, table
 from intervals import Bootstrap
 
 from export.checkpoint import open_checkpoint
@@ -184,7 +184,7 @@ def table_of(
 
 def _encoded(answerer: Answerer, names: list[str], videos: Path, frames: int) -> Iterator[tuple[str, torch.Tensor]]:
     for number, name in enumerate(names, 1):
-        say(f"{number} of {len(names)}: {name}")
+        log(f"{number} of {len(names)}: {name}")
         yield name, answerer.encode(videos / name, frames)
 
 

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from covering_tests import PACKAGES, CoveringTests, read_records, record
-from harness import ROOT, say, table, write_section
+from harness import ROOT, log, table, write_section
 from mutations import Mutation, is_a_change, mutations
 
 EQUIVALENT = ROOT / "benchmarks" / "mutants_equivalent.tsv"
@@ -114,7 +114,7 @@ def main() -> int:
         result = results[mutation.key] = judge(mutation, runner, tests, args.near, args.budget)
         with open(out / "results.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
-        say(
+        log(
             f"{number} of {len(chosen)}: {result.verdict} ({result.seconds:.0f} s) {mutation.file}:{mutation.line} {mutation.change}"
         )
     report([results[mutation.key] for mutation in chosen if mutation.key in results], args)
@@ -200,7 +200,7 @@ class Runner:
         if test not in self.healthy:
             self.healthy[test] = self._run([test]).status == 0
             if not self.healthy[test]:
-                say(f"left out, it fails without a change: {test}")
+                log(f"left out, it fails without a change: {test}")
         return self.healthy[test]
 
     def _run(self, words: list[str], end: float = math.inf) -> Outcome:

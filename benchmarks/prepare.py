@@ -10,7 +10,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from harness import ROOT, Run, run_python, say
+from harness import ROOT, Run, log, run_python
 
 WORK = ROOT / "build" / "benchmarks"
 _DIGITS = 10  # of a digest in a name
@@ -22,7 +22,7 @@ def checkpoint(size: str, threads: int) -> Path:
     path = WORK / f"checkpoint-{size}-{_digest(_SOURCES[-2:])}"
     if not (path / "complete").exists():
         _remove(f"checkpoint-{size}")
-        say(f"writing a random {size} checkpoint")
+        log(f"writing a random {size} checkpoint")
         run_python(["benchmarks/random_checkpoint.py", "--size", size, "--out", str(path)], threads)
         (path / "complete").touch()
     return path
@@ -41,7 +41,7 @@ def export(size: str, threads: int, frames: int, *options: str) -> tuple[Path, R
     path = _bundle_path(size, frames, options)
     source = checkpoint(size, threads)
     _remove(f"bundle-{_slug(size, frames, options)}")
-    say(f"exporting {size} with {frames} frames {' '.join(options)}")
+    log(f"exporting {size} with {frames} frames {' '.join(options)}")
     command = ["-m", "export", "--model", "llava-ov", "--checkpoint", str(source), "--frames", str(frames), "--out", str(path)]
     run = run_python([*command, *options, "--json"], threads)
     return path, run

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from harness import say, table, write_section
+from harness import log, table, write_section
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.media import clip as video
@@ -67,10 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for keyframes in (12, 50, 250):
             path = Path(folder) / f"{keyframes}.mp4"
-            say(f"writing a clip with a keyframe every {keyframes} frames")
+            log(f"writing a clip with a keyframe every {keyframes} frames")
             write_clip(path, args.height, keyframes)
             for gap in (5, 10, 20, 50, 100):
-                say(f"every {gap}th frame")
+                log(f"every {gap}th frame")
                 times = dict(measure(path, gap, args.rounds))
                 best = min(times["never"], times["always"])
                 rows.append([f"{keyframes}", gap, times["never"], times["always"], times["ours"], times["ours"] / best])

@@ -22,7 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import ROOT, run_python, say, table, write_section
+from harness import ROOT, log, run_python, table, write_section
 
 CLIENTS, LIMIT_SECONDS = (1, 8, 32), 170
 QUESTIONS = ("what color is the flash ?", "which letter is shown ?", "which shape appears last ?", "how many objects are there ?")
@@ -47,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "demo"
-        say("exporting the demo checkpoint")
+        log("exporting the demo checkpoint")
         run_python(["-m", "export", "--model", "llava-ov", "--out", str(bundle)], args.threads)
         phases, over = asyncio.run(_measure(bundle, args.requests, args.threads))
     write_section("server-load", _text(phases, over, args))
@@ -61,7 +61,7 @@ async def _measure(bundle: Path, requests: int, threads: int) -> tuple[list[Phas
         await _phase(process, url, 1, 20)  # unmeasured
         for clients in CLIENTS:
             phases.append(await _phase(process, url, clients, round(requests * share[clients])))
-            say(f"{clients} clients: {phases[-1].status}")
+            log(f"{clients} clients: {phases[-1].status}")
     with _server(bundle, threads, "--batch", "4", "--queue", "8") as (process, url):
         over = await _phase(process, url, 32, 800)
     return phases, over

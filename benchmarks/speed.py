@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import prepare
-from harness import ROOT, TEXT_POSITIONS, Contestant, arguments, compete, ratio_row, run_python, say, table, write_section
+from harness import ROOT, TEXT_POSITIONS, Contestant, arguments, compete, log, ratio_row, run_python, table, write_section
 
 SHORT = 256  # positions
 CLIP = prepare.WORK / "clip-720p.mp4"
@@ -146,7 +146,7 @@ def _contestants(args: Any, run: _Run) -> dict[str, Contestant]:
     has_openvino = importlib.util.find_spec("openvino") is not None
     for name, (bundle, backend, bf16) in OURS.items():
         if backend == "openvino" and not has_openvino:
-            say(f"{name} is left out: openvino is not installed")
+            log(f"{name} is left out: openvino is not installed")
             continue
         job = {"vision": str(bundles["vision", bundle]), "llm": str(bundles["llm", bundle]), "backend": backend, "bf16": bf16}
         found[name] = Contestant(name, _job("contestant_runtime.py", common | job | {"prompts": sorted({SHORT, ours})}))
@@ -155,11 +155,11 @@ def _contestants(args: Any, run: _Run) -> dict[str, Contestant]:
         job["prompts"] = [SHORT] if attention == "eager" or compiled else sorted({ours, own})
         found[name] = Contestant(name, _job("contestant_transformers.py", common | job))
     if importlib.util.find_spec("onnxruntime_genai") is None:
-        say(f"{GENAI} is left out: onnxruntime-genai is not installed")
+        log(f"{GENAI} is left out: onnxruntime-genai is not installed")
         return found
     model = prepare.WORK / f"genai-{checkpoint.name}"
     if not (model / "genai_config.json").exists():
-        say("building onnxruntime-genai's model")
+        log("building onnxruntime-genai's model")
         run_python(["benchmarks/contestant_genai.py", "--build", str(checkpoint), str(model)], args.threads)
     found[GENAI] = Contestant(GENAI, _job("contestant_genai.py", common | {"model": str(model), "prompts": [ours]}))
     return found

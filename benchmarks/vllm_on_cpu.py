@@ -21,7 +21,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from harness import ROOT, run_python, say, write_section
+from harness import ROOT, log, run_python, write_section
 
 from runtime.bundle import Bundle
 from runtime.chat import VideoChat
@@ -51,7 +51,7 @@ def main() -> int:
         # fmt: on
         try:
             started = _wait(vllm, f"{url}/health", args.wait)
-            say(f"vLLM was ready after {started:.0f} s")
+            log(f"vLLM was ready after {started:.0f} s")
             return _compare(bundle, url, args)
         finally:
             vllm.terminate()

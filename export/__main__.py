@@ -12,7 +12,8 @@ import json
 import sys
 from typing import Any
 
-from export.pipeline import ExportOptions, ExportResult, export_bundle
+from export.options import ExportOptions
+from export.pipeline import ExportResult, export_bundle
 from runtime.cli.arguments import ArgumentParser
 from runtime.core.errors import exit_code
 

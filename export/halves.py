@@ -53,7 +53,7 @@ from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float
 from runtime.tools.reference import LLMReference
 
 if TYPE_CHECKING:
-    from export.pipeline import ExportOptions
+    from export.options import ExportOptions
 
 CHAT_TEMPLATE = "chat_template.jinja"
 _ROWS = 64  # random visual tokens in the prompt of an LLM without a vision half

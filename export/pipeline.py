@@ -14,68 +14,16 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
+from export.options import ExportOptions
 from export.preflight import check_options, make_plan
 from runtime import __version__
 from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
-from runtime.core.progress import say, step
+from runtime.core.progress import log, step
 from runtime.prompt.template import Prompt
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export and how; the CLI's options are these fields.
-
-    model        family name
-    checkpoint   directory or hub id; None for the checkpoint that ships with the package
-    out          the bundle's directory; None for bundles/<model>
-    frames       T; None for the checkpoint's or the family's own
-    compress     preset or spec; None for the family's default
-    place        where compression stands: after-projector (the paper) or before-projector (a cheaper projector)
-    precision    fp32 | fp16 weights and activations, or int8 in Q/DQ; of both halves, where llm_precision says nothing else
-    llm_precision  fp32 | fp16 | int8 | int4 | int4:BLOCK; int8 and int4 are weights in Q/DQ
-    calibrate    a directory of videos that quantisation is measured on; None for the demo's generator
-    error_budget  relative error that quantisation may make, of the features and of the logits; None for each half's own
-    attention    portable | standard spelling of the decoder
-    tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
-    max_context  KV positions; None for the clip and about a thousand more
-    only         vision | llm to export one half
-    input        pixels: the runtime resizes and normalises | frames | frames:HxW: the graph does, of uint8 frames of that size
-    split        the vision half as encoder of a frame and compressor of T, instead of the loop: live video, memory on a GPU
-    force        replace an existing bundle
-    """
-
-    model: str = "llava-ov"
-    checkpoint: str | None = None
-    out: str | None = None
-    frames: int | None = None
-    compress: str | None = None
-    place: str = "after-projector"
-    precision: str = "fp32"
-    llm_precision: str | None = None
-    calibrate: str | None = None
-    error_budget: float | None = None
-    attention: str = "portable"
-    tensorrt: str | None = None
-    max_context: int | None = None
-    only: str | None = None
-    input: str = "pixels"
-    split: bool = False
-    force: bool = False
-
-    @property
-    def of_llm(self) -> str:
-        """`llm_precision`, or what follows from `precision`."""
-        return self.precision if self.llm_precision is None else self.llm_precision
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether anything that is exported is quantised, and so measured on clips."""
-        vision, llm = self.precision == "int8", self.of_llm.startswith("int")
-        return (vision and self.only != "llm") or (llm and self.only != "vision")
 
 
 @dataclass(frozen=True)
@@ -117,7 +65,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     expand(kind.COMPRESS if options.compress is None else options.compress)  # a misspelt preset needs no checkpoint
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
-        say(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
+        log(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
     from export.decoder import OPSET
     from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
     from export.quantize import report as quantization

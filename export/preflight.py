@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 from export.quantize import llm_precision
 from export.tensorrt_operators import PARSERS
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package, nearest
-from runtime.core.progress import say
+from runtime.core.progress import log
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
     from export.compress import Compressor
     from export.families import LLMInfo, VisionInfo
     from export.frames import FrameInput
-    from export.pipeline import ExportOptions
+    from export.options import ExportOptions
 
 QUESTION = "What happens in the video?"  # of the prompt that the export compares the LLM on
 
@@ -182,9 +182,9 @@ def _log_settings(checkpoint: Checkpoint, llm: LLMInfo) -> list[str]:
 
     file, names = checkpoint.path / "generation_config.json", settings_not_applied(checkpoint)
     if llm.chat.repetition_penalty != 1:
-        say(f"{file}: repetition_penalty {llm.chat.repetition_penalty:g} goes into the bundle")
+        log(f"{file}: repetition_penalty {llm.chat.repetition_penalty:g} goes into the bundle")
     if names:
-        say(
+        log(
             f"warning: {file} sets {', '.join(names)}, which the runtime does not apply: "
             "its answers can differ from those of transformers' generate"
         )

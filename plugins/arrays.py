@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.core.errors import EngineError
+from plugins.errors import EngineError
 
 _TYPESTR = {"<f4": "float32", "<f2": "float16"}
 _DLPACK = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16"}  # (type code, bits)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from plugins.arrays import View, empty_like, stream_of, view
+from plugins.errors import EngineError, SpecError, missing_package
 from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, launches, variant_for
 from plugins.plan import Plan, make_plan
 from plugins.spec import StGridPool, not_covered, output_shape, spec_from_text
-from runtime.core.errors import EngineError, SpecError, missing_package
 
 
 def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any = None) -> Any:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plugins.errors import EngineError, missing_package
 from plugins.plan import POOL, WINDOWS, Plan
 from plugins.spec import StGridPool
-from runtime.core.errors import EngineError, missing_package
 
 KERNEL = "st_gridpool"
 TARGETS = ("sm_87", "sm_90", "sm_100", "sm_110", "sm_120")  # Orin, Hopper, Blackwell, Thor, RTX PRO

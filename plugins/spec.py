@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.core.errors import SpecError, nearest
+from plugins.errors import SpecError, nearest
 
 NAME = "StGridPool"
 DOMAIN = "gridpool"  # also the plugin's namespace

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.cli.arguments import ArgumentParser
 from runtime.core.errors import exit_code
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import BACKENDS, EngineOptions
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def _run_remote(args: argparse.Namespace, options: Any) -> int:
     chat = RemoteChat.open(bundle, remote, args.backend, placed)
     code = _print_answer(args, chat, chat.ask(args.video, args.question, options))
     for warning in chat.warnings:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
     return code
 
 
 def _print_answer(args: argparse.Namespace, chat: Any, pieces: Any) -> int:
     for note in chat.answer.notes:
-        say(note)
+        log(note)
     for piece in pieces:
         if not args.json:
             print(piece, end="", flush=True)
@@ -90,7 +90,7 @@ def _tokens(args: argparse.Namespace) -> int:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     facts = {"shape": list(visual.tokens.shape), "dtype": str(visual.tokens.dtype), "frames": list(visual.clip.indices)}
     for note in visual.clip.notes:
-        say(note)
+        log(note)
     _print(
         args,
         facts | {"file": str(args.output), "seconds": visual.seconds},
@@ -137,12 +137,12 @@ def _watch(args: argparse.Namespace) -> int:
     placed = _placed(args, bundle, args.backend)
     watch = Watch(bundle, args.backend, placed)
     if not watch.encodes_once:
-        say("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
+        log("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
     for seen in watch.answers(args.source, args.question, options, ask):
         if seen.dropped:
-            say(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
+            log(f"{seen.time:.1f} s: the engine is slower than the camera: {seen.dropped} sampled frames dropped, the newest kept")
         if seen.lost:
-            say(f"{seen.time:.1f} s: {seen.lost} frames came damaged or without what they refer to, and are left out")
+            log(f"{seen.time:.1f} s: {seen.lost} frames came damaged or without what they refer to, and are left out")
         print(json.dumps(seen.as_dict()) if args.json else f"{seen.time:8.1f} s  {seen.answer.text}", flush=True)
     return 0
 
@@ -231,7 +231,7 @@ def _doctor(args: argparse.Namespace) -> int:
 def _bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
     from runtime.bundle import Bundle
 
-    return Bundle.open(args.bundle, verify=verify, progress=say if verify else None)
+    return Bundle.open(args.bundle, verify=verify, progress=log if verify else None)
 
 
 def _engine_options(args: argparse.Namespace) -> EngineOptions:
@@ -244,7 +244,7 @@ def _placed(args: argparse.Namespace, bundle: Bundle, backend: str) -> EngineOpt
 
     placement = place(bundle, backend, _engine_options(args))
     if placement.note:
-        say(placement.note)
+        log(placement.note)
     return placement.options
 
 

@@ -22,7 +22,8 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint exported with every default. Tests must not change it; copy it first."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "llava-ov"
     export_bundle(ExportOptions(out=str(out)))
@@ -39,7 +40,8 @@ def bundle(bundle_path: Path):
 @pytest.fixture(scope="session")
 def split_bundle(tmp_path_factory: pytest.TempPathFactory):
     """The vision half of the same, its encoder and compressor as two graphs. Tests must not change it; copy it first."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "split"
     return export_bundle(ExportOptions(out=str(out), split=True, only="vision")).bundle

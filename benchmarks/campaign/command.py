@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.campaign import findings, report
 from benchmarks.campaign.kinds import kinds
-from benchmarks.campaign.run import Kind, Run, say
+from benchmarks.campaign.run import Kind, Run, log
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.verdicts import ROOT
 
@@ -49,7 +49,7 @@ def campaign(run: Run, chosen: dict[str, Kind], seconds: float, slice_seconds: f
         reason = kind.lacking()
         if reason:
             run.state.skipped[name] = reason
-            say(f"{name} is left out: {reason}")
+            log(f"{name} is left out: {reason}")
         else:
             left[name] = kind
     prepared: set[str] = set()
@@ -65,7 +65,7 @@ def campaign(run: Run, chosen: dict[str, Kind], seconds: float, slice_seconds: f
         seconds -= spent
         run.counts(name)["seconds"] += round(spent, 1)  # type: ignore[assignment]
         run.state.save()
-        say(f"{name}: {report.line(run.counts(name))}; {max(0.0, seconds) / 60:.0f} min left")
+        log(f"{name}: {report.line(run.counts(name))}; {max(0.0, seconds) / 60:.0f} min left")
 
 
 def _replay(run: Run, chosen: dict[str, Kind], what: str, only: list[str]) -> int:

@@ -80,7 +80,8 @@ class Corpus:
 
     def make_small(self) -> None:
         """The small checkpoint and its bundle."""
-        from export.pipeline import ExportOptions, export_bundle
+        from export.options import ExportOptions
+        from export.pipeline import export_bundle
 
         if not self.checkpoint.exists():
             _once(self.checkpoint, _write_checkpoint)
@@ -89,7 +90,8 @@ class Corpus:
 
     def make_demo(self) -> None:
         """The bundle of the checkpoint that ships: its answers mean something."""
-        from export.pipeline import ExportOptions, export_bundle
+        from export.options import ExportOptions
+        from export.pipeline import export_bundle
 
         if not self.demo.exists():
             _once(self.demo, lambda path: export_bundle(ExportOptions(out=str(path))))

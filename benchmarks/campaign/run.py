@@ -52,7 +52,7 @@ class Run:
             data = smaller()
         folder = findings.store(self.state, kind, index, fault, data, case.suffix)
         if folder:
-            say(f"{kind}:{index}: {fault.signature} -> {folder}")
+            log(f"{kind}:{index}: {fault.signature} -> {folder}")
         self.counts(kind)["findings"] += 1
         self.state.save()
 
@@ -85,5 +85,5 @@ def warm(*modules: str) -> None:
         importlib.import_module(name)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

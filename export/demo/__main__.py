@@ -13,7 +13,7 @@ from export.demo.clips import ClipOptions, write_demo_clip
 from export.demo.recipe import POOLINGS, Recipe
 from export.demo.world import SPLITS
 from runtime.core.errors import exit_code
-from runtime.core.progress import say
+from runtime.core.progress import log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def _train(options: argparse.Namespace) -> None:
     from export.demo.train import Training
 
     recipe = Recipe(seed=options.seed, pooling=options.pooling, threads=options.threads).scaled(options.scale)
-    training = Training(recipe, options.out, say)
+    training = Training(recipe, options.out, log)
     checkpoint = training.run()
     facts = {"checkpoint": str(checkpoint), "seconds": round(training.seconds, 1), "steps": recipe.steps}
     print(json.dumps(facts) if options.json else f"{checkpoint}: {recipe.steps} steps, {training.seconds / 60:.0f} minutes")
@@ -92,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     def progress(done: int, clips: int) -> None:
         if done == clips or done % max(1, clips // 10) == 0:
-            say(f"{done} of {clips} clips")
+            log(f"{done} of {clips} clips")
 
     result = evaluate(
         EvaluateOptions(options.seed, options.clips, options.split, options.compress, options.checkpoint, options.bundle),

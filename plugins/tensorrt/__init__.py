@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from plugins.errors import EngineError
 from plugins.spec import DOMAIN, NAME, VERSION
-from runtime.core.errors import EngineError
 
 LIBRARY = "libst_gridpool_plugin.so"
 

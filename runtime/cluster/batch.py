@@ -21,7 +21,7 @@ from runtime.cluster.files import videos_of
 from runtime.cluster.parts import Parts
 from runtime.cluster.worker import Worker, WorkerOptions
 from runtime.core.errors import UsageError
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
 
@@ -69,12 +69,12 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
     runner = _runner(options)
     note = place(bundle, options.backend, EngineOptions(options.device)).note if runner == "local" else ""
     if note:
-        say(note)
+        log(note)
     with parts.locked():
         done = parts.done(options.retry_errors)
         left = [path for path in videos if path not in done]
         if done:
-            say(f"{len(videos) - len(left)} of {len(videos)} files are done")
+            log(f"{len(videos) - len(left)} of {len(videos)} files are done")
         worker = WorkerOptions(str(bundle_path.resolve()), options.backend, options.device, options.threads)
         rows = _ray_rows(worker, left, options) if runner == "ray" else _local_rows(worker, left, options)
         errors = written = 0
@@ -83,12 +83,12 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
             waiting.append(row)
             if row["error"]:
                 errors += 1
-                say(f"{row['path']}: {row['error']}")
+                log(f"{row['path']}: {row['error']}")
             if len(waiting) == options.part or finished == len(left):
                 parts.write(waiting)
                 written, waiting = written + 1, []
                 rate = finished / (time.perf_counter() - start)
-                say(f"{finished} of {len(left)} files, {rate:.2f} a second, {errors} with errors")
+                log(f"{finished} of {len(left)} files, {rate:.2f} a second, {errors} with errors")
     return BatchResult(len(videos), len(videos) - len(left), errors, written, time.perf_counter() - start, runner)
 
 
@@ -147,6 +147,6 @@ def _gpus_each(options: BatchOptions, of_cluster: float) -> int | None:
     """GPUs that Ray reserves for a worker, which sees no others: one where the cluster has enough, or `device` asks for it."""
     if options.device == "auto":
         enough = of_cluster >= options.workers and not options.backend.startswith("openvino")
-        say(f"device auto: {options.workers} workers, {of_cluster:g} GPUs in the cluster: {'one each' if enough else 'on the CPU'}")
+        log(f"device auto: {options.workers} workers, {of_cluster:g} GPUs in the cluster: {'one each' if enough else 'on the CPU'}")
         return 1 if enough else None
     return 1 if options.device == "cuda" else None

@@ -1,28 +1,24 @@
-"""Errors that a user can cause and mend, and the one place where a command line prints them.
+"""Errors that a user can cause and fix, and the one place where a command line prints them.
 
-Every message is one line: what was got, what was expected, what to do. The CLIs print it and exit with 2;
-anything that is not a `UserError` is a bug and keeps its traceback.
+The root and what the kernel raises come from `plugins/errors.py`. Every message is one line: what was got, what was expected,
+what to do. The CLIs print it and exit with 2; anything that is not a `UserError` is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
-from importlib import metadata
+from collections.abc import Callable
 
+from plugins.errors import EngineError as EngineError
+from plugins.errors import SpecError as SpecError
+from plugins.errors import UserError as UserError
+from plugins.errors import install_command as install_command
+from plugins.errors import missing_package as missing_package
+from plugins.errors import nearest as nearest
 from runtime.core.interrupts import INTERRUPTED, noting_ctrl_c
-
-
-class UserError(Exception):
-    """Root of the errors that a user can mend; `str(error)` is one line."""
-
-
-class SpecError(UserError):
-    """A compression spec, preset or option that does not exist or does not fit the grid."""
 
 
 class CheckpointError(UserError):
@@ -49,45 +45,16 @@ class UsageError(UserError):
     """A command line with an option, argument or value that the command does not have."""
 
 
-class EngineError(UserError):
-    """An engine that can't be built, loaded or fed here."""
-
-
 class NonFiniteError(EngineError):
     """An engine that returned infinities or NaN."""
 
 
 class PromptError(UserError):
-    """A question, or a context length, that the LLM half can't take."""
+    """A question, or a context length, that the LLM can't take."""
 
 
 class ContextError(PromptError):
     """A prompt, or an answer's length, that the LLM's context can't hold."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A ' (did you mean "x"?)' for a misspelt name, or the list of known ones where nothing is near."""
-    known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
-
-
-def install_command(extras: str) -> str:
-    """The pip command for extras of this package, e.g. "runtime" or "export,runtime".
-
-    "runtime" brings ONNX Runtime's wheel for CPUs, which excludes the one for GPUs: where that is installed, "gpu" stands instead.
-    """
-    try:
-        metadata.version("onnxruntime-gpu")
-        extras = ",".join("gpu" if extra == "runtime" else extra for extra in extras.split(","))
-    except metadata.PackageNotFoundError:
-        pass
-    return f'pip install "st-gridpool[{extras}]"'
-
-
-def missing_package(package: str, needed_for: str, extras: str) -> UserError:
-    """The error for an optional dependency that is not installed: what needs it and the command that brings it."""
-    return UserError(f'{needed_for} needs the package "{package}", which is not installed: {install_command(extras)}')
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -99,25 +66,25 @@ def exit_code(command: Callable[[], int | None]) -> int:
                 sys.stdout.flush()  # what is buffered is a result too: the interpreter would find the disk full when it is too late
             return code
     except UserError as error:
-        _say(error)
+        _print(error)
         return 2
     except KeyboardInterrupt:
-        _say(INTERRUPTED)
+        _print(INTERRUPTED)
         return 130
     except BrokenPipeError:
         _discard_stdout()  # the reader of our output went away (`| head`)
         return 0
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FIXABLE:
             raise
         _discard_stdout()
-        _say(
-            f"{error.filename or 'output'}: {error.strerror}; {_MENDABLE[error.errno]}, nothing that was there before has been changed"
+        _print(
+            f"{error.filename or 'output'}: {error.strerror}; {_FIXABLE[error.errno]}, nothing that was there before has been changed"
         )
         return 2
 
 
-_MENDABLE = {
+_FIXABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another disk"),
     errno.EFBIG: "choose a file system (or a ulimit -f) that takes files of that size",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose another path or change its permissions"),
@@ -127,12 +94,12 @@ _MENDABLE = {
 
 
 def _discard_stdout() -> None:
-    """What stdout still holds goes nowhere, so that the interpreter does not try again, and complain, as it ends."""
+    """Send what stdout still buffers nowhere, so that the interpreter does not try to write it again, and complain, at exit."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, sys.stdout.fileno())
         os.close(sink)
 
 
-def _say(message: object) -> None:
+def _print(message: object) -> None:
     print("error: " + " ".join(str(message).split()), file=sys.stderr)

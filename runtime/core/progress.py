@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from runtime.core.interrupts import raise_if_interrupted
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """One line of log on stderr."""
     print(message, file=sys.stderr, flush=True)
 
@@ -31,4 +31,4 @@ def step(title: str) -> Iterator[None]:
     else:
         yield
     raise_if_interrupted()
-    say(f"{title}: {time.perf_counter() - start:.1f} s")
+    log(f"{title}: {time.perf_counter() - start:.1f} s")

@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError, missing_package
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
 from runtime.engine import trt_api as facade
 from runtime.engine.trt_build import dimension_names, find_engine, plugin_library
@@ -188,7 +188,7 @@ class TensorRTEngine:
             try:
                 self._graph = self._gpu.capture(self._enqueue)
             except EngineError as error:
-                say(f"{self.backend}: no CUDA graph ({error}); each run launches its kernels one by one")
+                log(f"{self.backend}: no CUDA graph ({error}); each run launches its kernels one by one")
         if alone and self._graph is not None:
             self._gpu.replay(self._graph)
         else:
@@ -225,10 +225,10 @@ class TensorRTRTXEngine(TensorRTEngine):
 
 def _deserialize(backend: str, path: Path, bundle: Path) -> Any:
     trt = facade.load(backend)
-    log = facade.logger(backend)
+    logger = facade.logger(backend)
     if backend == "tensorrt":
-        trt.init_libnvinfer_plugins(log, "")  # ScatterElements is one of the library's own plugins
-    runtime = trt.Runtime(log)
+        trt.init_libnvinfer_plugins(logger, "")  # ScatterElements is one of the library's own plugins
+    runtime = trt.Runtime(logger)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:

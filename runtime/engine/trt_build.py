@@ -27,7 +27,7 @@ from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.engine.trt_build_backend import backend_that_builds
@@ -105,11 +105,11 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
     }
     directory = bundle.path / ENGINES / "-".join((options.backend, target.replace(",", "+"), precision))
     if note:
-        say(note)
+        log(note)
     kept = _kept(bundle, directory, key)
     to_build = [graph for graph in graphs if options.force or graph not in kept]
     for graph in set(graphs) - set(to_build):
-        say(f"{graph}: {directory / _engine_file(graph)} is up to date; --force builds it again")
+        log(f"{graph}: {directory / _engine_file(graph)} is up to date; --force builds it again")
     if to_build:
         entries = {graph: entry for graph, entry in kept.items() if graph not in to_build}
         plugin.register(options.backend)
@@ -215,7 +215,7 @@ def _build_graph(
     builder, network, parser = facade.parse(backend, bundle.model(graph), plugin.kind != NONE)
     with_plugin = plugin.kind != NONE and taken(backend, network)
     if plugin.kind != NONE and graph in (VISION, VISION_COMPRESSOR) and not with_plugin:
-        say(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
+        log(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()
     _configure(config, options, target)
@@ -290,7 +290,7 @@ def _timing_cache(backend: str, config: Any) -> Iterator[None]:
         with atomic_file(file) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     except OSError as error:
-        say(f"the timing cache was not kept ({error}); the next build measures again")
+        log(f"the timing cache was not kept ({error}); the next build measures again")
 
 
 def _kept(bundle: Bundle, directory: Path, key: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -360,10 +360,10 @@ def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
         def line(phase: str, done: int, steps: int) -> None:
             if phase not in seen:
                 seen.add(phase)
-                say(f"{title}: {phase.lower()}")
+                log(f"{title}: {phase.lower()}")
 
         yield line
-    say(f"{title}: {time.perf_counter() - started:.1f} s")
+    log(f"{title}: {time.perf_counter() - started:.1f} s")
 
 
 def _engine_file(graph: str) -> str:

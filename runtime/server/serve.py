@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.core.errors import UsageError, missing_package
-from runtime.core.progress import say, step
+from runtime.core.progress import log, step
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
 from runtime.server.options import ServerOptions, is_loopback
@@ -40,17 +40,17 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
 
     listening = _listen(options)  # a taken port is said before gigabytes are loaded
     if options.api_key is None and not is_loopback(options.host):
-        say(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
+        log(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
         state = State(Models.open(paths, options, backend, engine), options)
     notes = [place(model.bundle, backend, engine).note for model in state.models.served.values()]
     for note in filter(None, dict.fromkeys(notes)):
-        say(note)
+        log(note)
 
     host, port = listening.getsockname()[:2]
-    say(f"serving {', '.join(state.models.served)} on http://{f'[{host}]' if ':' in host else host}:{port}")
+    log(f"serving {', '.join(state.models.served)} on http://{f'[{host}]' if ':' in host else host}:{port}")
     server(state).run(sockets=[listening])
-    say("drained")
+    log("drained")
     return 0
 
 

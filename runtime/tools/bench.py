@@ -23,7 +23,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
 from runtime.engine.tuning import cpu_model
@@ -101,7 +101,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
     seconds: dict[str, list[float]] = {}
     for number in range(-1, options.rounds):
         measured = run()
-        say(f"warm-up: {measured.total:.2f} s" if number < 0 else f"round {number + 1} of {options.rounds}: {measured.total:.2f} s")
+        log(f"warm-up: {measured.total:.2f} s" if number < 0 else f"round {number + 1} of {options.rounds}: {measured.total:.2f} s")
         for name, value in measured.stages.items() if number >= 0 else ():
             seconds.setdefault(name, []).append(value)
     engines = {"vision": vision, "llm": decoder}

@@ -24,7 +24,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.core.errors import BundleError, NonFiniteError, UserError
-from runtime.core.progress import say, step
+from runtime.core.progress import log, step
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
 from runtime.engine.place import place
 from runtime.engine.split import SplitVision
@@ -106,7 +106,7 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
         else:
             placement = place(bundle, backend, options)
             if placement.note:
-                say(placement.note)
+                log(placement.note)
             placed = placement.options
         reason = None if backends else kind.unavailable(placed.device)
         if reason is None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError, UserError
-from runtime.core.progress import say
+from runtime.core.progress import log
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine, tuning
 from runtime.engine.split import SplitVision
 from runtime.engine.tuning import Choice
@@ -104,7 +104,7 @@ def text(report: TuneReport) -> str:
 
 def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measured:
     options = EngineOptions("cpu", candidate.threads)
-    say(f"{half} on {candidate.backend}, {candidate.threads or 'its own number of'} threads")
+    log(f"{half} on {candidate.backend}, {candidate.threads or 'its own number of'} threads")
     try:
         with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:
             run()

@@ -151,7 +151,8 @@ def test_tokenizer_keeps_text_and_special_ids(monkeypatch, first_special_id):
 
 
 def test_a_bundle_comes_out_of_it(checkpoints, tmp_path):
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
     from runtime.bundle import Bundle
     from runtime.prompt.template import Prompt
 

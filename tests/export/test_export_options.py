@@ -15,7 +15,8 @@ from refusal import error_line, names_under, refused
 
 from export.__main__ import main, summary
 from export.demo import CHECKPOINT
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.core.errors import ExportError
 
 

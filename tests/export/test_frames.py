@@ -18,7 +18,8 @@ from refusal import refused
 import runtime.__main__
 from export.__main__ import main
 from export.frames import FrameInput, taken_apart, weights
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import Bundle
 from runtime.core.errors import ExportError, VideoError
 from runtime.media.preprocess import Preprocessor

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export import halves
-from export.pipeline import ExportOptions
+from export.options import ExportOptions
 from export.quantize.report import LayerReport, Report
 from runtime.bundle import Bundle, Manifest
 

@@ -12,7 +12,8 @@ import pytest
 
 from export import halves
 from export.__main__ import main
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import open_engine

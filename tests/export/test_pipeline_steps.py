@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from export import halves, pipeline
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from export.preflight import Plan
 from export.quantize.report import Report
 from export.verify import StageResult

@@ -18,7 +18,8 @@ from export.checkpoint import open_checkpoint
 from export.decoder import _Attention as LLMAttention
 from export.families import llava_ov
 from export.families.siglip import _Attention as VisionAttention
-from export.pipeline import ExportOptions, ExportResult, export_bundle
+from export.options import ExportOptions
+from export.pipeline import ExportResult, export_bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.tools import reference

@@ -16,7 +16,7 @@ from export.__main__ import main
 from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
-from export.pipeline import ExportOptions
+from export.options import ExportOptions
 from export.preflight import _max_context, check_options, make_plan
 from export.weights import _method
 from runtime.core.errors import ExportError, UserError

@@ -10,7 +10,7 @@ import pytest
 
 from export import preflight
 from export.families.chat import Chat
-from export.pipeline import ExportOptions
+from export.options import ExportOptions
 from export.preflight import check_options, make_plan
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 

@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export import tensorrt_support
 from export.decoder import Decoder
-from export.pipeline import ExportOptions
+from export.options import ExportOptions
 from export.preflight import check_options
 from export.quantize.layers import find_layers, with_weights
 from export.quantize.qdq import w4, w8

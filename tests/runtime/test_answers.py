@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from export.demo import CHECKPOINT, CLIPS
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import Bundle
 from runtime.chat import Answer, AskOptions, VideoChat
 from runtime.core.errors import PromptError

@@ -72,7 +72,7 @@ import runtime, runtime.__main__, runtime.chat, runtime.bundle, runtime.media.cl
 roots = {name.partition(".")[0] for name in set(sys.modules) - known}
 print(json.dumps(sorted(roots - sys.stdlib_module_names)))
 """
-    assert json.loads(python(code, blocked=HEAVY).stdout) == ["numpy", "runtime"]
+    assert json.loads(python(code, blocked=HEAVY).stdout) == ["numpy", "plugins", "runtime"]
 
 
 def test_a_bundle_is_opened_and_refused_with_numpy_alone(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from benchmarks.campaign.child import in_child
 from benchmarks.campaign.jobs import Job, jobs, leftovers
 from benchmarks.campaign.kinds.http import demo_bundle
-from benchmarks.campaign.run import Run, say
+from benchmarks.campaign.run import Run, log
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.stopped import Command, imported
 from benchmarks.campaign.verdicts import Fault, judge
@@ -71,7 +71,7 @@ def _measured(run: Run, name: str) -> dict[str, tuple[Job, float, int]]:
     found = {}
     for job in jobs():
         if job.name == "build" and not trt.installed("tensorrt-rtx"):
-            say("build is left out: tensorrt-rtx is not installed")
+            log("build is left out: tensorrt-rtx is not installed")
             continue
         folder = fresh(run.work(name) / "job")
         job.begin(run.corpus, folder)

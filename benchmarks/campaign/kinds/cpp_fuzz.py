@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.campaign.kinds.manifest import small_bundle
 from benchmarks.campaign.kinds.media import media_files
-from benchmarks.campaign.run import Run, say
+from benchmarks.campaign.run import Run, log
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.verdicts import ROOT, Fault
 
@@ -39,7 +39,7 @@ class CppFuzz:
         return None
 
     def prepare(self, run: Run) -> None:
-        say("building the libFuzzer targets")
+        log("building the libFuzzer targets")
         for command in (
             ["cmake", "-S", str(ROOT / "runtime" / "cpp"), "-B", str(BUILD), "-G", "Ninja", *_CONFIGURE],
             ["cmake", "--build", str(BUILD), *(word for name in TARGETS for word in ("--target", f"fuzz-{name}"))],

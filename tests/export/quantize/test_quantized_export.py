@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 
 from export.demo import CLIPS
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from export.quantize import vision
 from export.tensorrt_support import check
 from runtime.bundle import Bundle

@@ -179,7 +179,7 @@ def test_a_bundle_is_hashed_aloud_where_it_is_asked_for(monkeypatch: pytest.Monk
     asked = []
     monkeypatch.setattr("runtime.bundle.Bundle.open", lambda path, **how: asked.append((path, how)) or "bundle")
     assert [runtime.__main__._bundle(SimpleNamespace(bundle="B"), *more) for more in ((), (True,))] == ["bundle"] * 2
-    assert asked == [("B", {"verify": False, "progress": None}), ("B", {"verify": True, "progress": runtime.__main__.say})]
+    assert asked == [("B", {"verify": False, "progress": None}), ("B", {"verify": True, "progress": runtime.__main__.log})]
 
 
 @pytest.mark.parametrize("note", ["", "device cpu: no GPU"])

@@ -12,7 +12,7 @@ import pytest
 
 from runtime.cli.arguments import ArgumentParser
 from runtime.core import errors
-from runtime.core.errors import OutputError, UserError, exit_code, missing_package, nearest
+from runtime.core.errors import OutputError, UserError, exit_code
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,16 +86,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     process.wait()
 
 
-def test_the_nearest_name_or_all_of_them() -> None:
-    assert nearest("windw", ["window", "order"]) == '; did you mean "window"?'
-    assert nearest("xyz", ["window", "order"]) == "; known: order, window"
-
-
-def test_a_missing_package_names_what_needs_it_and_the_command() -> None:
-    said = str(missing_package("av", "decoding a video", "runtime"))
-    assert said == 'decoding a video needs the package "av", which is not installed: pip install "st-gridpool[runtime]"'
-
-
 class TestArguments:
     @pytest.fixture
     def parser(self) -> ArgumentParser:
@@ -138,20 +128,6 @@ def test_a_result_that_can_t_be_printed_is_an_error_however_short_it_is(text: st
         )
     assert done.returncode == 2
     assert done.stderr.startswith("error: output: No space left on device; free some space") and done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("gpu", [False, True])
-def test_the_wheel_for_gpus_is_not_replaced_by_the_one_for_cpus(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(package: str) -> str:
-        if package != "onnxruntime-gpu" or not gpu:
-            raise errors.metadata.PackageNotFoundError(package)
-        return "1.30"
-
-    monkeypatch.setattr(errors.metadata, "version", version)
-    runtime = "gpu" if gpu else "runtime"
-    assert errors.install_command("runtime") == f'pip install "st-gridpool[{runtime}]"'
-    assert errors.install_command("export,runtime,rtx") == f'pip install "st-gridpool[export,{runtime},rtx]"'
-    assert errors.install_command("serve") == 'pip install "st-gridpool[serve]"'
 
 
 @pytest.mark.parametrize(
@@ -207,17 +183,3 @@ def test_a_result_is_flushed_before_the_exit_code_is_known_and_no_stdout_is_no_e
     for stdout, code in ((Full(), 2), (None, 7)):
         monkeypatch.setattr(sys, "stdout", stdout)
         assert exit_code(lambda: 7) == code
-
-
-@pytest.mark.parametrize(
-    ("name", "known", "said"),
-    [
-        ("ab", ["abcdef"], '; did you mean "abcdef"?'),  # half of what both have is in common
-        ("ab", ["abcdefg"], "; known: abcdefg"),
-        ("x", [], "; known: "),
-        ("b", ["bb", "ba", "bb"], '; did you mean "bb"?'),
-        ("x", ["c", "a", "c"], "; known: a, c"),
-    ],
-)
-def test_a_name_is_near_where_half_of_it_is_right(name: str, known: list[str], said: str) -> None:
-    assert nearest(name, known) == said

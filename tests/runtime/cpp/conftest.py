@@ -30,7 +30,8 @@ def large_bundle(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def half_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint in fp16."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-fp16"
     export_bundle(ExportOptions(out=str(out), precision="fp16"))
@@ -40,7 +41,8 @@ def half_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quantized_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint in int8 and int4."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-int8"
     export_bundle(ExportOptions(out=str(out), precision="int8", llm_precision="int4"))
@@ -50,7 +52,8 @@ def quantized_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def frames_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint, split, with a graph that takes frames."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-frames"
     export_bundle(ExportOptions(out=str(out), split=True, input="frames"))

@@ -21,7 +21,8 @@ QUESTION = "which shape appears last ?"
 @pytest.fixture(scope="module")
 def split_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped checkpoint, split, with its LLM."""
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "llava-ov-split"
     export_bundle(ExportOptions(out=str(out), split=True))

@@ -19,7 +19,8 @@ pytestmark = [*NEEDS_GPU, pytest.mark.skipif(_REASON is not None, reason=str(_RE
 
 @pytest.fixture(scope="module")
 def fp16_bundle(tmp_path_factory):
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     return export_bundle(ExportOptions(out=str(tmp_path_factory.mktemp("gpu") / "fp16"), precision="fp16")).bundle
 

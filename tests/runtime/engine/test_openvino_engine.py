@@ -13,7 +13,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export.decoder import Decoder
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from export.surgeon import run_passes
 from export.trace import trace_decoder
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle, write_manifest
 from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions, TensorSpec, open_engine

@@ -9,7 +9,8 @@ import pytest
 from http_server import NAME, running
 
 from export.demo import CLIPS
-from export.pipeline import ExportOptions, export_bundle
+from export.options import ExportOptions
+from export.pipeline import export_bundle
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
 from runtime.server.models import Models

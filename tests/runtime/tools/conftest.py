@@ -7,7 +7,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def selecting_bundle(tmp_path_factory: pytest.TempPathFactory):
-    from export.pipeline import ExportOptions, export_bundle
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "selecting"
     return export_bundle(
