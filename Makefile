@@ -1,7 +1,7 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
 # make test   the tests that fit a quarter of an hour, in WORKERS processes;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
-# make lint   ruff and mypy;  make bench  the tables of benchmarks/results
+# make docs   the documentation, into build/site;  make lint   ruff and mypy;  make bench  the tables of benchmarks/results
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -10,7 +10,7 @@ CLIP   := export/demo/clips/shapes.mp4
 QUESTION := which shape appears last ?
 WORKERS := 2
 
-.PHONY: demo test test-slow test-gpu lint bench cpp cpp-packages clean
+.PHONY: demo test test-slow test-gpu lint docs bench cpp cpp-packages clean
 
 demo: $(VENV)/.installed
 	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 cpp: cpp-packages
 	cmake -S runtime/cpp -B build/cpp -G Ninja
