@@ -3,7 +3,7 @@
     python benchmarks/contestant_answer.py '{"who": "runtime" | "transformers", "bundle": DIR, "video": FILE, "question": TEXT,
                                              "new_tokens": n, "threads": n}'
 
-Prints {"ready", "first_token", "tokens_per_second", "id"}: seconds from the start of the process until both halves are loaded
+Prints {"ready", "first_token", "tokens_per_second", "id"}: seconds from the start of the process until both components are loaded
 and until the first token, the rate of the tokens after it, and the first id.
 """
 

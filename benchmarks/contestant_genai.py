@@ -1,10 +1,10 @@
-"""Contestant: onnxruntime-genai's own int4 decoder for the CPU, on the LLM half of the same checkpoint.
+"""Contestant: onnxruntime-genai's own int4 decoder for the CPU, on the LLM of the same checkpoint.
 
     python benchmarks/contestant_genai.py '{"model": DIR, "prompts": [S, ...], "new_tokens": n, "threads": n}'
     python benchmarks/contestant_genai.py --build CHECKPOINT DIR
 
 Prints what contestant_runtime.py prints, without "encode". It takes no embeddings, so a prompt is S token ids: the same work but for the
-look-up. --build writes the LLM half as a Qwen2 checkpoint and runs the package's model builder on it (int4, blocks of 32, accuracy level 4).
+look-up. --build writes the LLM as a Qwen2 checkpoint and runs the package's model builder on it (int4, blocks of 32, accuracy level 4).
 """
 
 from __future__ import annotations

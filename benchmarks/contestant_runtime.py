@@ -5,7 +5,7 @@
                                               "chunk": positions a run of the prefill}'
 
 Prints {"import", "ready", "encode", "prompts": [{"positions", "prefill", "tokens_per_second"}]}: seconds of `import runtime...`,
-from process start to both halves loaded, of one clip, and of each prompt. Each is run once unmeasured first.
+from process start to both components loaded, of one clip, and of each prompt. Each is run once unmeasured first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from workload import pixel_values, prompt_embeddings, timed  # noqa: E402
 
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.engine import EngineOptions  # noqa: E402
-from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder  # noqa: E402
+from runtime.llm.decoder import LocalDecoder  # noqa: E402
+from runtime.llm.step import PREFILL_CHUNK  # noqa: E402
 from runtime.prompt.template import Prompt  # noqa: E402
 from runtime.vision.encoder import VisionEncoder  # noqa: E402
 

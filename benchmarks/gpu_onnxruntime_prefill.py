@@ -30,6 +30,7 @@ def _measure(directory: Path, args: argparse.Namespace, report: Report) -> None:
     from runtime.bundle import Bundle
     from runtime.engine import EngineOptions
     from runtime.llm.decoder import LocalDecoder
+    from runtime.llm.step import decoder_feeds
 
     bundle = Bundle.open(directory)
     decoder = LocalDecoder.open(bundle, "onnx", EngineOptions(device=args.device))
@@ -45,11 +46,7 @@ def _measure(directory: Path, args: argparse.Namespace, report: Report) -> None:
     rows = [[f"{chunk:,}", "failed" if spent is None else spent] for chunk, spent in numbers["prefill ms"].items()]
     one = embeddings[:, :1]
     logits = _again(conversation, one, positions, 1)
-    feeds = {
-        "inputs_embeds": one.astype(decoder.dtype),
-        "position_ids": np.full((1, 1), positions, np.int64),
-        "attention_mask": np.ones((1, positions + 1), np.int64),
-    }
+    feeds = decoder_feeds(one.astype(decoder.dtype), [positions])
     steps = {
         "a decode step of the runtime": lambda: _again(conversation, one, positions, 1),
         "of that the engine": lambda: decoder.engine.run(feeds, conversation.state),

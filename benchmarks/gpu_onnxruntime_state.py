@@ -75,15 +75,15 @@ class _Step:
     """One decode step at LENGTH, over and over: it writes the same row of the cache each time."""
 
     def __init__(self, engine: Any, bundle: Any):
-        from runtime.llm.decoder import LocalDecoder
+        from runtime.llm.step import cache_pairs, decoder_feeds
 
-        self.engine, self.pairs = engine, LocalDecoder(bundle, engine).cache_pairs
+        self.engine, self.pairs = engine, cache_pairs(engine.inputs)
         self.state = engine.new_state(self.pairs)
         self.bytes = sum(value.tensor_size_in_bytes() for value in self.state.values.values())
         dtype = next(spec.dtype for spec in engine.inputs if spec.name == "inputs_embeds")
         rng, width = np.random.default_rng(0), bundle.manifest.hidden_size
-        self._extend(rng.normal(0, width**-0.5, (1, LENGTH, width)).astype(dtype), 0)
-        self.feeds = self._feeds(rng.normal(0, width**-0.5, (1, 1, width)).astype(dtype), LENGTH)
+        engine.run(decoder_feeds(rng.normal(0, width**-0.5, (1, LENGTH, width)).astype(dtype), [0]), self.state)
+        self.feeds = decoder_feeds(rng.normal(0, width**-0.5, (1, 1, width)).astype(dtype), [LENGTH])
 
     def run(self) -> np.ndarray:
         return self.engine.run(self.feeds, self.state)["logits"]
@@ -127,17 +127,6 @@ class _Step:
             binding.bind_ortvalue_input(name, self.state.values[name])
             binding.bind_ortvalue_output(output, self.state.values[name])
         return binding
-
-    def _extend(self, embeddings: np.ndarray, start: int) -> None:
-        self.engine.run(self._feeds(embeddings, start), self.state)
-
-    def _feeds(self, embeddings: np.ndarray, start: int) -> dict[str, np.ndarray]:
-        stop = start + embeddings.shape[1]
-        return {
-            "inputs_embeds": embeddings,
-            "position_ids": np.arange(start, stop, dtype=np.int64)[None],
-            "attention_mask": np.ones((1, stop), np.int64),
-        }
 
 
 def empty_logits(engine: Any, device: str) -> Any:

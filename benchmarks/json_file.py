@@ -18,6 +18,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Nothing where there is no path; what JSON does not know is written as its text."""
+    """Do nothing without a path; values JSON cannot represent are written as text."""
     if path is not None:
         write_text(path, json.dumps(data, indent=1, default=str) + "\n")

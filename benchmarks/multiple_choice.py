@@ -76,12 +76,12 @@ def _question(line: str, where: str, videos: Path) -> Choice:
     if answer not in options and answer not in letters:
         raise ExportError(f'{where}: answer "{answer}" is none of the options; {expected}')
     if not (videos / video).is_file():
-        raise ExportError(f"{where}: {videos / video} is no file; give --videos the directory that holds it")
+        raise ExportError(f"{where}: {videos / video} is not a file; give --videos the directory that holds it")
     return Choice(video, question, options, options.index(answer) if answer in options else letters.index(answer))
 
 
 class Answerer:
-    """A checkpoint's reference modules on a device. vision: the half that `families` load, llm likewise."""
+    """The reference modules of a checkpoint on a device: `vision` and `llm` as the family loads them."""
 
     def __init__(self, checkpoint: Path, device: str):
         from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""How many positions a run of the prefill should take: speed and peak memory of the LLM half on a long prompt.
+"""How many positions a run of the prefill should take: speed and peak memory of the LLM on a long prompt.
 
 python benchmarks/prefill_chunks.py [--size 0.5b] [--chunks 128 256 512 1024] [--max-context 23552] [--rounds 3] [--threads 2]
 """

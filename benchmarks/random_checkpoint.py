@@ -133,7 +133,7 @@ def write_checkpoint(size: Size, out: Path, layout: str = "hf", shard_bytes: int
 
 
 def config(size: Size, layout: str = "hf") -> dict:
-    """`config.json`; rope_theta is spelled as in each layout's time."""
+    """`config.json`; rope_theta is written as it was when each layout was current."""
     special = {token: size.first_special_id + index for index, token in enumerate(SPECIAL_TOKENS)}
     rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}} if layout == "hf" else {"rope_theta": 1e6}
     return {
@@ -335,7 +335,7 @@ def _write_json(path: Path, values: dict) -> None:
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+)(KB|MB|GB)", text)
     if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f'"{text}" is no size, expected a number and KB, MB or GB, e.g. 500MB')
+        raise argparse.ArgumentTypeError(f'"{text}" is not a size; expected a number and KB, MB or GB, e.g. 500MB')
     return int(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]]
 
 

@@ -68,10 +68,10 @@ def tokenizer_json(first_special_id: int) -> dict:
 def _byte_tokens() -> list[str]:
     """A printable character for each byte, as byte-level BPE (GPT-2) spells them: its own where it has one, else from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    spelled = {byte: chr(byte) for byte in printable}
-    others = [byte for byte in range(BYTES) if byte not in spelled]
-    spelled |= {byte: chr(BYTES + index) for index, byte in enumerate(others)}
-    return [spelled[byte] for byte in [*printable, *others]]
+    character = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(BYTES) if byte not in character]
+    character |= {byte: chr(BYTES + index) for index, byte in enumerate(others)}
+    return [character[byte] for byte in [*printable, *others]]
 
 
 def _merges(tokens: list[str]):

@@ -16,7 +16,7 @@ from statistics import median
 import prepare
 from harness import Contestant, arguments, compete, table, write_section
 
-BUNDLES = {  # name: options of the vision half, of the LLM half
+BUNDLES = {  # name: options of the vision encoder, of the LLM
     "fp32": ((), ()),
     "int8 + int4": (("--precision", "int8"), ("--llm-precision", "int4")),
 }
@@ -27,18 +27,16 @@ COLUMNS = ("bundle", "stage", "bound by", "GFLOP", "MB", "predicted s", "measure
 def main() -> int:
     parser = arguments(__doc__.splitlines()[0], rounds=3)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument(
-        "--max-context", type=int, help="of the LLM half; speed.py's, to share its bundles (default: the exporter's)"
-    )
+    parser.add_argument("--max-context", type=int, help="of the LLM; speed.py's, to share its bundles (default: the exporter's)")
     args = parser.parse_args()
     context = ("--max-context", str(args.max_context)) if args.max_context else ()
     rows, machines = [], []
     for name, (vision, llm) in BUNDLES.items():
-        halves = [
+        parts = [
             prepare.bundle(args.size, args.threads, args.frames, "--only", "vision", *vision),
             prepare.bundle(args.size, args.threads, args.frames, "--only", "llm", *context, *llm),
         ]
-        predicted, machine, measured = _measure(halves, args)
+        predicted, machine, measured = _measure(parts, args)
         machines += machine
         for stage, seconds in zip(predicted, measured, strict=True):
             bound = median(one["seconds"] for one in stage)
@@ -65,18 +63,18 @@ def main() -> int:
     return 0
 
 
-def _measure(halves: list[Path], args) -> tuple[list[list[dict]], list[dict], list[float]]:
+def _measure(parts: list[Path], args) -> tuple[list[list[dict]], list[dict], list[float]]:
     """(each stage's predictions, the machine of each prediction, each stage's median seconds), stages as `predict` lists them."""
     predictors = [
-        Contestant(f"predict {half.name}", ["-m", "runtime", "inspect", str(half), "--predict", "cpu", "--json"]) for half in halves
+        Contestant(f"predict {part.name}", ["-m", "runtime", "inspect", str(part), "--predict", "cpu", "--json"]) for part in parts
     ]
     compete(predictors, 1, args.threads)
     (positions,) = {
         int(stage["name"].split()[1].replace(",", "")) for stage in _stages(predictors[1], 0) if "prefill" in stage["name"]
     }
     job = {
-        "vision": str(halves[0]),
-        "llm": str(halves[1]),
+        "vision": str(parts[0]),
+        "llm": str(parts[1]),
         "prompts": [positions],
         "new_tokens": NEW_TOKENS,
         "threads": args.threads,

@@ -262,7 +262,7 @@ def _against_frames(args: Any, found: dict[str, Contestant], run: _Run) -> str:
 
 
 def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
-    """What the LLM takes for the same clip at other lengths."""
+    """What the LLM takes of the same clip at other lengths."""
     lengths = {
         "none": run.prompts.uncompressed(TARGET_FRAMES),
         "4:1 (st-gridpool)": run.prompts.compressed(TARGET_FRAMES),
@@ -278,7 +278,7 @@ def _against_compression(args: Any, best: Contestant, run: _Run) -> str:
         prefill = _of(way, length, "prefill")
         first, rate = _encode(best) * TARGET_FRAMES + prefill, _of(way, length, "tokens_per_second")
         rows.append([name, str(length - TEXT_POSITIONS), prefill, first, rate, way.median("peak_rss") / 1e9])
-    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM alone GB")
+    columns = ("compression", "visual tokens", "prefill s", "first token s", "decode tok/s", "peak RSS of the LLM GB")
     return f"{TARGET_FRAMES} frames, {BEST}, one round:\n\n{table(columns, rows)}"
 
 

@@ -1,4 +1,4 @@
-"""A real vLLM behind our server: the demo checkpoint's LLM half in vLLM on a CPU, its answers against the local decoder's.
+"""A real vLLM behind our server: the demo checkpoint's LLM in vLLM on a CPU, its answers against the local decoder's.
 
 python benchmarks/vllm_on_cpu.py --vllm-python VENV/bin/python
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _write_llm(out: Path) -> None:
-    """The LLM half of the shipped checkpoint as a Qwen2ForCausalLM of its own, with tokenizer and chat template."""
+    """The LLM of the shipped checkpoint as a Qwen2ForCausalLM of its own, with tokenizer and chat template."""
     import torch
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
 

@@ -38,7 +38,7 @@ from export.quantize.vision import quantize_vision
 from export.surgeon import PassReport, run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
-from export.tensorrt_support import parse_with_rtx, require
+from export.tensorrt import parse_with_rtx, require
 from export.trace import Vision, trace_decoder, trace_vision
 from export.verify import StageResult, verify_batch, verify_float16, verify_frame_by_frame, verify_llm, verify_vision
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle

@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from export.quantize import llm_precision
-from export.tensorrt_operators import PARSERS
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError, missing_package, nearest
 from runtime.core.progress import log
 
@@ -195,7 +194,7 @@ def _check_tensorrt(options: ExportOptions, version: str) -> None:
     """Refuse options whose graphs need a newer ONNX opset than the parser of that TensorRT takes."""
     from export.decoder import OPSET
     from export.quantize.qdq import OPSET_OF_INT4
-    from export.tensorrt_support import release_of
+    from export.tensorrt import PARSERS, release_of
 
     newest = PARSERS[release_of(version)].max_opset
     needed = {}  # {option: (opset, what to take instead)}

@@ -13,8 +13,9 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.core.errors import PromptError
 from runtime.engine import EngineOptions
-from runtime.llm.decoder import Conversation, LocalDecoder, check_context
+from runtime.llm.decoder import Conversation, LocalDecoder
 from runtime.llm.sampling import Sampling
+from runtime.llm.step import check_context
 from runtime.media.clip import check_file
 from runtime.prompt.template import Prompt, PromptIds, TextStream
 from runtime.vision.encoder import VisionEncoder, VisualTokens

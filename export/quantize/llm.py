@@ -18,6 +18,7 @@ from export.quantize.layers import Layer, find_layers, own_errors, save, with_ou
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.engine.onnx import OnnxEngine
+from runtime.llm.step import cache_pairs, decoder_feeds
 from runtime.tools.compare import relative_error
 
 BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits
@@ -91,14 +92,8 @@ def _rounded(weight: np.ndarray, level: str, block: int) -> np.ndarray:
 
 
 def _run(engine: OnnxEngine, prompt: np.ndarray) -> dict[str, np.ndarray]:
-    positions = np.arange(prompt.shape[1], dtype=np.int64)[None]
-    feeds: dict[str, np.ndarray] = {
-        "inputs_embeds": prompt.astype(np.float32),
-        "position_ids": positions,
-        "attention_mask": np.ones_like(positions),
-    }
-    caches = {spec.name: spec.name.replace("past_key_values", "present") for spec in engine.inputs if spec.name not in feeds}
-    return engine.run(feeds, engine.new_state(caches))
+    """All outputs after a prompt [1, S, D] in an empty cache."""
+    return engine.run(decoder_feeds(prompt.astype(np.float32), [0]), engine.new_state(cache_pairs(engine.inputs)))
 
 
 def _logits(engine: OnnxEngine, prompts: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
 from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.decoder import check_context
 from runtime.llm.length import check_length
 from runtime.llm.scheduler import Piece, Request, Scheduler
 from runtime.llm.slots import SlotDecoder
+from runtime.llm.step import check_context
 from runtime.prompt.messages import MessageIds, ids_of_messages
 from runtime.prompt.template import Prompt
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.core.errors import EngineError, UserError
-from runtime.llm.decoder import check_context
 from runtime.llm.sampling import Sampling
-from runtime.llm.slots import SlotDecoder, finite
+from runtime.llm.slots import SlotDecoder
+from runtime.llm.step import check_context, finite
 from runtime.llm.stops import StopFilter
 from runtime.prompt.template import Prompt, TextStream
 

@@ -1,12 +1,12 @@
 """Several conversations in one decoder: a fixed number of slots, each with its KV cache, decoded together as a ragged batch.
 
-A slot's cache is one entry of the first axis of the cache tensors, so a prompt is prefilled into its own entry and a decode
+A slot's cache is one entry of the first axis of the cache tensors, so a prompt is prefilled into its own entry, and a decode
 step reads the weights once for all slots between the first and the last that take part. A slot in that range that sits the
 step out computes something for its next free row, which its next real position overwrites: idle slots keep what they hold.
 An engine whose graph takes one conversation at a time (TensorRT, bundles of older exports) has a state for every slot and
 decodes them in turn: slower, the same ids.
 
-S prompt positions, B slots of a step, M cache capacity, D hidden, V vocabulary.
+S prompt positions, B slots of a step, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
-from runtime.core.errors import EngineError, NonFiniteError, UserError
+from runtime.core.errors import EngineError, UserError
 from runtime.engine import Engine, EngineOptions, open_engine
 from runtime.engine.place import place
-from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.step import EMBEDDINGS, DecoderStep, check_context
 
 
-class SlotDecoder:
+class SlotDecoder(DecoderStep):
     """`lengths[slot]` says how many rows of a slot's cache are filled; lower it to forget the rest."""
 
     def __init__(self, bundle: Bundle, engine: Engine, slots: int):
         if slots < 1:
             raise EngineError(f"{slots} conversations at once, expected at least 1")
-        self.engine, self.slots, self.lengths = engine, slots, [0] * slots
-        single = LocalDecoder(bundle, engine)
-        self.max_context, self.dtype, self.hidden = single.max_context, single.dtype, bundle.manifest.hidden_size
-        self.chunk = single.chunk
-        self.batched = next(spec for spec in engine.inputs if spec.name == "inputs_embeds").shape[0] == BATCH
+        super().__init__(bundle, engine)
+        self.slots, self.lengths = slots, [0] * slots
+        (embeddings,) = (spec for spec in engine.inputs if spec.name == EMBEDDINGS)
+        self.batched = embeddings.shape[0] == BATCH
         self._states: list[Any]
         if self.batched:
-            self._states = [engine.new_state(single.cache_pairs, batch=slots)]  # type: ignore[call-arg]
+            self._states = [engine.new_state(self.cache_pairs, batch=slots)]  # type: ignore[call-arg]
         else:
-            self._states = [engine.new_state(single.cache_pairs) for _ in range(slots)]
+            self._states = [engine.new_state(self.cache_pairs) for _ in range(slots)]
 
     @classmethod
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
@@ -56,15 +55,11 @@ class SlotDecoder:
     def extend(self, slot: int, embeddings: np.ndarray) -> np.ndarray:
         """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them.
 
-        Whether they are finite is for the caller to look at, row by row: see `finite`.
+        Whether they are finite is left to the caller, row by row: see `runtime.llm.step.finite`.
         """
-        check_context(self.lengths[slot] + len(embeddings), self.max_context)
-        for start in range(0, len(embeddings), self.chunk):
-            part = embeddings[start : start + self.chunk]
-            begin, self.lengths[slot] = self.lengths[slot], self.lengths[slot] + len(part)
-            positions = np.arange(begin, begin + len(part), dtype=np.int64)
-            logits = self._run(self._state(slot, slot + 1), part[None], positions[None])
-        return logits[0]
+        logits = self.prefill(self._state(slot, slot + 1), embeddings[None], self.lengths[slot])
+        self.lengths[slot] += len(embeddings)
+        return logits
 
     def step(self, slots: Sequence[int], embeddings: np.ndarray) -> np.ndarray:
         """Append one embedding to each of `slots`, embeddings [B, D]; return the logits [B, V] float32."""
@@ -73,15 +68,16 @@ class SlotDecoder:
         if not self.batched:
             return np.stack([self.extend(slot, row[None]) for slot, row in zip(slots, embeddings, strict=True)])
         first, last = min(slots), max(slots) + 1
-        batch = np.zeros((last - first, 1, self.hidden), self.dtype)
-        batch[[slot - first for slot in slots], 0] = embeddings
-        for idle in set(range(first, last)) - set(slots):  # must have a free row to compute into
+        entries = [slot - first for slot in slots]
+        batch = np.zeros((last - first, 1, embeddings.shape[1]), self.dtype)
+        batch[entries, 0] = embeddings
+        for idle in set(range(first, last)) - set(slots):  # needs a free row to compute into
             self.lengths[idle] = min(self.lengths[idle], self.max_context - 1)
-        positions = np.array([[length] for length in self.lengths[first:last]], np.int64)
-        logits = self._run(self._state(first, last), batch, positions, max(self.lengths[slot] for slot in slots) + 1)
+        read = max(self.lengths[slot] for slot in slots) + 1
+        logits = self.run(self._state(first, last), batch, self.lengths[first:last], read)
         for slot in slots:
             self.lengths[slot] += 1
-        return logits[[slot - first for slot in slots]]
+        return logits[entries]
 
     def close(self) -> None:
         self._states.clear()
@@ -89,19 +85,3 @@ class SlotDecoder:
 
     def _state(self, start: int, stop: int) -> Any:
         return self._states[0].of_rows(start, stop) if self.batched else self._states[start]
-
-    def _run(self, state: Any, embeddings: np.ndarray, positions: np.ndarray, read: int | None = None) -> np.ndarray:
-        """Logits [B, V] of embeddings [B, S, D] at positions [B, S]; read: cache rows to look at, by default all up to here."""
-        feeds = {
-            "inputs_embeds": embeddings.astype(self.dtype, copy=False),
-            "position_ids": positions,
-            "attention_mask": np.ones((len(positions), read or int(positions.max()) + 1), np.int64),
-        }
-        return self.engine.run(feeds, state)["logits"][:, -1].astype(np.float32, copy=False)
-
-
-def finite(logits: np.ndarray) -> np.ndarray:
-    """The same logits; EngineError where one is not finite."""
-    if not np.isfinite(logits).all():
-        raise NonFiniteError("the decoder returned logits that are not finite; try a bundle of --precision fp32")
-    return logits

@@ -1,17 +1,17 @@
 """A video file in, T upright RGB frames out: `sample_frames(path, T, each)`.
 
-Which frames: `runtime.media.timeline`. A clip with fewer than T frames repeats some.
+`runtime.media.timeline` chooses the frames. A clip with fewer than T frames repeats some.
 
-How. Times come from the packets, which is reading without decoding and needs no frame count or duration in the file.
-Then each run of wanted frames is decoded from the keyframe before it, or straight on where the decoder already stands
-behind that keyframe. A file whose packets do not tell its frames (no timestamps, hidden frames, fields in packets of their
-own, files joined into one, a stream that can't be entered at its keyframes) is decoded from the start instead, once to list
-its frames and once to take them; both ways give the same frames. Pictures and picture animations are Pillow's (`runtime.media.stills`).
+Times are read from the packets, without decoding and without relying on a frame count or duration in the file. Each run of sampled
+frames is then decoded from the keyframe before it, or from the current position if the decoder is already past that keyframe. A file
+whose packets don't tell its frames (no timestamps, hidden frames, one packet per field, concatenated files, keyframes where decoding
+can't start) is decoded from the start instead, once to list its frames and once to read them; both ways give the same frames.
+Pillow reads pictures and picture animations (`runtime.media.stills`).
 
-Damage is never concealed, and the error says where in the clip it is (`runtime.media.decode`). Each frame is handed to `each` as
-soon as it is decoded, so only one frame of full size is in memory.
+Damage is never concealed, and the error gives its position in the clip (`runtime.media.decode`). Each frame is passed to `each` as
+soon as it is decoded, so only one full-size frame is in memory.
 
-T frames asked for, h, w rows and columns of a frame.
+T sampled frames, h, w rows and columns of a frame.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["MAX_FRAMES", "Clip", "DecodeLimits", "check_file", "sample_frames", 
 
 MAX_FRAMES = 4096
 
-_SEEK_GAIN = 4  # frames that a seek must save; a flushed decoder takes about as many to give its first (benchmarks/seek.py)
+_SEEK_GAIN = 4  # frames that a seek must save: a flushed decoder needs about as long to return its first frame (benchmarks/seek.py)
 
 Each = Callable[[np.ndarray], np.ndarray]
 Frames = tuple[Mapping[int, np.ndarray], tuple[int, int]]  # {frame number: what `each` made of it}, (h, w)
@@ -42,16 +42,16 @@ Frames = tuple[Mapping[int, np.ndarray], tuple[int, int]]  # {frame number: what
 
 @dataclass(frozen=True)
 class Clip:
-    """T frames of a video file and where they came from.
+    """T frames sampled from a video file.
 
-    frames        [T, ...], what `each` made of each frame, in order
+    frames        [T, ...], the results of `each`, in order
     indices       T frame numbers in the file, from 0
     timestamps    T presentation times in seconds after the file's first frame
     duration      seconds from the first frame to the end of the last
     total         frames in the file
-    size          (h, w) of a frame as shown, rotation and mirroring applied
-    has_gap       one gap between two frames is most of the clip, so the frames were sampled by number
-    cut           the file ends inside a frame, which is left out
+    size          (h, w) of a frame, after rotation and mirroring
+    has_gap       one gap makes up most of the clip, so frames were sampled by number
+    cut           the file ends in the middle of a frame, which is dropped
     """
 
     path: Path
@@ -66,12 +66,12 @@ class Clip:
 
     @property
     def repeated(self) -> int:
-        """How many of the T frames are a frame that is already there, because the clip shows no other at that time."""
+        """How many of the T frames repeat an earlier one."""
         return len(self.indices) - len(set(self.indices))
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about the sampled frames, one line each."""
+        """Remarks for the user about the sampled frames, one line each."""
         notes, frames = [], len(self.indices)
         if self.cut:
             notes.append(f"the file ends inside a frame: the clip is what comes before, {self.total} frames")
@@ -85,7 +85,7 @@ class Clip:
 
 
 def sample_frames_limited(path: str | Path, frames: int, each: Each, allowed: DecodeLimits) -> Clip:
-    """`sample_frames` of a file that is not trusted; VideoError names the limit that it exceeds."""
+    """`sample_frames` of an untrusted file; VideoError names the limit that it exceeds."""
     with limits.limited(allowed):
         return sample_frames(path, frames, each)
 
@@ -93,8 +93,8 @@ def sample_frames_limited(path: str | Path, frames: int, each: Each, allowed: De
 def sample_frames(path: str | Path, frames: int, each: Each) -> Clip:
     """Decode `frames` frames, evenly spread over the clip, and stack what `each(rgb uint8 [h, w, 3])` returns for them.
 
-    Raises VideoError for a count that is out of range, for a file that can't be opened or holds no video, and, with the
-    position in seconds, for one that is damaged where it must be decoded.
+    VideoError for a count out of range, for a file that can't be opened or has no video, and, with the position in seconds, for one
+    that is damaged where it must be decoded.
     """
     path = Path(path)
     if not 1 <= frames <= MAX_FRAMES:
@@ -116,7 +116,7 @@ def sample_frames(path: str | Path, frames: int, each: Each) -> Clip:
 
 
 def _take(path: Path, frames: int, each: Each) -> tuple[Timeline, Frames]:
-    """The fastest way that gives every frame: seeking, then without seeks, then without trust in the packets."""
+    """Read the frames the fastest way that works: seeking, then without seeks, then without relying on the packets."""
     if stills.is_still(path):
         with stills.opened(path) as picture:
             timeline = picture.timeline()
@@ -139,8 +139,10 @@ def _take(path: Path, frames: int, each: Each) -> tuple[Timeline, Frames]:
 
 
 def _take_by_packets(path: Path, timeline: Timeline, frames: int, each: Each, seek: bool) -> Frames | None:
-    """`_take_by_time`, as strictly as the file allows; None where that meets damage, or a file that can't be entered at its keyframes:
-    decoding from the start will tell."""
+    """`_take_by_time`, as strictly as the file allows; None if it finds damage or decoding can't start at the keyframes.
+
+    Decoding from the start then decides.
+    """
     for strict in _strictness(path):
         try:
             return _take_by_time(path, timeline, frames, each, strict, seek)
@@ -150,7 +152,7 @@ def _take_by_packets(path: Path, timeline: Timeline, frames: int, each: Each, se
 
 
 def _strictness(path: Path) -> Iterator[bool]:
-    """Whether to be strict, first and, where that meets damage, next: the file is looked at only then."""
+    """True, then False if the file may fail strict decoding without being damaged; the file is inspected only then."""
     yield True
     with reading(path) as reader:
         warns = reader.warns
@@ -164,7 +166,7 @@ def _take_pictures(picture: stills.Still, timeline: Timeline, frames: int, each:
 
 
 def _packet_timeline(path: Path) -> Timeline | None:
-    """The timeline as the packets tell it; None where they don't tell every frame's time."""
+    """The timeline according to the packets; None if they don't give the time of every frame."""
     durations: dict[int, int | None] = {}
     keys: list[int] = []
     sizes: list[int] = []
@@ -176,9 +178,9 @@ def _packet_timeline(path: Path) -> Timeline | None:
                 return None
             if packet.is_keyframe:
                 if keys and packet.pts < keys[-1]:
-                    return None  # a new clock: files were joined
+                    return None  # the clock restarts: concatenated files
                 keys.append(packet.pts)
-            # What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
+            # Frames before the first keyframe can't be decoded; those that an edit list cuts are decoded but not shown.
             if keys and packet.pts >= keys[0] and not packet.is_discard:
                 durations[packet.pts] = packet.duration
         reader.check_index(sizes)
@@ -189,7 +191,7 @@ def _packet_timeline(path: Path) -> Timeline | None:
 
 
 def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, strict: bool, seek: bool) -> Frames | None:
-    """Take the sampled frames by their times; None where a frame does not come out as the packets promised."""
+    """Read the sampled frames by their times; None if a frame that the packets announced does not appear."""
     taken: dict[int, np.ndarray] = {}
     size = (0, 0)
     wanted = sorted(set(timeline.sample(frames)))
@@ -198,7 +200,7 @@ def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, stric
         if seek:
             limits.check_decoded(path, _decoded_by_seeking(timeline, wanted), codec.width, codec.height)
         decoded = reader.checked(reader.frames())
-        position = -1  # the last frame that the decoder gave
+        position = -1  # the last frame that the decoder returned
         for index in wanted:
             time = timeline.times[index]
             if seek and timeline.entry(index) > position + _SEEK_GAIN:
@@ -214,7 +216,7 @@ def _take_by_time(path: Path, timeline: Timeline, frames: int, each: Each, stric
 
 
 def _decoded_by_seeking(timeline: Timeline, wanted: list[int]) -> int:
-    """How many frames must be decoded to reach those that are wanted."""
+    """How many frames must be decoded to reach the wanted ones."""
     count, position = 0, -1
     for index in wanted:
         entry = timeline.entry(index)
@@ -224,10 +226,10 @@ def _decoded_by_seeking(timeline: Timeline, wanted: list[int]) -> int:
 
 
 def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
-    """The timeline of a file that has to be decoded to be known. Where files were joined, each begins when the one before it ends."""
+    """The timeline found by decoding the whole file. Concatenated files follow one another without a gap."""
     times: list[int] = []
     known, shift, duration = True, 0, None
-    with reading(path, strict, threads=False) as reader:  # it is read to its end, which threads would have to decode again
+    with reading(path, strict, threads=False) as reader:  # reads to the end, which would be decoded twice with threads
         rate = reader.stream.average_rate
         for frame in reader.checked(reader.frames()):
             if frame.pts is None:
@@ -253,7 +255,7 @@ def _without_frames(reader: Reader) -> VideoError:
 
 
 def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each, strict: bool) -> Frames:
-    """Take the sampled frames by number, decoding from the start."""
+    """Read the sampled frames by number, decoding from the start."""
     wanted = set(timeline.sample(frames))
     taken: dict[int, np.ndarray] = {}
     size = (0, 0)

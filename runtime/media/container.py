@@ -1,7 +1,7 @@
 """Open a media file with FFmpeg and choose its video stream.
 
-The stream is the one that FFmpeg itself calls the best; a cover picture, a picture's tile, or a strip of thumbnails is never the
-video. The file protocol alone is allowed: neither a path that looks like an address nor a reference in a file opens anything else.
+The stream is the one that FFmpeg ranks best; a cover picture, an image tile or a strip of thumbnails is never the video. Only the
+file protocol is allowed: neither a path that looks like a URL nor a reference inside a file can open anything else.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Containers and image files that hold one clip. FFmpeg reads more, and some of it must stay out: text drawn as video (tty),
+# Containers that hold one clip. FFmpeg reads more, and some of that must be excluded: text rendered as video (tty),
 # and playlists that open other files (hls, concat, dash, numbered image files: `pattern_type` none).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,mxf,nut,rm,wtv,dv,ivf,obu,h264,hevc,vvc,m4v,mpegvideo,mjpeg,"
     "yuv4mpegpipe,gif"
 )
-# Decoders for untrusted files: those of PNG, TIFF and the like inflate whatever a file declares, so they are not among them.
+# Decoders for untrusted files. PNG, TIFF and the like are not among them: they inflate whatever size a file declares.
 _DECODERS = (
     "h264,hevc,vvc,av1,libdav1d,vp8,vp9,libvpx,libvpx-vp9,vp6,vp6a,vp6f,mpeg1video,mpeg2video,mpegvideo,mpeg4,h261,h263,h263i,h263p,"
     "flv,msmpeg4v1,msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,rv10,rv20,rv30,rv40,svq1,svq3,cinepak,indeo3,indeo4,indeo5,theora,dirac,"
     "mjpeg,mjpegb,prores,dnxhd,cfhd,dvvideo,rawvideo,v210,v410,yuv4,wrapped_avframe,ffv1,huffyuv,ffvhuff,utvideo,magicyuv,gif"
 )
 
-# Brands of sequences of pictures (ISO/IEC 23008-12). Their transparency is a video of its own, of equal size and length, after that
-# of the colours.
+# Brands of image sequences (ISO/IEC 23008-12). Transparency is a second video stream of the same size and length, which follows
+# the colour stream.
 _SEQUENCES = ("avis", "msf1", "hevc", "hevx")
 
-# Codecs whose frames are decoded side by side. Others' decoders may hand a damaged frame out before they flag it, or not, as threads run.
+# Codecs decoded with frame threads. With other codecs a damaged frame may be returned before it is flagged, depending on timing.
 _FRAME_THREADS = ("h264", "hevc", "vp8", "vp9")
 
 
 def check_file(path: Path) -> None:
-    """Raise VideoError for what is not a readable file with something in it."""
+    """VideoError unless `path` is a readable, non-empty regular file."""
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise VideoError(f"no video at {path}: no such file")
     if path.is_dir():
@@ -57,8 +57,10 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, within the limits; strict, threads: as `decode.reading` says it. VideoError for what is not a
-    video."""
+    """The file and its video stream, checked against the limits.
+
+    strict, threads: see `decode.reading`. VideoError for a file that is not a video.
+    """
     try:
         import av
     except ImportError:
@@ -82,7 +84,7 @@ def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tu
             raise VideoError(f"{path} is coded as {codec.name}, which is not decoded here; send H.264, HEVC, VP9 or AV1")
         for length, unit in ((container.duration, 1_000_000), (stream.duration, 1 / float(tick_of(stream)))):
             limits.check_seconds(path, (length or 0) / unit)
-        strict = strict or codec.codec.name.startswith("mjpeg")  # whose decoder flags nothing
+        strict = strict or codec.codec.name.startswith("mjpeg")  # its decoder flags nothing
         codec.options = {"max_pixels": str(allowed.pixels)} if allowed else {}
         codec.options |= {"err_detect": "explode"} if strict else {}
         stream.thread_type = ("AUTO" if codec.name in _FRAME_THREADS else "SLICE") if strict and threads else "NONE"
@@ -90,11 +92,11 @@ def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tu
 
 
 def best_stream(container: InputContainer, name: str) -> VideoStream:
-    """The video stream that is shown; VideoError, with `name` in it, where there is none that can be decoded."""
+    """The video stream to show; VideoError, which names `name`, if none can be decoded."""
     from av.stream import Disposition
 
-    aside = Disposition.attached_pic | Disposition.dependent | Disposition.still_image | Disposition.timed_thumbnails
-    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & aside]
+    excluded = Disposition.attached_pic | Disposition.dependent | Disposition.still_image | Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & excluded]
     best = container.streams.best("video")
     if best in streams and container.metadata.get("major_brand") in _SEQUENCES:
         return next(s for s in streams if _kind(s) == _kind(best))
@@ -115,19 +117,23 @@ def _kind(stream: VideoStream) -> tuple[int, int, int]:
 
 
 def tick_of(stream: VideoStream) -> Fraction:
-    """Seconds of a tick; FFmpeg's own unit for a stream that names none."""
+    """Seconds per tick; FFmpeg's default unit for a stream that declares none."""
     return stream.time_base or Fraction(1, 1_000_000)
 
 
 def interval_of(stream: VideoStream) -> Fraction:
-    """Seconds from a frame to the next as FFmpeg guesses it, 1/25 where it can't. The average rate of a raw stream may be 25 whatever
-    its headers say."""
+    """Seconds per frame, from FFmpeg's guess of the frame rate; 1/25 where it has none.
+
+    The average rate is not used: for a raw stream it can be 25 whatever the headers say.
+    """
     return 1 / (stream.guessed_rate or Fraction(25))
 
 
 def is_fragmented(path: Path) -> bool:
-    """Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
-    them, listed up front."""
+    """Whether an mp4 is fragmented (has `moof` boxes), so that a recording may end in any fragment.
+
+    The first frames may still be listed in the `moov` box.
+    """
     at, end = 0, path.stat().st_size
     with open(path, "rb") as file:
         while at < end:
@@ -136,7 +142,7 @@ def is_fragmented(path: Path) -> bool:
             if head[4:8] == b"moof":
                 return True
             size = int.from_bytes(head[8:16] if head[:4] == b"\0\0\0\1" else head[:4], "big")
-            if size < 8:  # 0: up to the end of the file
+            if size < 8:  # 0 means up to the end of the file
                 return False
             at += size
     return False

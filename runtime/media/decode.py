@@ -1,19 +1,19 @@
-"""Packets to frames: where decoding may begin, where a file was joined from several, and what counts as damage.
+"""Packets to frames: where decoding can start, where several files were concatenated, and what counts as damage.
 
-Damage is an error in a picture that is shown. It is never concealed: the decoder flags a frame whose data it could not read, or
-refuses the packet, and the error says where in the clip that was. FFmpeg's "explode" finds a little more of it, but turns H.264's
-warnings into errors too. So decoding is strict first, and where that fails it may be repeated without: in one thread, because a
-decoder with threads may hand a frame out before it has set the flags. The frames that threads still hold at the end are decoded in
-one thread for the same reason. (What is left to luck: an H.264 picture inside a clip with B-frames that lacks a slice, which is no
-error to the decoder.) These are not damage:
+Damage is an error in a frame that is shown, and it is never concealed: the decoder flags a frame whose data it could not read, or
+rejects the packet, and the error gives the position in the clip. FFmpeg's "explode" mode catches slightly more, but also turns
+H.264 warnings into errors. Decoding therefore starts out strict and, if that fails, may be repeated without it, in a single thread,
+because a multithreaded decoder can return a frame before it has set the frame's flags. Frames that the threads still hold at the end
+are decoded in a single thread for the same reason. (Not detected: a slice missing from an H.264 frame inside a clip with B-frames,
+which the decoder does not report.) The following are not damage:
 
-- pictures of an open group that are shown before its keyframe when decoding begins there: they refer to what came before
-  and nothing shown later refers to them, so they are left out;
-- the last packet of a file that ends inside it, as a recording that was stopped: its picture is left out, and `Reader.cut` says so
-  (an mp4 without fragments is the exception: its index lists every frame, so it was copied in part);
-- the joint of transport streams that were put one behind the other: the demuxer marks a packet, though nothing of it is lost. Its
-  mark comes a packet early, because the parser is one behind; so a mark on the last packet but one before a keyframe is left to the
-  decoder to judge, and any other is a loss.
+- frames of an open GOP that are shown before its keyframe, when decoding starts at that keyframe: they refer to earlier frames, no
+  later frame refers to them, and they are dropped;
+- the last packet of a file that ends in the middle of it, like a recording that was stopped: its frame is dropped and `Reader.cut`
+  is set (except in an unfragmented mp4, whose index lists every frame: such a file was only partly copied);
+- the seam between concatenated transport streams: the demuxer marks a packet there although nothing is missing. The mark comes one
+  packet early because the parser lags by one, so a mark on the second-to-last packet before a keyframe is left to the decoder, and a
+  mark anywhere else is a loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from runtime.media import gif, limits
 from runtime.media.container import is_fragmented, opened, tick_of
 from runtime.media.orientation import upright_rgb
 
-_LAST = "last"  # what a file's last packet carries, and the frame of it
+_LAST = "last"  # the `opaque` value of the last packet of a file, and of its frame
 
 if TYPE_CHECKING:
     import av
@@ -42,13 +42,16 @@ if TYPE_CHECKING:
 
 
 class DamageError(VideoError):
-    """An error in a picture that is shown, or packets that are missing."""
+    """An error in a frame that is shown, or missing packets."""
 
 
 @contextmanager
 def reading(path: Path, strict: bool = True, threads: bool = True) -> Iterator[Reader]:
-    """strict: a warning of the decoder ends the reading too, and it works in threads; else a frame's flags alone tell of damage.
-    threads: whether frames may be decoded side by side."""
+    """Open the video stream of `path`.
+
+    strict: decoder warnings are errors too, and decoding is multithreaded; otherwise only the flags of a frame reveal damage.
+    threads: whether frames may be decoded in parallel.
+    """
     with opened(path, strict, threads) as (container, stream):
         yield Reader(path, container, stream)
 
@@ -56,21 +59,23 @@ def reading(path: Path, strict: bool = True, threads: bool = True) -> Iterator[R
 class Reader:
     """The video stream of an open file.
 
-    cut     whether the packets so far ended inside one, which was left out
-    warns   whether strict decoding may fail at what is not shown: references and metadata that a picture doesn't need
+    cut     whether the file ended in the middle of a packet, which was dropped
+    warns   whether strict decoding can fail because of data that is never shown, such as unused references and metadata
     """
 
     def __init__(self, path: Path, container: InputContainer, stream: VideoStream):
         self.path, self.container, self.stream = path, container, stream
         self.tick = tick_of(stream)
         self.cut = False
-        self._whole_frames = gif.frames_before_cut(path) if container.format.name == "gif" else None
+        self._complete_frames = gif.frames_before_cut(path) if container.format.name == "gif" else None
         self.warns = stream.codec_context.name in ("h264", "tiff")
-        stream.codec_context.copy_opaque = True  # from a packet to its frame
+        stream.codec_context.copy_opaque = True  # from each packet to its frame
 
     def packets(self) -> Iterator[av.Packet]:
-        """Packets from where the container stands; VideoError where some are missing or incomplete, but for the last, and where the
-        demuxer finds what it can't read."""
+        """Packets from the current position on.
+
+        VideoError if packets other than the last are missing or incomplete, or if the demuxer cannot read the file.
+        """
         import av
 
         codec = self.stream.codec_context
@@ -79,7 +84,7 @@ class Reader:
         packet: av.Packet | None = None
         packets = (packet for packet in self._demuxed() if packet.size)
         try:
-            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, self._whole_frames)), 1):
+            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, self._complete_frames)), 1):
                 limits.check_frames(self.path, count)
                 if self.container.format.name == "gif":
                     limits.check_animation(self.path, count, codec.width, codec.height)
@@ -95,18 +100,16 @@ class Reader:
                     yield packet
         except av.FFmpegError as error:
             raise damage(self.path, self._seconds(packet, first), error.strerror) from None
-        self.cut = self.cut or broken is not None or self._whole_frames is not None
+        self.cut = self.cut or broken is not None or self._complete_frames is not None
 
     def _demuxed(self) -> Iterator[av.Packet]:
         try:
             yield from self.container.demux(self.stream)
-        except (
-            IndexError
-        ):  # behind the last packet PyAV flushes streams that begin in the middle of the file, and knows none of them
+        except IndexError:  # at the end PyAV flushes streams that start in the middle of the file, which it has no entry for
             return
 
     def _at_joint(self, following: list[av.Packet]) -> bool:
-        """Whether a marked packet stands before a keyframe, and no picture before that is missing, unless a new clock begins there."""
+        """Whether a marked packet comes right before a keyframe without a gap in time, or where the clock restarts."""
         if len(following) < 2 or not following[1].is_keyframe:
             return False
         before, key = following
@@ -121,14 +124,16 @@ class Reader:
         return float((packet.pts - first.pts) * self.tick)
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Decode from where the container stands: from its start or from where a seek went."""
+        """Decode from the current position: the start of the file or the target of a seek."""
         packets = self.packets()
         entry = next((packet for packet in packets if packet.is_keyframe), None)
         return self.frames_after(entry, packets, Reader.frames)
 
     def frames_from(self, key: int, earlier: Iterable[int]) -> Iterator[VideoFrame]:
-        """Seek to the keyframe at `key` and decode from there; `earlier` are keyframes to seek to where that overshoots, as it
-        may in containers without an index (MPEG-TS), which are searched by guess."""
+        """Seek to the keyframe at `key` and decode from there.
+
+        earlier: keyframes to try if the seek overshoots, which happens in containers without an index (MPEG-TS).
+        """
         for target in chain([key], earlier):
             self.container.seek(target, stream=self.stream, backward=True)
             packets = self.packets()
@@ -140,33 +145,33 @@ class Reader:
     def frames_after(
         self, entry: av.Packet | None, packets: Iterable[av.Packet], again: Callable[[Reader], Iterator[VideoFrame]]
     ) -> Iterator[VideoFrame]:
-        """Decode keyframe `entry` and what follows, but for the pictures of its group that are shown before it.
+        """Decode keyframe `entry` and what follows it, without the frames of its GOP that are shown before it.
 
-        At the end threads hand out the frames that they still hold, without the flags that a decoder sets last, and PyAV keeps their
-        errors to itself. So these frames are what `again` gives in a reader without threads.
+        At the end, decoder threads flush the frames they still hold without their final flags, and PyAV swallows their errors. Those
+        frames are taken from `again` on a single-threaded reader instead.
         """
         from av.codec.context import ThreadType
 
         if entry is None:
             return
-        given = taken = 0
+        sent = received = 0
         for packet in self._shown(entry, packets):
-            given += not packet.is_discard
+            sent += not packet.is_discard
             frames = packet.decode()
-            taken += len(frames)
+            received += len(frames)
             yield from frames
         threads = self.stream.thread_type & ThreadType.FRAME
         held = self.stream.codec_context.decode(None)
         if not threads:
             yield from held
-        elif held or taken < given:
+        elif held or received < sent:
             with reading(self.path, threads=False) as reader:
-                yield from islice(again(reader), taken, None)
+                yield from islice(again(reader), received, None)
                 self.cut = self.cut or reader.cut
 
     @staticmethod
     def _shown(entry: av.Packet, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
-        """`entry` and the packets after it, without those of its group that are shown before it."""
+        """`entry` and the packets after it, without those of its GOP that are shown before it."""
         yield entry
         leading = True
         for packet in packets:
@@ -175,7 +180,7 @@ class Reader:
                 yield packet
 
     def checked(self, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
-        """Pass frames on; damage becomes a VideoError that says where."""
+        """Yield the same frames; raise a VideoError with the position at damage."""
         import av
 
         first: int | None = None
@@ -188,7 +193,7 @@ class Reader:
                     continue
                 if frame.is_corrupt:
                     raise damage(self.path, last, "a picture can't be decoded")
-                if frame.pts is not None:  # its time base is wrong where the decoder was flushed
+                if frame.pts is not None:  # frame.time_base is wrong after a flush
                     first = frame.pts if first is None else first
                     last = float((frame.pts - first) * self.tick)
                 yield frame
@@ -202,7 +207,7 @@ class Reader:
         return upright_rgb(frame, self.stream.codec_context.name)
 
     def check_length(self) -> None:
-        """Refuse an mp4 that ends before the frames that its own index lists; the demuxer would just stop there."""
+        """Refuse an mp4 that is shorter than its own index says; the demuxer would silently stop there."""
         if not self.container.format.name.startswith("mov") or is_fragmented(self.path):
             return
         length = self.path.stat().st_size
@@ -214,7 +219,7 @@ class Reader:
                 )
 
     def check_index(self, sizes: list[int]) -> None:
-        """Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read."""
+        """Refuse an AVI whose index lists packets that were not among those read (of `sizes`): the demuxer skips unreadable ones."""
         if self.container.format.name != "avi":
             return
         listed = [(entry.size, entry.timestamp) for entry in self.stream.index_entries if entry.size]
@@ -226,7 +231,7 @@ class Reader:
 
 
 def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
-    """Each packet with the two after it, fewer at the end."""
+    """Each packet together with the two after it (fewer at the end)."""
     window: deque[av.Packet] = deque()
     for packet in packets:
         window.append(packet)
@@ -239,6 +244,6 @@ def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
 
 
 def damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:
-    """seconds: after the first frame; None at the first."""
+    """The error for damage `seconds` after the first frame; None for the first frame itself."""
     where = "at its first frame" if seconds is None else f"after {max(0.0, seconds):.2f} s"
     return DamageError(f"{path} is damaged {where} ({reason}); expected a file that plays to its end, copy it again")

@@ -1,6 +1,6 @@
-"""What an untrusted file may ask of the decoder; every check is made before the pixels that it is about are decoded.
+"""Limits on what an untrusted file may ask of the decoder. Each is checked before the pixels concerned are decoded.
 
-`limited(limits)` sets the limits for the code inside it, `current()` returns them: None for a file of the user's own.
+`limited(limits)` sets the limits for the code inside it; `current()` returns them, or None for a trusted file.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from runtime.core.errors import VideoError
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """pixels: of a frame, width times height; side: its width or height, which what a filter keeps for resizing grows with
-    seconds: of the clip; frames: in the clip; streams: in the container
-    decoded_pixels       of all frames of a video that must be decoded to reach those that are sampled
-    animation_pixels     of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
+    """Upper limits for one file.
+
+    pixels             width times height of a frame
+    side               width or height of a frame; a resize filter's buffers grow with it
+    seconds            duration of the clip
+    frames             frames in the clip
+    streams            streams in the container
+    decoded_pixels     pixels of all frames that must be decoded to reach the sampled ones
+    animation_pixels   pixels of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
     """
 
     pixels: int = 4096 * 2304
-    side: int = 65_535  # the largest of a JPEG
+    side: int = 65_535  # the largest that a JPEG can have
     seconds: float = 3600.0
     frames: int = 300_000
     streams: int = 16

@@ -1,7 +1,7 @@
 """A display matrix applied to a frame: quarter turns and mirroring, as ffmpeg's `-autorotate` applies them.
 
 The matrix (ISO/IEC 14496-12, 6.2.2) maps a decoded pixel (x, y) to (a*x + c*y, b*x + d*y) on the screen, up to a shift; it is
-stored as nine 32-bit integers a b u c d v tx ty w. What matters of a, b, c, d is which pair is the larger, and its signs.
+stored as nine 32-bit integers a b u c d v tx ty w. Of a, b, c and d only the larger pair and its signs matter.
 
 h, w rows and columns of a frame.
 """
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def upright_rgb(frame: VideoFrame, codec: str) -> np.ndarray:
-    """RGB uint8 [h, w, 3] as it is to be shown; codec: the decoder's name.
+    """RGB uint8 [h, w, 3], rotated and mirrored for display; codec: the name of the decoder.
 
-    Chroma is interpolated as by the ffmpeg command line, whose filter is bicubic. VideoError for a colour space that FFmpeg can't
+    Chroma is interpolated with a bicubic filter, as on the ffmpeg command line. VideoError for a colour space that FFmpeg can't
     convert.
     """
     import av
@@ -38,12 +38,12 @@ def upright_rgb(frame: VideoFrame, codec: str) -> np.ndarray:
 
 
 def _matrix(frame: VideoFrame, codec: str) -> list[int] | None:
-    """Where PyAV can't list a frame's side data it still has the turn, though not the mirroring."""
-    # PyAV 18 frees the name of a colour profile, which PNG has, twice: looking at such a list ends in a segmentation fault.
+    """The display matrix; built from the rotation alone where PyAV can't list a frame's side data."""
+    # PyAV 18 frees the name of a PNG's colour profile twice: listing such side data crashes the process.
     if codec not in ("png", "apng"):
         try:
             side = frame.side_data.get("DISPLAYMATRIX")
-        except ValueError:  # a kind of side data that PyAV doesn't know
+        except ValueError:  # side data of a kind that PyAV doesn't know
             pass
         else:
             return None if side is None else np.frombuffer(side, np.int32, 9).tolist()  # type: ignore[call-overload]
@@ -52,7 +52,7 @@ def _matrix(frame: VideoFrame, codec: str) -> list[int] | None:
 
 
 def oriented(image: np.ndarray, matrix: list[int]) -> np.ndarray:
-    """`image` [h, w, ...] as the matrix shows it. A turn that is not a quarter turn becomes the nearest one."""
+    """`image` [h, w, ...] transformed by `matrix`, rounded to the nearest multiple of 90 degrees."""
     a, b, _, c, d = matrix[:5]
     if abs(a) + abs(d) >= abs(b) + abs(c):
         x, y = a, d

@@ -1,11 +1,11 @@
-"""Frames to `pixel_values`, bit for bit as the checkpoint's own image processor makes them.
+"""Frames to `pixel_values`, bit-identical to the checkpoint's own image processor.
 
-A frame is resized by Pillow, then rescaled and normalised. transformers' Pillow backend rescales in float64, rounds to
-float32 and normalises in float32; a pixel has only 256 values, so those steps are done once for each and looked up. The
-result has the same bits and needs no float64 copy of the clip. (The resizers of OpenCV, swscale and torchvision differ from
-Pillow's, by a grey level or by many.)
+Pillow resizes a frame, which is then rescaled and normalised. transformers' Pillow backend rescales in float64, rounds to float32 and
+normalises in float32; a channel has only 256 levels, so this is done once per level and looked up. The result is bit-identical and
+needs no float64 copy of the clip. (The resizers of OpenCV, swscale and torchvision differ from Pillow's, by one grey level or many.)
 
-A bundle of `--input frames` does all that in its graph: here its frames are only checked, and stay uint8 [T, h, w, 3].
+The graph of a bundle exported with `--input frames` does all this itself: its frames are only checked here and stay uint8
+[T, h, w, 3].
 
 T frames, h, w rows and columns of the model's input.
 """
@@ -23,14 +23,14 @@ from runtime.media.clip import Clip, sample_frames
 
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, as transformers writes them
 _LARGEST_SIDE = 1 << 15  # pixels
-_LARGEST = float(np.finfo(np.float32).max) / 255  # a rescale_factor that no level overflows under
+_LARGEST = float(np.finfo(np.float32).max) / 255  # the largest rescale_factor without overflow
 
 
 def load_clip(path: str | Path, frames: int, preprocessor: Preprocessor) -> tuple[np.ndarray, Clip]:
     """`pixel_values` float32 [T, 3, h, w] of T frames spread over a video, and the clip with its uint8 [T, h, w, 3] frames.
 
-    For a graph that takes frames, these are the first too.
-    Raises VideoError for a file or a count that does not give T frames.
+    For a graph that takes frames, the uint8 frames are also the first result.
+    VideoError for a file that can't be read or a count out of range.
     """
     clip = sample_frames(path, frames, preprocessor.resize)
     return preprocessor.normalise(clip.frames), clip
@@ -62,7 +62,7 @@ class Preprocessor:
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """RGB uint8 [any, any, 3] -> uint8 [h, w, 3]; VideoError where the graph takes frames of another size.
 
-        A graph that takes frames of the model's own size takes any: they are then resized here.
+        If the graph takes frames of the model's input size, frames of any size are accepted and resized here.
         """
         if self.frames not in (None, self.size):
             if frame.shape[:2] != self.frames:
@@ -91,13 +91,13 @@ class Preprocessor:
         pixel_values = np.empty((count, channels, height, width), levels.dtype)
         for frame, out in zip(frames, pixel_values, strict=True):
             for channel in range(channels):
-                # mode: every uint8 is a valid index, so the bounds check (and the buffer it costs) can go
+                # mode="clip": every uint8 is a valid index, so no bounds check and no buffer for it
                 np.take(levels[channel], frame[:, :, channel], out=out[channel], mode="clip")
         return pixel_values
 
 
 def _levels(preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """float32 [3, 256]: what each of a channel's 256 values becomes."""
+    """float32 [3, 256]: the normalised value of each of a channel's 256 levels."""
     mean = _channels("image_mean", preprocessing["image_mean"])
     std = _channels("image_std", preprocessing["image_std"])
     factor = preprocessing["rescale_factor"]

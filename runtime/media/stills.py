@@ -1,10 +1,10 @@
 """Pictures and picture animations, which Pillow reads: `opened(path)` gives one or more upright RGB frames and their times.
 
-JPEG, PNG, WebP, TIFF, BMP, PNM, AVIF, and HEIC with pillow-heif: grids of tiles come out whole, and what EXIF or the container
-says of orientation is applied (`ImageOps.exif_transpose`). Animated PNG and WebP are clips. Of several pictures in a TIFF or
-a phone's JPEG the first is read. GIF, image sequences in HEIF containers, and streams of JPEG pictures are FFmpeg's.
+JPEG, PNG, WebP, TIFF, BMP, PNM, AVIF, and HEIC with pillow-heif: tile grids are assembled, and the orientation given by EXIF or the
+container is applied (`ImageOps.exif_transpose`). Animated PNG and WebP are clips. If a TIFF or a phone's JPEG holds several pictures,
+the first is read. FFmpeg reads GIF, image sequences in HEIF containers, and streams of JPEG pictures.
 
-The size is checked before any pixel is decoded. Pillow refuses metadata that inflates to more than a mebibyte.
+The size is checked before any pixel is decoded. Pillow rejects metadata that inflates to more than a mebibyte.
 
 h, w rows and columns of a frame.
 """
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"avif")  # pictures; hevc, hevx, msf1 and avis are sequences
 _ANIMATED = ("PNG", "WEBP")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags, and a value of the second
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 _BLOCK = 1 << 24  # bytes searched for a second JPEG picture
 
 
 def is_still(path: Path) -> bool:
-    """Whether the file's first bytes are those of a picture that Pillow reads."""
+    """Whether the file starts like a picture that Pillow reads."""
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"\xff\xd8\xff"):
@@ -53,14 +53,14 @@ def is_still(path: Path) -> bool:
 
 
 def _is_jpeg_stream(path: Path) -> bool:
-    """Whether JPEG pictures follow each other, as in a .mjpeg file; a phone's second picture is announced by an MPF segment."""
+    """Whether JPEG pictures follow one another, as in a .mjpeg file; a phone's second picture is announced by an MPF segment."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         end = content.find(b"\xff\xd9\xff\xd8\xff", 0, _BLOCK)
         return end >= 0 and content.find(b"MPF\0", 0, end) < 0
 
 
 class _Bounded(io.BufferedReader):
-    """A file whose reads ask for no memory beyond its end, whatever length a damaged header says."""
+    """A file whose reads never allocate memory beyond its end, whatever length a damaged header declares."""
 
     def __init__(self, raw: io.FileIO):
         super().__init__(raw)
@@ -77,7 +77,7 @@ def opened(path: Path) -> Iterator[Still]:
         from PIL import Image
     except ImportError:
         raise missing_package("pillow", "reading a picture", "runtime") from None
-    # A file without a name is read and not mapped: Pillow 13 maps a TIFF that EXIF turns with its rows and columns exchanged.
+    # A file object without a name is read, not mapped: Pillow 13 mixes up rows and columns of a mapped TIFF that EXIF rotates.
     with _Bounded(open(path, "rb", buffering=0)) as file:
         with _errors(path):
             try:
@@ -89,7 +89,7 @@ def opened(path: Path) -> Iterator[Still]:
 
 
 def _heif(path: Path) -> Image:
-    """VideoError without pillow-heif; its picture is decoded when it is first looked at, like Pillow's own."""
+    """Open with pillow-heif, which decodes lazily like Pillow; VideoError if it is not installed."""
     with open(path, "rb") as file:
         if file.read(12)[4:8] != b"ftyp":
             raise VideoError(f"{path} is not a picture, or not all of one; expected a file such as jpg, png or webp")
@@ -103,7 +103,7 @@ def _heif(path: Path) -> Image:
 class Still:
     """A picture or an animation.
 
-    size    (h, w) as shown; of the frames read so far
+    size    (h, w) as displayed, of the last frame read
     """
 
     def __init__(self, path: Path, image: Any):
@@ -113,21 +113,21 @@ class Still:
         _check_grey(path, image)
         with _errors(path):
             frames = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
-        self._first = 1 if frames > 1 and image.info.get("default_image") else 0  # a PNG's picture for who can't show animations
+        self._first = 1 if frames > 1 and image.info.get("default_image") else 0  # the fallback picture of an animated PNG
         self._count = frames - self._first
         limits.check_frames(path, self._count)
         if self._count > 1:
             limits.check_animation(path, self._count, image.width, image.height)
 
     def timeline(self) -> Timeline:
-        """Frames' times in milliseconds, which needs a composition of every frame of an animation."""
+        """Presentation times in milliseconds; every frame of an animation must be composed to know them."""
         if self._count == 1:
             return Timeline.of([0], None, None, Fraction(1, 1000))
         shown = []
         for index in range(self._count):
             with _errors(self.path):
                 self._seek(index)
-                self._image.load()  # WebP tells a frame's duration when it is composed
+                self._image.load()  # WebP gives a frame's duration only once it is composed
                 shown.append(max(1, round(self._image.info.get("duration", 0))))
             limits.check_seconds(self.path, sum(shown) / 1000)
         return Timeline.of([0, *accumulate(shown[:-1])], shown[-1], None, Fraction(1, 1000))
@@ -154,16 +154,16 @@ def _tiff_tags(image: Any) -> Mapping[int, Any]:
 
 
 def _check_grey(path: Path, image: Any) -> None:
-    """VideoError for numbers of 32 bits: which of them is white is up to the program that wrote them."""
+    """VideoError for 32-bit grey levels: which value is white is up to the program that wrote them."""
     if image.mode == "F" or (image.mode == "I" and _tiff_tags(image).get(_BITS_PER_SAMPLE) == (32,)):
-        raise VideoError(f"{path} has grey levels of 32 bits, and nothing says which of them is white; save it with 8 or 16 bits")
+        raise VideoError(f"{path} has 32-bit grey levels, and nothing says which of them is white; save it with 8 or 16 bits")
 
 
 def _rgb(image: Image, tiff_tags: Mapping[int, Any]) -> np.ndarray:
-    """RGB uint8 [h, w, 3]; of grey levels with more than 8 bits the upper 8."""
+    """RGB uint8 [h, w, 3]; grey levels of more than 8 bits are reduced to their upper 8."""
     if not image.mode.startswith("I"):
         return np.array(image.convert("RGB"))
-    # What Pillow gives as stored, in whatever byte order or width it holds them: 16 bits, or a TIFF's 12, or its white as 0.
+    # Pillow returns the stored values in any byte order and width: 16 bits, or a TIFF's 12, possibly with 0 as white.
     (bits,) = tiff_tags.get(_BITS_PER_SAMPLE, (16,))
     levels = (np.asarray(image).astype(np.int64) >> bits - 8).clip(0, 255).astype(np.uint8)
     if tiff_tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -173,10 +173,10 @@ def _rgb(image: Image, tiff_tags: Mapping[int, Any]) -> np.ndarray:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Whatever Pillow makes of a damaged or hostile picture becomes a VideoError."""
+    """Turn whatever Pillow raises for a damaged or hostile picture into a VideoError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about oddities in metadata, and sizes, which have limits of their own
+            warnings.simplefilter("ignore")  # about odd metadata, and about sizes, which are checked above
             yield
     except (UserError, MemoryError):
         raise

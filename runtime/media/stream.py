@@ -1,12 +1,11 @@
-"""A file, a V4L2 device or an RTSP address, frame by frame as it comes: `Stream(source)`.
+"""A file, a V4L2 device or an RTSP URL as a stream of frames: `Stream(source)`.
 
-A file is decoded as a clip's is, and damage is an error. A camera does not come back to what was lost: damaged frames are left
-out, and with them those up to the next keyframe, because they refer to what was lost; after `_RECOVERY` seconds without a keyframe
-(intra refresh) frames are shown again. `take_lost` counts them. A stream that is joined inside a group of pictures begins at its
-first keyframe in the same way.
+A file is decoded like a clip, and damage is an error. A camera never resends what was lost: damaged frames are dropped together with
+all frames up to the next keyframe, which may refer to them; after `_RECOVERY` seconds without a keyframe (intra refresh) frames are
+shown again. `take_lost` counts the dropped ones. A stream joined in the middle of a GOP likewise starts at its first keyframe.
 
-Time is that of the frames. Where it jumps back at a keyframe, files were joined or a camera began anew: the new clock is
-taken up where the old one ended.
+Times are presentation times. Where they jump back at a keyframe, files were concatenated or a camera restarted: the new clock then
+continues where the old one ended.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-_TIMEOUT = 10.0  # seconds without a packet after which a network stream counts as gone
+_TIMEOUT = 10.0  # seconds without a packet before a network stream counts as lost
 _RECOVERY = 10.0  # seconds
 
 Timed = tuple[float, Callable[[], np.ndarray]]
 
 
 def is_live(source: str) -> bool:
-    """Whether frames of `source` come when they come, and not when they are asked for."""
+    """Whether `source` delivers frames in real time rather than on demand."""
     return source.startswith("/dev/video") or "://" in source
 
 
 class Stream:
-    """Iterating gives (seconds after the first frame, a function that returns the frame: RGB uint8 [any, any, 3], upright).
+    """Iterates over (seconds since the first frame, a function that returns the frame: RGB uint8 [h, w, 3], upright).
 
-    VideoError for a source that can't be opened, has no frame or, at any time, breaks.
+    VideoError for a source that can't be opened, has no frames, or breaks off.
     """
 
     def __init__(self, source: str):
@@ -58,7 +57,7 @@ class Stream:
         return self._of_picture(path) if stills.is_still(path) else self._timed(self._of_file(path))
 
     def take_lost(self) -> int:
-        """Frames of a camera that were lost since the last time that this was asked."""
+        """The number of camera frames lost since the last call."""
         lost, self._lost = self._lost, 0
         return lost
 
@@ -88,7 +87,7 @@ class Stream:
 
             stream = best_stream(container, self.source)
             stream.thread_type = "AUTO"
-            stream.codec_context.copy_opaque = True  # from a packet to its frame: whether a part of it was lost
+            stream.codec_context.copy_opaque = True  # from each packet to its frame: whether part of it was lost
             interval = float(interval_of(stream))
             waited: float | None = 0.0  # seconds spent waiting for a keyframe; None: not waiting
             try:
@@ -109,18 +108,18 @@ class Stream:
                         else:
                             self._lost, waited = self._lost + 1, waited + interval
             except av.FFmpegError as error:
-                raise VideoError(f"{self.source} is gone ({error.strerror}); watch it again") from None
+                raise VideoError(f"{self.source} broke off ({error.strerror}); watch it again") from None
 
 
 class Clock:
-    """Frames' times to seconds after the first frame, which never go back. last: of the newest frame, None before the first."""
+    """Converts frame times to seconds since the first frame, never decreasing. last: the newest result, None before the first frame."""
 
     def __init__(self) -> None:
         self.last: float | None = None
-        self._start = 0.0  # what is zero on the source's clock
+        self._start = 0.0  # the source's time of second zero
 
     def seconds(self, time: float | None, key_frame: bool, interval: float) -> float:
-        """time: on the source's clock, None where it tells none; interval: seconds from a frame to the next, as far as is known."""
+        """time: on the source's clock, None if unknown; interval: the expected seconds from one frame to the next."""
         if self.last is None:
             self.last, self._start = 0.0, time or 0.0
         elif time is None:
@@ -139,7 +138,7 @@ def _opened(source: str) -> InputContainer:
     except ImportError:
         raise missing_package("av", "watching a stream", "runtime") from None
     if "://" in source and not source.startswith(("rtsp://", "rtsps://")):
-        raise VideoError(f"{source} is not a kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…")
+        raise VideoError(f"{source} can't be watched; expected a video file, /dev/videoN or rtsp://…")
     try:
         if source.startswith("/dev/video"):
             return av.open(source, format="v4l2", metadata_errors="replace")

@@ -15,8 +15,8 @@ from runtime.bundle import DECODER, Bundle
 from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.engine import EngineOptions
 from runtime.llm.chat import LanguageModel
-from runtime.llm.decoder import check_context
 from runtime.llm.local import LocalLLM
+from runtime.llm.step import check_context
 from runtime.server.clips import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions

@@ -27,8 +27,9 @@ from runtime.core.progress import log
 from runtime.engine import EngineOptions
 from runtime.engine.place import place
 from runtime.engine.tuning import cpu_model
-from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
+from runtime.llm.step import check_context
 from runtime.media.clip import sample_frames
 from runtime.prompt.template import Prompt
 from runtime.tools import reference

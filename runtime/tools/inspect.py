@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
 from runtime.core.errors import BundleError
-from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.media.preprocess import Preprocessor
 from runtime.server.options import ServerOptions
 from runtime.tools.table import size, table

@@ -130,7 +130,7 @@ def test_a_letter_answers_when_the_options_have_letters(questions):
         ('{"video": "shapes.mp4", "question": "?"}', "'options'"),
         ('{"video": "shapes.mp4", "question": "?", "options": ["a"], "answer": "a"}', "two or more"),
         ('{"video": "shapes.mp4", "question": "?", "options": ["a", "b"], "answer": "c"}', 'answer "c" is none'),
-        ('{"video": "gone.mp4", "question": "?", "options": ["a", "b"], "answer": "b"}', "is no file"),
+        ('{"video": "gone.mp4", "question": "?", "options": ["a", "b"], "answer": "b"}', "is not a file"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):

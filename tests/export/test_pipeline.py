@@ -110,7 +110,7 @@ def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, 
         "other: operators of TensorRT 11.1": "all nodes supported",
         "other: parser of TensorRT-RTX": said,
     }
-    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 does not take node y \(Swish\)"):
+    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 .*node y \(Swish\)"):
         halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions(tensorrt="10.15"))
     monkeypatch.setattr(halves, "parse_with_rtx", lambda path: ["the first", "the second"])
     with pytest.raises(ExportError, match=r"^TensorRT-RTX's parser refuses vision\.onnx: the first$"):

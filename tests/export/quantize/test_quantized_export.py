@@ -15,7 +15,7 @@ from export.demo import CLIPS
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from export.quantize import vision
-from export.tensorrt_support import check
+from export.tensorrt import check
 from runtime.bundle import Bundle
 from runtime.chat import VideoChat
 from runtime.core.errors import ExportError

@@ -1,4 +1,4 @@
-"""What the decoder's loop feeds its engine, on one that only writes it down; the numbers are those that a cache of that length needs."""
+"""What a conversation feeds its engine, on one that only records it; the numbers are those that a cache of that length needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.core.errors import BundleError, ContextError, NonFiniteError
+from runtime.core.errors import ContextError, NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.llm import decoder
-from runtime.llm.decoder import LocalDecoder, check_context
+from runtime.llm.decoder import LocalDecoder
 
 
 class Engine:
@@ -70,16 +70,6 @@ def test_opening_loads_the_decoder_s_graph_as_it_is_told(monkeypatch, given):
     assert asked == [(bundle, "llm/decoder", *(given or ("auto", EngineOptions())))]
 
 
-@pytest.mark.parametrize(("layers", "lost"), [(1, ()), (3, ()), (2**31, ()), (2, ("inputs", -1)), (2, ("outputs", -1))])
-def test_a_graph_has_the_caches_of_the_manifest_s_layers(layers, lost):
-    engine = Engine()
-    if lost:
-        getattr(engine, lost[0])[lost[1]].name = "present.9.key"
-    manifest = SimpleNamespace(limits={"max_context": 9}, llm={"layers": layers})
-    with pytest.raises(BundleError, match=f"has not the caches of {layers} layers, as the manifest says; export the bundle again"):
-        LocalDecoder(SimpleNamespace(manifest=manifest), engine)
-
-
 def test_a_prompt_is_fed_in_chunks_behind_what_is_there():
     engine, local = opened()
     conversation = local.conversation()
@@ -93,14 +83,6 @@ def test_a_prompt_is_fed_in_chunks_behind_what_is_there():
         assert feeds["attention_mask"].tolist() == [[1] * (held + count)] and feeds["attention_mask"].dtype == np.int64
 
 
-@pytest.mark.parametrize(("device", "positions"), [("cpu", 256), ("cuda", 1024), ("gpu", 256)])  # gpu: OpenVINO's
-def test_a_run_takes_256_positions_and_on_cuda_1024_unless_told_otherwise(monkeypatch, device, positions):
-    monkeypatch.setattr(Engine, "device", device)
-    engine, local = opened(max_context=2000)
-    local.conversation().extend(rows(positions + 1))
-    assert [feeds["inputs_embeds"].shape for feeds in engine.fed] == [(1, positions, 2), (1, 1, 2)]
-
-
 def test_embeddings_come_in_the_graph_s_precision():
     engine, local = opened(dtype=np.float16)
     local.conversation().extend(rows(2))
@@ -111,23 +93,21 @@ def test_embeddings_come_in_the_graph_s_precision():
 def test_logits_that_are_not_finite_are_an_error(value):
     engine, local = opened()
     engine.spoilt = value
-    with pytest.raises(NonFiniteError, match="logits that are not finite"):
+    with pytest.raises(NonFiniteError):
         local.conversation().extend(rows(1))
 
 
 def test_the_cache_takes_as_many_positions_as_it_has():
     engine, local = opened(max_context=4)
     conversation = local.conversation()
-    with pytest.raises(ContextError, match="the prompt needs 5 positions, the bundle holds 4"):
+    with pytest.raises(ContextError, match=r"5 .* 4"):
         conversation.extend(rows(5))
     assert not engine.fed
     conversation.extend(rows(3))
     conversation.extend(rows(1))
-    with pytest.raises(ContextError, match="the prompt needs 5 positions"):
+    with pytest.raises(ContextError, match=r"5 .* 4"):
         conversation.extend(rows(1))
-    check_context(4, 4)
-    with pytest.raises(ContextError, match="needs 5 positions, the bundle holds 4"):
-        check_context(5, 4)
+    assert conversation.length == 4
 
 
 @pytest.mark.parametrize(

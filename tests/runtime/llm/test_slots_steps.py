@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH
-from runtime.core.errors import ContextError, EngineError, NonFiniteError
+from runtime.core.errors import ContextError, EngineError
 from runtime.engine import EngineOptions, TensorSpec
 from runtime.llm import slots
-from runtime.llm.slots import SlotDecoder, finite
+from runtime.llm.slots import SlotDecoder
 
 D = 3
 
@@ -99,7 +99,7 @@ def test_a_slot_takes_what_fits_and_no_more(batch):
     one.step([0], rows(1))
     assert one.lengths == [10, 10]
     for call in (lambda: one.step([0], rows(1)), lambda: one.step([1], rows(1)), lambda: one.extend(1, rows(1))):
-        with pytest.raises(ContextError, match=r"needs 11 positions, the bundle holds 10;"):
+        with pytest.raises(ContextError, match=r"11 .* 10"):
             call()
     assert len(one.engine.runs) == 1 and one.lengths == [10, 10]
 
@@ -120,14 +120,6 @@ def test_a_prompt_is_prefilled_in_chunks():
     assert logits.dtype == np.float32 and logits.tolist() == [7, 5] and one.lengths == [0, 8]
 
 
-@pytest.mark.parametrize(("device", "chunks"), [("cpu", [256] * 4 + [1]), ("cuda", [1024, 1])])
-def test_a_chunk_is_256_positions_and_on_cuda_1024(monkeypatch, device, chunks):
-    monkeypatch.setattr(Engine, "device", device)
-    one = decoder([0], max_context=1200)
-    one.extend(0, rows(*range(1025)))
-    assert [len(positions[0]) for _, _, positions, _ in one.engine.runs] == chunks
-
-
 def test_a_cache_is_one_for_all_slots_or_one_for_each():
     pairs = {f"past_key_values.{n}.{half}": f"present.{n}.{half}" for n in (0, 1) for half in ("key", "value")}
     one, each = decoder([0] * 3), decoder([0] * 3, 1)
@@ -139,15 +131,8 @@ def test_a_cache_is_one_for_all_slots_or_one_for_each():
 
 def test_there_is_at_least_one_slot():
     assert decoder([0]).slots == 1
-    with pytest.raises(EngineError, match="0 conversations at once, expected at least 1"):
+    with pytest.raises(EngineError, match="0 conversations"):
         decoder([])
-
-
-def test_logits_that_are_finite_are_handed_on():
-    assert finite(fine := np.array([1.0, -3e38], np.float32)) is fine
-    for value in (np.nan, np.inf, -np.inf):
-        with pytest.raises(NonFiniteError, match="logits that are not finite; try a bundle of --precision fp32"):
-            finite(np.array([1.0, value]))
 
 
 @pytest.mark.parametrize(

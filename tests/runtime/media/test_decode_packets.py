@@ -37,7 +37,7 @@ def packets(flags: str) -> list[Packet]:
 def reader(flags: str = "", container: str = "mpegts", whole_frames: int | None = None, error: Exception | None = None) -> Reader:
     """25 frames a second of 10 x 10 pixels; error: what the demuxer raises behind the last packet."""
     one = Reader.__new__(Reader)
-    one.path, one.tick, one.cut, one._whole_frames = Path("clip"), Fraction(1, 25), False, whole_frames
+    one.path, one.tick, one.cut, one._complete_frames = Path("clip"), Fraction(1, 25), False, whole_frames
 
     def demux(stream):
         assert stream is one.stream

@@ -80,7 +80,7 @@ def test_grey_levels_of_a_tiff_are_those_that_it_says(tmp_path, bits, white_is_z
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_a_tiff_whose_white_nothing_tells_is_refused(tmp_path, mode):
     Image.fromarray(np.eye(4, dtype=np.int32 if mode == "I" else np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(VideoError, match=r"^\S*a\.tiff has grey levels of 32 bits, .* save it with 8 or 16 bits$"):
+    with pytest.raises(VideoError, match=r"^\S*a\.tiff has 32-bit grey levels, .* save it with 8 or 16 bits$"):
         sample_frames(tmp_path / "a.tiff", 1, lambda image: image)
 
 

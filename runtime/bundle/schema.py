@@ -1,0 +1,156 @@
+"""The JSON schema (draft 7) of `manifest.json`: made from the records, shipped as `schema.json`, checked by Python and C++ alike.
+
+    python -m runtime.bundle.schema     write schema.json anew, after a change of the records
+
+It keeps to what small validators know. Two rules of JSON schema are stricter here: an integer has no decimal point (3.0 is none),
+and a number is finite. Sizes and hashes of files are for `runtime.bundle.files`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from runtime.bundle.graphs import DECODER, SPLIT, VISION, file_of
+from runtime.bundle.manifest import SCHEMA_VERSION, Limits, LLMInfo, Manifest, PromptInfo
+from runtime.bundle.records import key_of, without_none
+from runtime.core.errors import BundleError, missing_package
+
+FILE = Path(__file__).with_name("schema.json")
+_FILES = {
+    "anyOf": [{"required": [file_of(VISION)]}, {"required": [file_of(DECODER)]}],
+    "dependencies": {file_of(one): [file_of(other) for other in SPLIT] for one in SPLIT},
+}
+_SCALARS = {int: "integer", float: "number", str: "string"}
+_SHOWN = 60  # characters of a refused value
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The schema of the manifest, as the records give it."""
+    made = _object(Manifest)
+    made["properties"]["files"] |= _FILES
+    version = {"type": "integer", "minimum": 1, "maximum": SCHEMA_VERSION, "description": "a reader refuses a later one"}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "manifest.json",
+        "type": "object",
+        "required": ["schema_version", *made["required"]],
+        "properties": {"schema_version": version, **made["properties"]},
+        **_between_keys(),
+    }
+
+
+def check(values: Any, what: str, part: str = "") -> None:
+    """BundleError, one line that begins with `what`, for the first of JSON `values` that the schema refuses.
+
+    part: the key of the manifest that the values are of, "" for all of it.
+    """
+    for error in _validator(part).iter_errors(values):
+        raise BundleError(f"{what}{_fault(error)}; export the bundle again")
+
+
+@cache
+def _validator(part: str) -> Any:
+    try:
+        import jsonschema
+    except ImportError:
+        raise missing_package("jsonschema", "opening a bundle", "runtime") from None
+    numbers = {
+        "integer": lambda _, value: type(value) is int,
+        "number": lambda _, value: type(value) in (int, float) and abs(value) <= sys.float_info.max,
+    }
+    strict = jsonschema.validators.extend(
+        jsonschema.Draft7Validator, type_checker=jsonschema.Draft7Validator.TYPE_CHECKER.redefine_many(numbers)
+    )
+    schema = json.loads(FILE.read_text(encoding="utf-8"))
+    return strict(schema["properties"][part] if part else schema)
+
+
+def _fault(error: Any) -> str:
+    """Where, what was found there and what is expected."""
+    where = "".join(map(_step, error.absolute_path)).lstrip(".")
+    where = f": {where}" if where else ""
+    if error.validator == "required":
+        return f"{where} lacks {', '.join(name for name in error.validator_value if name not in error.instance)}"
+    if error.validator == "dependencies":
+        return f"{where} has some of {' and '.join(error.validator_value)}, expected all or none"
+    meaning = error.schema.get("description")
+    return f"{where} is {_found(error.instance)}, expected {_expected(error.schema)}{f' ({meaning})' if meaning else ''}"
+
+
+def _step(key: str | int) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    return f".{key}" if key.isidentifier() else f"[{_cut(key)}]"
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object" if value else "{}"
+    return f"a list of {len(value)}" if isinstance(value, list) else _cut(value)
+
+
+def _cut(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _expected(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_expected, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if "type" not in schema:
+        return f"an object with {', '.join(schema['required'])}"
+    if schema["type"] == "array":
+        count = f" of {schema['minItems']}" if "minItems" in schema else ""
+        return f"a list{count}, each {_expected(schema['items'])}"
+    name = {"integer": "an integer", "number": "a number", "string": "text", "object": "an object"}[schema["type"]]
+    limits = [f"{word} {schema[bound]:.10g}" for word, bound in (("from", "minimum"), ("to", "maximum")) if bound in schema]
+    return " ".join([name, *limits])
+
+
+def _object(record: Any) -> dict[str, Any]:
+    """The schema of a record."""
+    types, properties = get_type_hints(record), {}
+    for of in fields(record):
+        choices = without_none(types[of.name])
+        section = choices != [types[of.name]] and of.default is MISSING  # a record or {}: see _between_keys
+        made = {"type": "object"} if section else _value(choices[0], of.metadata.get("limits", {}))
+        properties[key_of(of)] = {"description": of.metadata["description"], **made}
+    return {"type": "object", "required": [key_of(of) for of in fields(record) if of.default is MISSING], "properties": properties}
+
+
+def _value(kind: Any, limits: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a value of type `kind`, its scalars within `limits`."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _object(kind)
+    if origin is Literal:
+        return {"type": sorted({_SCALARS[type(one)] for one in arguments}), "enum": list(arguments)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _value(arguments[1], limits)}
+    if origin is tuple:
+        length = {} if arguments[-1] is ... else {"minItems": len(arguments), "maxItems": len(arguments)}
+        return {"type": "array", "items": _value(arguments[0], limits), **length}
+    if arguments:
+        return {"anyOf": [_value(one, limits) for one in arguments]}
+    return {"type": _SCALARS[kind], **limits}
+
+
+def _between_keys() -> dict[str, Any]:
+    """What one key says of another: an LLM is described where there is one, and nowhere else."""
+    described = {"llm": _object(LLMInfo), "prompt": _object(PromptInfo), "limits": _object(Limits)}
+    return {
+        "if": {"properties": {"files": {"required": [file_of(DECODER)]}}},
+        "then": {"properties": described},
+        "else": {"properties": {"llm": {"enum": [{}], "description": f"files has no {file_of(DECODER)}"}}},
+    }
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(manifest_schema(), indent=1) + "\n", encoding="utf-8")
