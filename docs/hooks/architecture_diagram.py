@@ -30,7 +30,7 @@ BOXES = {
         "surgeon": "surgeon",
         "quantize": "quantize",
         "verify": "verify reference float64",
-        "tensorrt": "tensorrt_operators tensorrt_support",
+        "tensorrt": "tensorrt",
         "demo": "demo",
     },
     "runtime": {
