@@ -45,12 +45,12 @@ from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VI
 from runtime.core.errors import ExportError
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.split import SplitVision
 from runtime.media.preprocess import Preprocessor
 from runtime.prompt.embeddings import ROWS, SCALES
 from runtime.prompt.template import Prompt
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
+from runtime.vision.engine import vision_engine
 
 if TYPE_CHECKING:
     from export.options import ExportOptions
@@ -106,8 +106,7 @@ def export_vision(directory: Path, vision: Vision, source: VisionHalf, frames: i
     for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR) if options.split else (VISION,):
         _check_tensorrt(half, directory / f"{graph}.onnx", graph, options)
     with step("comparing the graph that runs frame by frame"):
-        engines: list[Any] = [OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame]
-        one = SplitVision(*engines) if options.split else engines[0]
+        one = vision_engine(*(OnnxEngine.load(directory / f"{graph}.onnx") for graph in by_frame))
         half.verified.append(verify_frame_by_frame(one, vision, tokens, given, options.precision, rounding))
         one.close()
     if whole == "fp16":

@@ -22,13 +22,13 @@ from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.split import SplitVision
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt.template import Prompt
 from runtime.tools.compare import compare
 from runtime.tools.parity import Row, compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.vision.engine import VisionEngine
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def verify_vision(
 
 
 def verify_frame_by_frame(
-    engine: OnnxEngine | SplitVision, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str, rounding: float
+    engine: VisionEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str, rounding: float
 ) -> StageResult:
     """What runs frame by frame, in a Loop or split, against the tokens of the graph that was compared stage by stage."""
-    (spec,) = engine.inputs
-    got = engine.run({spec.name: pixels.astype(spec.dtype)})["visual_tokens"]
+    features = engine.encode_clip(pixels.astype(engine.pixel_values.dtype))
+    got = engine.compress(features)["visual_tokens"]
     selected = any(stage.select for _, stage in vision.compress.stages)
-    name = "visual_tokens (split)" if isinstance(engine, SplitVision) else "visual_tokens (loop)"
+    name = "visual_tokens (split)" if engine.encodes_frames else "visual_tokens (loop)"
     return _judge(name, got, tokens, precision, selected, rounding)
 
 

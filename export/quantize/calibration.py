@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import VISION, Bundle
+from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
-from runtime.engine import EngineOptions, open_engine
+from runtime.engine import EngineOptions
 from runtime.media.clip import sample_frames
 from runtime.media.preprocess import Preprocessor
 from runtime.prompt.template import Prompt
+from runtime.vision.encoder import VisionEncoder
 
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
 _QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
@@ -106,9 +107,8 @@ def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None 
     if visual is not None:
         yield from (prompt.embed(prompt.ids(question), visual) for question in _QUESTIONS)
         return
-    engine = open_engine(bundle, VISION, "onnx", EngineOptions("cpu"))
-    (spec,) = engine.inputs
+    vision = VisionEncoder.open(bundle, "onnx", EngineOptions("cpu"))
     for pixels, questions in clips.clips(_PROMPT_CLIPS, bundle.manifest.frames):
-        tokens = engine.run({spec.name: pixels.astype(spec.dtype, copy=False)})["visual_tokens"]
+        tokens = vision.tokens(pixels)
         yield from (prompt.embed(prompt.ids(question), tokens) for question in questions[:_PROMPT_QUESTIONS])
-    engine.close()
+    vision.engine.close()

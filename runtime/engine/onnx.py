@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, missing_package
-from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
+from runtime.engine import cuda
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,7 +51,7 @@ class OnnxState:
     values: dict[str, Any]
     rows: slice | None = None
 
-    def of_rows(self, start: int, stop: int) -> OnnxState:
+    def batch_slice(self, start: int, stop: int) -> OnnxState:
         """The same buffers, of which a run sees entries start … stop - 1 of the first axis as its batch."""
         return OnnxState(self.pairs, self.values, slice(start, stop))
 
@@ -85,10 +86,7 @@ class OnnxEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OnnxEngine:
-        options = options.on("cpu")
-        # On a CPU frames one by one are faster and smaller than all at once, where the bundle has such a graph.
-        one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
-        return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
+        return cls.load(bundle.model(graph), options)
 
     @classmethod
     def load(

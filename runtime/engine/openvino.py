@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import BATCH, VISION, VISION_LOOP, Bundle
+from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
 from runtime.core.errors import EngineError, missing_package
-from runtime.engine import EngineOptions, TensorSpec, check_feeds
 from runtime.engine.openvino_memory import large_blocks_apart, released_after
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 
 _STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
 _ROWS = "position_ids"  # input: the rows of a state that a run writes
@@ -62,7 +62,7 @@ class OpenVINOState:
     buffers: dict[str, np.ndarray]
     rows: slice | None = None
 
-    def of_rows(self, start: int, stop: int) -> OpenVINOState:
+    def batch_slice(self, start: int, stop: int) -> OpenVINOState:
         """The same buffers, of which a run sees entries start … stop - 1 of the first axis as its batch."""
         return OpenVINOState(self.pairs, self.request, self.buffers, slice(start, stop))
 
@@ -94,13 +94,11 @@ class OpenVINOEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
-        if graph != VISION and bundle.manifest.llm.get("attention") == "standard":
+        if graph in (DECODER, DECODER_BATCH) and bundle.manifest.llm.get("attention") == "standard":
             raise EngineError(
                 f"openvino can't run {bundle.path}'s decoder of the standard spelling; export with --attention portable"
             )
-        options = options.on("cpu")
-        one_by_one = options.device == "cpu" and graph == VISION and f"{VISION_LOOP}.onnx" in bundle.manifest.files
-        return cls.load(bundle.model(VISION_LOOP if one_by_one else graph), options)
+        return cls.load(bundle.model(graph), options)
 
     @classmethod
     def load(cls, model: Path, options: EngineOptions = EngineOptions()) -> OpenVINOEngine:

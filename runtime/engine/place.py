@@ -1,34 +1,37 @@
-"""`--device auto`: where the graphs of a bundle run when nobody said so. The rule of runtime/cpp/src/engine.cpp, in the same words.
+"""`--device auto`: the device that the graphs of a bundle run on when none was named. runtime/cpp/src/engine.cpp has the same rule.
 
     tensorrt, tensorrt-rtx      the GPU: they have no other device
-    openvino, and bf16          the CPU: its other devices round more coarsely than the graph says, so they are named
+    openvino, and bf16          the CPU: OpenVINO's other devices round more coarsely than the graph says, so they must be named
     onnx                        the GPU where the CUDA provider computes on it, else the CPU
-    auto                        the GPU where TensorRT has engines of all graphs, or where onnx would take it, else the CPU
+    auto                        the GPU where TensorRT has engines of all graphs, or where onnx would use it, else the CPU
 
-One choice for all graphs of a bundle, made before weights are read. Which backend then runs on a CPU is another question: what
-`python -m runtime tune` measured. Where there is neither a GPU nor a CUDA provider, nothing was chosen and there is nothing to say.
+One device for all graphs of a bundle, chosen before weights are read. Which backend then runs on a CPU is another question, which
+`python -m runtime tune` answers by measuring. A machine with neither a GPU nor a CUDA provider offers no choice, so nothing is logged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.core.errors import EngineError, UserError
-from runtime.engine import EngineOptions, backend_class, cuda
+from runtime.engine import cuda
 from runtime.engine.onnx import has_cuda_provider
+from runtime.engine.protocol import EngineOptions
+from runtime.engine.registry import CUDA_ORDER, backend_class
+from runtime.engine.trt_build import find_engine
 
 
 @dataclass(frozen=True)
 class Placement:
-    """options: with a device; note: why it is that one, as a line for the log, "" where there was no choice."""
+    """options: with a device; note: why that one, as a line for the log, "" where there was no choice."""
 
     options: EngineOptions
     note: str = ""
 
 
 def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Placement:
-    """The device of every graph of `bundle`; options that name one come back as they are.
+    """The device of every graph of `bundle`; options that name one are returned unchanged.
 
     EngineError for an unknown backend, and for TensorRT without a GPU.
     """
@@ -45,7 +48,7 @@ def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = Engine
         why_not = (cuda.no_gpu() or "").partition(";")[0]
         return Placement(on_cpu, f"device cpu: {why_not}" if has_cuda_provider() else "")
     reasons = []
-    for name in ("tensorrt", "tensorrt-rtx", "onnx") if backend == "auto" else (backend,):
+    for name in CUDA_ORDER if backend == "auto" else (backend,):
         reason = _missing(bundle, name)
         if reason is None:
             return Placement(on_gpu, f"device cuda: {gpus[0].name}, backend {name}")
@@ -53,22 +56,25 @@ def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = Engine
     return Placement(on_cpu, f"device cpu, not {gpus[0].name}: {'; '.join(reasons)}")
 
 
+def vision_graphs(bundle: Bundle, device: str) -> tuple[str, ...]:
+    """The graphs that encode a clip on `device`: encoder and compressor, or one graph of all frames.
+
+    On a CPU the frames of a clip one by one are faster and need less memory than all at once.
+    """
+    if bundle.is_split:
+        return VISION_ENCODER, VISION_COMPRESSOR
+    return (VISION_LOOP,) if device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files else (VISION,)
+
+
 def _missing(bundle: Bundle, backend: str) -> str | None:
     """Why `backend` can't run all graphs of `bundle` on the GPU; None where it can."""
     reason = backend_class(backend).unavailable("cuda")
     if reason or backend == "onnx":
         return reason
-    from runtime.engine.trt_build import find_engine
-
     try:
-        for graph in _graphs(bundle):
-            find_engine(bundle, backend, graph)
+        for graph in (*vision_graphs(bundle, "cuda"), DECODER):
+            if f"{graph}.onnx" in bundle.manifest.files:
+                find_engine(bundle, backend, graph)
     except UserError as error:
         return str(error)
     return None
-
-
-def _graphs(bundle: Bundle) -> list[str]:
-    """The graphs that answer questions."""
-    vision = [VISION_ENCODER, VISION_COMPRESSOR] if bundle.is_split else [VISION]
-    return [graph for graph in (*vision, DECODER) if f"{graph}.onnx" in bundle.manifest.files]

@@ -21,8 +21,9 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError, missing_package
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, TensorSpec, check_feeds, cuda
+from runtime.engine import cuda
 from runtime.engine import trt_api as facade
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 from runtime.engine.trt_build import dimension_names, find_engine, plugin_library
 from runtime.engine.trt_plugin import LIBRARY, PluginChoice
 
@@ -34,6 +35,9 @@ class TensorRTState:
     pairs: dict[str, str]
     reads: dict[str, int]
     writes: dict[str, int]
+
+    def batch_slice(self, start: int, stop: int) -> TensorRTState:
+        raise EngineError("a TensorRT engine of this runtime decodes one conversation at a time; it has no batch to slice")
 
     def advance(self) -> None:
         """What the last run wrote is what the next one reads."""
@@ -59,7 +63,7 @@ class TensorRTEngine:
         self._device: dict[str, int] = {}  # buffers of the tensors that no state holds, made when first needed
         self._host: dict[str, np.ndarray] = {}
         self._graph: int | None = None
-        self._may_capture = not any(_is_dynamic(spec) for spec in self.inputs)
+        self._may_capture = not any(spec.is_dynamic for spec in self.inputs)
         self._is_warm = False
 
     @classmethod
@@ -90,7 +94,9 @@ class TensorRTEngine:
             gpu.close()
             raise
 
-    def new_state(self, pairs: Mapping[str, str]) -> TensorRTState:
+    def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> TensorRTState:
+        if batch != 1:
+            raise EngineError(f"a TensorRT engine of this runtime decodes one conversation at a time, not {batch}")
         specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
         state = TensorRTState(dict(pairs), {}, {})
         for name, output in pairs.items():
@@ -153,7 +159,7 @@ class TensorRTEngine:
         shapes: dict[str, tuple[int, ...]] = {}
         for spec in self.inputs:
             shapes[spec.name] = tuple(spec.shape)  # type: ignore[arg-type]
-            if _is_dynamic(spec):
+            if spec.is_dynamic:
                 shapes[spec.name] = tuple(self._engine.get_tensor_profile_shape(spec.name, 0)[2])
                 self._context.set_input_shape(spec.name, shapes[spec.name])
         for spec in self.outputs:
@@ -170,7 +176,7 @@ class TensorRTEngine:
         limit = self._largest[spec.name]
         if any(size > most for size, most in zip(array.shape, limit, strict=True)):
             raise EngineError(f"{spec.name} has shape {list(array.shape)}, the engine was built for at most {list(limit)}")
-        if _is_dynamic(spec):
+        if spec.is_dynamic:
             self._context.set_input_shape(spec.name, array.shape)
         staged = self._host_view(spec, array.shape)
         np.copyto(staged, array)
@@ -251,10 +257,6 @@ def _dtypes(backend: str) -> dict[Any, np.dtype]:
         kinds.BOOL: np.bool_,
     }
     return {kind: np.dtype(dtype) for kind, dtype in pairs.items()}
-
-
-def _is_dynamic(spec: TensorSpec) -> bool:
-    return any(isinstance(size, str) for size in spec.shape)
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -35,7 +35,7 @@ class SlotDecoder(DecoderStep):
         self.batched = embeddings.shape[0] == BATCH
         self._states: list[Any]
         if self.batched:
-            self._states = [engine.new_state(self.cache_pairs, batch=slots)]  # type: ignore[call-arg]
+            self._states = [engine.new_state(self.cache_pairs, batch=slots)]
         else:
             self._states = [engine.new_state(self.cache_pairs) for _ in range(slots)]
 
@@ -84,4 +84,4 @@ class SlotDecoder(DecoderStep):
         self.engine.close()
 
     def _state(self, start: int, stop: int) -> Any:
-        return self._states[0].of_rows(start, stop) if self.batched else self._states[start]
+        return self._states[0].batch_slice(start, stop) if self.batched else self._states[start]

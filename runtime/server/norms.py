@@ -10,27 +10,25 @@ T frames, H, W patch rows and columns.
 
 from __future__ import annotations
 
-from typing import Any
-
-from runtime.bundle import VISION, VISION_LOOP, Bundle
+from runtime.bundle import VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.engine import EngineOptions, open_engine
+from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.place import place
+from runtime.engine.place import place, vision_graphs
 from runtime.tools.stages import is_compression
+from runtime.vision.engine import VisionEngine, open_vision, vision_engine
 
 TOKEN_NORMS = "token_norms"
 
 
-def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Any:
+def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> VisionEngine:
     """The vision engine of `bundle`, with TOKEN_NORMS where that is possible."""
     options = place(bundle, backend, options).options
-    looped = options.device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files
-    if backend in ("auto", "onnx") and looped:
+    if backend in ("auto", "onnx") and vision_graphs(bundle, options.device) == (VISION_LOOP,):
         model = _with_norms(bundle)
         if model is not None:
-            return OnnxEngine.load(model, options, data=bundle.path)
-    return open_engine(bundle, VISION, backend, options)
+            return vision_engine(OnnxEngine.load(model, options, data=bundle.path))
+    return open_vision(bundle, backend, options)
 
 
 def _with_norms(bundle: Bundle) -> bytes | None:

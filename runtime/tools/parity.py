@@ -25,9 +25,8 @@ import numpy as np
 from runtime.bundle import DECODER, VISION, VISION_LOOP, Bundle
 from runtime.core.errors import BundleError, NonFiniteError, UserError
 from runtime.core.progress import log, step
-from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine
+from runtime.engine import BACKENDS, EngineOptions, backend_class
 from runtime.engine.place import place
-from runtime.engine.split import SplitVision
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt.template import Prompt
 from runtime.tools import reference
@@ -35,6 +34,7 @@ from runtime.tools.compare import ABSENT_ROWS, Difference, compare, tolerance
 from runtime.tools.reference import LLMReference
 from runtime.tools.stages import VISUAL_TOKENS, Stages, is_compression, run_stages
 from runtime.tools.table import table
+from runtime.vision.engine import open_vision
 
 PREFILL, GREEDY = "llm/prefill", "llm/greedy_ids"
 NOT_FINITE = "values that are not finite"
@@ -214,16 +214,14 @@ def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> li
 
 def _compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
     pixels = reference.clip(bundle)
-    engine = open_engine(bundle, VISION, backend, options)
+    engine = open_vision(bundle, backend, options)
     answered = {}  # by the engines that answer questions
     try:
-        (spec,) = engine.inputs
-        feed = pixels.astype(spec.dtype, copy=False)
-        if isinstance(engine, SplitVision):
-            answered[FEATURES] = engine.encode_all(feed)
-            answered[VISUAL_TOKENS] = engine.compress(answered[FEATURES])
-        else:
-            answered[VISUAL_TOKENS] = engine.run({spec.name: feed})[VISUAL_TOKENS]
+        feed = pixels.astype(engine.pixel_values.dtype, copy=False)
+        features = engine.encode_clip(feed)
+        if engine.encodes_frames:
+            answered[FEATURES] = features
+        answered[VISUAL_TOKENS] = engine.compress(features)[VISUAL_TOKENS]
     finally:
         engine.close()
     every = {stage["name"]: stage.get("every", 1) for stage in bundle.manifest.stages if stage["graph"] == VISION}

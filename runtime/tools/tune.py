@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import DECODER, VISION, Bundle
+from runtime.bundle import DECODER, Bundle
 from runtime.core.errors import EngineError, UserError
 from runtime.core.progress import log
 from runtime.engine import BACKENDS, EngineOptions, backend_class, open_engine, tuning
-from runtime.engine.split import SplitVision
 from runtime.engine.tuning import Choice
 from runtime.llm.decoder import LocalDecoder
 from runtime.tools import reference
 from runtime.tools.table import table
+from runtime.vision.engine import open_vision
 
 DEFAULT = Choice("onnx", 0)  # what `auto` runs where nothing was measured
 _TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an answer
@@ -117,14 +117,11 @@ def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measu
 @contextmanager
 def _vision(bundle: Bundle, backend: str, options: EngineOptions) -> Iterator[Callable[[], float]]:
     """A round, which returns its seconds."""
-    engine = open_engine(bundle, VISION, backend, options)
-    clip = reference.clip(bundle).astype(engine.inputs[0].dtype, copy=False)
+    engine = open_vision(bundle, backend, options)
+    clip = reference.clip(bundle).astype(engine.pixel_values.dtype, copy=False)
     try:
-        if isinstance(engine, SplitVision):
-            features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
-            yield lambda: _timed(lambda: (engine.encode(clip[:1]), engine.compress(features)))
-        else:
-            yield lambda: _timed(lambda: engine.run({engine.inputs[0].name: clip}))
+        features = np.repeat(engine.encode(clip[:1])[None], len(clip), axis=0)
+        yield lambda: _timed(lambda: (engine.encode(clip[:1]), engine.compress(features)))
     finally:
         engine.close()
 

@@ -6,14 +6,14 @@
         if somebody_asks:
             for text in chat.ask_about(live.visual(), question): ...
 
-A frame of a split bundle is encoded once, when it is pushed, and its features are kept in a ring; `tokens` then costs the
-compressor alone. Any other bundle keeps the frames and encodes all T of them for every `tokens`. Memory does not grow with
-the stream. While fewer than T frames have come they are repeated evenly, as those of a short clip are.
+A frame of a split bundle is encoded once, when it is pushed, and its features are kept in a ring; `tokens` then runs only the
+compressor. With any other bundle the ring keeps the frames, and every `tokens` encodes all T of them. Memory does not grow with the
+stream. While there are fewer than T frames they are repeated evenly, as in a short clip.
 
-The ring is written twice, T rows apart: the last T frames are then one piece of memory in the order in which they came, and
-nothing is copied for the compressor.
+Each row of the ring is written twice, T rows apart: the last T rows are then contiguous and in order, and nothing is copied for the
+compressor.
 
-T frames, h, w pixels, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden.
+T frames, h, w pixels, N visual tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.bundle import VISION, Bundle
+from runtime.bundle import Bundle
 from runtime.core.errors import VideoError
-from runtime.engine import Engine, EngineOptions, open_engine
-from runtime.engine.split import SplitVision
+from runtime.engine import EngineOptions
 from runtime.media.clip import Clip
 from runtime.media.preprocess import Preprocessor
 from runtime.vision.encoder import VisualTokens, finite
+from runtime.vision.engine import VisionEngine, open_vision
 
 
 class LiveEncoder:
-    """frames: T. `len(live)` is how many frames are held, at most T."""
+    """frames: T. `len(live)` is the number of frames in the ring, at most T."""
 
-    def __init__(self, bundle: Bundle, engine: Engine):
+    def __init__(self, bundle: Bundle, engine: VisionEngine):
         self.engine, self.frames = engine, bundle.manifest.frames
         self.preprocessor = Preprocessor(bundle.manifest.preprocessing)
-        kept = engine.features if isinstance(engine, SplitVision) else engine.inputs[0]
-        self._ring = Ring(self.frames, tuple(kept.sizes()[1:]), kept.dtype)
+        self._ring = Ring(self.frames, tuple(engine.features.sizes()[1:]), engine.features.dtype)
         self._size = (0, 0)
         self._encoding = 0.0  # seconds of the last push
 
     @classmethod
     def open(cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> LiveEncoder:
-        return cls(bundle, open_engine(bundle, VISION, backend, options))
+        return cls(bundle, open_vision(bundle, backend, options))
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -53,20 +52,19 @@ class LiveEncoder:
     @property
     def encodes_once(self) -> bool:
         """Whether a frame is encoded when it is pushed, and never again."""
-        return isinstance(self.engine, SplitVision)
+        return self.engine.encodes_frames
 
     def push(self, frame: np.ndarray, seconds: float | None = None) -> None:
-        """Add an RGB uint8 frame [any, any, 3], and drop the oldest where T are held.
+        """Add an RGB uint8 frame [any, any, 3], in place of the oldest once there are T.
 
-        seconds: the frame's time on the source's clock; the number of the frame where left out.
+        seconds: the frame's time on the source's clock, by default its number.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise VideoError(f"a frame is {frame.dtype} {list(frame.shape)}; expected RGB uint8 [height, width, 3]")
         start = time.perf_counter()
-        dtype = self.engine.inputs[0].dtype
+        dtype = self.engine.pixel_values.dtype
         pixel_values = self.preprocessor.normalise(self.preprocessor.resize(frame)[None], dtype)  # [1, 3, h, w]
-        row = self.engine.encode(pixel_values) if isinstance(self.engine, SplitVision) else pixel_values[0]
-        self._ring.push(row, float(self._ring.pushed) if seconds is None else seconds)
+        self._ring.push(self.engine.encode(pixel_values), float(self._ring.pushed) if seconds is None else seconds)
         self._size, self._encoding = (frame.shape[0], frame.shape[1]), time.perf_counter() - start
 
     def tokens(self) -> np.ndarray:
@@ -74,14 +72,12 @@ class LiveEncoder:
         order, rows = self._order(), self._ring.rows()
         if len(self) < self.frames:
             rows = rows[order]
-        if isinstance(self.engine, SplitVision):
-            return finite(self.engine.compress(rows))
-        return finite(self.engine.run({self.engine.inputs[0].name: rows})["visual_tokens"])
+        return finite(self.engine.compress(rows))["visual_tokens"]
 
     def visual(self, source: str | Path = "live") -> VisualTokens:
-        """The same with the frames that they came from, for `VideoChat.ask_about`. `clip.frames` is empty: none are kept.
+        """The tokens with the frames that they came from, for `VideoChat.ask_about`. `clip.frames` is empty: no images are kept.
 
-        Indices count the frames that were pushed, from 0; timestamps are those that they were pushed with.
+        Indices count the pushed frames from 0; timestamps are the `seconds` that they were pushed with.
         """
         start = time.perf_counter()
         tokens = self.tokens()
@@ -101,21 +97,21 @@ class LiveEncoder:
         return VisualTokens(tokens, clip, seconds)
 
     def clear(self) -> None:
-        """Forget all frames: the source has changed."""
+        """Forget all frames, for a new source."""
         self._ring.clear()
 
     def close(self) -> None:
         self.engine.close()
 
     def _order(self) -> list[int]:
-        """Which of the frames that are held (0 the oldest) each of the T rows is."""
+        """For each of the T rows, which frame of the ring it shows; 0 is the oldest."""
         if not len(self):
             raise VideoError("no frame has been pushed yet; push at least one before asking for tokens")
         return [at * len(self) // self.frames for at in range(self.frames)]
 
 
 class Ring:
-    """The last `length` rows of one shape, always in one piece and in order; each is written twice."""
+    """The last `length` rows of one shape, contiguous and in order; each is written twice."""
 
     def __init__(self, length: int, shape: tuple[int, ...], dtype: np.dtype):
         self._length = length
@@ -132,7 +128,7 @@ class Ring:
         self.pushed += 1
 
     def rows(self) -> np.ndarray:
-        """A view of the rows held, oldest first; the next push may overwrite it."""
+        """A view of the rows, oldest first; the next push may overwrite it."""
         start = self._start()
         return self._rows[start : start + len(self)]
 

@@ -91,7 +91,7 @@ def test_the_steps_of_the_vision_half(tmp_path, calls, stub, monkeypatch, option
     stub("_write_frame_by_frame", graphs, slice(1, None))
     stub("_check_tensorrt", None, slice(1, 3))
     monkeypatch.setattr(halves, "OnnxEngine", SimpleNamespace(load=lambda path: engine))
-    monkeypatch.setattr(halves, "SplitVision", lambda *engines: Closing(parts=engines))
+    monkeypatch.setattr(halves, "vision_engine", lambda *engines: Closing(parts=engines))
     stub("verify_frame_by_frame", "frame by frame")
     stub("compare_vision_float16", "rows")
     stub("verify_float16", ["in float16"])
@@ -115,7 +115,7 @@ def test_the_steps_of_the_vision_half(tmp_path, calls, stub, monkeypatch, option
         ("verify_float16", "rows", "--precision fp32 (with --llm-precision fp16, if only its vision half does)"),
     ]
     together = next(call for call in calls if call[0] == "verify_frame_by_frame")[1]
-    assert together.parts == (engine, engine) if split else together is engine
+    assert together.parts == ((engine, engine) if split else (engine,))
     assert together.closed
     expected = [
         *made,

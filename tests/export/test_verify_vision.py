@@ -10,7 +10,6 @@ import torch
 
 from export import verify
 from runtime.core.errors import ExportError
-from runtime.engine.split import SplitVision
 
 T, GRID, C, D = 2, (2, 3), 4, 5
 
@@ -156,16 +155,18 @@ def test_pixels_that_the_graph_makes_itself_are_judged_first(vision, right, plac
         verified(Engine(answers), vision, reference | {"vision/input": -pixels})
 
 
-class Split(Engine, SplitVision):
-    inputs = None
-
-
-@pytest.mark.parametrize(("engine", "name"), [(Engine, "visual_tokens (loop)"), (Split, "visual_tokens (split)")])
-def test_frame_by_frame_the_tokens_are_those_of_the_whole_graph(vision, engine, name):
+@pytest.mark.parametrize(("is_split", "name"), [(False, "visual_tokens (loop)"), (True, "visual_tokens (split)")])
+def test_frame_by_frame_the_tokens_are_those_of_the_graph_that_takes_a_clip(vision, is_split, name):
     tokens, pixels = normal(6, D, seed=5), np.zeros((T, 3, 2, 2))
 
     def judged(got, rounding=0.0):
-        return verify.verify_frame_by_frame(engine({"visual_tokens": got}, np.float16), vision, tokens, pixels, "fp32", rounding)
+        engine = SimpleNamespace(
+            pixel_values=SimpleNamespace(dtype=np.float16),
+            encodes_frames=is_split,
+            encode_clip=lambda pixels: pixels.dtype,
+            compress=lambda features: {"visual_tokens": got} if features == np.float16 else {},
+        )
+        return verify.verify_frame_by_frame(engine, vision, tokens, pixels, "fp32", rounding)
 
     assert judged(tokens.copy()) == verify.StageResult(name, 0.0, True)
     assert judged(tokens[[1, 0, 2, 3, 4, 5]]).ok, "a select stage may choose in another order"

@@ -137,17 +137,17 @@ class FakePrompt:
 def engines(monkeypatch) -> list[SimpleNamespace]:
     made: list[SimpleNamespace] = []
 
-    def open_engine(bundle, graph, backend, options):
-        assert (graph, backend, options) == ("vision", "onnx", EngineOptions("cpu"))
-        engine = SimpleNamespace(
-            inputs=[SimpleNamespace(name="x", dtype=np.float16)], run=lambda feed: {"visual_tokens": feed["x"] * 2}, closed=False
-        )
-        engine.close = lambda: setattr(engine, "closed", True)
-        made.append(engine)
-        return engine
+    class Encoder:
+        @classmethod
+        def open(cls, bundle, backend, options):
+            assert (backend, options) == ("onnx", EngineOptions("cpu"))
+            encoder = SimpleNamespace(tokens=lambda pixels: (pixels * 2).astype(np.float16), engine=SimpleNamespace(closed=False))
+            encoder.engine.close = lambda: setattr(encoder.engine, "closed", True)
+            made.append(encoder.engine)
+            return encoder
 
     monkeypatch.setattr(calibration, "Prompt", FakePrompt)
-    monkeypatch.setattr(calibration, "open_engine", open_engine)
+    monkeypatch.setattr(calibration, "VisionEncoder", Encoder)
     return made
 
 

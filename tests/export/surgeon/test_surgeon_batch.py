@@ -52,7 +52,7 @@ def test_ragged_rows_have_the_logits_that_transformers_computes(batched, llm):
     state = engine.new_state(pairs, batch=len(LENGTHS))
     rows = [torch.randn(length + 1, 48) for length in LENGTHS]
     for slot, row in enumerate(rows):
-        _run(engine, state.of_rows(slot, slot + 1), row[None, :-1].numpy(), np.arange(LENGTHS[slot])[None])
+        _run(engine, state.batch_slice(slot, slot + 1), row[None, :-1].numpy(), np.arange(LENGTHS[slot])[None])
     last = torch.stack([row[-1:] for row in rows]).numpy()
     got = _run(engine, state, last, np.array(LENGTHS)[:, None])
     for row, logits in zip(rows, got, strict=True):

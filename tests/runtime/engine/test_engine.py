@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import runtime.engine
-from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER
+import runtime.engine.open as opening
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, TensorSpec, backend_class, check_feeds, open_engine
+from runtime.engine import EngineOptions, TensorSpec, backend_class, check_feeds, open_engine, open_engines
 from runtime.engine.onnx import OnnxEngine
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
@@ -23,13 +23,15 @@ def test_an_open_first_axis_is_the_batch_and_no_other_may_be_open():
     zeros = spec.zeros(2)
     assert (zeros.shape, zeros.dtype, zeros.any()) == ((2, 2, 5, 8), F32, False)
     assert spec.zeros().shape == (1, 2, 5, 8) and TensorSpec("x", I64, ()).zeros().shape == ()
-    with pytest.raises(EngineError, match=r"^past has shape \['B', 'S'\], expected numbers alone; export the bundle again$"):
+    with pytest.raises(EngineError, match=r"^past has shape \['B', 'S'\]"):
         TensorSpec("past", F32, ("B", "S")).sizes()
+    with pytest.raises(EngineError):
+        TensorSpec("past", F32, (None, 2)).sizes()
 
 
-def test_what_memory_does_not_hold_is_said():
+def test_a_buffer_that_does_not_fit_in_memory_is_refused():
     for size in (1 << 62, 1 << 50):  # more than can be addressed, and more than there is
-        with pytest.raises(EngineError, match=rf"^past has shape \[1, {size}\], more than memory holds; export the bundle again$"):
+        with pytest.raises(EngineError, match=rf"^past has shape \[1, {size}\]"):
             TensorSpec("past", F32, ("B", size)).zeros()
 
 
@@ -38,9 +40,9 @@ def test_options_know_every_device_and_count_no_threads_below_0():
     for device in ("auto", "cpu", "cuda", "gpu", "gpu.1", "gpu.12", "npu"):
         assert EngineOptions(device).device == device
     for device in ("gpu.", "cuda:0", "CPU", "cpus", "", "xnpu"):
-        with pytest.raises(EngineError, match=f'^device is "{device}", expected auto, cpu, cuda, or for openvino'):
+        with pytest.raises(EngineError, match=f'^device is "{device}"'):
             EngineOptions(device)
-    with pytest.raises(EngineError, match=r"^threads is -1, expected 0 \(the backend's choice\) or more$"):
+    with pytest.raises(EngineError, match=r"^threads is -1"):
         EngineOptions(threads=-1)
 
 
@@ -51,7 +53,7 @@ def test_a_device_is_taken_where_none_was_chosen():
 
 def test_a_backend_is_found_by_its_name():
     assert backend_class("onnx") is OnnxEngine
-    with pytest.raises(EngineError, match=r'^no backend "onxx"; did you mean "onnx"\?$'):
+    with pytest.raises(EngineError, match=r'"onxx".*"onnx"'):
         backend_class("onxx")
 
 
@@ -59,6 +61,7 @@ class Backend:
     """One that runs unless `reason` says why not; `asked` notes what it opens."""
 
     outputs: tuple[str, ...] | None = None
+    broken_graph = ""
 
     def __init__(self, name: str, reason: str | None = None, takes_bf16: bool = False, broken: str = ""):
         self.name, self.reason, self.takes_bf16, self.broken, self.asked = name, reason, takes_bf16, broken, []
@@ -68,13 +71,14 @@ class Backend:
         return self.reason
 
     def open(self, bundle, graph, options):
-        if self.broken:
+        if self.broken or graph == self.broken_graph:
             raise EngineError(self.broken)
         self.asked.append((graph, options))
         spec = TensorSpec("x", F32, (2, 3))
         names = (("logits",) if graph.startswith("llm/") else ("visual_tokens",)) if self.outputs is None else self.outputs
         outputs = tuple(TensorSpec(name, F32, (1, 3)) for name in names)
-        return SimpleNamespace(backend=self.name, device=options.device, inputs=(spec,), outputs=outputs)
+        closed = lambda: self.asked.append("closed")  # noqa: E731
+        return SimpleNamespace(backend=self.name, device=options.device, inputs=(spec,), outputs=outputs, close=closed)
 
 
 @pytest.fixture
@@ -83,10 +87,10 @@ def backends(monkeypatch):
 
     def install(*some: Backend, measured=None) -> SimpleNamespace:
         named = {one.name: one for one in some}
-        monkeypatch.setattr(runtime.engine, "BACKENDS", dict.fromkeys(named, ""))
-        monkeypatch.setattr(runtime.engine, "backend_class", named.__getitem__)
-        monkeypatch.setattr(runtime.engine.tuning, "chosen", lambda bundle, graph: measured)
-        return SimpleNamespace(path=Path("b"), is_split=False)
+        monkeypatch.setattr(opening, "BACKENDS", dict.fromkeys(named, ""))
+        monkeypatch.setattr(opening, "backend_class", named.__getitem__)
+        monkeypatch.setattr(opening.tuning, "chosen", lambda bundle, graph: measured)
+        return SimpleNamespace(path=Path("b"))
 
     return install
 
@@ -103,9 +107,9 @@ def test_the_backend_that_is_named_is_opened_or_says_why_not(backends):
     bf16 = EngineOptions("cpu", bf16=True)
     assert open_engine(bundle, DECODER, "openvino", bf16).backend == "openvino" and openvino.asked == [(DECODER, bf16)]
     assert open_engine(bundle, DECODER, "openvino", CPU).backend == "openvino"
-    with pytest.raises(EngineError, match=r"^backend onnx has no bf16 to switch on; pass --backend openvino, or leave --bf16 out$"):
+    with pytest.raises(EngineError, match=r"^backend onnx .* bf16"):
         open_engine(bundle, VISION, "onnx", bf16)
-    with pytest.raises(EngineError, match=r"^backend tensorrt can't run here: no driver$"):
+    with pytest.raises(EngineError, match=r"^backend tensorrt .*: no driver$"):
         open_engine(bundle, VISION, "tensorrt", CUDA)
 
 
@@ -115,11 +119,8 @@ def test_auto_passes_over_what_can_not_run_or_has_no_engine(backends):
     assert open_engine(bundle, VISION, options=CUDA).backend == "onnx"
     assert (tensorrt.asked, onnx.asked) == ([], [(VISION, CUDA)])
     onnx.reason = "no provider"
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EngineError, match=r"vision on cuda: tensorrt: no driver; tensorrt-rtx: no engine; onnx: no provider$"):
         open_engine(bundle, VISION, "auto", CUDA)
-    assert str(refused.value) == (
-        "no backend can run vision on cuda: tensorrt: no driver; tensorrt-rtx: no engine; onnx: no provider"
-    )
 
 
 @pytest.mark.parametrize(
@@ -137,40 +138,39 @@ def test_on_a_cpu_auto_takes_what_was_measured_with_its_threads(backends, measur
     choice = measured and SimpleNamespace(backend=measured[0], threads=measured[1])
     bundle = backends(Backend("onnx"), Backend("openvino", reason=reason), measured=choice)
     options = EngineOptions("cpu", asked)
-    order, chosen = runtime.engine._order(bundle, VISION, options)
+    order, chosen = opening._order(bundle, VISION, options)
     assert order == (["openvino", "onnx"] if opened == "openvino" else ["onnx"])
     assert chosen == EngineOptions("cpu", threads)
     assert open_engine(bundle, VISION, "auto", options).backend == opened
 
 
-def test_the_vision_half_of_a_split_bundle_is_two_graphs(backends):
-    onnx = Backend("onnx")
-    bundle = backends(onnx)
-    bundle.is_split = True
-    engine = open_engine(bundle, VISION, "onnx", CPU)
-    assert onnx.asked == [(VISION_ENCODER, CPU), (VISION_COMPRESSOR, CPU)]
-    assert engine.inputs == (TensorSpec("x", F32, (2, 3)),)
-    onnx.asked.clear()
-    open_engine(bundle, DECODER, "onnx", CPU)
-    assert onnx.asked == [(DECODER, CPU)]
+def test_several_graphs_are_opened_on_one_backend(backends):
+    tensorrt, onnx = Backend("tensorrt"), Backend("onnx")
+    bundle = backends(tensorrt, Backend("tensorrt-rtx", reason="not installed"), onnx)
+    tensorrt.broken_graph = VISION_COMPRESSOR
+    engines = open_engines(bundle, (VISION_ENCODER, VISION_COMPRESSOR), options=CUDA)
+    assert [engine.backend for engine in engines] == ["onnx", "onnx"]
+    assert onnx.asked == [(VISION_ENCODER, CUDA), (VISION_COMPRESSOR, CUDA)]
+    assert tensorrt.asked == [(VISION_ENCODER, CUDA), "closed"], "what was opened is closed where another graph does not load"
 
 
 @pytest.mark.parametrize(
-    ("graph", "is_split", "outputs", "message"),
+    ("graph", "outputs", "missing"),
     [
-        (VISION, False, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
-        (VISION, True, ("logits",), "the vision graph has no output visual_tokens; export the bundle again"),
-        (DECODER, False, ("visual_tokens", "present.0.key"), "the decoder has no output logits; export the bundle again"),
-        (DECODER_BATCH, False, (), "the decoder has no output logits; export the bundle again"),
+        (VISION, ("logits",), "visual_tokens"),
+        (VISION_LOOP, ("logits",), "visual_tokens"),
+        (VISION_COMPRESSOR, ("features",), "visual_tokens"),
+        (DECODER, ("visual_tokens", "present.0.key"), "logits"),
+        (DECODER_BATCH, (), "logits"),
     ],
 )
-def test_a_graph_without_its_result_is_not_opened(backends, graph, is_split, outputs, message):
+def test_a_graph_without_its_result_is_closed_again(backends, graph, outputs, missing):
     onnx = Backend("onnx")
     bundle = backends(onnx)
-    bundle.is_split = is_split
     onnx.outputs = outputs
-    with pytest.raises(EngineError, match=f"^{message}$"):
+    with pytest.raises(EngineError, match=f"has no output {missing}"):
         open_engine(bundle, graph, "onnx", CPU)
+    assert onnx.asked[1:] == ["closed"]
 
 
 SPECS = (TensorSpec("ids", I64, (1, "S")), TensorSpec("x", F32, (1, "S", 4)), TensorSpec("past", F32, (1, 2)))

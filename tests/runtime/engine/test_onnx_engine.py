@@ -12,7 +12,7 @@ import pytest
 
 from runtime.bundle import VISION
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, TensorSpec, open_engine
+from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine, has_cuda_provider
 
 
@@ -85,19 +85,6 @@ def test_an_input_of_a_type_that_is_never_fed_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     with pytest.raises(EngineError, match=r"^x is tensor\(int8\), which this runtime can't feed$"):
         OnnxEngine.load(tmp_path / "m.onnx")
-
-
-def test_sizes_are_the_graphs_and_what_it_leaves_open_but_for_the_batch_is_refused():
-    spec = TensorSpec("past", np.dtype(np.float16), ("B", 2, 7, 64))
-    assert spec.sizes(3) == [3, 2, 7, 64] and spec.sizes() == [1, 2, 7, 64]
-    with pytest.raises(EngineError, match=r"past has shape \['B', 2, 'other', 64\], expected numbers alone"):
-        TensorSpec("past", np.dtype(np.float16), ("B", 2, "other", 64)).sizes()
-    for size in (1 << 44, 1 << 62):  # more than there is, more than can be addressed
-        with pytest.raises(EngineError, match=rf"^past has shape \[{size}, 2\], more than memory holds; export the bundle again$"):
-            TensorSpec("past", np.dtype(np.float32), (size, 2)).zeros()
-    assert TensorSpec("past", np.dtype(np.float16), ("B", 2)).zeros(3).shape == (3, 2)
-    with pytest.raises(EngineError, match="expected numbers alone"):
-        TensorSpec("past", np.dtype(np.float16), (None, 2)).sizes()
 
 
 def test_cuda_without_a_gpu_wheel_names_the_way_out(bundle):

@@ -54,10 +54,10 @@ def test_rows_of_a_batch_are_updated_where_they_lie_in_device_memory(bundle):
     rows = np.random.default_rng(2).standard_normal((2, 7, bundle.manifest.hidden_size)).astype(np.float32)
     lengths, alone = (6, 3), []
     for slot, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        _step(engine, state.of_rows(slot, slot + 1), row[None, :length], np.arange(length)[None])
+        _step(engine, state.batch_slice(slot, slot + 1), row[None, :length], np.arange(length)[None])
         alone.append(LocalDecoder.open(bundle, "onnx").conversation().extend(row[None, : length + 1]))
     last = np.stack([row[length : length + 1] for row, length in zip(rows, lengths, strict=True)])
-    got = _step(engine, state.of_rows(0, 2), last, np.array(lengths)[:, None])[:, -1]
+    got = _step(engine, state.batch_slice(0, 2), last, np.array(lengths)[:, None])[:, -1]
     np.testing.assert_allclose(got, alone, rtol=1e-4, atol=1e-4)
 
 

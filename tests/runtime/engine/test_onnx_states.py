@@ -40,14 +40,14 @@ def test_a_state_is_updated_where_it_is(engine):
 def test_a_run_may_see_some_entries_of_a_batch(engine):
     state = engine.new_state(PAIRS, batch=4)
     assert state.values["past_key_values.0.key"].shape() == [4, 1, 5, 2]
-    part = state.of_rows(1, 3)
+    part = state.batch_slice(1, 3)
     assert part == OnnxState(PAIRS, state.values, slice(1, 3))
     got = engine.run(feeds(ROWS[:2], [[0, 1], [3, 4]], 5), part)["logits"]
     expected = np.zeros((4, 1, 5, 2), np.float32)
     expected[1, 0, :2], expected[2, 0, 3:] = ROWS[0], ROWS[1]
     np.testing.assert_array_equal(got, 2 * expected[1:3])
     np.testing.assert_array_equal(state.values["past_key_values.0.key"].numpy(), expected)
-    got = engine.run(feeds(ROWS[2:], [[1, 0]], 2), state.of_rows(3, 4))["logits"]
+    got = engine.run(feeds(ROWS[2:], [[1, 0]], 2), state.batch_slice(3, 4))["logits"]
     assert got.tolist() == [[(2 * ROWS[2, ::-1]).tolist()]]
 
 
@@ -82,22 +82,6 @@ def test_rows_of_a_buffer_begin_at_their_own_address(dtype, stride):
 def test_a_tensor_s_type_and_open_sizes(kind, dtype):
     spec = _spec(SimpleNamespace(name="x", type=f"tensor({kind})", shape=[2, "S", None]))
     assert (spec.name, spec.dtype, spec.shape) == ("x", np.dtype(dtype), (2, "S", "None"))
-
-
-@pytest.mark.parametrize(
-    ("device", "graph", "files", "opened"),
-    [
-        ("auto", "vision", ["vision.loop.onnx"], ("vision.loop", "cpu")),
-        ("cpu", "vision", ["vision.loop.onnx"], ("vision.loop", "cpu")),
-        ("cpu", "vision", ["vision.onnx"], ("vision", "cpu")),
-        ("cpu", "llm/decoder", ["vision.loop.onnx"], ("llm/decoder", "cpu")),
-        ("cuda", "vision", ["vision.loop.onnx"], ("vision", "cuda")),
-    ],
-)
-def test_a_cpu_takes_frames_one_by_one_where_the_bundle_can(monkeypatch, device, graph, files, opened):
-    monkeypatch.setattr(OnnxEngine, "load", lambda model, options: (model, options.device))
-    bundle = SimpleNamespace(model=lambda name: name, manifest=SimpleNamespace(files=files))
-    assert OnnxEngine.open(bundle, graph, EngineOptions(device=device)) == opened
 
 
 class TestCuda:

@@ -231,7 +231,7 @@ class TestRefused:
             open_engine(bundle, VISION, "openvino")
 
     def test_bf16_of_a_backend_that_has_none(self, bundle):
-        with pytest.raises(EngineError, match="backend onnx has no bf16 to switch on; pass --backend openvino"):
+        with pytest.raises(EngineError, match=r"backend onnx .* bf16"):
             open_engine(bundle, VISION, "onnx", EngineOptions(bf16=True))
 
 

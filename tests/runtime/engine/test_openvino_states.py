@@ -51,14 +51,14 @@ def test_rows_are_written_into_the_buffers_and_read_from_them(batched):
 def test_a_run_may_see_some_entries_of_a_batch(batched):
     """The last of them sits the step out: its row lies behind those that are read, and what is read of it does not matter."""
     state = batched.new_state(PAIRS, batch=4)
-    part = state.of_rows(1, 3)
+    part = state.batch_slice(1, 3)
     assert part == OpenVINOState(PAIRS, state.request, state.buffers, slice(1, 3))
     got = batched.run(feeds(ROWS[:2, :1], [[3], [35]], 4), part)["logits"]
     expected = np.zeros((4, 1, 40, 2), np.float32)
     expected[1, 0, 3], expected[2, 0, 35] = ROWS[0, 0], ROWS[1, 0]
     np.testing.assert_array_equal(got[0], 2 * expected[1, :, :32])
     np.testing.assert_array_equal(state.buffers[NAME], expected)
-    got = batched.run(feeds(ROWS[:1], [[30, 31]], 32), state.of_rows(3, 4))["logits"]
+    got = batched.run(feeds(ROWS[:1], [[30, 31]], 32), state.batch_slice(3, 4))["logits"]
     expected[3, 0, 30:32] = ROWS[0]
     np.testing.assert_array_equal(got, 2 * expected[3:, :, :32])
     np.testing.assert_array_equal(state.buffers[NAME], expected)
@@ -100,25 +100,20 @@ def test_a_cache_is_held_in_what_a_cpu_computes_in(tmp_path, bf16, stored, held)
 
 
 @pytest.mark.parametrize(
-    ("device", "graph", "files", "opened"),
-    [
-        ("auto", "vision", ["vision.loop.onnx"], ("vision.loop", "cpu")),
-        ("cpu", "vision", ["vision.onnx"], ("vision", "cpu")),
-        ("cpu", "llm/decoder", ["vision.loop.onnx"], ("llm/decoder", "cpu")),
-        ("gpu", "vision", ["vision.loop.onnx"], ("vision", "gpu")),
-    ],
+    ("graph", "runs"), [("vision", True), ("vision.loop", True), ("llm/decoder", False), ("llm/decoder.batch", False)]
 )
-def test_a_cpu_takes_frames_one_by_one_where_the_bundle_can(monkeypatch, device, graph, files, opened):
+def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
     monkeypatch.setattr(OpenVINOEngine, "load", lambda model, options: (model, options.device))
-    manifest = SimpleNamespace(files=files, llm={"attention": "portable"})
+    manifest = SimpleNamespace(llm={"attention": "portable"})
     bundle = SimpleNamespace(model=lambda name: name, manifest=manifest, path="b")
-    assert OpenVINOEngine.open(bundle, graph, EngineOptions(device=device)) == opened
+    options = EngineOptions(device="cpu")
+    assert OpenVINOEngine.open(bundle, graph, options) == (graph, "cpu")
     manifest.llm["attention"] = "standard"
-    if graph == "vision":
-        assert OpenVINOEngine.open(bundle, graph, EngineOptions(device=device)) == opened
+    if runs:
+        assert OpenVINOEngine.open(bundle, graph, options) == (graph, "cpu")
     else:
-        with pytest.raises(EngineError, match="can't run b's decoder of the standard spelling"):
-            OpenVINOEngine.open(bundle, graph, EngineOptions(device=device))
+        with pytest.raises(EngineError, match="portable"):
+            OpenVINOEngine.open(bundle, graph, options)
 
 
 @pytest.mark.parametrize(

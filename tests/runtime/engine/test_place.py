@@ -17,9 +17,10 @@ import runtime.engine.trt_build
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, _order, backend_class, cuda, open_engine
+from runtime.engine import EngineOptions, backend_class, cuda, open_engine
 from runtime.engine import onnx as onnx_engine
 from runtime.engine import trt_api as facade
+from runtime.engine.open import _order
 from runtime.engine.place import place
 from runtime.engine.trt_build import BuildOptions, build
 
@@ -78,7 +79,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if graph not in named[backend]:
                 raise EngineError(f"no {backend} engine for {graph}")
 
-        monkeypatch.setattr(runtime.engine.trt_build, "find_engine", find_engine)
+        monkeypatch.setattr("runtime.engine.place.find_engine", find_engine)
 
     return set_usable
 

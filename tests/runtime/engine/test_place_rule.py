@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import runtime.engine.trt_build
 from plugins.spec import DOMAIN
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, cuda, place
@@ -45,7 +44,7 @@ def here(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cuda, "no_gpu", lambda: None if gpus else "no NVIDIA driver; use --device cpu; or none")
         monkeypatch.setattr(place, "has_cuda_provider", lambda: provider)
         monkeypatch.setattr(place, "backend_class", Backend)
-        monkeypatch.setattr(runtime.engine.trt_build, "find_engine", find_engine)
+        monkeypatch.setattr(place, "find_engine", find_engine)
 
     return make
 
@@ -107,14 +106,32 @@ def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavai
     ("files", "split", "graphs"),
     [
         (GRAPHS, False, ["vision", "llm/decoder"]),
-        (["vision.onnx", "vision.encoder.onnx"], False, ["vision"]),
+        (["vision.onnx", "vision.loop.onnx", "vision.encoder.onnx"], False, ["vision"]),
         (["llm/decoder.onnx"], False, ["llm/decoder"]),
         (["vision.encoder.onnx", "vision.compressor.onnx", "vision.onnx"], True, ["vision.encoder", "vision.compressor"]),
         ([*GRAPHS, "vision.encoder.onnx", "vision.compressor.onnx"], True, ["vision.encoder", "vision.compressor", "llm/decoder"]),
     ],
 )
-def test_the_graphs_that_answer_questions(files, split, graphs):
-    assert place._graphs(bundle_of(*files, split=split)) == graphs
+def test_tensorrt_needs_engines_of_the_graphs_that_answer_questions(here, monkeypatch, files, split, graphs):
+    here()
+    asked = []
+    monkeypatch.setattr(place, "find_engine", lambda bundle, backend, graph: asked.append(graph))
+    assert place.place(bundle_of(*files, split=split)).options.device == "cuda"
+    assert asked == graphs
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "on_cpu", "on_gpu"),
+    [
+        (["vision.onnx"], False, ("vision",), ("vision",)),
+        (["vision.onnx", "vision.loop.onnx"], False, ("vision.loop",), ("vision",)),
+        (["vision.onnx"], True, ("vision.encoder", "vision.compressor"), ("vision.encoder", "vision.compressor")),
+    ],
+)
+def test_a_cpu_encodes_frame_by_frame_where_the_bundle_has_such_a_graph(files, split, on_cpu, on_gpu):
+    bundle = bundle_of(*files, split=split)
+    assert place.vision_graphs(bundle, "cpu") == on_cpu
+    assert [place.vision_graphs(bundle, device) for device in ("cuda", "gpu", "npu")] == [on_gpu] * 3
 
 
 class TestBuildBackend:

@@ -26,7 +26,7 @@ class State:
     def __init__(self, number: int):
         self.number = number
 
-    def of_rows(self, start: int, stop: int) -> tuple[int, int, int]:
+    def batch_slice(self, start: int, stop: int) -> tuple[int, int, int]:
         return self.number, start, stop
 
 

@@ -66,7 +66,7 @@ def test_where_nothing_is_compressed_or_found_there_are_none(bundle, stages):
     ],
 )
 def test_norms_come_from_the_graph_that_a_cpu_runs_frame_by_frame(monkeypatch, tmp_path, backend, device, files, norms, opened):
-    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files), path=tmp_path)
+    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files), path=tmp_path, is_split=False)
     asked, placed = EngineOptions(threads=3), EngineOptions(device=device)
 
     def place(*arguments):
@@ -76,9 +76,10 @@ def test_norms_come_from_the_graph_that_a_cpu_runs_frame_by_frame(monkeypatch, t
     monkeypatch.setattr(module, "place", place)
     monkeypatch.setattr(module, "_with_norms", lambda bundle: norms)
     monkeypatch.setattr(module.OnnxEngine, "load", lambda *arguments, data: ("with norms", *arguments, data))
-    monkeypatch.setattr(module, "open_engine", lambda *arguments: ("plain", *arguments))
+    monkeypatch.setattr(module, "vision_engine", lambda engine: engine)
+    monkeypatch.setattr(module, "open_vision", lambda *arguments: ("plain", *arguments))
     got = module.open_with_norms(bundle, backend, asked)
-    expected = {"with norms": (b"graph", placed, tmp_path), "plain": (bundle, "vision", backend, placed)}
+    expected = {"with norms": (b"graph", placed, tmp_path), "plain": (bundle, backend, placed)}
     assert got == (opened, *expected[opened])
 
 

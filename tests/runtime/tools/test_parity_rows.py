@@ -10,7 +10,6 @@ import pytest
 
 from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
-from runtime.engine.split import SplitVision
 from runtime.prompt.template import PromptIds
 from runtime.tools import float16_rows, parity
 from runtime.tools.compare import Difference
@@ -158,23 +157,16 @@ class TestVision:
             spec = SimpleNamespace(name="pixel_values", dtype=np.dtype(np.float16))
             closed, asked = [], []
 
-            class Engine(SplitVision if split else object):
-                inputs = (spec,)
+            class Engine:
+                pixel_values, encodes_frames = spec, split
 
-                def __init__(self):
-                    pass
-
-                def run(self, feeds):
-                    assert feeds["pixel_values"].dtype == np.float16
-                    return {"visual_tokens": np.array(40), "more": None}
-
-                def encode_all(self, feed):
+                def encode_clip(self, feed):
                     assert feed.dtype == np.float16
                     return np.array(20)
 
                 def compress(self, features):
                     assert features == 20
-                    return np.array(41)
+                    return {"visual_tokens": np.array(41 if split else 40), "more": None}
 
                 def close(self):
                     closed.append(True)
@@ -193,8 +185,8 @@ class TestVision:
             judged = []
             monkeypatch.setattr(parity.reference, "clip", lambda of: np.zeros(2, np.float32))
             monkeypatch.setattr(parity.reference, "outputs", outputs)
-            given = (bundle, "vision", backend, self.OPTIONS)
-            monkeypatch.setattr(parity, "open_engine", lambda *arguments: Engine() if arguments == given else None)
+            given = (bundle, backend, self.OPTIONS)
+            monkeypatch.setattr(parity, "open_vision", lambda *arguments: Engine() if arguments == given else None)
             monkeypatch.setattr(parity, "run_stages", stages_of)
             monkeypatch.setattr(parity, "_judge", lambda *arguments: judged.append(arguments) or ["judged"])
             monkeypatch.setattr(float16_rows, "compare_vision_float16", lambda *arguments: [arguments])

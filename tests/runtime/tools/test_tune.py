@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from refusal import refused
 
-import runtime.engine
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, open_engine, tuning
+from runtime.engine import EngineOptions, backend_class, open_engine, tuning
+from runtime.engine.open import _order
 from runtime.engine.tuning import Choice
 from runtime.tools import tune
 from runtime.tools.tune import Measured, choose
@@ -75,7 +75,7 @@ class TestRecord:
         elif what == "spoilt":
             file.write_text("{")
         else:  # uninstalled since
-            engine = runtime.engine.backend_class("openvino")
+            engine = backend_class("openvino")
             monkeypatch.setattr(engine, "unavailable", classmethod(lambda cls, device: "not installed"))
         assert open_engine(bundle, VISION).backend == "onnx"
 
@@ -92,10 +92,10 @@ class TestRecord:
     def test_its_threads_are_those_of_its_backend(self, monkeypatch, measured, unavailable, order, threads):
         monkeypatch.setattr(tuning, "chosen", lambda bundle, graph: measured)
         for name in ("onnx", "openvino"):
-            engine = runtime.engine.backend_class(name)
+            engine = backend_class(name)
             monkeypatch.setattr(engine, "unavailable", classmethod(lambda cls, device: unavailable))
-        assert runtime.engine._order(None, VISION, EngineOptions("cpu")) == (order, EngineOptions("cpu", threads))
-        assert runtime.engine._order(None, VISION, EngineOptions("cpu", 7)) == (order, EngineOptions("cpu", 7))
+        assert _order(None, VISION, EngineOptions("cpu")) == (order, EngineOptions("cpu", threads))
+        assert _order(None, VISION, EngineOptions("cpu", 7)) == (order, EngineOptions("cpu", 7))
 
     @pytest.mark.parametrize(
         ("options", "order"),
@@ -108,7 +108,7 @@ class TestRecord:
     )
     def test_other_devices_have_an_order_of_their_own(self, monkeypatch, options, order):
         monkeypatch.setattr(tuning, "chosen", lambda bundle, graph: pytest.fail("it is about the CPU"))
-        assert runtime.engine._order(None, VISION, options) == (order, options)
+        assert _order(None, VISION, options) == (order, options)
 
     def test_a_record_is_of_one_content(self, bundle, split_bundle):
         assert tuning.file_of(bundle) != tuning.file_of(split_bundle)

@@ -11,7 +11,6 @@ import pytest
 
 from runtime.core.errors import EngineError
 from runtime.engine import tuning
-from runtime.engine.split import SplitVision
 from runtime.engine.tuning import Choice
 from runtime.tools import tune
 from runtime.tools.tune import Measured
@@ -37,39 +36,12 @@ class TestVision:
         monkeypatch.setattr(tune.reference, "clip", lambda bundle: CLIP if bundle == "bundle" else None)
         return "bundle"
 
-    def open(self, monkeypatch, engine):
-        given = ("bundle", "vision", "onnx", "options")
-        monkeypatch.setattr(tune, "open_engine", lambda *arguments: engine if arguments == given else None)
-
-    def test_a_round_of_a_whole_graph_runs_the_reference_clip_in_its_type(self, monkeypatch, clock, bundle):
-        ran, closed = [], []
-
-        class Engine:
-            inputs = (SimpleNamespace(name="pixel_values", dtype=np.dtype(np.float16)),)
-
-            def run(self, feeds):
-                ran.append(feeds)
-                clock[0] += 4
-
-            def close(self):
-                closed.append(len(ran))
-
-        self.open(monkeypatch, Engine())
-        with tune._vision(bundle, "onnx", "options") as run:
-            assert not ran and run() == run() == 4
-        (feed, _), (name,) = ran, ran[0]
-        assert name == "pixel_values" and feed[name].dtype == np.float16 and closed == [2]
-        np.testing.assert_array_equal(feed[name], CLIP)
-
-    def test_a_round_of_a_split_bundle_is_one_frame_and_all_features(self, monkeypatch, clock, bundle):
+    def test_a_round_is_one_frame_and_the_features_of_a_clip(self, monkeypatch, clock, bundle):
         """Encoding takes a second a frame, compressing ten."""
         encoded, compressed, closed = [], [], []
 
-        class Split(SplitVision):
-            inputs = (SimpleNamespace(name="frames", dtype=np.dtype(np.float32)),)
-
-            def __init__(self):
-                pass
+        class Engine:
+            pixel_values = SimpleNamespace(name="frames", dtype=np.dtype(np.float16))
 
             def encode(self, frames):
                 encoded.append(frames)
@@ -83,12 +55,14 @@ class TestVision:
             def close(self):
                 closed.append(True)
 
-        self.open(monkeypatch, Split())
+        asked = ("bundle", "onnx", "options")
+        monkeypatch.setattr(tune, "open_vision", lambda *arguments: Engine() if arguments == asked else None)
         with pytest.raises(EngineError, match="stopped"), tune._vision(bundle, "onnx", "options") as run:
             assert run() == 11
             raise EngineError("stopped")
         assert closed == [True] and len(encoded) == 2 and len(compressed) == 1
         for frames in encoded:
+            assert frames.dtype == np.float16
             np.testing.assert_array_equal(frames, CLIP[:1])
         np.testing.assert_array_equal(compressed[0], [[10, 11]] * 3)
 

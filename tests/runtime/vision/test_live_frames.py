@@ -10,7 +10,6 @@ import pytest
 
 from runtime.core.errors import EngineError, VideoError
 from runtime.engine import EngineOptions, TensorSpec
-from runtime.engine.split import SplitVision
 from runtime.vision import live as module
 from runtime.vision.live import LiveEncoder, Ring
 
@@ -34,36 +33,40 @@ class Preprocessor:
         return images.transpose(0, 3, 1, 2).astype(dtype)
 
 
-class Whole:
-    """A graph of T frames at once: the tokens are the frames' first values."""
+class Clip:
+    """Takes T frames at once: the tokens are the frames' first values."""
 
-    inputs = (TensorSpec("pixels", np.dtype(np.float16), (T, 3, 1, 1)), TensorSpec("other", np.dtype(np.float32), (9, 9)))
-    spoilt = closed = 0
+    pixel_values = features = TensorSpec("pixels", np.dtype(np.float16), (T, 3, 1, 1))
+    encodes_frames = False
+    broken = closed = 0
 
-    def run(self, feeds: dict) -> dict:
-        assert list(feeds) == ["pixels"] and feeds["pixels"].shape == (T, 3, 1, 1)
-        return {"other": None, "visual_tokens": feeds["pixels"][:, 0, 0] / (0 if self.spoilt else 1)}
+    def encode(self, pixel_values: np.ndarray) -> np.ndarray:
+        return pixel_values[0]
+
+    def compress(self, features: np.ndarray) -> dict:
+        assert features.shape == (T, 3, 1, 1)
+        return {"other": None, "visual_tokens": features[:, 0, 0] / (0 if self.broken else 1)}
 
     def close(self) -> None:
         self.closed += 1
 
 
-class Split(SplitVision):
+class Split:
     """An encoder of one frame, which doubles it, and a compressor of T."""
 
-    def __init__(self):
-        self.inputs = (TensorSpec("pixels", np.dtype(np.float32), (1, 3, 1, 1)),)
-        self.features = TensorSpec("features", np.dtype(np.float64), (T, 5))
-        self.encoded, self.compressed = 0, []
+    pixel_values = TensorSpec("pixels", np.dtype(np.float32), (T, 3, 1, 1))
+    features = TensorSpec("features", np.dtype(np.float64), (T, 5))
+    encodes_frames = True
+    encoded = 0
 
     def encode(self, pixel_values: np.ndarray) -> np.ndarray:
         self.encoded += 1
         assert pixel_values.shape == (1, 3, 1, 1) and pixel_values.dtype == np.float32
         return np.full(5, 2 * pixel_values[0, 0, 0, 0], np.float64)
 
-    def compress(self, rows: np.ndarray) -> np.ndarray:
-        assert rows.shape == (T, 5) and rows.dtype == np.float64
-        return rows[:, :1].copy()
+    def compress(self, features: np.ndarray) -> dict:
+        assert features.shape == (T, 5) and features.dtype == np.float64
+        return {"visual_tokens": features[:, :1].copy()}
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def opened(monkeypatch):
         (9, [5, 6, 7, 8]),
     ],
 )
-@pytest.mark.parametrize("kind", [Whole, Split])
+@pytest.mark.parametrize("kind", [Clip, Split])
 def test_the_last_frames_are_the_rows_and_few_are_repeated_evenly(opened, kind, pushed, rows):
     engine = kind()
     live = opened(engine)
@@ -104,7 +107,7 @@ def test_the_last_frames_are_the_rows_and_few_are_repeated_evenly(opened, kind, 
 
 
 def test_a_clip_says_where_its_tokens_come_from(opened):
-    live = opened(Whole())
+    live = opened(Clip())
     live.push(frame(1), 7.0)
     first = live.visual("camera").clip
     assert (first.duration, first.timestamps, first.total) == (0, (7.0,) * 4, 1)
@@ -121,7 +124,7 @@ def test_a_clip_says_where_its_tokens_come_from(opened):
 def test_the_seconds_are_those_of_the_last_push_and_of_the_tokens(opened, monkeypatch):
     times = iter([100.0, 103.0, 200.0, 204.0, 300.0, 305.0])
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    live = opened(Whole())
+    live = opened(Clip())
     live.push(frame(1)), live.push(frame(2))
     assert live.visual().seconds == {"encode": 4, "compress": 5}
 
@@ -140,7 +143,7 @@ def test_the_seconds_are_those_of_the_last_push_and_of_the_tokens(opened, monkey
     ],
 )
 def test_what_is_no_frame_is_refused_and_not_kept(opened, bad):
-    live = opened(Whole())
+    live = opened(Clip())
     with pytest.raises(VideoError, match=r"expected RGB uint8 \[height, width, 3\]"):
         live.push(bad)
     assert len(live) == 0
@@ -149,7 +152,7 @@ def test_what_is_no_frame_is_refused_and_not_kept(opened, bad):
 
 
 def test_before_the_first_frame_and_after_clearing_there_is_nothing(opened):
-    live = opened(Whole())
+    live = opened(Clip())
     for _ in range(2):
         with pytest.raises(VideoError, match="no frame has been pushed yet"):
             live.tokens()
@@ -162,24 +165,24 @@ def test_before_the_first_frame_and_after_clearing_there_is_nothing(opened):
 
 
 def test_tokens_that_are_not_finite_are_an_error_and_closing_closes_the_engine(opened):
-    engine = Whole()
+    engine = Clip()
     live = opened(engine)
     live.push(frame(1))
-    engine.spoilt = 1
+    engine.broken = 1
     with np.errstate(divide="ignore"), pytest.raises(EngineError, match="not finite"):
         live.tokens()
     live.close()
     assert engine.closed == 1
 
 
-@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(threads=2))])
-def test_opening_loads_the_vision_half(monkeypatch, given):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(threads=2))])
+def test_opening_loads_the_vision_component(monkeypatch, arguments):
     asked = []
     monkeypatch.setattr(module, "Preprocessor", lambda preprocessing: Preprocessor())
-    monkeypatch.setattr(module, "open_engine", lambda *arguments: asked.append(arguments) or Whole())
+    monkeypatch.setattr(module, "open_vision", lambda *given: asked.append(given) or Clip())
     bundle = SimpleNamespace(manifest=SimpleNamespace(frames=T, preprocessing={}))
-    assert len(LiveEncoder.open(bundle, *given)) == 0
-    assert asked == [(bundle, "vision", *(given or ("auto", EngineOptions())))]
+    assert len(LiveEncoder.open(bundle, *arguments)) == 0
+    assert asked == [(bundle, *(arguments or ("auto", EngineOptions())))]
 
 
 def test_a_ring_begins_anew_once_it_is_cleared():

@@ -25,7 +25,7 @@ class Encoder:
 
     def __init__(self, frames: int, seconds: float = 0.0, fails_at: int | None = None):
         dtype = np.dtype(np.float32)
-        self.inputs = (TensorSpec("pixel_values", dtype, (frames, 3, SIZE, SIZE)),)
+        self.pixel_values = TensorSpec("pixel_values", dtype, (frames, 3, SIZE, SIZE))
         self.features = TensorSpec("features", dtype, (frames, 1, 1, 1))
         self.seconds, self.fails_at, self.encoded = seconds, fails_at, 0
 

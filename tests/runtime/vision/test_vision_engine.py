@@ -1,10 +1,9 @@
-"""Encoder and compressor as one engine: what it computes, refuses, and which engines are built and opened for it."""
+"""The vision component as one engine: what one graph, or encoder and compressor, compute and refuse, and which graphs are opened."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,14 +13,15 @@ from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle, write_manifest
 from runtime.core.errors import BundleError, EngineError
-from runtime.engine import EngineOptions, TensorSpec, open_engine
+from runtime.engine import EngineOptions, TensorSpec
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.split import SplitVision
 from runtime.engine.trt_build import BuildOptions, build
 from runtime.tools import reference
 from runtime.tools.inspect import inspect
 from runtime.tools.parity import parity
+from runtime.vision import engine as module
 from runtime.vision.encoder import VisionEncoder
+from runtime.vision.engine import ClipEngine, SplitEngine, open_vision, vision_engine
 
 
 @pytest.fixture(scope="module")
@@ -92,47 +92,41 @@ class TestBundle:
 
 
 class TestEngine:
-    def test_it_looks_like_the_whole_graph(self, split_bundle, bundle):
-        split = open_engine(split_bundle, VISION)
-        whole = OnnxEngine.load(bundle.model(VISION))
-        assert isinstance(split, SplitVision)
-        assert (split.inputs, split.outputs) == (whole.inputs, whole.outputs)
-        assert (split.backend, split.device) == ("onnx", "cpu")
+    def test_it_takes_and_returns_what_the_single_graph_does(self, split_bundle, bundle):
+        split = open_vision(split_bundle)
+        single = vision_engine(OnnxEngine.load(bundle.model(VISION)))
+        assert (type(split), type(single)) == (SplitEngine, ClipEngine)
+        assert (split.encodes_frames, single.encodes_frames) == (True, False)
+        assert (split.pixel_values, split.outputs) == (single.pixel_values, single.outputs)
+        assert (split.backend, split.device) == (single.backend, single.device) == ("onnx", "cpu")
         with pytest.raises(EngineError, match=r"pixel_values has shape \[3, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"):
-            split.run({"pixel_values": np.zeros((3, 3, 126, 126), np.float32)})
-        with pytest.raises(EngineError, match="keeps no state"):
-            split.new_state({"past": "present"})
+            split.encode_clip(np.zeros((3, 3, 126, 126), np.float32))
 
-    def test_a_frame_alone_and_in_the_clip_have_the_same_features(self, split_bundle):
-        pixels = reference.clip(split_bundle)
-        engine = open_engine(split_bundle, VISION)
-        np.testing.assert_array_equal(engine.encode(pixels[5:6]), engine.encode_all(pixels)[5])
+    @pytest.mark.parametrize("which", ["split_bundle", "bundle"])
+    def test_a_frame_alone_and_in_the_clip_have_the_same_features(self, request, which):
+        pixels = reference.clip(request.getfixturevalue(which))
+        engine = open_vision(request.getfixturevalue(which))
+        features = engine.encode_clip(pixels)
+        assert features.shape == engine.features.shape and features.dtype == engine.features.dtype
+        np.testing.assert_array_equal(engine.encode(pixels[5:6]), features[5])
 
-    def test_parts_that_do_not_fit_are_refused(self, split_bundle, before_projector):
+    def test_on_a_cpu_the_graph_that_takes_frames_one_by_one_is_opened(self, bundle, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            module, "open_engines", lambda *arguments: asked.append(arguments) or (OnnxEngine.load(bundle.model(VISION)),)
+        )
+        open_vision(bundle, "onnx", EngineOptions("cpu", 2))
+        assert asked == [(bundle, (VISION_LOOP,), "onnx", EngineOptions("cpu", 2))]
+
+    def test_graphs_that_do_not_fit_are_refused_and_closed(self, split_bundle, before_projector, monkeypatch):
+        closed = []
+        monkeypatch.setattr(OnnxEngine, "close", lambda self: closed.append(self))
         parts = [
             OnnxEngine.load(b.model(graph)) for b, graph in ((split_bundle, VISION_ENCODER), (before_projector, VISION_COMPRESSOR))
         ]
-        with pytest.raises(BundleError, match=r"makes float32 \[1, 9, 9, 128\] of a frame, the compressor takes float16"):
-            SplitVision(*parts)
-
-    def test_an_encoder_is_closed_when_the_compressor_does_not_load(self, split_bundle):
-        closed = []
-
-        class Backend:
-            inputs = outputs = (TensorSpec("pixel_values", np.dtype(np.float32), (1, 3, 4, 4)),)
-
-            @classmethod
-            def open(cls, bundle, graph, options):
-                if graph == VISION_COMPRESSOR:
-                    raise EngineError("no compressor")
-                return cls()
-
-            def close(self):
-                closed.append(True)
-
-        with pytest.raises(EngineError, match="no compressor"):
-            SplitVision.open_both(Backend, split_bundle, EngineOptions())
-        assert closed == [True]
+        with pytest.raises(BundleError, match=r"float32 \[1, 9, 9, 128\] .*, the compressor takes float16"):
+            vision_engine(*parts)
+        assert closed == parts
 
 
 class Part:
@@ -141,8 +135,8 @@ class Part:
     backend, device = "stand-in", "cpu"
     calls: list[object]
 
-    def __init__(self, graph: str, made: TensorSpec, given: TensorSpec, work):
-        self.graph, self.inputs, self.outputs, self.work = graph, (given,), (made,), work
+    def __init__(self, graph: str, output: TensorSpec, input: TensorSpec, work):
+        self.graph, self.inputs, self.outputs, self.work = graph, (input,), (output,), work
 
     def run(self, feeds):
         ((name, array),) = feeds.items()
@@ -162,38 +156,28 @@ class TestParts:
     TOKENS = TensorSpec("visual_tokens", np.dtype(np.float32), (1, 1))
 
     @pytest.fixture
-    def split(self, monkeypatch) -> SplitVision:
-        opened = []
-        parts = {
-            VISION_ENCODER: (self.FEATURE, self.FRAME, lambda x: x.sum(keepdims=True).astype(np.float16)),
-            VISION_COMPRESSOR: (self.TOKENS, self.FEATURES, lambda x: x.max(keepdims=True).reshape(1, 1).astype(np.float32)),
-        }
-
-        def open_part(bundle, graph, options):
-            opened.append((bundle, graph, options))
-            return Part(graph, *parts[graph])
-
+    def split(self, monkeypatch) -> SplitEngine:
         monkeypatch.setattr(Part, "calls", [], raising=False)
-        split = SplitVision.open_both(SimpleNamespace(open=open_part), "bundle", EngineOptions(threads=3))
-        assert opened == [("bundle", graph, EngineOptions(threads=3)) for graph in (VISION_ENCODER, VISION_COMPRESSOR)]
-        return split
+        return SplitEngine(
+            Part(VISION_ENCODER, self.FEATURE, self.FRAME, lambda x: x.sum(keepdims=True).astype(np.float16)),
+            Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, lambda x: x.max(keepdims=True).reshape(1, 1).astype(np.float32)),
+        )
 
     def test_a_clip_goes_through_frame_by_frame(self, split):
-        assert split.inputs == (TensorSpec("pixel_values", np.dtype(np.float32), (3, 1, 2, 2)),) and split.outputs == (self.TOKENS,)
+        assert split.pixel_values == TensorSpec("pixel_values", np.dtype(np.float32), (3, 1, 2, 2))
+        assert (split.features, split.outputs) == (self.FEATURES, (self.TOKENS,))
         assert (split.backend, split.device) == ("stand-in", "cpu")
         pixels = np.arange(12, dtype=np.float32).reshape(3, 1, 2, 2)
-        assert split.run({"pixel_values": pixels})["visual_tokens"].tolist() == [[8 + 9 + 10 + 11]]
+        features = split.encode_clip(pixels)
+        assert features.dtype == np.float16 and features.ravel().tolist() == [6, 22, 38]
+        assert split.compress(features)["visual_tokens"].tolist() == [[8 + 9 + 10 + 11]]
         frame, clip = (VISION_ENCODER, "pixel_values", (1, 1, 2, 2)), (VISION_COMPRESSOR, "features", (3, 1, 1, 1))
         assert Part.calls == [frame] * 3 + [clip]
-        features = split.encode_all(pixels)
-        assert features.dtype == np.float16 and features.ravel().tolist() == [6, 22, 38]
         assert split.encode(pixels[1:2]).shape == (1, 1, 1)
 
-    def test_what_is_no_clip_is_refused_before_anything_runs(self, split):
+    def test_a_clip_of_another_length_is_refused_before_anything_runs(self, split):
         with pytest.raises(EngineError, match=r"has shape \[2, 1, 2, 2\], the graph takes \[3, 1, 2, 2\]"):
-            split.run({"pixel_values": np.zeros((2, 1, 2, 2), np.float32)})
-        with pytest.raises(EngineError, match="the vision half keeps no state, asked for a, b"):
-            split.new_state({"a": "x", "b": "y"})
+            split.encode_clip(np.zeros((2, 1, 2, 2), np.float32))
         assert Part.calls == []
 
     def test_both_are_closed(self, split):
@@ -203,8 +187,8 @@ class TestParts:
     @pytest.mark.parametrize(("shape", "dtype"), [((1, 1, 1, 2), "float16"), ((2, 1, 1, 1), "float16"), ((1, 1, 1, 1), "float32")])
     def test_features_that_the_compressor_does_not_take_are_refused(self, shape, dtype):
         encoder = Part(VISION_ENCODER, TensorSpec("features", np.dtype(dtype), shape), self.FRAME, None)
-        with pytest.raises(BundleError, match="of a frame, the compressor takes float16"):
-            SplitVision(encoder, Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, None))
+        with pytest.raises(BundleError, match="the compressor takes float16"):
+            SplitEngine(encoder, Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, None))
 
 
 def test_both_parts_are_built_for_tensorrt_and_the_whole_graph_only_where_it_is_named(split_bundle, tmp_path):
