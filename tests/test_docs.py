@@ -136,6 +136,11 @@ def test_the_live_example_encodes_a_stream(split_bundle, tmp_path, monkeypatch):
     assert names["visual"].tokens.shape == (257, 128) and names["visual"].clip.total == 3
 
 
+def test_the_architecture_page_quotes_the_sources():
+    (line,) = _blocks("docs/architecture.md", "python")
+    assert line in (ROOT / "runtime/server/options.py").read_text().replace("    ", "")
+
+
 def test_every_file_that_a_page_links_to_is_there():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
