@@ -28,7 +28,7 @@ def _runtime(job: dict) -> dict:
     from runtime.engine import EngineOptions
 
     chat = VideoChat.open(Bundle.open(job["bundle"]), "onnx", EngineOptions("cpu", job["threads"]))
-    chat.prompt.tokenizer  # noqa: B018 - loaded when first used
+    chat.prompt.tokenizer.encode("")  # loaded when first used
     ready = since_start()
     conversation = chat.decoder.conversation()
     logits = conversation.extend(chat.prompt.embed(chat.prompt.ids(job["question"]), chat.vision.encode(job["video"]).tokens))
@@ -44,7 +44,7 @@ def _transformers(job: dict) -> dict:
 
     from runtime.bundle import Bundle
     from runtime.media.preprocess import Preprocessor, load_clip
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
 
     torch.set_num_threads(job["threads"])
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -52,7 +52,7 @@ def _transformers(job: dict) -> dict:
     ).eval()
     bundle = Bundle.open(job["bundle"])
     prompt = Prompt(bundle)
-    prompt.tokenizer  # noqa: B018
+    prompt.tokenizer.encode("")
     ready = since_start()
     with torch.inference_mode():
         pixels, _ = load_clip(job["video"], bundle.manifest.frames, Preprocessor(bundle.manifest.preprocessing))

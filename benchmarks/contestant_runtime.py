@@ -26,7 +26,7 @@ from runtime.bundle import Bundle  # noqa: E402
 from runtime.engine import EngineOptions  # noqa: E402
 from runtime.llm.decoder import LocalDecoder  # noqa: E402
 from runtime.llm.step import PREFILL_CHUNK  # noqa: E402
-from runtime.prompt.template import Prompt  # noqa: E402
+from runtime.prompt import Prompt  # noqa: E402
 from runtime.vision.encoder import VisionEncoder  # noqa: E402
 
 _WARM_POSITIONS = 64

@@ -168,7 +168,7 @@ def _kernel(grid: tuple[int, int, int], hidden: int, device: str, left_out: dict
         if device != "cuda":
             raise ValueError("it needs a GPU")
         from plugins import spec_from_text, st_gridpool
-        from plugins.spec import output_shape
+        from plugins.op import output_shape
 
         spec = spec_from_text(expand(COMPRESS))
         shape = output_shape(spec, (*grid, hidden))

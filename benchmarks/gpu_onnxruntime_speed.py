@@ -122,7 +122,7 @@ def _write(bundle: Any, contestants: list[Contestant | None], args: argparse.Nam
 def _runtime(bundle: Any, device: str) -> Contestant:
     from runtime.engine import EngineOptions
     from runtime.llm.decoder import LocalDecoder
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
     from runtime.tools import reference
     from runtime.vision.encoder import VisionEncoder
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from plugin_cases import BLOCK_CASES, DTYPES, GOLDEN, TOLERANCE, golden_case, random_clip, worst
 
+from plugins.op import StGridPool
 from plugins.plan import make_plan
 from plugins.reference import st_gridpool
-from plugins.spec import StGridPool
 
 CLIPS = ((32, 27, 27, 896), (16, 27, 27, 3584))  # T, H, W, D
 

@@ -64,9 +64,10 @@ def measure(path: str, backend: str, bf16: bool, threads: int, rounds: int) -> d
     from runtime.bundle import Bundle
     from runtime.engine import EngineOptions
     from runtime.llm.decoder import LocalDecoder
-    from runtime.llm.scheduler import Request, Scheduler
+    from runtime.llm.generation import Request
+    from runtime.llm.scheduler import Scheduler
     from runtime.llm.slots import SlotDecoder
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
 
     bundle, options = Bundle.open(path), EngineOptions("cpu", threads, bf16)
     prompt, positions = Prompt(bundle), bundle.manifest.tokens_per_clip + 32

@@ -94,11 +94,11 @@ class _Receiver:
     def send(self, tokens: np.ndarray) -> tuple[float, float]:
         """(seconds to build the body, seconds to send it and have it loaded there)."""
         from runtime.llm.chat import Chat, ClipTokens
-        from runtime.llm.remote import RemoteLLM, RemoteOptions
+        from runtime.llm.remote import LLMOptions, RemoteLLM
 
         url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=len(tokens)))
-        llm = RemoteLLM(bundle, RemoteOptions(url, "m"))  # type: ignore[arg-type]
+        llm = RemoteLLM(bundle, LLMOptions(url, "m"))  # type: ignore[arg-type]
         content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
         chat = Chat([{"role": "user", "content": content}], [ClipTokens("clip", tokens)])
         start = time.perf_counter()

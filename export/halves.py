@@ -46,8 +46,8 @@ from runtime.core.errors import ExportError
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
 from runtime.media.preprocess import Preprocessor
+from runtime.prompt import Prompt
 from runtime.prompt.embeddings import ROWS, SCALES
-from runtime.prompt.template import Prompt
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
 from runtime.vision.engine import vision_engine

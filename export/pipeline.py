@@ -21,7 +21,7 @@ from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_mani
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 
@@ -126,7 +126,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             expected = check_llm(llm, unfinished, language, vision.visual_tokens)
             if options.of_llm.startswith("int"):
                 quantize_llm_half(llm, unfinished, language, expected, options)
-            around = Prompt(unfinished).around_question()
+            around = Prompt(unfinished).template.prefix_and_suffix()
             manifest = replace(
                 manifest,
                 prompt=manifest.prompt | ({"around_question": around} if around else {}),

@@ -139,32 +139,34 @@ def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> int:
 
     published: a checkpoint whose files work, to name in the message. Returns the prompt's tokens without the clip's.
     """
-    from runtime.prompt.template import TextPrompt
+    from runtime.prompt.ids import prompt_ids
+    from runtime.prompt.template import ChatTemplate, question_about_clip
+    from runtime.prompt.tokenizer import Tokenizer
 
     chat = llm.chat
-    template, tokenizer = checkpoint.path / chat.template_file, checkpoint.path / "tokenizer.json"
-    prompt = TextPrompt(chat.as_prompt(), tokenizer, chat.template)
+    template_file = checkpoint.path / chat.template_file
+    tokenizer, template = Tokenizer(checkpoint.path / "tokenizer.json"), ChatTemplate(chat.template)
     try:
-        vocabulary = prompt.tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = tokenizer.vocabulary
     except BundleError as error:
         raise CheckpointError(str(error)) from None
     beyond = {token: at for token, at in vocabulary.items() if at >= llm.vocabulary and not _is_placeholder(at, checkpoint)}
     if beyond:
         token = max(beyond, key=beyond.__getitem__)
         raise CheckpointError(
-            f'{tokenizer} has "{token}" as token {beyond[token]}, the LLM has {llm.vocabulary} (vocab_size in config.json); '
+            f'{tokenizer.path} has "{token}" as token {beyond[token]}, the LLM has {llm.vocabulary} (vocab_size in config.json); '
             "copy the tokenizer of the same checkpoint"
         )
     try:
-        prompt.render_question(QUESTION)
-        prompt.around_question()
+        template.render(question_about_clip(QUESTION))
+        template.prefix_and_suffix()
     except PromptError as error:
-        raise CheckpointError(f"{template}: {error}") from None
+        raise CheckpointError(f"{template_file}: {error}") from None
     try:
-        return len(prompt.ids(QUESTION))
+        return len(prompt_ids(tokenizer, template, chat.video_token_id, question_about_clip(QUESTION)))
     except PromptError as error:
         raise CheckpointError(
-            f'{template}: {error}; a part {{"type": "video"}} of a message must become {chat.video_token}: '
+            f'{template_file}: {error}; a part {{"type": "video"}} of a message must become {chat.video_token}: '
             f"copy the chat template of a checkpoint for video, such as {published}"
         ) from None
 

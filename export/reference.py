@@ -19,7 +19,7 @@ import torch
 from export.families import LLMHalf, VisionHalf
 from export.float64 import in_float64
 from export.trace import Vision
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 from runtime.tools.reference import LLMReference
 
 if TYPE_CHECKING:

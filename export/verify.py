@@ -24,7 +24,7 @@ from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools.compare import compare
 from runtime.tools.parity import Row, compare_llm
 from runtime.tools.reference import LLMReference

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plugins.spec import StGridPool, spec_from_text
+from plugins.op import StGridPool, spec_from_text
 
 __all__ = ["StGridPool", "spec_from_text", "st_gridpool"]
 

@@ -18,8 +18,8 @@ from typing import Any
 from plugins.arrays import View, empty_like, stream_of, view
 from plugins.errors import EngineError, SpecError, missing_package
 from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, launches, variant_for
+from plugins.op import StGridPool, not_covered, output_shape, spec_from_text
 from plugins.plan import Plan, make_plan
-from plugins.spec import StGridPool, not_covered, output_shape, spec_from_text
 
 
 def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any = None) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import EngineError, missing_package
+from plugins.op import StGridPool
 from plugins.plan import POOL, WINDOWS, Plan
-from plugins.spec import StGridPool
 
 KERNEL = "st_gridpool"
 TARGETS = ("sm_87", "sm_90", "sm_100", "sm_110", "sm_120")  # Orin, Hopper, Blackwell, Thor, RTX PRO

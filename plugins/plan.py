@@ -25,8 +25,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
-from plugins.schedule import ptg_schedule, tile_layout
-from plugins.spec import StGridPool, output_shape
+from plugins.op import StGridPool, output_shape, tile_layout
+from plugins.schedule import ptg_schedule
 
 FORMAT = 2
 HEADER = 14

@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from plugins.schedule import ptg_schedule, tile_layout
-from plugins.spec import StGridPool, output_shape
+from plugins.op import StGridPool, output_shape, tile_layout
+from plugins.schedule import ptg_schedule
 
 
 def st_gridpool(x: np.ndarray, spec: StGridPool) -> np.ndarray:

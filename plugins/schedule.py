@@ -2,7 +2,7 @@
 
 In: frames T, group sizes and strides of the levels. Out: for each level its groups: the frames that are read and the frame that
 their tiled summary replaces. Export unrolls it into the graph, plots draw it, the plugin hands it to its kernel, so it needs
-neither torch nor a graph: standard library and NumPy only.
+neither torch nor a graph: the standard library and NumPy.
 
 The frames must be those of the authors' code (ST-GridPool, arXiv 2605.22078), which rounds `torch.linspace` in float32, half to
 even. `_linspace` repeats that function's float32 steps: from the start for the first half of the points, from the end for the rest.
@@ -14,10 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from plugins.spec import tile_layout
-
-__all__ = ["Group", "ptg_schedule", "tile_layout"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,15 @@ def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> l
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")
     return [_level(frames, size, stride) for size, stride in zip(sizes, strides, strict=True)]
+
+
+def summary_levels(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> dict[int, list[int]]:
+    """{frame: levels, from 1, that write a summary into it, in order}; {} where the clip is too short for any group."""
+    levels: dict[int, list[int]] = {}
+    for level, groups in enumerate(ptg_schedule(frames, sizes, strides), start=1):
+        for group in groups:
+            levels.setdefault(group.writes, []).append(level)
+    return levels
 
 
 def _level(frames: int, size: int, stride: int) -> list[Group]:

@@ -1,161 +1,153 @@
-"""The op `gridpool::StGridPool`: name, attributes, shape rule, and what the CUDA kernel covers. Standard library only.
+"""The grammar of compression specs: text -> stages with checked options -> text. Standard library only.
 
-    input   x       [T, H, W, D]    float32 | float16 | bfloat16, contiguous
-    output  tokens  [T, H', W', D]  the same type;  H' = (H + 2*padding) // window,  W' likewise
+    spec    stage[+stage...]          ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2
+    stage   name[:key=value,...]      a preset's name without options stands for its stages
+    value   a number, or numbers with / between them where the option is a list
 
-    attribute     type    meaning
-    sizes         ints    frames tiled into one summary, per level of Pyramid Temporal Gridding; left out where there is none
-    strides       ints    every how many frames one is sampled, per level; left out with sizes
-    window        int     side of the pooled square (Norm-based Spatial Pooling)
-    temperature   float   factor on the norms before the softmax
-    order         float   p of the norm, inf for the largest magnitude
-    padding       int     rings of zero tokens around each frame; they take part in the softmax
-    plan          ints    the schedule as tables (plugins/plan.py); only in graphs, made from the rest and T, H, W
-
-An empty list has no type in ONNX and no length in a TensorRT plugin field: no pyramid is no attribute.
-
-T frames, H, W patch rows and columns, D hidden, H', W' windows.
+In: a spec or a preset. Out: `Parsed` stages, or the expanded text with every option written out, which is what the manifest
+stores. The options of a stage are a frozen dataclass; the parser is built from its fields, so a new stage brings its own grammar.
+Any fault is a one-line SpecError.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from plugins.errors import SpecError, nearest
 
-NAME = "StGridPool"
-DOMAIN = "gridpool"  # also the plugin's namespace
-VERSION = "1"
-DTYPES = ("float32", "float16", "bfloat16")
 
-LANES = 8  # D must be a multiple: 16 bytes of the 16-bit types
-MAX_WINDOW = 32
-MAX_ORDER = 8  # |x|^p is summed in float32
-MAX_FRAMES = 1024
+def option(
+    default: Any,
+    help: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    only_if_set: bool = False,
+) -> Any:
+    """A dataclass field that is a stage's option, with the range of its value (or of each value of its list).
+
+    only_if_set: the expanded spec writes the option only where it differs from the default (for options that few specs use).
+    """
+    limits = {"at_least": at_least, "above": above, "at_most": at_most}
+    return field(default=default, metadata={"help": help, "limits": limits, "only_if_set": only_if_set})
 
 
 @dataclass(frozen=True)
-class StGridPool:
-    """The op's attributes. Raises SpecError where they make no sense on any grid."""
+class Parsed:
+    """One stage of a spec: its name in the grammar, and its options dataclass (None for a stage of others=True)."""
 
-    sizes: tuple[int, ...] = (4, 4, 4)
-    strides: tuple[int, ...] = (2, 4, 8)
-    window: int = 2
-    temperature: float = 1.0
-    order: float = 2.0
-    padding: int = 0
-
-    def __post_init__(self):
-        if len(self.sizes) != len(self.strides):
-            raise SpecError(f"{NAME}: {len(self.sizes)} sizes and {len(self.strides)} strides; give every level one of each")
-        for name, values in (("sizes", self.sizes), ("strides", self.strides), ("window", [self.window])):
-            if any(value < 1 for value in values):
-                raise SpecError(f"{NAME}: {name} is {_text(values)}; expected whole numbers of at least 1")
-        if not self.order >= 1:
-            raise SpecError(f"{NAME}: order is {self.order:g}; expected at least 1")
-        if not 0 <= self.temperature < math.inf:
-            raise SpecError(f"{NAME}: temperature is {self.temperature:g}; expected a finite number of at least 0")
-        if not 0 <= self.padding < self.window:
-            raise SpecError(f"{NAME}: padding is {self.padding}; expected 0 to {self.window - 1}, less than the window")
-
-    def __str__(self) -> str:
-        nsp = f"nsp:window={self.window},temperature={self.temperature:g},order={self.order:g}"
-        nsp += f",padding={self.padding}" if self.padding else ""
-        return f"ptg:sizes={_text(self.sizes)},strides={_text(self.strides)}+{nsp}" if self.sizes else nsp
+    name: str
+    options: Any
 
 
-def spec_from_text(text: str) -> StGridPool:
-    """The op for an expanded compression spec of the form `[ptg:…+]nsp:…`; SpecError says why another one is not covered."""
-    stages = [part.strip().partition(":") for part in text.split("+")]
-    names = [name for name, _, _ in stages]
-    if names not in (["nsp"], ["ptg", "nsp"]):
-        raise SpecError(f'{NAME} covers "nsp" and "ptg+nsp", not "{"+".join(names)}"; the plain graph computes every spec')
-    values: dict[str, Any] = {} if "ptg" in names else {"sizes": (), "strides": ()}
-    kinds: dict[str, dict[str, Any]] = {
-        "ptg": {"sizes": _ints, "strides": _ints},
-        "nsp": {"window": int, "temperature": float, "order": float, "padding": int},
-    }
-    for name, _, options in stages:
-        for item in filter(None, options.split(",")):
-            key, _, value = (piece.strip() for piece in item.partition("="))
-            if key not in kinds[name]:
-                raise SpecError(f'stage "{name}" has no option "{key}"{nearest(key, kinds[name])}')
-            try:
-                values[key] = kinds[name][key](value)
-            except ValueError:
-                raise SpecError(f'stage "{name}": {key}={value} is not a number (or a list with / between)') from None
-    return StGridPool(**values)
+def parse(text: str, options: Mapping[str, type], presets: Mapping[str, str] = {}, others: bool = False) -> list[Parsed]:
+    """The stages of a spec. options: {stage: options dataclass}; presets: {name: spec}; others: accept other stages unread."""
+    if not text.strip():
+        raise SpecError(
+            f"the compression spec is empty; expected stage[:key=value,...][+stage...] or a preset{nearest('', presets)}"
+        )
+    stages: list[Parsed] = []
+    for part in text.split("+"):
+        name, colon, arguments = (piece.strip() for piece in part.partition(":"))
+        if name in options:
+            stages.append(Parsed(name, _options(name, options[name], arguments, bool(colon))))
+        elif others:
+            stages.append(Parsed(name, None))
+        elif name not in presets:
+            raise SpecError(f'no compression stage or preset "{name}" in "{text}"{nearest(name, [*options, *presets])}')
+        elif colon:
+            raise SpecError(f'preset "{name}" takes no options, got "{part.strip()}"; write it out: {presets[name]}')
+        else:
+            stages += parse(presets[name], options)
+    return stages
 
 
-def attributes_of(spec: StGridPool) -> dict[str, Any]:
-    """ONNX attributes, without the plan."""
-    pyramid = {"sizes": list(spec.sizes), "strides": list(spec.strides)} if spec.sizes else {}
-    scalars = {"window": spec.window, "temperature": float(spec.temperature), "order": float(spec.order), "padding": spec.padding}
-    return pyramid | scalars
+def unique_names(stages: Sequence[str]) -> list[str]:
+    """The stages' names in a graph and a manifest: a second "nsp" is "nsp_2"."""
+    counts: Counter[str] = Counter()
+    names = []
+    for name in stages:
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+    return names
 
 
-def spec_from_attributes(attributes: Mapping[str, Any]) -> StGridPool:
-    """The inverse; attributes of other names (plan, plugin_namespace, …) are left alone."""
-    return StGridPool(
-        sizes=tuple(int(v) for v in attributes.get("sizes", ())),
-        strides=tuple(int(v) for v in attributes.get("strides", ())),
-        window=int(attributes.get("window", 2)),
-        temperature=float(attributes.get("temperature", 1.0)),
-        order=float(attributes.get("order", 2.0)),
-        padding=int(attributes.get("padding", 0)),
-    )
+def format(stages: list[Parsed]) -> str:
+    """The expanded text of parsed stages; parsing it gives the same stages."""
+    return "+".join(_format_stage(stage) for stage in stages)
 
 
-def tile_layout(size: int) -> tuple[int, int]:
-    """(rows, columns) in which `size` frames are tiled: the most square factor pair, rows >= columns."""
-    columns = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
-    return size // columns, columns
+def format_value(value: Any) -> str:
+    """An option's value as the grammar writes it."""
+    if isinstance(value, tuple):
+        return "/".join(map(format_value, value))
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value).replace("e+", "e")
+    return str(value)
 
 
-def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """[T, H, W, D] -> [T, H', W', D]; SpecError where a window or a tile does not fit."""
-    frames, height, width, hidden = shape
-    ring = 2 * spec.padding
-    rows, columns = (height + ring) // spec.window, (width + ring) // spec.window
-    if min(frames, height, width, hidden) < 1:
-        raise SpecError(f"{NAME}: the input is {_shape(shape)}; expected [T, H, W, D] with at least one of each")
-    if min(rows, columns) < 1:
-        raise SpecError(f"{NAME}: window {spec.window} does not fit a grid of {height}x{width} tokens; choose a smaller window")
-    for size in spec.sizes:
-        down, across = tile_layout(size)
-        if down > height or across > width:
-            raise SpecError(f"{NAME}: {size} frames are tiled {down}x{across}, too many for a grid of {height}x{width}")
-    return frames, rows, columns, hidden
+def check_ranges(stage: str, options: Any) -> None:
+    """SpecError where a value of an options dataclass is out of its field's range."""
+    for f in fields(options):
+        value, limits = getattr(options, f.name), f.metadata["limits"]
+        for item in value if isinstance(value, tuple) else (value,):
+            if (
+                math.isnan(item)
+                or (limits["at_least"] is not None and item < limits["at_least"])
+                or (limits["above"] is not None and item <= limits["above"])
+                or (limits["at_most"] is not None and item > limits["at_most"])
+            ):
+                words = [f"{word.replace('_', ' ')} {limit:g}" for word, limit in limits.items() if limit is not None]
+                noun = _noun(_number_type(f))
+                raise SpecError(
+                    f'stage "{stage}": {f.name}={format_value(value)} is out of range; expected {noun} {" and ".join(words)}'
+                )
 
 
-def not_covered(spec: StGridPool, shape: Sequence[int], dtype: str) -> str:
-    """Why the CUDA kernel declines, as one line; "" where it takes the op. The plain graph computes what it declines."""
-    if len(shape) != 4:
-        return f"the input has shape {_shape(shape)}; expected [T, H, W, D]"
-    frames, *_, hidden = shape
-    if dtype not in DTYPES:
-        return f"dtype {dtype}; expected one of {', '.join(DTYPES)}"
-    if hidden % LANES:
-        return f"D is {hidden}, which is not a multiple of {LANES} (16-byte loads)"
-    if frames > MAX_FRAMES:
-        return f"{frames} frames; expected at most {MAX_FRAMES}"
-    if spec.window > MAX_WINDOW:
-        return f"window {spec.window}; expected at most {MAX_WINDOW}"
-    if MAX_ORDER < spec.order < math.inf:
-        return f"order {spec.order:g}; expected at most {MAX_ORDER}, or inf (|x|^p is summed in float32)"
-    return ""
+def _format_stage(stage: Parsed) -> str:
+    written = [
+        f"{f.name}={format_value(getattr(stage.options, f.name))}"
+        for f in fields(stage.options)
+        if not f.metadata["only_if_set"] or getattr(stage.options, f.name) != f.default
+    ]
+    return f"{stage.name}:{','.join(written)}" if written else stage.name
 
 
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(item) for item in text.split("/"))
+def _options(stage: str, kind: type, text: str, expected: bool) -> Any:
+    known = {f.name: f for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for item in text.split(",") if text or expected else []:
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not key or not value:
+            raise SpecError(f'stage "{stage}": "{item.strip()}" is not an option; expected key=value')
+        if key not in known:
+            raise SpecError(f'stage "{stage}" has no option "{key}"{nearest(key, known)}')
+        if key in values:
+            raise SpecError(f'stage "{stage}" has option "{key}" twice; give it once')
+        values[key] = _value(stage, known[key], value)
+    options = kind(**values)
+    check_ranges(stage, options)
+    return options
 
 
-def _text(values: Sequence[int]) -> str:
-    return "/".join(map(str, values))
+def _value(stage: str, f: Field, text: str) -> Any:
+    number = _number_type(f)
+    is_list = isinstance(f.default, tuple)
+    try:
+        values = tuple(number(item) for item in (text.split("/") if is_list else [text]))
+    except ValueError:
+        raise SpecError(f'stage "{stage}": {f.name}={text} is not {_noun(number)}{" or a list with / between" * is_list}') from None
+    return values if is_list else values[0]
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
+def _number_type(f: Field) -> type:
+    assert f.default is not MISSING, "every option has a default"
+    return type(f.default[0] if isinstance(f.default, tuple) else f.default)
+
+
+def _noun(number: type) -> str:
+    return "a whole number" if number is int else "a number"

@@ -12,30 +12,31 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.core.errors import PromptError
+from runtime.core.options import check_limits, nested, option
 from runtime.engine import EngineOptions
 from runtime.llm.decoder import Conversation, LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
 from runtime.media.clip import check_file
-from runtime.prompt.template import Prompt, PromptIds, TextStream
+from runtime.prompt import Prompt, PromptIds
+from runtime.prompt.tokenizer import TextStream
 from runtime.vision.encoder import VisionEncoder, VisualTokens
 
 
 @dataclass(frozen=True)
 class AskOptions:
-    """max_new_tokens: the answer's length at most; sampling: greedy unless told otherwise."""
+    """How long an answer may get, and how its tokens are chosen."""
 
-    max_new_tokens: int = 128
-    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = option(128, "length of the answer at most", at_least=1)
+    sampling: Sampling = nested(Sampling())
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        check_limits(self, PromptError)
 
 
 @dataclass
 class Answer:
-    """What was said and what it cost; `seconds` by stage, complete once the stream has ended; `notes` about the sampled frames."""
+    """The answer's text and what it cost; `seconds` by stage, complete once the stream has ended; `notes` about the sampled frames."""
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
@@ -49,7 +50,7 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        del values["notes"]  # for people
+        del values["notes"]  # for people, not programs
         values["compression"] = round(self.patch_tokens / max(1, self.visual_tokens), 2)
         if len(self.ids) > 1:  # the first id is there when the prefill ends
             values["decode_tokens_per_second"] = round((len(self.ids) - 1) / self.seconds["decode"], 2)
@@ -67,26 +68,26 @@ class VideoChat:
     def open(
         cls, bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions(), prompt: Prompt | None = None
     ) -> VideoChat:
-        """Load both halves. The context is checked against the clip's tokens before the LLM is loaded.
+        """Load vision encoder and LLM. The context is checked against the clip's tokens before anything is loaded.
 
         prompt: the bundle's, where a caller has it already, so that its tokenizer is not read again.
         """
         manifest = bundle.manifest
-        bundle.file("llm/decoder.onnx")  # says how to get one where the bundle has none
+        bundle.file("llm/decoder.onnx")  # its error says how to get one
         check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
         prompt = prompt or Prompt(bundle)
         return cls(prompt, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
 
     @staticmethod
     def check(prompt: Prompt, video: str | Path, question: str) -> PromptIds:
-        """Refuse what is wrong with a question or a file, which needs no weights; return the question's prompt."""
+        """Refuse a wrong question or file, which takes no weights; return the question's prompt."""
         ids, manifest = prompt.ids(question), prompt.bundle.manifest
-        check_context(len(ids) + manifest.tokens_per_clip, manifest.limits["max_context"])
+        check_context(ids.positions(manifest.tokens_per_clip), manifest.limits["max_context"])
         check_file(Path(video))
         return ids
 
     def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
-        """Encode, prefill, and return the stream of the answer's text; `self.answer` holds the counts and timings."""
+        """Encode, prefill, and return the stream of the answer's text; `self.answer` has the counts and timings."""
         ids = self.check(self.prompt, video, question)
         return self._answer(self.vision.encode(video), ids, options)
 
@@ -116,16 +117,16 @@ class VideoChat:
         self, answer: Answer, conversation: Conversation, logits: np.ndarray, choose: Callable[[np.ndarray], int], limit: int
     ) -> Iterator[str]:
         start = time.perf_counter()
-        stream, table = TextStream(self.prompt), self.prompt.embeddings
+        stream, table = TextStream(self.prompt.tokenizer), self.prompt.embeddings
         ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, limit)
         for token in ids:
             answer.ids.append(token)
             answer.seconds["decode"] = time.perf_counter() - start
-            yield from self._say(answer, stream.push(token))
-        yield from self._say(answer, stream.finish())
+            yield from _emit(answer, stream.push(token))
+        yield from _emit(answer, stream.finish())
 
-    @staticmethod
-    def _say(answer: Answer, piece: str) -> Iterator[str]:
-        if piece:
-            answer.text += piece
-            yield piece
+
+def _emit(answer: Answer, piece: str) -> Iterator[str]:
+    if piece:
+        answer.text += piece
+        yield piece

@@ -1,4 +1,4 @@
-"""VideoChat with the LLM elsewhere: encode here, send the compressed tokens, stream the answer. For a device without room for an LLM."""
+"""VideoChat with a remote LLM: encode here, send the compressed tokens, stream the answer. For a device without room for an LLM."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from runtime.bundle import VISION, Bundle
 from runtime.chat import Answer, AskOptions
-from runtime.core.errors import PromptError
 from runtime.engine import EngineOptions
 from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.remote import RemoteLLM, RemoteOptions
+from runtime.llm.remote import LLMOptions, RemoteLLM
 from runtime.media.clip import check_file
+from runtime.prompt.template import question_about_clip
 from runtime.vision.encoder import VisionEncoder
 
 
 class RemoteChat:
-    """The vision half loaded, the LLM at an address; `answer` is of the latest question, without ids, which the remote keeps."""
+    """The vision encoder loaded here, the LLM at an address; `answer` is of the latest question, without ids, which the remote keeps."""
 
     def __init__(self, vision: VisionEncoder, llm: RemoteLLM):
         self.vision, self.llm, self.bundle = vision, llm, vision.bundle
@@ -27,24 +27,24 @@ class RemoteChat:
 
     @classmethod
     def open(
-        cls, bundle: Bundle, remote: RemoteOptions, backend: str = "auto", options: EngineOptions = EngineOptions()
+        cls, bundle: Bundle, remote: LLMOptions, backend: str = "auto", options: EngineOptions = EngineOptions()
     ) -> RemoteChat:
-        bundle.model(VISION)  # says how to get one where the bundle has none
+        bundle.model(VISION)  # its error says how to get one
         return cls(VisionEncoder.open(bundle, backend, options), RemoteLLM(bundle, remote))
 
     @staticmethod
     def check(video: str | Path, question: str) -> None:
-        """Refuse what is wrong with a question or a file before anything is loaded."""
-        if not question.strip():
-            raise PromptError("the question is empty; expected some text")
+        """Refuse a wrong question or file before anything is loaded."""
+        question_about_clip(question)
         check_file(Path(video))
 
     def ask(self, video: str | Path, question: str, options: AskOptions = AskOptions()) -> Iterator[str]:
-        """Encode, and return the stream of the answer's text. RemoteError for what goes wrong there."""
+        """Encode, and return the stream of the answer's text. RemoteError for what the remote refuses or can't do."""
         self.check(video, question)
         visual = self.vision.encode(video)
-        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-        chat = Chat(messages, [ClipTokens(str(video), visual.tokens)], options.max_new_tokens, options.sampling)
+        chat = Chat(
+            question_about_clip(question), [ClipTokens(str(video), visual.tokens)], options.max_new_tokens, options.sampling
+        )
         self.answer = Answer(
             patch_tokens=self.bundle.manifest.patch_tokens,
             visual_tokens=len(visual.tokens),
@@ -56,7 +56,7 @@ class RemoteChat:
         return self._stream(chat)
 
     def _stream(self, chat: Chat) -> Iterator[str]:
-        self.llm.close()  # what was sent before is of another clip
+        self.llm.close()  # the clips that it keeps are of earlier questions
         loop, start = asyncio.new_event_loop(), time.perf_counter()
         pieces = self.llm.answer(chat)
         try:

@@ -1,9 +1,9 @@
-"""A question asked about a stream again and again: `watch(bundle, source, question)` yields an answer every few seconds.
+"""A question asked about a stream again and again: `Watch(bundle).answers(source, question)` yields an answer every few seconds.
 
-In: a video file, a V4L2 device (/dev/video0) or an RTSP address. A frame is sampled every window / T seconds, and the last
-T of them are what a question is about (runtime/vision/live.py). A file is read as fast as the engine takes it, and no frame is
+In: a video file, a V4L2 device (/dev/video0) or an RTSP address. A frame is sampled every window / T seconds, and a
+question is about the last T of them (runtime/vision/live.py). A file is read as fast as the engine takes it, and no frame is
 lost. A camera does not wait: a second thread decodes and samples, up to T frames wait, and where the engine is slower the
-oldest are dropped and counted. What a camera's network lost is counted too (runtime/media/stream.py).
+oldest are dropped and counted. Frames that a camera's network lost are counted too (runtime/media/stream.py).
 
 T frames.
 """
@@ -21,40 +21,47 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.chat import Answer, AskOptions, VideoChat
-from runtime.core.errors import UsageError
+from runtime.core.options import check_limits, option
 from runtime.engine import EngineOptions
 from runtime.media.preprocess import Preprocessor
 from runtime.media.stream import Stream, is_live
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.vision.live import LiveEncoder
 
 _SAME = 1e-9  # seconds: times are sums of fractions
 
 
+def duration(text: str) -> float:
+    """Seconds, of a text such as "2s", "500ms" or "2". ValueError for another."""
+    for unit, scale in (("ms", 0.001), ("s", 1.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * scale
+    return float(text)
+
+
+def _duration_option(default: float, help: str) -> Any:
+    return option(default, help, metavar="TIME", parse=duration, at_least=0.001, at_most=86400)
+
+
 @dataclass(frozen=True)
 class WatchOptions:
-    """every: seconds between answers; window: seconds that the T frames span; count: answers to give, 0 for no end;
-    realtime: play a file at its own speed, as a camera would."""
+    """When to answer, and about what; times in seconds."""
 
-    every: float = 2.0
-    window: float = 8.0
-    count: int = 0
-    realtime: bool = False
+    every: float = _duration_option(2.0, "between answers, e.g. 2s or 500ms")
+    window: float = _duration_option(8.0, "what the sampled frames span")
+    count: int = option(0, "stop after so many answers (default 0: at the end)", at_least=0)
+    realtime: bool = option(False, "play a file at its own speed, as a camera would")
 
     def __post_init__(self) -> None:
-        for name in ("every", "window"):
-            if not 0.001 <= getattr(self, name) <= 86400:
-                raise UsageError(f"{name} is {getattr(self, name)} s, expected 1ms to a day")
-        if self.count < 0:
-            raise UsageError(f"{self.count} answers; expected 0 (no end) or more")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
 class Observation:
     """time: of the newest frame, in seconds of the stream.
 
-    Since the observation before: dropped, sampled frames for which the engine was too slow; lost, frames that a camera sent
-    damaged or without what they refer to.
+    Since the last observation: dropped, sampled frames for which the engine was too slow; lost, frames of a camera that arrived
+    damaged or without their reference frames.
     """
 
     time: float
@@ -69,10 +76,10 @@ class Observation:
 
 
 class Watch:
-    """A bundle that looks at a stream; `encodes_once` as LiveEncoder says it."""
+    """A bundle that watches a stream; `encodes_once`: whether each frame is encoded once, see LiveEncoder."""
 
     def __init__(self, bundle: Bundle, backend: str = "auto", engine: EngineOptions = EngineOptions()):
-        bundle.file("llm/decoder.onnx")  # says how to get one where the bundle has none
+        bundle.file("llm/decoder.onnx")  # its error says how to get one
         self._chat = VideoChat.open(bundle, backend, engine, Prompt(bundle))
         self._live = LiveEncoder(bundle, self._chat.vision.engine)
 
@@ -83,7 +90,7 @@ class Watch:
     def answers(
         self, source: str, question: str, options: WatchOptions = WatchOptions(), ask: AskOptions = AskOptions()
     ) -> Iterator[Observation]:
-        """An Observation every `options.every` seconds of the stream, and one of what is left at its end.
+        """An Observation every `options.every` seconds of the stream, and one at its end for frames since the last.
 
         VideoError for a source that can't be opened or breaks, PromptError for a question that can't be asked.
         """
@@ -94,7 +101,7 @@ class Watch:
             stream, options.window / self._live.frames, self._live.preprocessor, options
         )
         camera = _Camera(frames, self._live.frames) if options.realtime or is_live(source) else None
-        due, last, is_new, given = options.every, 0.0, False, 0
+        due, last, is_new, count = options.every, 0.0, False, 0
         try:
             for last, frame in camera or frames:
                 self._live.push(frame, last)
@@ -104,8 +111,8 @@ class Watch:
                 while due <= last + _SAME:
                     due += options.every
                 yield self._observe(stream, question, ask, last, camera)
-                is_new, given = False, given + 1
-                if given == options.count:
+                is_new, count = False, count + 1
+                if count == options.count:
                     return
             if is_new:
                 yield self._observe(stream, question, ask, last, camera)
@@ -123,20 +130,20 @@ def sampled(
     stream: Stream, step: float, preprocessor: Preprocessor, options: WatchOptions = WatchOptions()
 ) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds after the first frame, RGB uint8 [h, w, 3] resized for the model) of the first frame of every `step` seconds."""
-    start, wanted, taken = time.monotonic(), 0.0, 0
+    start, due, steps = time.monotonic(), 0.0, 0
     for seconds, rgb in stream:
         if options.realtime and not is_live(stream.source):
             time.sleep(max(0.0, start + seconds - time.monotonic()))
-        if seconds + _SAME < wanted:
+        if seconds + _SAME < due:
             continue
-        while wanted <= seconds + _SAME:
-            taken += 1
-            wanted = taken * step
+        while due <= seconds + _SAME:
+            steps += 1
+            due = steps * step
         yield seconds, preprocessor.resize(rgb())
 
 
 class _Camera:
-    """Frames taken by a thread of its own; the newest `capacity` wait."""
+    """Frames read by a second thread; the newest `capacity` wait."""
 
     def __init__(self, frames: Iterator[tuple[float, np.ndarray]], capacity: int):
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
@@ -157,7 +164,7 @@ class _Camera:
             yield frame
 
     def take_dropped(self) -> int:
-        """Frames that were dropped since the last time that this was asked."""
+        """Frames dropped since the last call."""
         with self._changed:
             dropped, self._dropped = self._dropped, 0
             return dropped

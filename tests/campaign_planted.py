@@ -42,7 +42,7 @@ from benchmarks.campaign.verdicts import Fault  # noqa: E402
 REACHED = {
     "media": "runtime.media.clip.sample_frames",
     "manifest": "runtime.bundle._check_values",
-    "tokenizer": "runtime.prompt.template.Prompt.__init__",
+    "tokenizer": "runtime.prompt.prompt.Prompt.__init__",
     "bundle-files": "runtime.bundle.Bundle.open",
     "checkpoint": "export.checkpoint.Checkpoint.config",
     "onnx": "runtime.engine.onnx.OnnxEngine.load",

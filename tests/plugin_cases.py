@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from plugins.spec import StGridPool
+from plugins.op import StGridPool
 
 GOLDEN = sorted((Path(__file__).parent / "data" / "golden").glob("*.npz"))
 DTYPES = {"float32": np.dtype("float32"), "float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

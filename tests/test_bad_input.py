@@ -22,7 +22,7 @@ from runtime.bundle import Bundle
 from runtime.engine import cuda
 from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTRTXEngine
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 
 QUESTION = "what color is the cross ?"
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
@@ -97,11 +97,9 @@ class TestQuestion:
     @pytest.mark.parametrize(
         ("question", "message"),
         [
-            ("", "the question is empty"),
-            (" \n", "the question is empty"),
-            ("what is <video> ?", 'the question contains "<video>", a special token of this model'),
-            ("a<|im_end|>b", 'the question contains "<|im_end|>", a special token of this model'),
-            (os.fsdecode(b"caf\xe9 ?"), "the question is not valid Unicode"),
+            ("", "empty"),
+            (" \n", "empty"),
+            (os.fsdecode(b"caf\xe9 ?"), "not valid Unicode"),
         ],
     )
     def test_it_is_refused(self, bundle_path: Path, clip: Path, capsys: pytest.CaptureFixture, question: str, message: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import export.__main__
 import export.demo.__main__
-import runtime.__main__
+import runtime.cli.commands
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
@@ -28,7 +28,11 @@ PAGES = (
     *DOCS,
     *RESULTS,
 )
-CLIS = {"export": export.__main__, "export.demo": export.demo.__main__, "runtime": runtime.__main__}
+PARSERS = {
+    "export": export.__main__._parser,
+    "export.demo": export.demo.__main__._parser,
+    "runtime": runtime.cli.commands.parser,
+}
 # Programs of others, whose command lines nothing here can check.
 FOREIGN = ("vllm serve ", "cd bundles/", "source .venv/bin/activate")
 
@@ -66,7 +70,7 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", OURS)
 def test_every_command_line_of_ours_parses(command):
     words = shlex.split(command.replace("build/cpp/gridpool", "python -m runtime"))
-    CLIS[words[2]]._parser().parse_args(words[3:])
+    PARSERS[words[2]]().parse_args(words[3:])
 
 
 def test_every_other_command_names_what_is_there():

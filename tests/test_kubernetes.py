@@ -11,7 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-import runtime.__main__
+import runtime.cli.commands
+from runtime.core.options import options_from_values
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "kubernetes"
 VERSION = "1.31"
@@ -60,7 +61,7 @@ def test_the_serve_config_is_one_that_ray_and_the_app_take():
     (document,) = [one for _, one in _documents() if one["kind"] == "RayService"]
     (app,) = ServeDeploySchema.model_validate(yaml.safe_load(document["spec"]["serveConfigV2"])).applications
     assert app.import_path == "runtime.cluster.app:build"
-    options = ClusterOptions.of(app.args)
+    options = options_from_values(ClusterOptions, app.args)
     workers = document["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     assert options.max_replicas == workers["maxReplicas"]
 
@@ -75,7 +76,7 @@ def test_commands_are_ones_that_the_cli_parses(name, document):
     lines += [document["spec"]["entrypoint"].split()] if document["kind"] == "RayJob" else []
     for line in lines:
         if line[:3] == ["python", "-m", "runtime"]:
-            runtime.__main__._parser().parse_args(line[3:])
+            runtime.cli.commands.parser().parse_args(line[3:])
 
 
 def test_the_grace_period_is_longer_than_the_drain():

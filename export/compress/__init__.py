@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from export.compress import spec as _spec
 from export.compress.avgpool import AvgPool
 from export.compress.bilinear import Bilinear
 from export.compress.chain import Compressor
@@ -22,6 +21,7 @@ from export.compress.segmean import SegMean
 from export.compress.stage import Stage
 from export.compress.topk import TopK
 from export.compress.vidcom2 import VidCom2
+from plugins import spec as _spec
 
 STAGES: dict[str, type[Stage]] = {
     "bilinear": Bilinear,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from export.compress.spec import option
 from export.compress.stage import Stage, refuse_misfit
+from plugins.spec import option
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from export.compress.spec import option
 from export.compress.stage import Stage, refuse_misfit
+from plugins.spec import option
 
 
 @dataclass(frozen=True)

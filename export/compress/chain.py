@@ -15,6 +15,7 @@ from torch import nn
 
 from export.compress.ptg import PTG
 from export.compress.stage import Stage
+from plugins.spec import unique_names
 from runtime.core.errors import SpecError
 
 
@@ -30,18 +31,15 @@ class Compressor(nn.Module):
         self.spec = spec
         self.grid_in = (frames, height, width)
         self.num_tokens = frames * height * width
-        self._names: list[str] = []
+        self._names = unique_names([kind for kind, _, _ in stages])
         grid: tuple[int, int, int] | None = self.grid_in
-        for kind, make_stage, options in stages:
+        for index, (kind, make_stage, options) in enumerate(stages):
             if grid is None:
                 raise SpecError(
-                    f'"{kind}" stands after the select stage "{self._names[-1]}", which leaves no grid; a select stage must be last'
+                    f'"{kind}" comes after the select stage "{self._names[index - 1]}", which leaves no grid; a select stage must be last'
                 )
             stage = make_stage(options, *grid)
-            repeats = sum(name.split("_")[0] == kind for name in self._names)
-            name = f"{kind}_{repeats + 1}" if repeats else kind
-            self.add_module(name, stage)
-            self._names.append(name)
+            self.add_module(self._names[index], stage)
             grid, self.num_tokens = stage.grid_out, stage.num_tokens
 
     @property

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from export.compress.selection import RasterIndex, TopMask
-from export.compress.spec import option
 from export.compress.stage import Stage, kept, token_norm
+from plugins.spec import option
 
 FIRST_FRAME = 4.0  # above every dissimilarity, which ends at 2
 

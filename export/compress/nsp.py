@@ -10,22 +10,11 @@ for the norms and once for the sum, and nothing of its size is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from export.compress.spec import option
 from export.compress.stage import Stage, refuse_misfit, token_norm
-from runtime.core.errors import SpecError
-
-
-@dataclass(frozen=True)
-class NSPOptions:
-    window: int = option(2, "side of the square of patches that becomes one token", at_least=1)
-    temperature: float = option(1.0, "factor on the norms before the softmax; 0 is average pooling", at_least=0, at_most=1e6)
-    order: float = option(2.0, "p of the norm; inf for the largest magnitude", at_least=1)
-    padding: int = option(0, "rings of zero tokens around the frame that take part", at_least=0, only_if_set=True)
+from plugins.op import NSPOptions
 
 
 class NSP(Stage):
@@ -37,10 +26,6 @@ class NSP(Stage):
         super().__init__(options, frames, height, width)
         ring = 2 * options.padding
         refuse_misfit("nsp", "window", options.window, height + ring, width + ring)
-        if options.padding and options.padding >= options.window:
-            raise SpecError(
-                f"nsp: padding {options.padding} would make windows of window {options.window} without a token; choose a smaller padding"
-            )
         self.out = (frames, (height + ring) // options.window, (width + ring) // options.window)
         self.set_grid(*self.out)
 

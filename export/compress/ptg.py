@@ -13,28 +13,14 @@ hand.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from export.compress.spec import format_value, option
 from export.compress.stage import Stage
-from plugins.schedule import ptg_schedule, tile_layout
+from plugins.op import PTGOptions, tile_layout
+from plugins.schedule import ptg_schedule
 from runtime.core.errors import SpecError
-
-
-@dataclass(frozen=True)
-class PTGOptions:
-    sizes: tuple[int, ...] = option((4, 4, 4), "frames tiled into one summary, per level", at_least=1)
-    strides: tuple[int, ...] = option((2, 4, 8), "every how many frames one is sampled, per level", at_least=1)
-
-    def __post_init__(self):
-        if len(self.sizes) != len(self.strides):
-            raise SpecError(
-                f"ptg: sizes={format_value(self.sizes)} has {len(self.sizes)} levels, "
-                f"strides={format_value(self.strides)} has {len(self.strides)}; give every level one of each"
-            )
 
 
 class PTG(Stage):

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from export.compress.spec import option
 from export.compress.stage import Stage, token_norm
+from plugins.spec import option
 from runtime.core.errors import SpecError
 
 

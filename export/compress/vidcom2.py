@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from export.compress.selection import RasterIndex, TopMask
-from export.compress.spec import option
 from export.compress.stage import Stage, kept, token_norm
+from plugins.spec import option
 from runtime.core.errors import SpecError
 
 WIDTHS = [2.0**k for k in range(-3, 2)]

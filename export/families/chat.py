@@ -11,10 +11,9 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
+from runtime.bundle.manifest import RESAMPLING
 from runtime.core.errors import BundleError, CheckpointError
 from runtime.media.preprocess import Preprocessor
-
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | No
     rescaled, normalised = values.get("do_rescale") is not False, values.get("do_normalize") is not False
     preprocessing = {
         "size": [size["height"], size["width"]],
-        "resample": _RESAMPLE.get(resample, resample) if type(resample) is int else resample,
+        "resample": RESAMPLING[resample] if type(resample) is int and 0 <= resample < len(RESAMPLING) else resample,
         "rescale_factor": values.get("rescale_factor", 1 / 255) if rescaled else 1.0,
         "image_mean": values["image_mean"] if normalised else 0.0,
         "image_std": values.get("image_std") if normalised else 1.0,

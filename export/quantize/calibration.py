@@ -26,7 +26,7 @@ from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.media.clip import sample_frames
 from runtime.media.preprocess import Preprocessor
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.vision.encoder import VisionEncoder
 
 _SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}

@@ -5,8 +5,8 @@
 
 Nothing is decided here: ONNX Runtime, TensorRT-RTX and a TensorRT without the plugin run the body, which holds the nodes as they
 were; a TensorRT that knows a registered plugin of that name takes it instead (plugins/tensorrt). Parsers before
-ENABLE_PLUGIN_OVERRIDE (TensorRT 10.13 and older) always take the body: `without_body` is the graph for them, which only a
-TensorRT with the plugin can read. OpenVINO (2026.4) reads no local functions: `onnx.inliner` gives it the plain nodes back.
+ENABLE_PLUGIN_OVERRIDE (TensorRT 10.13 and older) always take the body: `plugins.tensorrt.drop_body` makes the graph for them.
+OpenVINO (2026.4) reads no local functions: `onnx.inliner` gives it the plain nodes back.
 
 The spec is `graph.compression`, set by `run_passes`. What the kernel does not cover stays as it is, and the note says why. After
 this pass nothing between the two tensors has a name in the graph: it comes last, after stages have been compared.
@@ -19,13 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from export.surgeon.graph import is_output, static_shape, unique
+from plugins.op import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
 from plugins.plan import make_plan
-from plugins.spec import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
-from runtime.core.errors import ExportError, SpecError
+from runtime.core.errors import SpecError
 
 NODE = "compress/StGridPool"
 _STAGES = ("compress/ptg/", "compress/nsp/")
@@ -44,18 +43,6 @@ def check(graph: gs.Graph) -> str:
     if calls:
         return f"{len(graph.functions[-1].nodes)} nodes are the body of {DOMAIN}::{NAME}, which a TensorRT plugin may replace"
     return f"compression stays plain nodes: {getattr(graph, 'fuse_note', 'the pass has not run')}"
-
-
-def without_body(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose call has no body: TensorRT 10.13 and older then look for the plugin, and nothing else can read it."""
-    if not any(function.domain == DOMAIN for function in model.functions):
-        raise ExportError(f"the graph has no function {DOMAIN}::{NAME}; fuse its compression first")
-    final = onnx.ModelProto()
-    final.CopyFrom(model)
-    kept = [function for function in model.functions if function.domain != DOMAIN]
-    del final.functions[:]
-    final.functions.extend(kept)
-    return final
 
 
 def _fuse(graph: gs.Graph, region: Sequence[gs.Node], compression: str) -> str:

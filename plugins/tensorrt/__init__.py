@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import EngineError
-from plugins.spec import DOMAIN, NAME, VERSION
+from plugins.op import DOMAIN, NAME, VERSION
 
 LIBRARY = "libst_gridpool_plugin.so"
 
@@ -44,3 +44,16 @@ def prefer_plugin(trt: Any, parser: Any) -> bool:
         return False
     parser.set_flag(flag)
     return True
+
+
+def drop_body(model: Any) -> bool:
+    """Remove the function's body from an ONNX model, for parsers without that choice; False where the model does not have it.
+
+    Only a TensorRT with the plugin can read what is left.
+    """
+    others = [function for function in model.functions if function.domain != DOMAIN]
+    found = len(others) < len(model.functions)
+    if found:
+        del model.functions[:]
+        model.functions.extend(others)
+    return found

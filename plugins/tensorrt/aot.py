@@ -17,8 +17,8 @@ import numpy.typing as npt
 from plugins.cuda import args_of
 from plugins.errors import EngineError, SpecError
 from plugins.nvrtc import KERNEL, compile_kernel, launches, variant_for
+from plugins.op import DOMAIN, DTYPES, NAME, StGridPool, not_covered
 from plugins.plan import Plan, in_one_launch
-from plugins.spec import DOMAIN, DTYPES, NAME, StGridPool, not_covered
 
 PTX_TARGET = "compute_80"
 MOST_LEVELS = 4  # each level of summaries is another inlined loop

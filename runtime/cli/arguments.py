@@ -1,18 +1,26 @@
-"""Command lines whose faults are one line like every other fault: an argparse parser that raises UsageError.
-
-argparse itself prints a usage text of many lines and leaves the process.
-"""
+"""What command lines share: a parser that raises its errors, the arguments that several commands have, and how a result is printed."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+from runtime.bundle import Bundle
 from runtime.core.errors import UsageError, nearest
+from runtime.core.options import nested
+from runtime.core.progress import log
+from runtime.engine import EngineOptions, backend_option
+from runtime.engine.place import place
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, for `exit_code(lambda: run(parser.parse_args(argv)))`; an unknown option names the nearest one."""
+    """argparse's, which raises a UsageError of one line instead of printing its usage and leaving the process.
+
+    An unknown option names the nearest one.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)
@@ -25,3 +33,31 @@ class ArgumentParser(argparse.ArgumentParser):
         for name in (text.partition("=")[0] for text in unknown if text.startswith("-")):
             self.error(f"no option {name}{nearest(name, self._option_string_actions)}")
         return parsed, unknown
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The options of a command that runs a bundle's engines and has none of its own about them."""
+
+    backend: str = backend_option()
+    engine: EngineOptions = nested(EngineOptions())
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, help="directory that `python -m export` wrote")
+
+
+def open_bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
+    return Bundle.open(args.bundle, verify=verify, progress=log if verify else None)
+
+
+def placed(bundle: Bundle, backend: str, engine: EngineOptions) -> EngineOptions:
+    """`engine` with a device; where `auto` had a choice, it is logged."""
+    placement = place(bundle, backend, engine)
+    if placement.note:
+        log(placement.note)
+    return placement.options
+
+
+def print_result(args: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, indent=1) if args.json else text)

@@ -12,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.core.errors import UsageError, missing_package, nearest
+from runtime.core.errors import UsageError, missing_package
+from runtime.core.options import check_limits, nested, option, options_from_values
+from runtime.engine import EngineOptions
+from runtime.server.options import ServerOptions
 
 try:
     from fastapi import Request, Response
@@ -31,69 +34,35 @@ TRIES = 4
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """bundle: one or several, with commas; replicas: fixed, unless max_replicas is more: then Ray scales between the two.
+    """The arguments of the application, beside the server's options (without its address: Ray says where the fronts listen)."""
 
-    target: requests that a replica should have on average when Ray scales; cpus, gpus: that each replica reserves.
-    The others are the server's own, see runtime.server.options.
-    """
+    bundle: str = option("", "one path, or several with commas, the same on every node")
+    replicas: int = option(1, "loaded servers; the fewest where Ray scales", at_least=0)
+    max_replicas: int = option(0, "where this is more than replicas, Ray scales between the two")
+    target: float = option(4.0, "requests that a replica should have on average when Ray scales")
+    fronts: int = option(1, "processes that pass requests on")
+    cpus: float = option(1.0, "that each replica reserves")
+    gpus: float = option(0.0, "that each replica reserves")
+    server: ServerOptions = nested(
+        ServerOptions(host="0.0.0.0", engine=EngineOptions(threads=1)), without=("host", "port", "drain")
+    )
 
-    bundle: str
-    replicas: int = 1
-    max_replicas: int = 0
-    target: float = 4.0
-    fronts: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    backend: str = "auto"
-    device: str = "auto"
-    threads: int = 1
-    batch: int = 8
-    queue: int = 32
-    deadline: float = 300.0
-    api_key: str | None = None
-    llm: str = "local"
-    llm_model: str | None = None
-
-    @classmethod
-    def of(cls, args: dict[str, Any]) -> ClusterOptions:
-        """From the arguments of a Serve config, whose values may be text."""
-        fields = {name: field.default for name, field in cls.__dataclass_fields__.items()}
-        values: dict[str, Any] = {}
-        for name, value in args.items():
-            if name not in fields:
-                raise UsageError(f"no argument {name}{nearest(name, fields)}")
-            kind = type(fields[name])
-            try:
-                values[name] = kind(value) if kind in (int, float) else value
-            except (TypeError, ValueError):
-                raise UsageError(f"{name} is {value!r}, expected a number") from None
-        if not values.get("bundle"):
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if not self.bundle:
             raise UsageError("no bundle; give bundle=/path/to/bundle, the same on every node")
-        return cls(**values)
 
 
 class Replica:
     """One loaded server; `respond` runs a request through its ASGI app."""
 
     def __init__(self, options: ClusterOptions):
-        from runtime.engine import EngineOptions
         from runtime.server.app import create_app
         from runtime.server.models import Models
-        from runtime.server.options import ServerOptions
         from runtime.server.state import State
 
-        served = ServerOptions(
-            host="0.0.0.0",  # the fronts listen, wherever Ray says
-            api_key=options.api_key,
-            batch=options.batch,
-            queue=options.queue,
-            deadline=options.deadline,
-            llm=options.llm,
-            llm_model=options.llm_model,
-        )
         paths = [Path(path) for path in options.bundle.split(",")]
-        models = Models.open(paths, served, options.backend, EngineOptions(options.device, options.threads))
-        self.state = State(models, served)
+        self.state = State(Models.open(paths, options.server), options.server)
         self.app = create_app(self.state)
 
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[dict[str, Any], None]:
@@ -158,27 +127,25 @@ class Front:
 
 def build(args: dict[str, Any]) -> Any:
     """The application, for `serve run` and a RayService's `import_path`. UsageError for arguments that make no sense."""
-    from runtime.server.options import ServerOptions
-
-    options = ClusterOptions.of(args)
+    options = options_from_values(ClusterOptions, args)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:
         bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
         scaling = {"autoscaling_config": bounds | {"target_ongoing_requests": options.target}}
-    limit = options.batch + options.queue
+    limit = options.server.batch + options.server.queue
     replica: Any = serve.deployment(
         Replica,
         name="replica",
         max_ongoing_requests=limit,
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=options.deadline,
+        graceful_shutdown_timeout_s=options.server.deadline,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         **scaling,
     )
     entrance: Any = serve.deployment(
         Front, name="front", num_replicas=options.fronts, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.1}
     )
-    return entrance.bind(replica.bind(replace(options)), ServerOptions().max_body)
+    return entrance.bind(replica.bind(options), options.server.max_body)
 
 
 async def _events(messages: Any) -> AsyncGenerator[bytes, None]:

@@ -19,34 +19,27 @@ from typing import Any
 from runtime.bundle import Bundle
 from runtime.cluster.files import videos_of
 from runtime.cluster.parts import Parts
-from runtime.cluster.worker import Worker, WorkerOptions
-from runtime.core.errors import UsageError
+from runtime.cluster.worker import Worker
+from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions
+from runtime.engine import EngineOptions, backend_option
 from runtime.engine.place import place
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """workers: clips encoded at once; part: rows of one Parquet file; runner: "auto" takes Ray where it is installed.
+    """How the work is divided, who does it, and on which engine."""
 
-    address: of a running Ray cluster ("auto" for the one of this machine), None to start one here.
-    """
-
-    workers: int = 2
-    part: int = 64
-    runner: str = "auto"
-    address: str | None = None
-    retry_errors: bool = False
-    backend: str = "auto"
-    device: str = "auto"
-    threads: int = 1
+    workers: int = option(2, "clips encoded at once", at_least=1)
+    part_rows: int = option(64, "rows of one part", at_least=1)
+    runner: str = option("auto", "default: Ray where it is installed", choices=("auto", "ray", "local"))
+    ray_address: str | None = option(None, 'a running cluster, "auto" for this machine\'s; default: start one', metavar="ADDRESS")
+    retry_errors: bool = option(False, "work again on files whose rows have errors")
+    backend: str = backend_option()
+    engine: EngineOptions = nested(EngineOptions(threads=1))
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.part < 1:
-            raise UsageError(f"{self.workers} workers and parts of {self.part} rows, expected at least 1 of each")
-        if self.runner not in ("auto", "ray", "local"):
-            raise UsageError(f'runner "{self.runner}", expected auto, ray or local')
+        check_limits(self)
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
     bundle.file("vision.onnx")  # says how to get one where the bundle has none
     parts, videos, start = Parts(out, bundle), videos_of(arguments), time.perf_counter()
     runner = _runner(options)
-    note = place(bundle, options.backend, EngineOptions(options.device)).note if runner == "local" else ""
+    note = place(bundle, options.backend, options.engine).note if runner == "local" else ""
     if note:
         log(note)
     with parts.locked():
@@ -75,8 +68,7 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
         left = [path for path in videos if path not in done]
         if done:
             log(f"{len(videos) - len(left)} of {len(videos)} files are done")
-        worker = WorkerOptions(str(bundle_path.resolve()), options.backend, options.device, options.threads)
-        rows = _ray_rows(worker, left, options) if runner == "ray" else _local_rows(worker, left, options)
+        rows = (_ray_rows if runner == "ray" else _local_rows)(str(bundle_path.resolve()), left, options)
         errors = written = 0
         waiting: list[dict[str, Any]] = []
         for finished, row in enumerate(rows if left else (), start=1):
@@ -84,7 +76,7 @@ def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOp
             if row["error"]:
                 errors += 1
                 log(f"{row['path']}: {row['error']}")
-            if len(waiting) == options.part or finished == len(left):
+            if len(waiting) == options.part_rows or finished == len(left):
                 parts.write(waiting)
                 written, waiting = written + 1, []
                 rate = finished / (time.perf_counter() - start)
@@ -102,9 +94,9 @@ def _runner(options: BatchOptions) -> str:
     return "ray"
 
 
-def _local_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
+def _local_rows(bundle: str, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
     """Rows in order; at most two clips a worker are ahead of whoever takes them."""
-    encode = Worker(worker).row
+    encode = Worker(bundle, options.backend, options.engine).row
     with ThreadPoolExecutor(options.workers, thread_name_prefix="batch") as pool:
         ahead: deque[Future[dict[str, Any]]] = deque()
         try:
@@ -119,11 +111,11 @@ def _local_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOption
                 future.cancel()
 
 
-def _ray_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
+def _ray_rows(bundle: str, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
     """The same from Ray Data: an actor a worker, which Ray starts again when it dies; how far they run ahead is Ray's backpressure."""
     from runtime.cluster.ray_session import session
 
-    with session(options.address, options.workers) as ray:
+    with session(options.ray_address, options.workers) as ray:
         import ray.data
 
         context = ray.data.DataContext.get_current()
@@ -134,7 +126,7 @@ def _ray_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions)
         dataset = ray.data.from_items([{"path": path} for path in left], override_num_blocks=blocks)
         rows = dataset.map_batches(
             Worker,
-            fn_constructor_args=(worker,),
+            fn_constructor_args=(bundle, options.backend, options.engine),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=options.workers),
             num_cpus=1,
@@ -145,8 +137,8 @@ def _ray_rows(worker: WorkerOptions, left: Sequence[str], options: BatchOptions)
 
 def _gpus_each(options: BatchOptions, of_cluster: float) -> int | None:
     """GPUs that Ray reserves for a worker, which sees no others: one where the cluster has enough, or `device` asks for it."""
-    if options.device == "auto":
-        enough = of_cluster >= options.workers and not options.backend.startswith("openvino")
+    if options.engine.device == "auto":
+        enough = of_cluster >= options.workers and options.backend != "openvino" and not options.engine.bf16
         log(f"device auto: {options.workers} workers, {of_cluster:g} GPUs in the cluster: {'one each' if enough else 'on the CPU'}")
         return 1 if enough else None
-    return 1 if options.device == "cuda" else None
+    return 1 if options.engine.device == "cuda" else None

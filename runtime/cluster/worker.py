@@ -6,7 +6,6 @@ N visual tokens, D hidden.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,11 @@ from runtime.engine import EngineOptions
 from runtime.vision.encoder import VisionEncoder
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What a worker needs to start, on whatever machine it does."""
-
-    bundle: str
-    backend: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-
-
 class Worker:
-    """One loaded vision half; `row(path)` may be called from several threads."""
+    """One loaded vision encoder; `row(path)` may be called from several threads."""
 
-    def __init__(self, options: WorkerOptions):
-        bundle = Bundle.open(options.bundle)
-        self.encoder = VisionEncoder.open(bundle, options.backend, EngineOptions(options.device, options.threads))
+    def __init__(self, bundle: str, backend: str, engine: EngineOptions):
+        self.encoder = VisionEncoder.open(Bundle.open(bundle), backend, engine)
 
     def row(self, path: str) -> dict[str, Any]:
         """{"path", "size", "mtime_ns", "sha256", "tokens": bytes of float16 [N, D] or None, "error": text or None}."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from runtime.core.interrupts import raise_if_interrupted
@@ -31,4 +31,31 @@ def step(title: str) -> Iterator[None]:
     else:
         yield
     raise_if_interrupted()
+    log(f"{title}: {time.perf_counter() - start:.1f} s")
+
+
+@contextmanager
+def phases(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to call with (phase, done, steps): shows a bar for the current phase, or logs a line for each; then the total time."""
+    start = time.perf_counter()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bars:
+            bar = bars.add_task(title, total=None)
+
+            def show(phase: str, done: int, steps: int) -> None:
+                bars.update(bar, description=f"{title}: {phase.lower()}", completed=done, total=steps)
+
+            yield show
+    else:
+        logged: set[str] = set()
+
+        def log_phase(phase: str, done: int, steps: int) -> None:
+            if phase not in logged:
+                logged.add(phase)
+                log(f"{title}: {phase.lower()}")
+
+        yield log_phase
     log(f"{title}: {time.perf_counter() - start:.1f} s")

@@ -6,7 +6,7 @@ how one is loaded in `open`. Modules of this package import from those; everyone
 
 from runtime.engine.open import open_engine, open_engines
 from runtime.engine.protocol import Backend, Engine, EngineOptions, State, TensorSpec, check_feeds
-from runtime.engine.registry import BACKENDS, backend_class
+from runtime.engine.registry import BACKENDS, backend_class, backend_option
 
 __all__ = [
     "BACKENDS",
@@ -16,6 +16,7 @@ __all__ = [
     "State",
     "TensorSpec",
     "backend_class",
+    "backend_option",
     "check_feeds",
     "open_engine",
     "open_engines",

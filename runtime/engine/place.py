@@ -19,7 +19,7 @@ from runtime.engine import cuda
 from runtime.engine.onnx import has_cuda_provider
 from runtime.engine.protocol import EngineOptions
 from runtime.engine.registry import CUDA_ORDER, backend_class
-from runtime.engine.trt_build import find_engine
+from runtime.engine.trt_records import find_engine
 
 
 @dataclass(frozen=True)

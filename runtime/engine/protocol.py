@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, Bundle
 from runtime.core.errors import EngineError
+from runtime.core.options import check_limits, option
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,20 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a graph is run.
+    """How a graph is run; runtime/engine/place.py is the rule of device "auto"."""
 
-    device      "auto" (see runtime/engine/place.py), "cpu", "cuda", or a device of OpenVINO: "gpu", "gpu.1", "npu"
-    threads     CPU threads of one run, 0 for the backend's default
-    bf16        compute an fp32 graph in bf16 (openvino on a CPU): faster, but less precise than the ONNX graph
-    """
-
-    device: str = "auto"
-    threads: int = 0
-    bf16: bool = False
+    device: str = option(
+        "auto",
+        "default auto: the NVIDIA GPU where it can be used, else the CPU; gpu, gpu.1 and npu are OpenVINO's",
+        metavar="auto|cpu|cuda|gpu|npu",
+    )
+    threads: int = option(0, "CPU threads of one run; 0: the backend's default", at_least=0)
+    bf16: bool = option(False, "compute an fp32 graph in bf16 (--backend openvino on a CPU): faster, less precise")
 
     def __post_init__(self) -> None:
+        check_limits(self, EngineError)
         if not re.fullmatch(r"auto|cpu|cuda|gpu(\.\d+)?|npu", self.device):
             raise EngineError(f'device is "{self.device}", expected auto, cpu, cuda, or for openvino gpu, gpu.1, npu')
-        if self.threads < 0:
-            raise EngineError(f"threads is {self.threads}, expected 0 (the backend's default) or more")
 
     def on(self, device: str) -> EngineOptions:
         """These options with "auto" replaced by `device`."""

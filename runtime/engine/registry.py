@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from runtime.core.errors import EngineError, nearest
+from runtime.core.options import option
 from runtime.engine.protocol import Backend
 
 BACKENDS = {
@@ -14,6 +16,11 @@ BACKENDS = {
     "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
 }
 CUDA_ORDER = ("tensorrt", "tensorrt-rtx", "onnx")  # what `--backend auto` tries on an NVIDIA GPU
+
+
+def backend_option() -> Any:
+    """The field of options that choose a backend."""
+    return option("auto", "the engine to run on", choices=("auto", *BACKENDS))
 
 
 def backend_class(name: str) -> type[Backend]:

@@ -24,8 +24,8 @@ from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
-from runtime.engine.trt_build import dimension_names, find_engine, plugin_library
 from runtime.engine.trt_plugin import LIBRARY, PluginChoice
+from runtime.engine.trt_records import dimension_names, find_engine, plugin_library
 
 
 @dataclass

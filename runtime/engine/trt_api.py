@@ -190,11 +190,17 @@ def _parse(backend: str, path: Path, plugin: bool = False) -> tuple[Any, Any, An
 
 
 def _prefer_plugin(trt: Any, parser: Any, path: Path) -> bytes | None:
-    """Let the parser take plugins before function bodies; where its release has no such choice, the model without the bodies."""
-    from plugins.tensorrt import prefer_plugin
-    from runtime.engine.trt_plugin import model_bytes_for_plugin
+    """Let the parser use plugins rather than function bodies; where its release has no such choice, the model without the body.
 
-    return None if prefer_plugin(trt, parser) else model_bytes_for_plugin(path)
+    Its external data stay in their file. None where the model can be parsed as it is.
+    """
+    from plugins.tensorrt import drop_body, prefer_plugin
+    from runtime.bundle.graph_file import read_graph
+
+    if prefer_plugin(trt, parser):
+        return None
+    model = read_graph(path)
+    return model.SerializeToString() if drop_body(model) else None
 
 
 def _monitor(backend: str, progress: Callable[[str, int, int], None]) -> Any:

@@ -1,7 +1,7 @@
 """The compression plugin in TensorRT engines: registered before a graph is parsed, named in build.json, loaded before an engine is.
 
-`vision.onnx` holds compression as a call of `gridpool::StGridPool`, a function with the plain nodes as its body
-(plugins/spec.py). A TensorRT that knows a plugin of that name takes the plugin, any other the body. Three choices:
+In `vision.onnx` compression is a call of `gridpool::StGridPool`, a function whose body is the plain nodes (plugins/op.py). A
+TensorRT that knows a plugin of that name uses the plugin, any other the body. Three choices:
 
     none            the body
     aot             the ahead-of-time Python plugin (TensorRT 10.9 and newer): the engine carries its kernel
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.graph_file import read_graph
 from runtime.core.errors import EngineError
 from runtime.core.files import sha256_of
 from runtime.engine import trt_api as facade
@@ -63,24 +62,7 @@ class PluginChoice:
             register(trt)
 
 
-def model_bytes_for_plugin(path: Path) -> bytes | None:
-    """The model without the function's body, for parsers that would take the body (TensorRT 10.13 and older).
-
-    None where the graph has no such function. External data stay in their file.
-    """
-
-    from plugins.spec import DOMAIN
-
-    model = read_graph(path)
-    kept = [function for function in model.functions if function.domain != DOMAIN]
-    if len(kept) == len(model.functions):
-        return None
-    del model.functions[:]
-    model.functions.extend(kept)
-    return model.SerializeToString()
-
-
-def taken(backend: str, network: Any) -> bool:
-    """Whether a parsed network holds a plugin layer."""
+def has_plugin_layer(backend: str, network: Any) -> bool:
+    """Whether a parsed network has a plugin layer."""
     kinds = facade.load(backend).LayerType
     return any(network.get_layer(index).type == kinds.PLUGIN_V3 for index in range(network.num_layers))

@@ -1,1 +1,1 @@
-"""The LLM half: a local ONNX decoder (decoder.py) and how the next token is chosen (sampling.py)."""
+"""The LLM: one decoder step (step.py), one conversation or a batch of them (decoder.py, slots.py), and LLMs that a server asks (chat.py)."""

@@ -11,13 +11,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.core.errors import UserError
 from runtime.llm.sampling import Sampling
-from runtime.llm.scheduler import Piece
+
+
+class DeadlineError(UserError):
+    """A request that was not answered before its deadline."""
+
+
+class Cancelled(UserError):
+    """A request whose client went away."""
 
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """key: what the clip is recognised by; tokens [N, D]."""
+    """key: identifies the clip; tokens [N, D]."""
 
     key: str
     tokens: np.ndarray
@@ -25,7 +33,7 @@ class ClipTokens:
 
 @dataclass
 class Usage:
-    """What an answer cost, filled in while it runs; cached: prompt tokens whose KV was there already."""
+    """What an answer cost, filled in while it runs; cached: prompt tokens whose KV was there already; seconds: by stage."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -36,8 +44,8 @@ class Usage:
 
 @dataclass
 class Chat:
-    """messages: as `runtime.prompt.messages` takes them, their video parts in the order of `clips`; max_tokens: cut to what the
-    context has room for; deadline: of time.monotonic()."""
+    """messages: as in runtime/prompt/template.py, their video parts in the order of `clips`; max_tokens: cut to what the context has
+    room for; deadline: of time.monotonic()."""
 
     messages: Sequence[dict[str, Any]]
     clips: Sequence[ClipTokens]
@@ -48,15 +56,32 @@ class Chat:
     usage: Usage = field(default_factory=Usage)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """text: what is new in the answer; finish: "stop" or "length" in the last piece; error: why there is no more."""
+
+    text: str = ""
+    finish: str | None = None
+    error: Exception | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
+
+
 class LanguageModel(Protocol):
-    """max_context: positions that prompt and answer may have together, None where only the remote knows."""
+    """max_context: positions that prompt and answer may have together, None where only the remote knows;
+    shared: the same object in all LLMs that share one decoder, each for a bundle."""
 
     max_context: int | None
 
-    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
-        """Refuse, before any clip is looked at, what can't be answered; return the prompt's tokens, clips included.
+    @property
+    def shared(self) -> object: ...
 
-        gone: whether nobody waits for the result any more; long texts are then not looked at to their end.
+    def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
+        """Refuse what can't be answered before any clip is decoded; return the prompt's tokens, clips included.
+
+        gone: whether nobody waits for the result any more; long texts are then not read to their end.
         """
 
     def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:

@@ -13,19 +13,19 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
-from runtime.llm.chat import Chat, ClipTokens
+from runtime.llm.chat import Chat, ClipTokens, Piece
+from runtime.llm.generation import Request
 from runtime.llm.length import check_length
-from runtime.llm.scheduler import Piece, Request, Scheduler
+from runtime.llm.scheduler import Scheduler
 from runtime.llm.slots import SlotDecoder
 from runtime.llm.step import check_context
-from runtime.prompt.messages import MessageIds, ids_of_messages
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt, PromptIds
 
 DEFAULT_MAX_TOKENS = 512  # of an answer whose length was not asked for
 
 
 class LocalLLM:
-    """One decoder with its scheduler; bundles that differ only in their vision half can share it."""
+    """One decoder with its scheduler; bundles that differ only in their vision encoder can share it."""
 
     def __init__(self, prompt: Prompt, scheduler: Scheduler):
         self.prompt, self.scheduler = prompt, scheduler
@@ -41,10 +41,13 @@ class LocalLLM:
         """This decoder for another bundle of the same LLM."""
         return LocalLLM(Prompt(bundle), self.scheduler)
 
+    @property
+    def shared(self) -> object:
+        return self.scheduler
+
     def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
-        check_length(self.prompt, messages, self.scheduler.decoder.max_context, gone)
-        ids = ids_of_messages(self.prompt, messages)
-        needed = ids.text_tokens + ids.clips * self.tokens_per_clip
+        check_length(self.prompt.tokenizer, messages, self.scheduler.decoder.max_context, gone)
+        needed = self.prompt.message_ids(messages).positions(self.tokens_per_clip)
         check_context(needed, self.scheduler.decoder.max_context)
         return needed
 
@@ -87,21 +90,20 @@ class LocalLLM:
             self.scheduler.close()
 
     def _prompt(self, chat: Chat) -> tuple[list[Hashable], np.ndarray]:
-        return prompt_of(self.prompt, ids_of_messages(self.prompt, chat.messages), chat.clips)
+        """(what is at each position, embeddings [S, D])."""
+        ids = self.prompt.message_ids(chat.messages)
+        return keys_of(ids, chat.clips), self.prompt.embed(ids, *(clip.tokens for clip in chat.clips))[0]
 
 
-def prompt_of(prompt: Prompt, ids: MessageIds, clips: Sequence[ClipTokens]) -> tuple[list[Hashable], np.ndarray]:
-    """(what stands at each position, embeddings [S, D]) of text ids with the clips' visual tokens between them."""
-    table = prompt.embeddings
-    keys: list[Hashable] = list(ids.texts[0])
-    rows = [table[list(ids.texts[0])]]
+def keys_of(ids: PromptIds, clips: Sequence[ClipTokens]) -> list[Hashable]:
+    """What is at each position of a prompt, S of them, as in runtime/llm/generation.py."""
+    keys: list[Hashable] = list(ids.before)
     for clip, text in zip(clips, ids.texts[1:], strict=True):
         keys += [(clip.key, row) for row in range(len(clip.tokens))]
         keys += text
-        rows += [clip.tokens.astype(table.dtype, copy=False), table[list(text)]]
-    return keys, np.concatenate(rows)
+    return keys
 
 
 def _call(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece], piece: Piece) -> None:
-    if not loop.is_closed():  # a loop that is gone has nobody waiting
+    if not loop.is_closed():  # nobody waits in a loop that is gone
         loop.call_soon_threadsafe(pieces.put_nowait, piece)

@@ -1,44 +1,39 @@
 """An LLM elsewhere: an OpenAI-compatible server that takes prompt embeddings, such as vLLM with --enable-prompt-embeds.
 
-The vision half runs here; a chat goes there as it came, except that each clip is a content part of its visual tokens:
-{"type": "prompt_embeds", "data": base64 of torch.save's format}. Text before and after keeps its place, the answer's stream is
-passed through. The remote applies its own chat template, and some templates put a newline between parts: its count of prompt
-tokens is compared with ours, and a difference becomes a warning in the answer and in the log.
+The vision encoder runs here; a chat is forwarded as it came, except for its clips, which are sent as visual tokens (wire.py). Text
+before and after a clip keeps its place, and the answer's stream is passed through. The remote applies its own chat template, and some
+templates put a newline between parts: its count of prompt tokens is compared with ours, and a difference becomes a warning in the
+answer and in the log.
 
-Only what cannot have been begun is tried again: a connection that was refused, and the answers 429, 502 and 503 before any text.
-
-N visual tokens, D hidden.
+Only a request that the remote can't have begun is tried again: after a refused connection, and after 429, 502 and 503 before any text.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from runtime.bundle import Bundle
-from runtime.core.errors import EngineError, UsageError, UserError, missing_package
-from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.scheduler import DeadlineError, Piece
-from runtime.llm.torch_format import torch_save
-from runtime.prompt.messages import ids_of_messages
-from runtime.prompt.template import Prompt
+from runtime.core.errors import UsageError, UserError, missing_package
+from runtime.core.options import check_limits, option, secret_option
+from runtime.llm.chat import Chat, ClipTokens, DeadlineError, Piece
+from runtime.llm.wire import count_tokens, embeds, error_message, event_of, json_object, pieces_of, request_body
+from runtime.prompt import Prompt
 
 log = logging.getLogger("runtime.llm.remote")
+LOCAL = "local"
 _COUNTED = 1 << 17  # characters of text that are tokenized for a count that is only compared
 _AGAIN = (429, 502, 503)
-_FINISH = {"stop": "stop", "length": "length"}
+_CLIPS = 8  # of which the encoded form is kept
 
 
 class RemoteError(UserError):
-    """What the remote LLM refused or why it can't be had; status: its own, None where there was no answer."""
+    """What the remote LLM refused, or why it can't be reached; status: HTTP status of its answer, None where there was none."""
 
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
@@ -46,25 +41,33 @@ class RemoteError(UserError):
 
 
 @dataclass(frozen=True)
-class RemoteOptions:
-    """url: of the API, with /v1; dtype: "float16" or "bfloat16" of the embeddings; tries: of a request that was not begun.
+class LLMOptions:
+    """Where the LLM is: here, or at the address of an API, with /v1.
 
-    connect, silence: seconds to connect, and that may pass between two pieces.
+    tries              of a request that was not begun
+    connect, silence   seconds to connect, and that may pass between two pieces
     """
 
-    url: str
-    model: str
-    api_key: str | None = None
-    dtype: str = "float16"
+    url: str = option(LOCAL, "an OpenAI-compatible server that takes prompt_embeds", flag="--llm", metavar="local|URL")
+    model: str | None = option(None, "the model's name there", flag="--llm-model", metavar="NAME")
+    api_key: str | None = secret_option("its key", flag="--llm-api-key", env="GRIDPOOL_LLM_API_KEY")
+    dtype: str = option("float16", "of the embeddings sent", flag="--llm-dtype", choices=("float16", "bfloat16"))
     tries: int = 3
     connect: float = 10.0
     silence: float = 120.0
 
     def __post_init__(self) -> None:
+        check_limits(self)
+        if self.is_local:
+            return
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f'the remote LLM\'s URL is "{self.url}", expected https://host/v1')
-        if self.dtype not in ("float16", "bfloat16"):
-            raise UsageError(f'embeddings of dtype "{self.dtype}", expected float16 or bfloat16')
+        if not self.model:
+            raise UsageError(f"--llm {self.url} needs --llm-model, the model's name there")
+
+    @property
+    def is_local(self) -> bool:
+        return self.url == LOCAL
 
 
 class RemoteLLM:
@@ -72,7 +75,7 @@ class RemoteLLM:
 
     max_context: int | None = None
 
-    def __init__(self, bundle: Bundle, options: RemoteOptions):
+    def __init__(self, bundle: Bundle, options: LLMOptions):
         try:
             import httpx
         except ImportError:
@@ -84,19 +87,22 @@ class RemoteLLM:
         self._headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
         self._timeout = httpx.Timeout(options.silence, connect=options.connect)
         self._encoded: dict[str, str] = {}  # the latest clips, as they are sent
-        self._told = False
+        self._warned = False
+
+    @property
+    def shared(self) -> object:
+        return self
 
     def check(self, messages: Sequence[dict[str, Any]], gone: Callable[[], bool] = lambda: False) -> int:
         characters = sum(len(part.get("text", "")) for message in messages for part in message["content"])
         if self.prompt is None or characters > _COUNTED:
             return 0  # the remote counts
-        ids = ids_of_messages(self.prompt, messages)
-        return ids.text_tokens + ids.clips * self.tokens_per_clip
+        return self.prompt.message_ids(messages).positions(self.tokens_per_clip)
 
     async def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
         import httpx
 
-        body = await asyncio.to_thread(self._body, chat)
+        body = await asyncio.to_thread(request_body, chat, self.options.model, self._data)
         ours = await asyncio.to_thread(self.check, chat.messages)
         start = time.perf_counter()
         self._running += 1
@@ -151,68 +157,35 @@ class RemoteLLM:
 
     async def _pieces(self, response: Any, chat: Chat, start: float) -> AsyncGenerator[Piece, None]:
         """The answer's pieces from the remote's server-sent events; its usage goes to `chat.usage`."""
-        finish = None
+        end = None
         lines = response.aiter_lines()
-        while True:
-            line = await _within(anext(lines, None), chat.deadline)
-            if line is None:
+        while (line := await _within(anext(lines, None), chat.deadline)) is not None:
+            event = event_of(line)
+            if event is None:
                 break
-            if not line.startswith("data:"):
-                continue
-            data = line.removeprefix("data:").strip()
-            if data == "[DONE]":
-                break
-            event = _json(data)
             if event.get("error"):
-                raise RemoteError(f"the LLM at {self.options.url} failed: {_message(event)}")
-            if usage := event.get("usage"):
-                chat.usage.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-                chat.usage.completion_tokens = int(usage.get("completion_tokens") or 0)
-                details = usage.get("prompt_tokens_details") or {}
-                chat.usage.cached_tokens = int(details.get("cached_tokens") or 0)
-            for choice in event.get("choices") or []:
-                text = (choice.get("delta") or {}).get("content")
-                finish = choice.get("finish_reason") or finish
-                if text:
-                    chat.usage.seconds.setdefault("prefill", time.perf_counter() - start)
-                    yield Piece(text)
-        if finish is None:
+                raise RemoteError(f"the LLM at {self.options.url} failed: {error_message(event)}")
+            count_tokens(event, chat.usage)
+            for piece in pieces_of(event):
+                if piece.last:
+                    end = piece  # the counts may come after it
+                    continue
+                chat.usage.seconds.setdefault("prefill", time.perf_counter() - start)
+                yield piece
+        if end is None:
             raise RemoteError(f"the LLM at {self.options.url} ended its answer without a finish_reason; the connection was cut")
-        yield Piece(finish=_FINISH.get(finish, "stop"))
+        yield end
 
     async def _refusal(self, response: Any) -> RemoteError:
         text = (await response.aread())[:65536].decode("utf-8", "replace")
         return RemoteError(
-            f"the LLM at {self.options.url} answers {response.status_code}: {_message(_json(text)) or text[:200]}",
+            f"the LLM at {self.options.url} answers {response.status_code}: {error_message(json_object(text)) or text[:200]}",
             response.status_code,
         )
 
-    def _body(self, chat: Chat) -> bytes:
-        clips = iter(chat.clips)
-        messages = []
-        for message in chat.messages:
-            parts = [
-                part if part["type"] == "text" else {"type": "prompt_embeds", "data": self._data(next(clips))}
-                for part in message["content"]
-            ]
-            plain = len(parts) == 1 and parts[0]["type"] == "text"
-            messages.append({"role": message["role"], "content": parts[0]["text"] if plain else parts or ""})
-        body: dict[str, Any] = {
-            "model": self.options.model,
-            "messages": messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": chat.sampling.temperature,
-            "top_p": chat.sampling.top_p,
-        }
-        body |= {"max_tokens": chat.max_tokens} if chat.max_tokens else {}
-        body |= {"stop": list(chat.stop)} if chat.stop else {}
-        body |= {"seed": chat.sampling.seed} if chat.sampling.seed is not None else {}
-        return json.dumps(body).encode()
-
     def _data(self, clip: ClipTokens) -> str:
         if clip.key not in self._encoded:
-            while len(self._encoded) >= 8:
+            while len(self._encoded) >= _CLIPS:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[clip.key] = base64.b64encode(embeds(clip.tokens, self.options.dtype)).decode()
         return self._encoded[clip.key]
@@ -226,22 +199,9 @@ class RemoteLLM:
             "joins content parts with a newline adds one for each"
         )
         chat.usage.warnings.append(warning)
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             log.warning(warning)
-
-
-def embeds(tokens: np.ndarray, dtype: str) -> bytes:
-    """What the wire carries of visual tokens [N, D]. EngineError for values that are not finite there: the remote takes them."""
-    if dtype == "bfloat16":
-        finite, data = np.isfinite(tokens).all(), torch_save(tokens.astype(np.float32), bfloat16=True)
-    else:
-        with np.errstate(over="ignore"):
-            narrow = tokens.astype(np.float16)
-        finite, data = np.isfinite(narrow).all(), torch_save(narrow)
-    if not finite:
-        raise EngineError(f"visual tokens are not finite in {dtype}; send them as bfloat16, or use a bundle of --precision fp32")
-    return data
 
 
 def _pause(asked: str, otherwise: float) -> float:
@@ -255,17 +215,3 @@ async def _within(work: Any, deadline: float) -> Any:
         return await asyncio.wait_for(work, left)
     except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
         raise DeadlineError("the request's deadline has passed while the remote LLM was answering") from None
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _message(body: dict[str, Any]) -> str:
-    error = body.get("error", body)
-    text = error.get("message") if isinstance(error, dict) else error
-    return " ".join(str(text or "").split())[:500]

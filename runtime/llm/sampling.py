@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.core.errors import PromptError
+from runtime.core.options import check_limits, option
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy: the quotients of logits by them may not be finite
 
@@ -19,15 +20,12 @@ GREEDY_BELOW = 1e-5  # temperatures under this are greedy: the quotients of logi
 class Sampling:
     """temperature 0, or below GREEDY_BELOW, is greedy; top_p in (0, 1] keeps the smallest set of tokens that holds that much probability."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    temperature: float = option(0.0, "0 is greedy (default)", at_least=0, at_most=100)
+    top_p: float = option(1.0, "sample from the likeliest tokens that hold this much probability", above=0, at_most=1)
+    seed: int | None = option(None, "of the sampling (default: another one each time)")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise PromptError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
-        if not 0 < self.top_p <= 1:
-            raise PromptError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        check_limits(self, PromptError)
 
     def chooser(self, seen: Iterable[int] = (), penalty: float = 1.0) -> Callable[[np.ndarray], int]:
         """A function logits [V] -> id that carries its generator, and what was chosen so far, along.

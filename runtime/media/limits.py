@@ -12,24 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.core.errors import VideoError
+from runtime.core.options import option
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
     """Upper limits for one file.
 
-    pixels             width times height of a frame
     side               width or height of a frame; a resize filter's buffers grow with it
-    seconds            duration of the clip
     frames             frames in the clip
     streams            streams in the container
     decoded_pixels     pixels of all frames that must be decoded to reach the sampled ones
     animation_pixels   pixels of all frames of a GIF, APNG or WebP animation, whose frames can't be skipped
     """
 
-    pixels: int = 4096 * 2304
+    pixels: int = option(4096 * 2304, "largest frame, width times height", flag="--max-clip-pixels", above=0)
     side: int = 65_535  # the largest that a JPEG can have
-    seconds: float = 3600.0
+    seconds: float = option(3600.0, "longest clip", flag="--max-clip-seconds", metavar="S", above=0)
     frames: int = 300_000
     streams: int = 16
     decoded_pixels: int = 10_000_000_000

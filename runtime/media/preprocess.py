@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bundle.manifest import RESAMPLING
 from runtime.core.errors import BundleError, VideoError, missing_package, nearest
 from runtime.media.clip import Clip, sample_frames
 
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, as transformers writes them
 _LARGEST_SIDE = 1 << 15  # pixels
 _LARGEST = float(np.finfo(np.float32).max) / 255  # the largest rescale_factor without overflow
 
@@ -128,8 +128,8 @@ def _size(name: str, size: Any) -> tuple[int, int]:
 
 
 def _resample(resample: Any) -> int:
-    if type(resample) is int and 0 <= resample < len(_RESAMPLE):
+    if type(resample) is int and 0 <= resample < len(RESAMPLING):
         return resample
-    if resample in _RESAMPLE:
-        return _RESAMPLE.index(resample)
-    raise BundleError(f'the bundle\'s preprocessing has no resample "{resample}"{nearest(str(resample), _RESAMPLE)}')
+    if resample in RESAMPLING:
+        return RESAMPLING.index(resample)
+    raise BundleError(f'the bundle\'s preprocessing has no resample "{resample}"{nearest(str(resample), RESAMPLING)}')

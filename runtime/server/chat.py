@@ -16,9 +16,8 @@ from secrets import token_hex
 from typing import Any
 
 from runtime.core.errors import ContextError
-from runtime.llm.chat import Chat, ClipTokens, LanguageModel
+from runtime.llm.chat import Chat, ClipTokens, DeadlineError, LanguageModel, Piece
 from runtime.llm.sampling import Sampling
-from runtime.llm.scheduler import DeadlineError, Piece
 from runtime.server.clips import EncodedClip
 from runtime.server.errors import ApiError
 from runtime.server.media import Media, load
@@ -35,7 +34,7 @@ _ONE_CLIP = '; "image_parts": "frames" makes images that follow each other the f
 class Job:
     """A request as the server works on it, its clips apart: they go from `asked`, which is text, to `clips`, which are files.
 
-    messages: as `runtime.prompt.messages` takes them; images: whether several of the clips are images; frame_counts: what parameters
+    messages: as in runtime/prompt/template.py; images: whether several of the clips are images; frame_counts: what parameters
     asked for.
     """
 

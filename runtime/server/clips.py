@@ -24,7 +24,7 @@ import numpy as np
 from runtime.bundle import VISION, Bundle
 from runtime.core.errors import VideoError
 from runtime.engine import EngineOptions
-from runtime.llm.scheduler import Cancelled
+from runtime.llm.chat import Cancelled
 from runtime.media.clip import Clip, DecodeLimits, sample_frames_limited
 from runtime.server.media import Media
 from runtime.server.norms import TOKEN_NORMS, open_with_norms

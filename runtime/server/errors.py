@@ -7,8 +7,8 @@ used, 429 the queue or memory is full, 503 not now (draining, or the remote LLM 
 from __future__ import annotations
 
 from runtime.core.errors import ContextError, PromptError, UserError, VideoError
+from runtime.llm.chat import DeadlineError
 from runtime.llm.remote import RemoteError
-from runtime.llm.scheduler import DeadlineError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

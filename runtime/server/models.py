@@ -13,9 +13,9 @@ from typing import Any
 
 from runtime.bundle import DECODER, Bundle
 from runtime.core.errors import BundleError, UsageError, nearest
-from runtime.engine import EngineOptions
 from runtime.llm.chat import LanguageModel
 from runtime.llm.local import LocalLLM
+from runtime.llm.remote import RemoteLLM
 from runtime.llm.step import check_context
 from runtime.server.clips import ClipEncoder
 from runtime.server.errors import ApiError
@@ -55,25 +55,23 @@ class Models:
         self.served = {model.name: model for model in served}
 
     @classmethod
-    def open(cls, paths: Sequence[Path], options: ServerOptions, backend: str, engine: EngineOptions) -> Models:
+    def open(cls, paths: Sequence[Path], options: ServerOptions) -> Models:
         """Load everything; a UserError before anything heavy is loaded where a bundle can't be served."""
+        local, backend, engine = options.llm.is_local, options.backend, options.engine
         bundles = {_name(path): Bundle.open(path) for path in paths}
         if len(bundles) < len(paths):
             raise UsageError(f"two bundles would have one name: {', '.join(map(_name, paths))}; rename a directory")
-        if options.llm == "local" and not any(bundle.has_llm for bundle in bundles.values()):
+        if local and not any(bundle.has_llm for bundle in bundles.values()):
             raise BundleError(f"{paths[0]} has no LLM; export without --only vision, or name a remote one with --llm URL")
         for bundle in bundles.values():
-            if options.llm == "local" and bundle.has_llm:
+            if local and bundle.has_llm:
                 check_context(bundle.manifest.tokens_per_clip + 1, bundle.manifest.limits["max_context"])
         decoders: dict[str, LocalLLM] = {}
         served = []
         for name, bundle in bundles.items():
             llm: LanguageModel | None = None
-            if options.llm != "local":
-                from runtime.llm.remote import RemoteLLM, RemoteOptions
-
-                dtype, key = options.llm_dtype, options.llm_api_key
-                llm = RemoteLLM(bundle, RemoteOptions(options.llm, str(options.llm_model), key, dtype))
+            if not local:
+                llm = RemoteLLM(bundle, options.llm)
             elif bundle.has_llm:
                 same = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"]["sha256"]
                 if same not in decoders:
@@ -90,7 +88,7 @@ class Models:
     @property
     def llms(self) -> list[LanguageModel]:
         """Each LLM once, whoever shares it."""
-        found = {id(getattr(m.llm, "scheduler", m.llm)): m.llm for m in self.served.values() if m.llm}
+        found = {id(m.llm.shared): m.llm for m in self.served.values() if m.llm}
         return list(found.values())
 
     def close(self) -> None:

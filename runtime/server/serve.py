@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from runtime.core.errors import UsageError, missing_package
 from runtime.core.progress import log, step
-from runtime.engine import EngineOptions
 from runtime.engine.place import place
 from runtime.server.options import ServerOptions, is_loopback
 
@@ -28,7 +27,7 @@ _MARGIN = 2  # seconds between giving up what is not answered and cutting connec
 _KEEP_ALIVE = 75  # seconds; clients give up an idle connection after 5 (httpx, openai), and who sends as it closes is reset
 
 
-def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", engine: EngineOptions = EngineOptions()) -> int:
+def run(paths: Sequence[Path], options: ServerOptions) -> int:
     """Serve the bundles at `paths`. UserError where one can't be loaded or the port is taken."""
     try:
         import uvicorn  # noqa: F401
@@ -42,8 +41,8 @@ def run(paths: Sequence[Path], options: ServerOptions, backend: str = "auto", en
     if options.api_key is None and not is_loopback(options.host):
         log(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
-        state = State(Models.open(paths, options, backend, engine), options)
-    notes = [place(model.bundle, backend, engine).note for model in state.models.served.values()]
+        state = State(Models.open(paths, options), options)
+    notes = [place(model.bundle, options.backend, options.engine).note for model in state.models.served.values()]
     for note in filter(None, dict.fromkeys(notes)):
         log(note)
 

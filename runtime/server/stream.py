@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from runtime.llm.scheduler import Piece
+from runtime.llm.chat import Piece
 from runtime.server.chat import Answering, Ready, begin
 from runtime.server.errors import api_error, forget_frames
 from runtime.server.state import State

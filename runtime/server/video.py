@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from plugins.schedule import ptg_schedule
+from plugins.op import OPTIONS
+from plugins.schedule import summary_levels
+from plugins.spec import parse
 from runtime.bundle import Bundle
 from runtime.core.errors import UserError, missing_package
 from runtime.server.chat import check_frames, encode, stored
@@ -22,7 +24,6 @@ from runtime.server.memory import Held
 from runtime.server.models import ServedModel
 from runtime.server.schema import MediaUrl, VideoRequest
 from runtime.server.state import State
-from runtime.tools.spec import read_spec
 
 CONTENT_TYPES = {"safetensors": "application/octet-stream", "npz": "application/octet-stream"}
 
@@ -68,7 +69,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
     """Frames as small pictures, heat per patch in 0 … 1, and the frames that hold summaries."""
     model, clip = await _clip(state, request, deadline, held)
     manifest = model.bundle.manifest
-    summaries = summary_levels(model.bundle)
+    summaries = written_levels(model.bundle)
     heat = _heat(clip.norms)
     return {
         "model": model.name,
@@ -91,17 +92,12 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
     }
 
 
-def summary_levels(bundle: Bundle) -> dict[int, list[int]]:
+def written_levels(bundle: Bundle) -> dict[int, list[int]]:
     """{sampled frame: levels of Pyramid Temporal Gridding, from 1, that write a summary into it}."""
-    stages = read_spec(bundle.manifest.compression["spec"])
-    if not stages or stages[0].kind != "ptg":
+    first = parse(bundle.manifest.compression["spec"], OPTIONS, others=True)[0]
+    if first.name != "ptg":
         return {}  # behind another stage the frames may be others
-    sizes, strides = ([int(value) for value in stages[0].options[name]] for name in ("sizes", "strides"))
-    levels: dict[int, list[int]] = {}
-    for level, groups in enumerate(ptg_schedule(bundle.manifest.frames, sizes, strides), start=1):
-        for group in groups:
-            levels.setdefault(group.writes, []).append(level)
-    return levels
+    return summary_levels(bundle.manifest.frames, first.options.sizes, first.options.strides)
 
 
 async def _clip(state: State, request: Job, deadline: float, held: Held) -> tuple[ServedModel, EncodedClip]:

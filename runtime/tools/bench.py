@@ -23,15 +23,16 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
+from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions
+from runtime.engine import EngineOptions, backend_option
 from runtime.engine.place import place
 from runtime.engine.tuning import cpu_model
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
 from runtime.media.clip import sample_frames
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.table import size, table
 from runtime.vision.encoder import VisionEncoder
@@ -41,20 +42,16 @@ QUESTION = "What happens in the video?"
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """video: None for the reference input; rounds that count; new_tokens of each answer; the rest as for any engine."""
+    """What is measured, how often, and on which engine."""
 
-    video: str | Path | None = None
-    rounds: int = 5
-    new_tokens: int = 32
-    backend: str = "auto"
-    device: str = "auto"
-    threads: int = 0
-    bf16: bool = False
+    video: Path | None = option(None, "decode and preprocess this file too (default: the recorded input)")
+    rounds: int = option(5, "rounds that count", at_least=1)
+    new_tokens: int = option(32, "tokens of each answer", flag="--max-new-tokens", at_least=1)
+    backend: str = backend_option()
+    engine: EngineOptions = nested(EngineOptions())
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{name.replace('_', ' ')} is {getattr(self, name)}, expected at least 1")
+        check_limits(self, EngineError)
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
     _reset_peak()
-    engine_options = place(bundle, options.backend, EngineOptions(options.device, options.threads, options.bf16)).options
+    engine_options = place(bundle, options.backend, options.engine).options
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
@@ -115,7 +112,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         tokens=run.tokens,
         rounds=options.rounds,
         backends={name: f"{half.engine.backend} on {half.engine.device}" for name, half in engines.items() if half},
-        hardware=hardware(engine_options.device, options.threads),
+        hardware=hardware(engine_options.device, options.engine.threads),
     )
 
 

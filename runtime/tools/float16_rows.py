@@ -22,7 +22,7 @@ from runtime.engine import Engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools.compare import compare, tolerance
 from runtime.tools.float16 import frame_and_clip, rounded
 from runtime.tools.parity import NOT_FINITE, Row, compare_llm, row_of

@@ -28,7 +28,7 @@ from runtime.core.progress import log, step
 from runtime.engine import BACKENDS, EngineOptions, backend_class
 from runtime.engine.place import place
 from runtime.llm.decoder import LocalDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 from runtime.tools import reference
 from runtime.tools.compare import ABSENT_ROWS, Difference, compare, tolerance
 from runtime.tools.reference import LLMReference

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plugins.schedule import ptg_schedule
+from plugins.op import OPTIONS, NSPOptions
+from plugins.schedule import summary_levels
+from plugins.spec import parse, unique_names
 from runtime.bundle import Bundle
 from runtime.core.errors import BundleError, missing_package
 from runtime.core.files import atomic_file
 from runtime.engine import EngineOptions
 from runtime.media.clip import Clip
 from runtime.media.preprocess import Preprocessor, load_clip
-from runtime.tools.spec import SpecStage, read_spec
 from runtime.tools.stages import is_compression, run_stages
 
 if TYPE_CHECKING:
@@ -73,35 +74,37 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
     first = next((at for at, name in enumerate(names) if is_compression(name)), 0)
     if first == 0:
         raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
-    spec = read_spec(manifest.compression["spec"])
-    before = {stage: names[names.index(f"compress/{stage.name}") - 1] for stage in spec}
+    spec = parse(manifest.compression["spec"], OPTIONS, others=True)
+    kinds = [stage.name for stage in spec]
+    before = [names[names.index(f"compress/{name}") - 1] for name in unique_names(kinds)]
 
     pixels, clip = load_clip(video, manifest.frames, Preprocessor(manifest.preprocessing))
-    tensors = run_stages(bundle, pixels, options, {names[first - 1], *before.values()}).tensors
-    given: dict[SpecStage, np.ndarray] = {}  # what each stage sees of the clip
-    for index, stage in enumerate(spec):
-        given[stage] = tensors[before[stage]]
-        previous = spec[index - 1] if index else None
-        if stage.kind == "nsp" and previous is not None and previous.kind == "ptg":
-            # PTG hands on its summaries alone: NSP weighs them in the places of the frames that they replace
-            given[stage] = _placed(_grid(given[previous], manifest.grid), given[stage], ptg_levels(previous, manifest.frames))
+    tensors = run_stages(bundle, pixels, options, {names[first - 1], *before}).tensors
+    levels = [
+        summary_levels(manifest.frames, stage.options.sizes, stage.options.strides) if stage.name == "ptg" else {} for stage in spec
+    ]
+    seen = [tensors[name] for name in before]  # what each stage sees of the clip
+    for index in range(1, len(spec)):
+        if kinds[index - 1 : index + 1] == ["ptg", "nsp"]:
+            # PTG passes its summaries alone: NSP weighs them in the places of the frames that they replace
+            seen[index] = _placed(_grid(seen[index - 1], manifest.grid), seen[index], levels[index - 1])
 
-    def of_frames(kind: str) -> SpecStage | None:
-        """The first stage of a kind, if it is given the sampled frames and not another number of them."""
-        stage = next((stage for stage in spec if stage.kind == kind), None)
-        return stage if stage and len(given[stage]) == manifest.frames else None
+    def of_frames(kind: str) -> int | None:
+        """The first stage of a kind, if it sees the sampled frames and not another number of them."""
+        index = kinds.index(kind) if kind in kinds else None
+        return index if index is not None and len(seen[index]) == manifest.frames else None
 
     nsp, ptg = of_frames("nsp"), of_frames("ptg")
-    order = nsp.number("order", 2) if nsp else 2.0
-    norms = token_norms(_grid(tensors[names[first - 1]], manifest.grid), order)
-    weights = nsp_weights(token_norms(_grid(given[nsp], manifest.grid), order), nsp) if nsp else None
+    pool = spec[nsp].options if nsp is not None else NSPOptions()
+    norms = token_norms(_grid(tensors[names[first - 1]], manifest.grid), pool.order)
+    weights = nsp_weights(token_norms(_grid(seen[nsp], manifest.grid), pool.order), pool) if nsp is not None else None
     saved = manifest.patch_tokens / manifest.tokens_per_clip
     return Picture(
         clip=clip,
         norms=norms,
         weights=weights,
-        window=int(nsp.number("window", 2)) if nsp else 0,
-        levels=ptg_levels(ptg, manifest.frames) if ptg else {},
+        window=pool.window if nsp is not None else 0,
+        levels=levels[ptg] if ptg is not None else {},
         title=f"{manifest.patch_tokens:,} patch tokens → {manifest.tokens_per_clip:,} visual tokens  ({saved:.1f}:1)",
         subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint['id']}   ·   "
         f"{manifest.compression['place'].replace('-', ' the ')}",
@@ -117,10 +120,10 @@ def token_norms(tokens: np.ndarray, order: float = 2) -> np.ndarray:
     return np.mean(magnitude**order, axis=-1) ** (1 / order)
 
 
-def nsp_weights(norms: np.ndarray, nsp: SpecStage) -> np.ndarray:
+def nsp_weights(norms: np.ndarray, nsp: NSPOptions) -> np.ndarray:
     """[T, H, W] norms -> each token's softmax weight in its window; nan for a remainder that no window covers."""
-    window, ring = int(nsp.number("window", 2)), int(nsp.number("padding", 0))
-    logits = np.pad(norms * nsp.number("temperature", 1), ((0, 0), (ring, ring), (ring, ring)))  # a zero token's norm is 0
+    window, ring = nsp.window, nsp.padding
+    logits = np.pad(norms * nsp.temperature, ((0, 0), (ring, ring), (ring, ring)))  # a zero token's norm is 0
     frames, rows, columns = logits.shape[0], logits.shape[1] // window, logits.shape[2] // window
     tiles = logits[:, : rows * window, : columns * window].reshape(frames, rows, window, columns, window)
     shares = np.exp(tiles - tiles.max(axis=(2, 4), keepdims=True))
@@ -128,16 +131,6 @@ def nsp_weights(norms: np.ndarray, nsp: SpecStage) -> np.ndarray:
     weights = np.full(logits.shape, np.nan, np.float32)
     weights[:, : rows * window, : columns * window] = shares.reshape(frames, rows * window, columns * window)
     return weights[:, ring : ring + norms.shape[1], ring : ring + norms.shape[2]]
-
-
-def ptg_levels(ptg: SpecStage, frames: int) -> dict[int, list[int]]:
-    """{frame: levels, from 1, that replace it}; {} where the clip is too short for any group."""
-    levels: dict[int, list[int]] = {}
-    sizes, strides = ([int(value) for value in ptg.options[name]] for name in ("sizes", "strides"))
-    for level, groups in enumerate(ptg_schedule(frames, sizes, strides), start=1):
-        for group in groups:
-            levels.setdefault(group.writes, []).append(level)
-    return levels
 
 
 def _placed(clip: np.ndarray, summaries: np.ndarray, levels: dict[int, list[int]]) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.bundle.arrays import read_array
 from runtime.core.errors import BundleError, missing_package
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def llm(bundle: Bundle) -> LLMReference:
         raise BundleError(f"{path} has {len(greedy)} greedy ids and {len(margins)} margins; export the bundle again")
     visual_tokens = np.asarray(read_array(bundle.file("reference/llm_visual_tokens.npy"), 2))
     logits = np.asarray(read_array(bundle.file("reference/llm_logits.npy"), 1))
-    return LLMReference(PromptIds(before, after), visual_tokens, logits, greedy, margins, rounding)
+    return LLMReference(PromptIds((before, after)), visual_tokens, logits, greedy, margins, rounding)
 
 
 @contextmanager

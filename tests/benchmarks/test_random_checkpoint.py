@@ -154,7 +154,7 @@ def test_a_bundle_comes_out_of_it(checkpoints, tmp_path):
     from export.options import ExportOptions
     from export.pipeline import export_bundle
     from runtime.bundle import Bundle
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
 
     out = tmp_path / "bundle"
     export_bundle(ExportOptions(checkpoint=str(checkpoints["published"]), out=str(out), frames=8, max_context=512))

@@ -64,7 +64,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def prompt(bundle):
         noted.append(("Prompt", bundle.manifest.prompt))
-        return SimpleNamespace(around_question=lambda: bundle.manifest.prompt["around"])
+        return SimpleNamespace(template=SimpleNamespace(prefix_and_suffix=lambda: bundle.manifest.prompt["around"]))
 
     monkeypatch.setattr("export.trace.Vision", Vision)
     monkeypatch.setattr("export.weights.weights_sha256", lambda checkpoint: "digest")

@@ -190,40 +190,41 @@ def test_frames_of_the_checkpoint_that_do(seen, frames: int, options: dict[str, 
     assert plan(seen, frames, options).frames == frames
 
 
-class FakePrompt:
-    """A tokenizer and template of which the test says what they do."""
+def check(monkeypatch, vocabulary, refusal=("", None), **config) -> int:
+    """refusal: which step fails, and how."""
 
-    vocabulary: dict[str, int]
-    refusal: tuple[str, Exception] | None
-
-    def __init__(self, *arguments: Any):
-        self.arguments = arguments
-        self.tokenizer = SimpleNamespace(get_vocab=self.get_vocab)
-
-    def get_vocab(self, with_added_tokens: bool = False) -> dict[str, int]:
-        return self._done("tokenizer", self.vocabulary if with_added_tokens else {})
-
-    def _done(self, step: str, value: Any = None) -> Any:
-        if self.refusal and self.refusal[0] == step:
-            raise self.refusal[1]
+    def step(name: str, value: Any = None) -> Any:
+        if refusal[0] == name:
+            raise refusal[1]
         return value
 
-    def render_question(self, question: str) -> None:
-        self._done("render")
+    class Tokenizer:
+        def __init__(self, path: Path):
+            assert path == Path("checkpoint/tokenizer.json")
+            self.path = path
 
-    def around_question(self) -> None:
-        self._done("around")
+        @property
+        def vocabulary(self) -> dict[str, int]:
+            return step("tokenizer", vocabulary)
 
-    def ids(self, question: str) -> list[int]:
-        assert question == "What happens in the video?"
-        assert self.arguments == (CHAT.as_prompt(), Path("checkpoint/tokenizer.json"), "{{ text }}")
-        return self._done("ids", [5] * 7)
+    class Template:
+        def __init__(self, text: str):
+            assert text == "{{ text }}"
 
+        def render(self, messages) -> None:
+            step("render")
 
-def check(monkeypatch, vocabulary, refusal=None, **config) -> int:
-    monkeypatch.setattr(
-        "runtime.prompt.template.TextPrompt", type("Prompt", (FakePrompt,), {"vocabulary": vocabulary, "refusal": refusal})
-    )
+        def prefix_and_suffix(self) -> None:
+            step("around")
+
+    def prompt_ids(tokenizer, template, video_token_id, messages) -> list[int]:
+        assert (type(tokenizer), type(template), video_token_id) == (Tokenizer, Template, CHAT.video_token_id)
+        assert messages[0]["content"][1]["text"] == "What happens in the video?"
+        return step("ids", [5] * 7)
+
+    monkeypatch.setattr("runtime.prompt.tokenizer.Tokenizer", Tokenizer)
+    monkeypatch.setattr("runtime.prompt.template.ChatTemplate", Template)
+    monkeypatch.setattr("runtime.prompt.ids.prompt_ids", prompt_ids)
     llm = SimpleNamespace(chat=CHAT, max_positions=4096, vocabulary=10)
     return preflight.check_prompt(SimpleNamespace(path=Path("checkpoint"), config=lambda: config), llm, "somebody/published")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export import reference
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 from runtime.tools.reference import LLMReference
 
 
@@ -142,7 +142,7 @@ class FakeLLM(torch.nn.Module):
 
 def test_the_llms_answer_is_that_of_its_float32_and_its_logits_are_exact():
     model = FakeLLM(rounded=0.5)
-    ids = PromptIds([1, 2], [3])
+    ids = PromptIds(([1, 2], [3]))
     tokens = np.array([[5.0], [6.0]], np.float32)
     found = reference.llm(SimpleNamespace(causal_lm=model), ids, tokens)
     greedy = [4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5]  # sixteen that count on from the prompt's last
@@ -160,7 +160,7 @@ def test_the_llms_answer_is_that_of_its_float32_and_its_logits_are_exact():
 @pytest.mark.parametrize(("before", "after", "prompt"), [([], [3], [5, 3]), ([2], [3, 4], [2, 5, 3, 4])])
 def test_a_prompt_may_begin_with_the_clip(before, after, prompt):
     model = FakeLLM()
-    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds(before, after), np.array([[5.0]], np.float32))
+    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds((before, after)), np.array([[5.0]], np.float32))
     assert model.seen[0][1] == prompt and found.greedy[0] == after[-1] + 1 and found.rounding == 0
 
 
@@ -173,7 +173,7 @@ def test_an_id_of_float32_that_is_not_the_best_has_no_margin():
             return output
 
     model = Wrong()
-    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds([1], [2]), np.zeros((1, 1), np.float32))
+    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds(([1], [2])), np.zeros((1, 1), np.float32))
     assert found.margins == [3, 3, 0, *[3] * 13] and found.rounding == pytest.approx(8 / 9)  # a 1 that should be 9
 
 
@@ -210,7 +210,7 @@ def test_what_is_kept_of_the_vision_half_is_read_back(tmp_path):
 
 def test_what_is_kept_of_the_llm_is_read_back(tmp_path):
     expected = LLMReference(
-        PromptIds([1, 2], [3]), np.ones((2, 1), np.float32), np.arange(3, dtype=np.float32), [4, 5], [0.5, 0.25], 0.125
+        PromptIds(([1, 2], [3])), np.ones((2, 1), np.float32), np.arange(3, dtype=np.float32), [4, 5], [0.5, 0.25], 0.125
     )
     for _ in range(2):
         reference.save_llm(tmp_path / "deep" / "reference", expected)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from plugins.nvrtc import DECLARED_SHARED, LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
-from plugins.spec import StGridPool
+from plugins.op import StGridPool
 from runtime.core.errors import EngineError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")

@@ -13,8 +13,8 @@ from on_gpu import NEEDS_GPU, gpu, to_device, to_host
 from plugin_cases import BLOCK_CASES, DTYPES, GOLDEN, TOLERANCE, cuda_array, golden_case, random_clip, worst
 
 import plugins
+from plugins.op import StGridPool, output_shape
 from plugins.reference import st_gridpool
-from plugins.spec import StGridPool, output_shape
 from runtime.engine.cuda import Cuda
 
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")

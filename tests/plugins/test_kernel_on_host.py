@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_cases import DTYPES, GOLDEN, TOLERANCE, golden_case, random_clip, specs_and_shapes, worst
 
+from plugins.op import StGridPool, output_shape
 from plugins.plan import BOTH, HEADER, POOL, WINDOWS, Plan, in_one_launch, make_plan
 from plugins.reference import st_gridpool
-from plugins.spec import StGridPool, output_shape
 
 Run = Callable[..., np.ndarray]
 WAYS = {"chosen": 0, "generic": 1, "on the fly": 2}

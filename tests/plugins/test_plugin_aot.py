@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from plugins.nvrtc import Variant, compile_kernel
+from plugins.op import StGridPool
 from plugins.plan import Plan, in_one_launch, make_plan
-from plugins.spec import StGridPool
 from plugins.tensorrt import aot, load_library, prefer_plugin
 from runtime.core.errors import EngineError, SpecError
 

@@ -17,8 +17,8 @@ import torch
 import plugins
 from plugins.arrays import empty_like, stream_of, view, view_of_capsule
 from plugins.cuda import Args, args_of
+from plugins.op import StGridPool
 from plugins.plan import make_plan
-from plugins.spec import StGridPool
 from runtime.core.errors import EngineError, SpecError, UserError
 
 

@@ -11,8 +11,8 @@ import pytest
 from plugins import cuda
 from plugins.arrays import View
 from plugins.nvrtc import Variant
+from plugins.op import StGridPool
 from plugins.plan import make_plan
-from plugins.spec import StGridPool
 from runtime.core.errors import EngineError
 
 

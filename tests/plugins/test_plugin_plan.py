@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from plugins.op import StGridPool
 from plugins.plan import BOTH, POOL, WINDOWS, in_one_launch, make_plan
-from plugins.spec import StGridPool
 
 # three frames of 2x3, the first two tiled one above the other into the second: version 3, and frame 2 is read by nobody
 SPEC, GRID = StGridPool((2,), (1,)), (3, 2, 3)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from plugins.op import StGridPool
 from plugins.reference import area_resize, norm_pool, st_gridpool, temporal_grid
-from plugins.spec import StGridPool
 from runtime.core.errors import SpecError
 
 

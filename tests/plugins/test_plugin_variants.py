@@ -9,8 +9,8 @@ import pytest
 
 from plugins import cuda, nvrtc
 from plugins.nvrtc import Compiled, Variant, launches, resident_blocks, variant_for
+from plugins.op import StGridPool
 from plugins.plan import make_plan
-from plugins.spec import StGridPool
 from runtime.core.errors import EngineError, UserError
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from plugins.schedule import Group, ptg_schedule, tile_layout
+from plugins.op import tile_layout
+from plugins.schedule import Group, ptg_schedule, summary_levels
 
 
 def test_sampled_frames_are_torchs_for_every_clip_up_to_512():
@@ -46,3 +47,9 @@ def test_a_level_needs_a_size_and_a_stride():
 )
 def test_tiles_are_as_square_as_they_can_be(size, layout):
     assert tile_layout(size) == layout
+
+
+def test_levels_are_those_that_write_into_a_frame():
+    assert summary_levels(32, (4, 4, 4), (2, 4, 8)) == {7: [1], 15: [1, 2], 23: [1], 31: [1, 2, 3]}
+    assert summary_levels(7, (4, 4, 4), (2, 4, 8)) == {}
+    assert set(summary_levels(40, (2, 3), (3, 5))) == {g.writes for level in ptg_schedule(40, (2, 3), (3, 5)) for g in level}

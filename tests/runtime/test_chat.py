@@ -1,4 +1,4 @@
-"""A question on stand-ins for the models: what is refused before weights are read, and what an answer says of itself."""
+"""A question on stand-ins for the models: what is refused before weights are read, and what an answer reports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runtime.chat import Answer, AskOptions, VideoChat
 from runtime.core.errors import ContextError, PromptError, VideoError
 from runtime.engine import EngineOptions
 from runtime.llm.sampling import Sampling
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 
-IDS = PromptIds([1, 2], [3])
+IDS = PromptIds(([1, 2], [3]))
 
 
 def bundle(max_context: int = 8) -> SimpleNamespace:
@@ -34,7 +34,7 @@ class Prompt:
     """Every token's embedding is its id, twice; its text a word, and 7 none."""
 
     def __init__(self, of: SimpleNamespace):
-        self.bundle, self.eos, self.repetition_penalty = of, frozenset({2}), 1.5
+        self.bundle, self.eos, self.repetition_penalty, self.tokenizer = of, frozenset({2}), 1.5, self
         self.embeddings = np.repeat(np.arange(10.0)[:, None], 2, 1)
 
     def ids(self, question: str) -> PromptIds:
@@ -54,22 +54,22 @@ class Prompt:
 
 
 class Decoder:
-    """Says `ids`; given: the embeddings of each prompt."""
+    """Answers `ids`; prompts: the embeddings of each."""
 
     def __init__(self, *ids: int):
-        self.said, self.given = ids, []
+        self.ids, self.prompts = ids, []
 
     def conversation(self) -> Decoder:
         return self
 
     def extend(self, embeddings: np.ndarray) -> str:
-        self.given.append(embeddings[0, :, 0].tolist())
+        self.prompts.append(embeddings[0, :, 0].tolist())
         return "logits"
 
     def generate(self, logits, embed, choose, eos, limit):
         assert (logits, choose, eos) == ("logits", "chooser", {2})
         assert embed(4).tolist() == [[[4, 4]]]
-        yield from self.said[:limit]
+        yield from self.ids[:limit]
 
 
 class Vision:
@@ -95,7 +95,7 @@ def timed(monkeypatch):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_an_answer_is_streamed_and_says_what_it_cost(clip, timed, again):
+def test_an_answer_is_streamed_with_its_counts_and_times(clip, timed, again):
     chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 7, 9))
     assert chat.answer == Answer()
     options = AskOptions(sampling=Asked())
@@ -103,7 +103,7 @@ def test_an_answer_is_streamed_and_says_what_it_cost(clip, timed, again):
     answer = chat.answer
     assert (answer.text, answer.ids) == ("", []) and answer.notes == ["for people"]
     assert answer.seconds == {"decode_video": 1, "encode": 2.5, "prefill": 1, "time_to_first_token": 4.5}
-    assert list(stream) == ["eight ", "nine"] and decoder.given == [[1, 2, 6, 6, 6, 6, 3]]
+    assert list(stream) == ["eight ", "nine"] and decoder.prompts == [[1, 2, 6, 6, 6, 6, 3]]
     assert answer.as_dict() == {
         "text": "eight nine", "ids": [8, 7, 9], "patch_tokens": 40, "visual_tokens": 4, "prompt_tokens": 7, "frames": [0, 9],
         "repeated_frames": 1, "compression": 10.0, "decode_tokens_per_second": 0.67,
@@ -124,14 +124,14 @@ def test_an_answer_is_as_long_as_it_may_be(clip):
     chat = VideoChat(Prompt(bundle()), Vision(), Decoder(8, 9, 9, 9))
     assert "".join(chat.ask(clip, "what ?", AskOptions(2, Asked()))) == "eight nine"
     assert AskOptions() == AskOptions(128, Sampling()) and AskOptions(1).max_new_tokens == 1
-    with pytest.raises(PromptError, match=r"^max_new_tokens is 0, expected at least 1$"):
+    with pytest.raises(PromptError, match="max_new_tokens"):
         AskOptions(0)
 
 
 def test_a_question_is_refused_before_its_clip_is_read(clip, tmp_path):
     assert VideoChat.check(Prompt(bundle(8)), clip, "what ?") is IDS
     assert VideoChat.check(Prompt(bundle(8)), str(clip), "what ?") is IDS
-    with pytest.raises(ContextError, match="needs 8 positions, the bundle holds 7;"):
+    with pytest.raises(ContextError, match=r"8 .* 7"):
         VideoChat.check(Prompt(bundle(7)), tmp_path / "none", "what ?")
     with pytest.raises(VideoError, match="no such file"):
         VideoChat.check(Prompt(bundle()), tmp_path / "none", "what ?")
@@ -147,7 +147,7 @@ class TestOpening:
         monkeypatch.setattr(pipeline, "Prompt", lambda of: opened.append(("Prompt", of)) or Prompt(of))
         return opened
 
-    def test_both_halves_are_loaded_where_they_are_asked_to_run(self, opened):
+    def test_vision_encoder_and_llm_are_loaded_where_they_are_asked_to_run(self, opened):
         of, options = bundle(6), EngineOptions(threads=2)
         chat = VideoChat.open(of, "onnx", options)
         assert opened == [("Prompt", of), ("VisionEncoder", of, "onnx", options), ("LocalDecoder", of, "onnx", options)]
@@ -159,7 +159,7 @@ class TestOpening:
         assert opened == [(name, prompt.bundle, "auto", EngineOptions()) for name in ("VisionEncoder", "LocalDecoder")]
 
     def test_a_clip_that_leaves_no_room_for_a_question_is_refused_first(self, opened):
-        with pytest.raises(ContextError, match="needs 6 positions, the bundle holds 5;"):
+        with pytest.raises(ContextError, match=r"6 .* 5"):
             VideoChat.open(bundle(5))
         assert not opened
 

@@ -68,7 +68,7 @@ def test_tools_work(python: Callable[..., subprocess.CompletedProcess], bundle_p
 def test_light_modules_load_the_standard_library_and_numpy_alone(python: Callable[..., subprocess.CompletedProcess]) -> None:
     code = """
 known = set(sys.modules)
-import runtime, runtime.__main__, runtime.chat, runtime.bundle, runtime.media.clip, runtime.prompt.template, runtime.engine.onnx
+import runtime, runtime.__main__, runtime.chat, runtime.bundle, runtime.media.clip, runtime.prompt, runtime.engine.onnx
 roots = {name.partition(".")[0] for name in set(sys.modules) - known}
 print(json.dumps(sorted(roots - sys.stdlib_module_names)))
 """

@@ -1,8 +1,7 @@
-"""A question with the LLM elsewhere: what is sent there, what the answer says of the clip, and that every stream is closed."""
+"""A question with the LLM elsewhere: what is sent there, what the answer reports, and that every stream is closed."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +12,8 @@ from runtime import remote_chat
 from runtime.chat import Answer, AskOptions
 from runtime.core.errors import BundleError, PromptError, VideoError
 from runtime.engine import EngineOptions
+from runtime.llm.chat import Piece
 from runtime.llm.sampling import Sampling
-from runtime.llm.scheduler import Piece
 from runtime.remote_chat import RemoteChat
 
 
@@ -52,11 +51,12 @@ def chat_with(llm: FakeLLM) -> RemoteChat:
     return RemoteChat(SimpleNamespace(bundle=bundle, encode=lambda path: visual), llm)
 
 
-def test_an_answer_is_streamed_and_says_what_it_was_of(video):
+def test_an_answer_is_streamed_with_the_counts_and_times_of_its_clip(video, monkeypatch):
+    ticks = iter(range(5, 9))
+    monkeypatch.setattr(remote_chat, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     llm = FakeLLM(Piece("a "), Piece(""), Piece("cat"), Piece(finish="stop"), Piece("never"))
     chat = chat_with(llm)
     assert chat.answer == Answer() and chat.warnings == []
-    begun = time.perf_counter()
     stream = chat.ask(video, "what is it ?", AskOptions(9, Sampling(0.5)))
     assert chat.answer == Answer(
         patch_tokens=40,
@@ -67,15 +67,12 @@ def test_an_answer_is_streamed_and_says_what_it_was_of(video):
         seconds={"decode": 100, "encode": 200},
     )
     assert list(stream) == ["a ", "cat"]
-    passed = time.perf_counter() - begun
     (asked,) = llm.chats
     assert asked.messages == [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what is it ?"}]}]
     assert [(clip.key, clip.tokens.shape) for clip in asked.clips] == [(str(video), (5, 2))]
     assert (asked.max_tokens, asked.sampling) == (9, Sampling(0.5))
-    seconds = chat.answer.seconds
     assert (chat.answer.text, chat.answer.prompt_tokens, chat.warnings) == ("a cat", 30, ["another template"])
-    assert set(seconds) == {"decode", "encode", "time_to_first_token", "remote"}
-    assert 0 < seconds["time_to_first_token"] - 300 <= seconds["remote"] + 1e-6 <= passed + 1e-6
+    assert chat.answer.seconds == {"decode": 100, "encode": 200, "time_to_first_token": 301, "remote": 3}
     assert llm.calls == ["forgotten", "closed"]
 
 
@@ -105,7 +102,7 @@ def test_the_remote_s_stream_is_closed_when_the_answer_is_left_or_fails(video, h
 @pytest.mark.parametrize("question", ["", " \n\t"])
 def test_a_question_must_have_some_text(video, question):
     chat = chat_with(FakeLLM())
-    with pytest.raises(PromptError, match="the question is empty"):
+    with pytest.raises(PromptError):
         chat.ask(video, question)
     with pytest.raises(VideoError):
         chat.ask(video.parent / "none.mp4", "what ?")
@@ -113,7 +110,7 @@ def test_a_question_must_have_some_text(video, question):
 
 
 @pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(threads=2))])
-def test_opening_needs_the_vision_half_alone(monkeypatch, given):
+def test_opening_needs_the_vision_encoder_alone(monkeypatch, given):
     asked, bundle = [], SimpleNamespace(model=lambda name: asked.append(name))
     vision = SimpleNamespace(bundle=bundle)
     monkeypatch.setattr(remote_chat.VisionEncoder, "open", lambda *arguments: asked.append(arguments) or vision)

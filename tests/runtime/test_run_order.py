@@ -12,7 +12,7 @@ from runtime.__main__ import main
 from runtime.chat import VideoChat
 from runtime.core.errors import EngineError, PromptError, VideoError
 from runtime.engine import EngineOptions
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def no_engines(monkeypatch):
     def refuse(*_):
         raise AssertionError("an engine was loaded")
 
-    monkeypatch.setattr("runtime.vision.encoder.open_engine", refuse)
+    monkeypatch.setattr("runtime.vision.encoder.open_vision", refuse)
     monkeypatch.setattr("runtime.llm.decoder.open_engine", refuse)
 
 

@@ -10,8 +10,10 @@ import pytest
 from refusal import refused
 
 from runtime import watch
-from runtime.__main__ import _parser, main
+from runtime.__main__ import main
+from runtime.cli.commands import parser
 from runtime.core.errors import UsageError, VideoError
+from runtime.core.options import options_from_args
 from runtime.engine import EngineOptions
 from runtime.watch import Watch, WatchOptions
 
@@ -104,18 +106,12 @@ def test_the_newest_frames_wait_and_the_others_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"every": 0}, "every is 0 s, expected 1ms to a day"),
-        ({"every": float("nan")}, "every is nan s, expected"),
-        ({"window": 86_401}, "window is 86401 s, expected"),
-        ({"count": -1}, "-1 answers; expected 0"),
-    ],
+    ("name", "value"), [("every", 0), ("every", 0.0009), ("every", float("nan")), ("window", 86_401), ("count", -1)]
 )
-def test_times_and_counts_that_make_no_sense_are_refused(options, message):
+def test_times_and_counts_out_of_range_are_refused(name, value):
     WatchOptions(every=0.001, window=86_400)
-    with pytest.raises(UsageError, match=message):
-        WatchOptions(**options)
+    with pytest.raises(UsageError, match=name):
+        WatchOptions(**{name: value})
 
 
 class Lossy:
@@ -306,12 +302,15 @@ def test_a_file_is_played_at_its_own_speed_where_that_is_asked_for(monkeypatch, 
 COMMAND = ["watch", "BUNDLE", "SOURCE", "what ?"]
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("2s", 2), ("500ms", 0.5), ("1.5", 1.5), ("1ms", 0.001), ("86400", 86_400)])
+TIMES = [("1ms", 0.001), ("500ms", 0.5), ("0.25", 0.25), ("2s", 2), ("1.5s", 1.5), ("86400s", 86_400), ("86400000ms", 86_400)]
+
+
+@pytest.mark.parametrize(("text", "seconds"), TIMES)
 def test_a_time_on_the_command_line_has_a_unit_or_is_in_seconds(text, seconds):
-    args = _parser().parse_args([*COMMAND, "--every", text, "--window", text])
-    assert args.every == args.window == pytest.approx(seconds)
+    options = options_from_args(WatchOptions, parser().parse_args([*COMMAND, "--every", text, "--window", text]))
+    assert options.every == options.window == pytest.approx(seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["0s", "3x", "", "ms", "86401", "nan", "inf"])
-def test_what_is_no_time_on_the_command_line_is_refused(capsys, text):
-    assert f"{text!r} is no time from 1ms to a day" in refused(capsys, main, *COMMAND, "--every", text)
+@pytest.mark.parametrize("text", ["0s", "3x", "", "s", "ms", "86401", "nan", "inf", "0.9ms", "-1s", "1h", "two", "1 ms s"])
+def test_another_text_is_not_a_time(capsys, text):
+    assert "--every" in refused(capsys, main, *COMMAND, f"--every={text}")

@@ -91,13 +91,14 @@ def rehash(bundle: Path, name: str) -> None:
 
 def _ask(bundle: Path) -> None:
     from runtime.bundle import Bundle
-    from runtime.prompt.template import Prompt, TextStream
+    from runtime.prompt import Prompt
+    from runtime.prompt.tokenizer import TextStream
 
     prompt = Prompt(Bundle.open(bundle))
     ids = prompt.ids(QUESTION)
-    prompt.literal_ids("<|im_end|> what")
-    prompt.around_question()
-    stream = TextStream(prompt)
+    prompt.ids("<|im_end|> what")
+    prompt.template.prefix_and_suffix()
+    stream = TextStream(prompt.tokenizer)
     for token in [*ids.before, *ids.after][:20]:
         stream.push(token)
     stream.finish()

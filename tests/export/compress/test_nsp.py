@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from export.compress import make
 from export.compress.nsp import NSP
-from export.compress.spec import format_value
+from plugins.spec import format_value
 
 
 def reference(x: np.ndarray, window: int, temperature: float, order: float, padding: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from export.compress import make
 from export.compress.ptg import _Resize
-from plugins.schedule import tile_layout
+from plugins.op import tile_layout
 
 
 def area_resize(frame: np.ndarray, h: int, w: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import re
@@ -15,11 +16,10 @@ from surgeon_graphs import model_from_text
 
 from export.compress import make
 from export.surgeon import fuse_gridpool, run_passes
-from export.surgeon.fuse_gridpool import without_body
 from export.surgeon.graph import graph_from_model
+from plugins.op import spec_from_attributes, spec_from_text
 from plugins.reference import st_gridpool
-from plugins.spec import spec_from_attributes, spec_from_text
-from runtime.core.errors import ExportError
+from plugins.tensorrt import drop_body
 
 SPEC = "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
 SHAPE = (8, 6, 6, 16)
@@ -152,13 +152,12 @@ def test_polygraphy_loads_and_runs_it(fused: onnx.ModelProto, plain: onnx.ModelP
 
 
 def test_without_its_body_only_a_plugin_can_run_it(fused: onnx.ModelProto, tmp_path):
-    bare = without_body(fused)
-    assert not bare.functions
+    bare = copy.deepcopy(fused)
+    assert drop_body(bare) and not bare.functions
     assert [node.op_type for node in bare.graph.node] == [node.op_type for node in fused.graph.node]
     with pytest.raises(Exception, match="StGridPool"):
         run(bare, clip())
-    with pytest.raises(ExportError, match="no function"):
-        without_body(bare)
+    assert not drop_body(bare)
 
 
 @pytest.mark.parametrize(
@@ -296,11 +295,8 @@ def test_of_several_functions_only_the_body_of_the_call_is_taken_away():
     assert rewrites == 1 and note.startswith("2 nodes are the body of")
     assert [(node.domain, node.op_type) for node in fused.functions[1].node][-2:] == [("other", "Same"), ("", "Slice")]
     assert [(function.domain, function.name) for function in fused.functions] == [("other", "Same"), ("gridpool", "StGridPool")]
-    bare = without_body(fused)
-    assert [(function.domain, function.name) for function in bare.functions] == [("other", "Same")]
-    assert len(fused.functions) == 2, "the given model stays as it is"
-    with pytest.raises(ExportError, match="the graph has no function gridpool::StGridPool; fuse its compression first"):
-        without_body(bare)
+    assert drop_body(fused)
+    assert [(function.domain, function.name) for function in fused.functions] == [("other", "Same")]
 
 
 def test_without_a_spec_or_before_the_pass_the_note_says_so():

@@ -89,10 +89,10 @@ def test_a_chat_template_that_fails_when_it_runs(copy: Path, clip: Path, capsys:
     "record", [[], {"schema_version": 1, "graphs": {"vision": []}}, {"schema_version": 1, "graphs": {"vision": {"size": "1"}}}]
 )
 def test_an_engine_record_that_is_not_one_counts_as_no_engine(copy: Path, record: Any):
-    from runtime.engine.trt_build import _read
+    from runtime.engine.trt_records import read_record
 
     (copy / "build.json").write_text(json.dumps(record))
-    assert _read(copy) is None
+    assert read_record(copy) is None
 
 
 @pytest.mark.parametrize("content", [b"\xff\xff\xff", b"no model at all"])

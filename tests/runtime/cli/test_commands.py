@@ -1,10 +1,10 @@
-"""What `run`, `watch`, `parity` and `inspect` hand on and print, and their exit codes, without a bundle."""
+"""`python -m runtime`: what a command line says reaches the function that does the work; what is printed; exit codes. No bundle needed."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusal import refused
 
-import runtime.__main__
+import runtime.cli.arguments
 from runtime.__main__ import main
 from runtime.chat import Answer, AskOptions
+from runtime.cli.commands import COMMANDS
+from runtime.cluster.batch import BatchOptions, BatchResult
+from runtime.core.progress import log
 from runtime.engine import EngineOptions
+from runtime.engine.trt_build import BuildOptions, BuiltEngine
+from runtime.llm.remote import LLMOptions
 from runtime.llm.sampling import Sampling
+from runtime.media.limits import DecodeLimits
+from runtime.server.options import MIB, ServerOptions
+from runtime.tools.bench import BenchOptions
 from runtime.tools.parity import ParityReport, Row
 from runtime.watch import Observation, WatchOptions
 
@@ -28,8 +37,16 @@ class Commands:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
         self.patch, self.capsys = monkeypatch, capsys
         self.asked: list[Any] = []
-        monkeypatch.setattr(runtime.__main__, "_bundle", lambda args, verify=False: SimpleNamespace(has_llm=False, verified=verify))
-        monkeypatch.setattr(runtime.__main__, "_placed", lambda args, *_: runtime.__main__._engine_options(args))
+
+        def opened(path: Path, verify: bool, progress: Any) -> SimpleNamespace:
+            return SimpleNamespace(path=path, has_llm=False, verified=(verify, progress))
+
+        def place(bundle: Any, backend: str, engine: EngineOptions) -> SimpleNamespace:
+            assert bundle.path == Path("B")
+            return SimpleNamespace(options=engine.on("cpu" if backend == "onnx" else "cuda"), note="")
+
+        monkeypatch.setattr("runtime.bundle.Bundle.open", opened)
+        monkeypatch.setattr(runtime.cli.arguments, "place", place)
 
     def answering(self, name: str, result: Any, of: int = 1) -> None:
         """Let the function `name` return `result`; its last `of` arguments are noted."""
@@ -82,7 +99,7 @@ def test_watch_prints_an_answer_a_line_and_says_what_was_not_seen(commands: Comm
         yield Observation(12.5, Answer(text="two"), dropped=3, lost=4)
 
     watch = SimpleNamespace(encodes_once=False, answers=answers)
-    commands.answering("runtime.watch.Watch", watch)
+    commands.answering("runtime.cli.watch.Watch", watch)
     words = "S what --every 500ms --window 4s --count 9 --realtime --max-new-tokens 5"
     code, out, err = commands("watch", *words.split(), *(["--json"] if json_ else []))
     assert code == 0
@@ -116,7 +133,7 @@ def test_inspect_verifies_or_predicts_where_it_is_asked_to(commands: Commands) -
         commands.answering(f"runtime.tools.{tool}.{tool}", result, of=2)
         commands.patch.setattr(f"runtime.tools.{tool}.text", lambda report: report.as_dict()["of"])
     assert commands("inspect") == commands("inspect", "--verify") == (0, "facts\n", "")
-    assert [bundle.verified for bundle in commands.asked] == [False, True]
+    assert [bundle.verified for bundle in commands.asked] == [(False, None), (True, log)]
     assert commands("inspect", "--predict", "orin") == (0, "times\n", "")
     assert commands.asked[3] == "orin"
     assert json.loads(commands("inspect", "--json")[1]) == {"of": "facts"}
@@ -149,7 +166,7 @@ def test_an_answer_is_on_the_screen_piece_by_piece(commands: Commands, monkeypat
         yield Observation(1.0, Answer(text="one"), dropped=0, lost=0)
         commands.asked.append(screen.flushed.splitlines()[-1])
 
-    monkeypatch.setattr("runtime.watch.Watch", lambda *_: SimpleNamespace(encodes_once=True, answers=answers))
+    monkeypatch.setattr("runtime.cli.watch.Watch", lambda *_: SimpleNamespace(encodes_once=True, answers=answers))
     assert main(["watch", "B", "S", "what"]) == 0
     assert commands.asked[2:] == ["     1.0 s  one"]
 
@@ -163,7 +180,7 @@ def test_tokens_are_written_with_what_they_came_from(commands: Commands, tmp_pat
     assert commands("tokens", "V", "-o", str(file), "--backend", "onnx", "--threads", "2") == (
         0, f"{file}: visual_tokens [3, 2] float16\n", "two frames are damaged\n",
     )  # fmt: skip
-    assert commands.asked == ["onnx", EngineOptions("auto", 2), Path("V")]
+    assert commands.asked == ["onnx", EngineOptions("cpu", 2), Path("V")]
     with np.load(file) as written:
         assert {name: written[name].tolist() for name in written} == {
             "visual_tokens": [[1, 1]] * 3, "frames": [0, 5], "timestamps": [0.0, 0.25],
@@ -175,47 +192,149 @@ def test_tokens_are_written_with_what_they_came_from(commands: Commands, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["t.npz"]
 
 
-def test_a_bundle_is_hashed_aloud_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("runtime.bundle.Bundle.open", lambda path, **how: asked.append((path, how)) or "bundle")
-    assert [runtime.__main__._bundle(SimpleNamespace(bundle="B"), *more) for more in ((), (True,))] == ["bundle"] * 2
-    assert asked == [("B", {"verify": False, "progress": None}), ("B", {"verify": True, "progress": runtime.__main__.log})]
-
-
-@pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
-def test_where_auto_had_a_choice_it_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
-    asked = []
-    placement = SimpleNamespace(options=EngineOptions("cpu", 2), note=note)
-    monkeypatch.setattr("runtime.engine.place.place", lambda *arguments: asked.append(arguments) or placement)
-    args = SimpleNamespace(device="auto", threads=2, bf16=True)
-    assert runtime.__main__._placed(args, "bundle", "onnx") == placement.options
-    assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
-    assert capsys.readouterr().err == (f"{note}\n" if note else "")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("1ms", 0.001), ("500ms", 0.5), ("0.25", 0.25), ("2s", 2.0), ("1.5s", 1.5), ("86400", 86400.0), ("86400s", 86400.0), ("86400000ms", 86400.0)],
-)  # fmt: skip
-def test_times_are_seconds_unless_they_say_otherwise(text: str, seconds: float) -> None:
-    assert runtime.__main__._duration(text) == pytest.approx(seconds, rel=1e-12)
-
-
-@pytest.mark.parametrize("text", ["0.9ms", "0", "-1s", "86401s", "", "s", "ms", "nan", "inf", "1h", "two", "1 ms s"])
-def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no time from 1ms to a day"):
-        runtime.__main__._duration(text)
-
-
-def test_threads_are_a_number_from_0() -> None:
-    assert [runtime.__main__._threads(text) for text in ("0", "1", "16")] == [0, 1, 16]
-    for text in ("-1", "1.5", "", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match=rf"^{text} threads; expected 0 \(the backend's choice\) or more$"):
-            runtime.__main__._threads(text)
-
-
 def test_a_doctor_needs_no_bundle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr("runtime.tools.doctor.report", lambda: [SimpleNamespace(as_dict=lambda: {"name": "av"})])
     monkeypatch.setattr("runtime.tools.doctor.text", lambda checks: f"{len(checks)} checks")
     assert main(["doctor"]) == 0 and capsys.readouterr().out == "1 checks\n"
     assert main(["doctor", "--json"]) == 0 and json.loads(capsys.readouterr().out) == [{"name": "av"}]
+
+
+@pytest.fixture
+def tools(commands: Commands) -> Commands:
+    """Commands whose public functions note all their arguments and do nothing."""
+    engine = BuiltEngine("vision", Path("e/vision.engine"), 2_500_000, 1.25, True)
+    report = SimpleNamespace(ok=False, as_dict=dict)
+    results = {
+        "cluster.batch.run": BatchResult(9, 4, 0, 2, 3.25, "local"), "server.serve.run": 0, "engine.trt_build.build": [engine],
+        "tools.bench.bench": report, "tools.tune.tune": report, "tools.parity.parity": report, "tools.plot.plot": None,
+    }  # fmt: skip
+    for name, result in results.items():
+        commands.answering(f"runtime.{name}", result, of=9)
+    for tool in ("bench", "tune", "parity"):
+        commands.patch.setattr(f"runtime.tools.{tool}.text", lambda _: "a report")
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        ("batch v.mp4 --out o", [Path("B"), ["v.mp4"], Path("o"), BatchOptions()]),
+        (
+            "batch v.mp4 @more --out o --workers 3 --part-rows 5 --runner ray --ray-address auto --retry-errors --backend openvino "
+            "--device cpu --threads 7 --bf16",
+            [
+                *(Path("B"), ["v.mp4", "@more"], Path("o")),
+                BatchOptions(3, 5, "ray", "auto", True, "openvino", EngineOptions("cpu", 7, True)),
+            ],
+        ),
+        ("serve", [[Path("B")], ServerOptions()]),
+        (
+            "serve C --host ::1 --port 0 --api-key k --llm http://h/v1 --llm-model m --llm-api-key l --llm-dtype bfloat16 --batch 2 "
+            "--queue 3 --deadline 4.5 --drain 5.5 --max-body-mib 6 --max-media-mib 7 --max-clip-seconds 8.5 --max-clip-pixels 9 "
+            "--max-decode-seconds 10.5 --cache-mib 11 --allow-media-host one --allow-media-host two --allow-media-path . "
+            "--allow-media-path .. --backend onnx --device cpu --threads 3 --bf16",
+            [
+                [Path("B"), Path("C")],
+                ServerOptions(
+                    host="::1", port=0, api_key="k", llm=LLMOptions("http://h/v1", "m", "l", "bfloat16"), batch=2, queue=3,
+                    deadline=4.5, drain=5.5, max_body=6 * MIB, max_media=7 * MIB, decode_seconds=10.5, cache=11 * MIB,
+                    media_hosts=("one", "two"), media_paths=(Path("."), Path("..")), limits=DecodeLimits(pixels=9, seconds=8.5),
+                    backend="onnx", engine=EngineOptions("cpu", 3, True),
+                ),
+            ],
+        ),
+        ("build", ["bundle", BuildOptions()]),
+        (
+            "build --backend tensorrt --target sm87 --plugin aot --force",
+            ["bundle", BuildOptions("tensorrt", target="sm87", force=True, plugin="aot")],
+        ),
+        ("bench", ["bundle", BenchOptions(engine=EngineOptions("cuda"))]),
+        (
+            "bench --video c.mp4 --rounds 2 --max-new-tokens 3 --backend openvino --threads 4 --bf16",
+            ["bundle", BenchOptions(Path("c.mp4"), 2, 3, "openvino", EngineOptions("cuda", 4, True))],
+        ),
+        ("tune", ["bundle", 3]),
+        ("tune --rounds 4", ["bundle", 4]),
+        ("plot c.mp4 -o p.png --threads 2 --bf16", ["bundle", Path("c.mp4"), Path("p.png"), EngineOptions("cpu", 2, True)]),
+        ("parity --backend onnx openvino --device cpu --threads 2", ["bundle", ["onnx", "openvino"], EngineOptions("cpu", 2)]),
+        ("parity", ["bundle", [], EngineOptions()]),
+    ],
+)  # fmt: skip
+def test_a_command_hands_over_what_the_line_says(tools: Commands, line: str, arguments: list[Any]) -> None:
+    code, _, _ = tools(*line.split())
+    assert repr(["bundle" if isinstance(one, SimpleNamespace) else one for one in tools.asked]) == repr(arguments)
+    assert code == line.startswith("parity")  # past tolerance, as its report says
+
+
+@pytest.mark.parametrize(
+    ("line", "out"),
+    [
+        ("batch v --out o", "o: 5 rows, 0 with errors, 4 done before, 3.2 s (local)\n"),
+        ("build", "e/vision.engine  2.5 MB  1.2 s  (reused)\n"),
+        ("tune", "a report\n"),
+        ("plot c.mp4 -o p.png", "p.png\n"),
+        ("tune --json", "{}\n"),
+    ],
+)
+def test_the_result_alone_is_on_stdout(tools: Commands, line: str, out: str) -> None:
+    assert tools(*line.split())[1] == out
+
+
+def test_rows_with_errors_are_exit_code_1(tools: Commands) -> None:
+    tools.answering("runtime.cluster.batch.run", BatchResult(2, 0, 1, 1, 1.0, "local"))
+    assert tools("batch", "v.mp4", "--out", "o")[0] == 1
+
+
+@pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
+def test_where_auto_had_a_choice_it_is_logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
+    asked = []
+    placement = SimpleNamespace(options=EngineOptions("cpu", 2), note=note)
+    monkeypatch.setattr(runtime.cli.arguments, "place", lambda *arguments: asked.append(arguments) or placement)
+    assert runtime.cli.arguments.placed("bundle", "onnx", EngineOptions("auto", 2, True)) == placement.options
+    assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
+    assert capsys.readouterr().err == (f"{note}\n" if note else "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture, command: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert COMMANDS[command] in shown and f"python -m runtime {command} [-h]" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("bench B --threads -1", "--threads"),
+        ("bench B --threads 1.5", "--threads"),
+        ("bench B --rounds 0", "--rounds"),
+        ("run B c what --max-new-tokens 0", "--max-new-tokens"),
+        ("run B c what --top-p 0", "--top-p"),
+        ("run B c what --llm http://h/v1", "--llm-model"),
+        ("watch B c what --every 0.5ms", "--every"),
+        ("watch B c what --window 86401", "--window"),
+        ("watch B c what --temperature 1", "--temperature"),
+        ("tokens B c.mp4", "--output"),
+        ("batch B v.mp4", "--out"),
+        ("batch B v.mp4 --out o --part-rows 0", "--part-rows"),
+        ("batch B v --out o --runner slurm", "--runner"),
+        ("plot B c.mp4", "--output"),
+        ("serve B --llm-dtype float32", "--llm-dtype"),
+        ("serve B --port 65536", "--port"),
+        ("build B --backend onnx", "--backend"),
+        ("build B --forc", "--force"),
+        ("'' B", "COMMAND"),
+        ("", "COMMAND"),
+    ],
+)
+def test_what_an_option_does_not_take_is_refused_by_its_name(capsys: pytest.CaptureFixture, line: str, named: str) -> None:
+    assert named in refused(capsys, main, *shlex.split(line))
+
+
+def test_a_console_script_reads_the_process_s_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("runtime.__main__.leave_on_ctrl_c", lambda: None)  # it would change this process for good
+    monkeypatch.setattr(sys, "argv", ["gridpool", "tune", "B", "--rounds", "x"])
+    assert main() == 2
+    assert "--rounds" in capsys.readouterr().err

@@ -25,16 +25,22 @@ from export.demo import CLIPS
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
 from runtime.core.errors import UsageError
+from runtime.core.options import options_from_values
 
 ASKED = [("shapes.mp4", "which shape appears last ?", "cross"), ("flash.mp4", "what color is the flash ?", "white")]
 
 
 def test_arguments_of_a_serve_config_may_be_text():
-    options = ClusterOptions.of({"bundle": "/b", "replicas": "3", "cpus": "0.5", "api_key": "k"})
-    assert (options.replicas, options.cpus, options.api_key) == (3, 0.5, "k")
-    for bad, message in (({"bundle": "/b", "replica": 2}, 'did you mean "replicas"'), ({"bundle": "/b", "replicas": "x"}, "expected a number"), ({}, "no bundle")):  # fmt: skip
-        with pytest.raises(UsageError, match=message):
-            ClusterOptions.of(bad)
+    options = options_from_values(ClusterOptions, {"bundle": "/b", "replicas": "3", "cpus": "0.5", "api_key": "k", "bf16": "true"})
+    assert (options.replicas, options.cpus, options.server.api_key, options.server.engine.bf16) == (3, 0.5, "k", True)
+    for bad, named in (
+        ({"replica": 2}, "replicas"),
+        ({"replicas": "x"}, "replicas"),
+        ({"port": 1}, "port"),
+        ({"bundle": ""}, "bundle"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            options_from_values(ClusterOptions, {"bundle": "/b"} | bad)
 
 
 class Replicas:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,30 +14,24 @@ from fastapi import Response
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
 from runtime.core.errors import UsageError, UserError
+from runtime.core.options import options_from_values
 from runtime.engine import EngineOptions
+from runtime.llm.remote import LLMOptions
 from runtime.server.options import ServerOptions
 
-DEFAULTS = {
-    "bundle": "/b", "replicas": 1, "max_replicas": 0, "target": 4.0, "fronts": 1, "cpus": 1.0, "gpus": 0.0, "backend": "auto",
-    "device": "auto", "threads": 1, "batch": 8, "queue": 32, "deadline": 300.0, "api_key": None, "llm": "local", "llm_model": None,
-}  # fmt: skip
+SERVER = ServerOptions(host="0.0.0.0", engine=EngineOptions(threads=1))
 
 
 def test_what_is_left_out_of_a_serve_config():
-    options = ClusterOptions.of({"bundle": "/b"})
-    assert asdict(options) == DEFAULTS
-    assert (options.batch, options.queue, options.deadline) == (
-        ServerOptions().batch,
-        ServerOptions().queue,
-        ServerOptions().deadline,
-    )
-    texts = {name: str(value) for name, value in DEFAULTS.items() if value is not None}
-    assert asdict(ClusterOptions.of(texts)) == DEFAULTS
-    for bad in (None, "", []):
-        with pytest.raises(UsageError, match=r"^no bundle; give bundle=/path/to/bundle, the same on every node$"):
-            ClusterOptions.of({"bundle": bad})
-    with pytest.raises(UsageError, match=r"^replicas is None, expected a number$"):
-        ClusterOptions.of({"bundle": "/b", "replicas": None})
+    defaults = ClusterOptions("/b", replicas=1, max_replicas=0, target=4.0, fronts=1, cpus=1.0, gpus=0.0, server=SERVER)
+    assert options_from_values(ClusterOptions, {"bundle": "/b"}) == defaults
+    texts = "replicas=1 max_replicas=0 target=4 fronts=1 cpus=1 gpus=0 backend=auto device=auto threads=1 batch=8 queue=32 deadline=300 llm=local"
+    assert options_from_values(ClusterOptions, {"bundle": "/b"} | dict(text.split("=") for text in texts.split())) == defaults
+    for bad in ({}, {"bundle": ""}, {"bundle": None}):
+        with pytest.raises(UsageError, match="bundle"):
+            options_from_values(ClusterOptions, bad)
+    with pytest.raises(UsageError, match="replicas"):
+        options_from_values(ClusterOptions, {"bundle": "/b", "replicas": None})
 
 
 @pytest.fixture
@@ -87,9 +80,13 @@ def test_a_replica_is_a_server_with_its_share_of_the_options(monkeypatch):
     monkeypatch.setattr("runtime.server.state.State", lambda *made: ("state", *made))
     monkeypatch.setattr("runtime.server.app.create_app", lambda state: ("app", state))
     words = {"backend": "onnx", "device": "cpu", "threads": 3, "batch": 4, "queue": 5, "deadline": 60, "api_key": "k"}
-    replica = app.Replica(ClusterOptions.of({"bundle": "/a,/b", "llm": "http://h/v1", "llm_model": "m"} | words))
-    served = ServerOptions(host="0.0.0.0", api_key="k", batch=4, queue=5, deadline=60.0, llm="http://h/v1", llm_model="m")
-    assert opened == [([Path("/a"), Path("/b")], served, "onnx", EngineOptions("cpu", 3))]
+    words |= {"bundle": "/a,/b", "llm": "http://h/v1", "llm_model": "m", "max_media_mib": "7"}
+    replica = app.Replica(options_from_values(ClusterOptions, words))
+    served = ServerOptions(
+        host="0.0.0.0", api_key="k", batch=4, queue=5, deadline=60.0, llm=LLMOptions("http://h/v1", "m"), max_media=7 << 20,
+        backend="onnx", engine=EngineOptions("cpu", 3),
+    )  # fmt: skip
+    assert opened == [([Path("/a"), Path("/b")], served)]
     assert replica.state == ("state", "models", served)
     assert replica.app == ("app", replica.state)
 

@@ -31,7 +31,7 @@ from runtime.engine import EngineOptions
 from runtime.vision.encoder import VisionEncoder
 
 ROOT = Path(__file__).resolve().parents[3]
-LOCAL = BatchOptions(runner="local", part=3)
+LOCAL = BatchOptions(runner="local", part_rows=3)
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ class TestRow:
             monkeypatch.setattr(worker.Bundle, "open", lambda path: f"bundle {path}")
             encoder = SimpleNamespace(encode=encode)
             monkeypatch.setattr(worker.VisionEncoder, "open", lambda *arguments: opened.append(arguments) or encoder)
-            one = worker.Worker(worker.WorkerOptions("b", "onnx", "cpu", 2))
-            assert opened[-1] == ("bundle b", "onnx", EngineOptions("cpu", 2))
+            one = worker.Worker("b", "onnx", EngineOptions("cpu", 2, True))
+            assert opened[-1] == ("bundle b", "onnx", EngineOptions("cpu", 2, True))
             path = str(tmp_path / name)
             result = one.row(path)
             assert {key: value.tolist() for key, value in one({"path": np.array([path])}).items()} == {
@@ -234,8 +234,8 @@ class TestRow:
 @pytest.mark.parametrize(
     ("options", "of_cluster", "each", "said"),
     [
-        ({"device": "cuda"}, 0, 1, ""),
-        ({"device": "cpu"}, 9, None, ""),
+        ({"engine": EngineOptions("cuda")}, 0, 1, ""),
+        ({"engine": EngineOptions("cpu")}, 9, None, ""),
         ({}, 2, 1, "device auto: 2 workers, 2 GPUs in the cluster: one each\n"),
         ({}, 1.5, None, "device auto: 2 workers, 1.5 GPUs in the cluster: on the CPU\n"),
         ({"backend": "openvino"}, 2, None, "device auto: 2 workers, 2 GPUs in the cluster: on the CPU\n"),
@@ -257,17 +257,13 @@ def test_the_runner_is_ray_where_it_is_installed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"workers": 0}, "0 workers and parts of 64 rows, expected at least 1 of each"),
-        ({"part": 0}, "2 workers and parts of 0 rows, expected at least 1 of each"),
-        ({"runner": "slurm"}, 'runner "slurm", expected auto, ray or local'),
-    ],
+    ("name", "value"),
+    [("workers", 0), ("part_rows", 0), ("runner", "slurm")],
 )
-def test_jobs_that_make_no_sense_are_refused(options, message):
-    assert BatchOptions(workers=1, part=1)
-    with pytest.raises(UsageError, match=message):
-        BatchOptions(**options)
+def test_jobs_that_make_no_sense_are_refused(name, value):
+    assert BatchOptions(workers=1, part_rows=1)
+    with pytest.raises(UsageError, match=name):
+        BatchOptions(**{name: value})
 
 
 def test_what_stands_for_videos(tmp_path, monkeypatch):
@@ -322,7 +318,7 @@ def test_the_command_says_what_was_done_and_its_exit_code_whether_a_file_failed(
     assert main([*command, "--json"]) == errors
     facts = {"files": 7, "skipped": 4, "errors": errors, "parts": 1, "seconds": 2.04, "runner": "local"}
     assert json.loads(capsys.readouterr().out) == facts
-    options = BatchOptions(part=3, runner="local", retry_errors=True)
+    options = BatchOptions(part_rows=3, runner="local", retry_errors=True)
     assert asked == [(Path("bundle"), ["a.mp4", "b.mp4"], Path("out"), options)] * 2
 
 

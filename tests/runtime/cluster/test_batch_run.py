@@ -13,8 +13,10 @@ import pytest
 
 from runtime.cluster import batch
 from runtime.cluster.batch import BatchOptions, BatchResult
-from runtime.cluster.worker import Worker, WorkerOptions
+from runtime.cluster.worker import Worker
 from runtime.engine import EngineOptions
+
+ENGINE = EngineOptions("cpu", 4, True)
 
 
 class Parts:
@@ -49,8 +51,8 @@ def job(monkeypatch):
     def job(done: set[str], runner: str, times: list[float]) -> tuple[BatchResult, list[list[str]], list]:
         asked = []
 
-        def rows(worker, left, options):
-            asked.append((worker, left))
+        def rows(bundle, left, options):
+            asked.append((bundle, left))
             return iter([{"path": path, "error": "torn" if path == "c.mp4" else None} for path in left])
 
         def place(bundle, backend, options):
@@ -68,7 +70,7 @@ def job(monkeypatch):
         monkeypatch.setattr(batch, "time", SimpleNamespace(perf_counter=iter(times).__next__))
         for name in ("ray", "local"):
             monkeypatch.setattr(batch, f"_{name}_rows", rows if name == runner else None)
-        options = BatchOptions(3, 2, runner, None, True, "onnx", "cpu", 4)
+        options = BatchOptions(3, 2, runner, None, True, "onnx", ENGINE)
         return batch.run(Path("b"), ["videos"], Path("out"), options), Parts.written, asked
 
     return job
@@ -79,8 +81,7 @@ def test_what_is_left_is_written_in_parts_and_said(job, capsys):
     result, written, asked = job({"b.mp4", "d.mp4", "of another job.mp4"}, "local", [10, 12, 16, 20])
     assert result == BatchResult(files=5, skipped=2, errors=1, parts=2, seconds=10, runner="local")
     assert written == [left[:2], left[2:]]
-    worker = WorkerOptions(str(Path("b").resolve()), "onnx", "cpu", 4)
-    assert asked == ["vision.onnx", ("onnx", EngineOptions("cpu")), (worker, left)]
+    assert asked == ["vision.onnx", ("onnx", ENGINE), (str(Path("b").resolve()), left)]
     assert capsys.readouterr().err.splitlines() == [
         "device cpu: no GPU",
         "2 of 5 files are done",
@@ -148,16 +149,25 @@ def ray(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("files", "workers", "blocks", "gpus"), [(3, 2, 2, 1), (8, 2, 2, 1), (9, 2, 3, 1), (9, 3, 3, None), (1, 1, 1, 1)]
+    ("files", "workers", "blocks", "bf16", "gpus"),
+    [
+        (3, 2, 2, False, 1),
+        (8, 2, 2, False, 1),
+        (9, 2, 3, False, 1),
+        (9, 3, 3, False, None),
+        (1, 1, 1, False, 1),
+        (1, 1, 1, True, None),
+    ],
 )
-def test_ray_data_has_an_actor_a_worker_small_blocks_and_the_order_and_draws_no_bars(ray, files, workers, blocks, gpus):
-    worker, left = WorkerOptions("b", "onnx", "auto", 2), [f"{number}.mp4" for number in range(files)]
-    rows = batch._ray_rows(worker, left, BatchOptions(workers, address="host:6379"))
+def test_ray_data_has_an_actor_a_worker_small_blocks_and_the_order_and_draws_no_bars(ray, files, workers, blocks, bf16, gpus):
+    left = [f"{number}.mp4" for number in range(files)]
+    engine = EngineOptions(threads=2, bf16=bf16)
+    rows = batch._ray_rows("b", left, BatchOptions(workers, ray_address="host:6379", engine=engine))
     assert [row["path"] for row in rows] == left
     assert ray.context.execution_options.preserve_order and not ray.context.enable_progress_bars
     assert logging.getLogger("ray.data").level == logging.ERROR
     pool = {"compute": ("actors", workers), "num_cpus": 1, "num_gpus": gpus}
-    options = {"fn_constructor_args": (worker,), "batch_size": 1} | pool
+    options = {"fn_constructor_args": ("b", "auto", engine), "batch_size": 1} | pool
     assert ray.asked == [("host:6379", workers), blocks, (Worker,), options, "ended"]
 
 
@@ -196,13 +206,12 @@ class Pool:
 def test_a_local_pool_is_at_most_two_clips_a_worker_ahead_of_whoever_takes_them(monkeypatch, workers, ahead):
     made = []
     monkeypatch.setattr(batch, "ThreadPoolExecutor", lambda *words, **more: made.append(Pool(*words, **more)) or made[-1])
-    monkeypatch.setattr(batch, "Worker", lambda options: SimpleNamespace(row=lambda path: (options, path)))
-    options = WorkerOptions("b")
-    assert options == WorkerOptions("b", "auto", "auto", 0)
-    rows = batch._local_rows(options, list("abcdef"), BatchOptions(workers))
-    assert next(rows) == (options, "a")
+    monkeypatch.setattr(batch, "Worker", lambda *options: SimpleNamespace(row=lambda path: (options, path)))
+    options = BatchOptions(workers, backend="onnx", engine=EngineOptions("cpu", 2, bf16=True))
+    rows = batch._local_rows("b", list("abcdef"), options)
+    assert next(rows) == (("b", "onnx", EngineOptions("cpu", 2, bf16=True)), "a")
     assert made[0].workers == workers and len(made[0].given) == ahead
     rows.close()
     assert made[0].cancelled == list("bcdef")[: ahead - 1]
-    assert [path for _, path in batch._local_rows(options, list("abcdef"), BatchOptions(workers))] == list("abcdef")
+    assert [path for _, path in batch._local_rows("b", list("abcdef"), options)] == list("abcdef")
     assert not made[1].cancelled

@@ -16,7 +16,7 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_build import dimension_names, find_engine, plugin_library
+from runtime.engine.trt_records import dimension_names, find_engine, plugin_library
 
 VERSION, GPU = "10.13.3.9", cuda.Gpu("Orin", (8, 7), 8 << 30)
 LIBRARY = "libst_gridpool_plugin.so"

@@ -42,7 +42,6 @@ def places(bundle_path: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
         "run CLIP CLIP Q",
         "run FOLDER/layers CLIP Q",
         "run BUNDLE CLIP EMPTY",
-        "run BUNDLE CLIP SPECIAL",
         "run BUNDLE CLIP LONG",
         "run BUNDLE CLIP BYTES",
         "run BUNDLE CLIP Q --temperature -1",
@@ -67,7 +66,6 @@ def test_faults_read_like_those_of_python(words: str, cpp: Path, places: dict[st
     texts: dict[str, Any] = {
         "Q": QUESTION,
         "EMPTY": " \u2003",
-        "SPECIAL": "what <video> ?",
         "LONG": "what " * 2000,
         "BYTES": b"\xff ?",
     }

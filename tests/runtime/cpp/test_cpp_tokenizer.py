@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from benchmarks.random_tokenizer import _SPLIT as QWEN2_SPLIT
 from runtime.llm.sampling import Sampling
-from runtime.prompt.template import TextStream
+from runtime.prompt.tokenizer import TextStream
 
 STRINGS = 12_000
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from plugins.spec import DOMAIN
+from plugins.op import DOMAIN
+from plugins.tensorrt import drop_body
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, cuda, place
 from runtime.engine import trt_api as facade
-from runtime.engine import trt_build_backend as build_backend
-from runtime.engine import trt_plugin as plugin
-from runtime.engine.trt_plugin import PluginChoice
+from runtime.engine.trt_plugin import PluginChoice, has_plugin_layer
+from runtime.engine.trt_target import backend_that_builds
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
@@ -155,7 +154,7 @@ class TestBuildBackend:
     @pytest.mark.parametrize("choice", ["aot", "a.so"])
     def test_a_plugin_is_for_tensorrt(self, installed, choice):
         installed({}, "no GPU")
-        assert build_backend.backend_that_builds(choice) == ("tensorrt", "backend tensorrt: only it takes a plugin")
+        assert backend_that_builds(choice) == ("tensorrt", "backend tensorrt: only it takes a plugin")
 
     @pytest.mark.parametrize(
         ("packages", "no_gpu", "backend", "line"),
@@ -171,14 +170,14 @@ class TestBuildBackend:
     )  # fmt: skip
     def test_tensorrt_where_it_can_build_else_rtx(self, installed, packages, no_gpu, backend, line):
         installed(packages, no_gpu)
-        assert build_backend.backend_that_builds("none") == (backend, line)
+        assert backend_that_builds("none") == (backend, line)
 
     def test_where_none_builds_both_reasons_are_said(self, installed):
         installed({}, None)
         with pytest.raises(
             EngineError, match=r"^nothing here builds .*: tensorrt is not installed; tensorrt-rtx is not installed$"
         ):
-            build_backend.backend_that_builds("none")
+            backend_that_builds("none")
 
 
 class TestPlugin:
@@ -201,19 +200,18 @@ class TestPlugin:
                 PluginChoice.parse(str(missing), "tensorrt")
 
     @pytest.mark.parametrize(
-        ("domains", "kept"), [([DOMAIN], []), (["other", DOMAIN, "more"], ["other", "more"]), (["other"], None), ([], None)]
+        ("domains", "kept"), [([DOMAIN], []), (["other", DOMAIN, "more"], ["other", "more"]), (["other"], ["other"]), ([], [])]
     )
-    def test_only_the_plugin_s_function_loses_its_body(self, monkeypatch, domains, kept):
-        functions = [SimpleNamespace(domain=domain) for domain in domains]
-        model = SimpleNamespace(functions=functions, SerializeToString=lambda: [one.domain for one in functions])
-        monkeypatch.setattr(plugin, "read_graph", lambda path: model if path == Path("m.onnx") else None)
-        assert plugin.model_bytes_for_plugin(Path("m.onnx")) == kept
+    def test_only_the_plugin_s_function_loses_its_body(self, domains, kept):
+        model = SimpleNamespace(functions=[SimpleNamespace(domain=domain) for domain in domains])
+        assert drop_body(model) is (DOMAIN in domains)
+        assert [function.domain for function in model.functions] == kept
 
     @pytest.mark.parametrize(
-        ("kinds", "taken"), [([], False), (["A"], False), (["P"], True), (["A", "P"], True), (["P", "A"], True)]
+        ("kinds", "has_one"), [([], False), (["A"], False), (["P"], True), (["A", "P"], True), (["P", "A"], True)]
     )
-    def test_a_network_took_the_plugin_where_any_layer_is_one(self, monkeypatch, kinds, taken):
+    def test_a_network_took_the_plugin_where_any_layer_is_one(self, monkeypatch, kinds, has_one):
         monkeypatch.setattr(facade, "load", lambda backend: SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="P")))
         layers = [SimpleNamespace(type=kind) for kind in kinds]
         network = SimpleNamespace(num_layers=len(kinds), get_layer=layers.__getitem__)
-        assert plugin.taken("tensorrt", network) is taken
+        assert has_plugin_layer("tensorrt", network) is has_one

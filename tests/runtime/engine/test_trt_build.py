@@ -19,8 +19,10 @@ from runtime.core.errors import EngineError, UserError
 from runtime.engine import cuda
 from runtime.engine import trt_api as trt
 from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import BuildOptions, build, dimension_names, find_engine
+from runtime.engine.trt_build import BuildOptions, build
 from runtime.engine.trt_plugin import LIBRARY, NONE, PluginChoice
+from runtime.engine.trt_records import dimension_names, find_engine
+from runtime.engine.trt_target import resolved_target, runs_on
 
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 RTX = BuildOptions(backend="tensorrt-rtx")
@@ -115,7 +117,7 @@ class TestBuild:
     def test_only_an_engine_that_took_the_plugin_is_recorded_as_one_that_needs_it(
         self, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, taken: bool
     ) -> None:
-        monkeypatch.setattr(build_module, "taken", lambda backend, network: taken)
+        monkeypatch.setattr(build_module, "has_plugin_layer", lambda backend, network: taken)
         entry = build_module._build_graph(bundle, VISION, RTX, "any", PluginChoice(LIBRARY), tmp_path / "engine")
         assert entry["plugin"] == (LIBRARY if taken else NONE)
         assert ("is built as plain nodes, the plugin does not cover it" in capsys.readouterr().err) is not taken
@@ -285,7 +287,7 @@ class TestFindEngine:
     ],
 )
 def test_which_gpus_a_target_runs_on(target: str, capability: tuple[int, int], runs: bool) -> None:
-    assert build_module._runs_on(target, capability) is runs
+    assert runs_on(target, capability) is runs
 
 
 def test_tensorrt_itself_builds_only_on_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,13 +365,13 @@ class TestConfiguration:
     )
     def test_the_target_that_is_recorded(self, backend: str, asked: str | None, target: str, monkeypatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-        assert build_module._target(BuildOptions(backend, target=asked)) == target
+        assert resolved_target(backend, asked) == target
 
     def test_tensorrt_builds_for_no_other_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
         message = r'tensorrt builds for the GPU it runs on \(sm89\) or "ampere-plus", not for "sm87"'
         with pytest.raises(EngineError, match=message):
-            build_module._target(BuildOptions("tensorrt", target="sm87"))
+            resolved_target("tensorrt", "sm87")
 
 
 def test_kernel_timings_are_kept_between_builds_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

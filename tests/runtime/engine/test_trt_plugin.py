@@ -11,15 +11,16 @@ import onnx
 import pytest
 from trt_bundle import make_bundle
 
-from plugins.spec import DOMAIN, NAME
+from plugins.op import DOMAIN, NAME
 from plugins.tensorrt import LIBRARY as LIBRARY_FILE
 from runtime.bundle import DECODER, VISION
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import BuildOptions, build, find_engine, plugin_library
-from runtime.engine.trt_plugin import PluginChoice, model_bytes_for_plugin
+from runtime.engine.trt_build import BuildOptions, build
+from runtime.engine.trt_plugin import PluginChoice
+from runtime.engine.trt_records import find_engine, plugin_library
 
 needs_rtx = pytest.mark.skipif(not facade.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
 
@@ -35,11 +36,12 @@ def test_an_export_carries_compression_as_one_replaceable_call(bundle):
 
 
 def test_older_parsers_get_the_call_without_its_body(bundle):
-    bare = onnx.load_model_from_string(model_bytes_for_plugin(bundle.model(VISION)))
-    whole = onnx.load(str(bundle.model(VISION)), load_external_data=False)
-    assert not bare.functions and len(whole.functions) == 1
-    assert [node.name for node in bare.graph.node] == [node.name for node in whole.graph.node]
-    assert model_bytes_for_plugin(bundle.model(DECODER)) is None
+    without_choice = SimpleNamespace()
+    bare = onnx.load_model_from_string(facade._prefer_plugin(without_choice, None, bundle.model(VISION)))
+    exported = onnx.load(str(bundle.model(VISION)), load_external_data=False)
+    assert not bare.functions and len(exported.functions) == 1
+    assert [node.name for node in bare.graph.node] == [node.name for node in exported.graph.node]
+    assert facade._prefer_plugin(without_choice, None, bundle.model(DECODER)) is None
 
 
 @pytest.mark.parametrize("has_flag", [True, False])

@@ -11,10 +11,9 @@ from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError
-from runtime.engine import cuda
+from runtime.engine import cuda, trt_build, trt_records
 from runtime.engine import trt_api as trt
-from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import dimension_names, find_engine
+from runtime.engine.trt_records import dimension_names, find_engine
 
 
 @pytest.fixture
@@ -43,14 +42,14 @@ def test_one_that_serves_is_found_with_what_stands_beside_it(bundle: Bundle, gra
     file = write(bundle, "tensorrt-sm89-fp32", graph=graph)
     assert find_engine(bundle, "tensorrt", graph) == file
     assert dimension_names(file, graph) == {"x": [1, "S"]}
-    assert build_module.plugin_library(file, graph) is None
+    assert trt_records.plugin_library(file, graph) is None
 
 
 @pytest.mark.parametrize(
     ("entry", "record", "why"),
     [
         ({"onnx_sha256": "0" * 64}, {}, "was built from another ONNX graph"),
-        ({"plugin": "library"}, {}, f"needs {build_module.PLUGIN_LIBRARY} beside it, which is missing"),
+        ({"plugin": "library"}, {}, f"needs {trt_records.PLUGIN_LIBRARY} beside it, which is missing"),
         ({}, {"version": "10.2.0"}, "was built by version 10.2.0, here is 10.3.0"),
         ({"size": 10}, {}, "is missing or truncated"),
         ({}, {"target": "sm87"}, "was built for sm87, here is Test GPU (sm89)"),
@@ -79,10 +78,10 @@ def test_the_first_that_serves_is_taken_and_where_none_does_all_are_named(bundle
 
 def test_the_library_of_a_plugin_stands_beside_the_engine(bundle: Bundle) -> None:
     file = write(bundle, "tensorrt-sm89-fp32", {"plugin": "library"}, graph=DECODER)
-    library = file.parents[1] / build_module.PLUGIN_LIBRARY
+    library = file.parents[1] / trt_records.PLUGIN_LIBRARY
     library.touch()
     assert find_engine(bundle, "tensorrt", DECODER) == file
-    assert build_module.plugin_library(file, DECODER) == library
+    assert trt_records.plugin_library(file, DECODER) == library
 
 
 @pytest.mark.parametrize("changed", ["version", "target", "backend", "size", "onnx_sha256", None])
@@ -91,14 +90,14 @@ def test_an_engine_is_kept_where_a_build_would_make_it_again(bundle: Bundle, cha
     entry = {changed: 10} if changed == "size" else {changed: "0" * 64} if changed == "onnx_sha256" else {}
     record = {changed: "another"} if changed in key else {}
     directory = write(bundle, "tensorrt-sm89-fp32", entry, **record).parent
-    assert list(build_module._kept(bundle, directory, key)) == ([] if changed else [VISION])
+    assert list(trt_records.reusable_engines(bundle, directory, key)) == ([] if changed else [VISION])
 
 
 @pytest.mark.parametrize(
     ("asked", "built"), [((), [VISION, DECODER]), ((VISION,), [VISION]), ((DECODER, VISION, DECODER), [DECODER, VISION])]
 )
 def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
-    assert build_module._chosen_graphs(bundle, asked) == built
+    assert trt_build._chosen_graphs(bundle, asked) == built
 
 
 @pytest.mark.parametrize(
@@ -122,11 +121,11 @@ def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: l
 )
 def test_a_record_with_a_value_of_another_type_is_none(bundle: Bundle, entry: dict, record: dict) -> None:
     file = write(bundle, "tensorrt-sm89-fp32", entry, **record)
-    assert build_module._read(file.parent) is None
+    assert trt_records.read_record(file.parent) is None
     with pytest.raises(EngineError, match=rf"^{bundle.path} has no tensorrt engine for vision: run "):
         find_engine(bundle, "tensorrt", VISION)
 
 
 def test_a_build_that_took_whole_seconds_is_a_record_too(bundle: Bundle) -> None:
     file = write(bundle, "tensorrt-sm89-fp32", {"seconds": 2})
-    assert build_module._read(file.parent)["graphs"][VISION]["seconds"] == 2
+    assert trt_records.read_record(file.parent)["graphs"][VISION]["seconds"] == 2

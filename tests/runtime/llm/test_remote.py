@@ -1,28 +1,27 @@
-"""A remote LLM that is fed visual tokens answers as the local decoder does; what goes wrong there is told here."""
+"""A remote LLM that is fed visual tokens answers as the local decoder does; what goes wrong there is an error here."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import re
 import socket
 import time
 from types import SimpleNamespace
 
 import httpx
-import numpy as np
 import openai
 import pytest
 from http_server import NAME, data_url, question, running
 from remote_llm import remote_llm
 
 from export.demo import CLIPS
-from runtime.core.errors import EngineError, UsageError
+from runtime.core.errors import UsageError
 from runtime.engine import EngineOptions
 from runtime.llm import remote
-from runtime.llm.chat import Chat, ClipTokens
-from runtime.llm.remote import RemoteError, RemoteLLM, RemoteOptions, _pause, embeds
-from runtime.llm.scheduler import Piece
+from runtime.llm.chat import Chat, ClipTokens, Piece
+from runtime.llm.remote import LLMOptions, RemoteError, RemoteLLM
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
@@ -37,9 +36,10 @@ def through(bundle_path):
 
     with contextlib.ExitStack() as stack:
 
-        def start(url: str, **more):
-            options = ServerOptions(llm=url, llm_model="tiny", **more)
-            models = Models.open([bundle_path], options, "onnx", EngineOptions(threads=1))
+        def start(url: str, dtype: str = "float16", key: str | None = None, **more):
+            llm, engine = LLMOptions(url, "tiny", key, dtype), EngineOptions(threads=1)
+            options = ServerOptions(llm=llm, backend="onnx", engine=engine, **more)
+            models = Models.open([bundle_path], options)
             server = stack.enter_context(running(models, options))
             return server.client(), server
 
@@ -49,7 +49,7 @@ def through(bundle_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_answers_are_those_of_the_local_decoder(through, dtype):
     with remote_llm() as (url, remote):
-        client, _ = through(url, llm_dtype=dtype, llm_api_key="theirs")
+        client, _ = through(url, dtype, "theirs")
         for clip, text, expected in ASKED:
             got = client.chat.completions.create(model=NAME, messages=question(text, data_url(CLIPS / clip)), max_tokens=8)
             assert got.choices[0].message.content == expected and got.choices[0].finish_reason == "stop"
@@ -80,10 +80,8 @@ def test_a_template_that_adds_to_the_parts_is_reported(through):
         got = client.chat.completions.create(
             model=NAME, messages=question("what color is the square ?", data_url(CLIPS / "shapes.mp4"))
         )
-        assert (
-            f"counts {got.usage.prompt_tokens} prompt tokens, this side {got.usage.prompt_tokens - 1}"
-            in got.metadata["warnings"][0]
-        )
+        (warning,) = got.metadata["warnings"]
+        assert {str(got.usage.prompt_tokens), str(got.usage.prompt_tokens - 1)} <= set(re.findall(r"\d+", warning))
 
 
 @pytest.mark.parametrize("statuses", [[429], [503, 502]])
@@ -95,13 +93,6 @@ def test_what_was_not_begun_is_tried_again(through, statuses):
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"), [("7", 7), ("0", 0), ("3600", 10), ("", 0.4), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.4)]
-)
-def test_the_pause_is_what_the_remote_asks_for(asked, seconds):
-    assert _pause(asked, 0.4) == seconds
-
-
-@pytest.mark.parametrize(
     ("status", "kind", "ours"),
     [(400, openai.BadRequestError, 400), (401, openai.InternalServerError, 503), (404, openai.InternalServerError, 503),
      (422, openai.UnprocessableEntityError, 422), (500, openai.InternalServerError, 503)],
@@ -109,7 +100,7 @@ def test_the_pause_is_what_the_remote_asks_for(asked, seconds):
 def test_what_the_remote_refuses_is_a_clear_error_and_not_tried_again(through, status, kind, ours):
     with remote_llm(status=[status] * 9) as (url, remote):
         client, _ = through(url)
-        with pytest.raises(kind, match=f"answers {status}: refused with {status}") as raised:
+        with pytest.raises(kind, match=f"refused with {status}") as raised:
             client.chat.completions.create(model=NAME, messages=question("what ?"))
         assert raised.value.status_code == ours and len(remote.requests) == 1
 
@@ -124,17 +115,17 @@ def test_an_answer_that_is_cut_off_is_an_error_and_not_asked_twice(through):
         assert len(remote.requests) == 2
 
 
-def test_a_remote_that_is_not_there_is_said(through):
+def test_a_remote_that_is_not_there_is_an_error(through):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         client, _ = through(f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
-        with pytest.raises(openai.InternalServerError, match="can't be reached") as raised:
+        with pytest.raises(openai.InternalServerError, match="ConnectError") as raised:
             client.chat.completions.create(model=NAME, messages=question("what ?"))
         assert raised.value.status_code == 503
 
 
 def test_connecting_and_silence_have_limits_of_their_own():
-    limits = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
+    limits = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m", connect=2.5, silence=7))._timeout
     assert (limits.connect, limits.read) == (2.5, 7)
 
 
@@ -153,7 +144,7 @@ class Events:
 
 def pieces_of(response: Events) -> tuple[list[Piece], Chat]:
     """What a remote's answer becomes."""
-    llm, chat = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
+    llm, chat = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m")), Chat([], [], deadline=time.monotonic() + 5)
 
     async def collect() -> list[Piece]:
         return [piece async for piece in llm._pieces(response, chat, time.perf_counter())]
@@ -197,16 +188,16 @@ def test_what_a_remote_does_not_count_is_0(usage, counts):
     assert (chat.usage.prompt_tokens, chat.usage.completion_tokens, chat.usage.cached_tokens) == counts
 
 
-def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_too_long(monkeypatch):
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m"))
+def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_too_long():
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m"))
     assert llm.check([{"role": "user", "content": [{"type": "text", "text": "what ?"}]}]) == 0
-    llm.prompt, counted = "a prompt", []
-    ids = SimpleNamespace(text_tokens=9, clips=2)
-    monkeypatch.setattr(remote, "ids_of_messages", lambda *arguments: counted.append(arguments) or ids)
+    counted = []
+    ids = SimpleNamespace(positions=lambda tokens_per_clip: 9 + 2 * tokens_per_clip)
+    llm.prompt = SimpleNamespace(message_ids=lambda messages: counted.append(list(messages)) or ids)
     halves = [{"type": "text", "text": "a" * 65_536}, {"type": "video"}, {"type": "text", "text": "b" * 65_536}, {"type": "video"}]
     messages = [{"role": "user", "content": halves}]
     assert llm.check(messages) == 9 + 2 * 4
-    assert counted == [("a prompt", messages)]
+    assert counted == [messages]
     messages.append({"role": "user", "content": [{"type": "text", "text": "c"}]})
     assert llm.check(messages) == 0 and len(counted) == 1
 
@@ -214,7 +205,7 @@ def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_to
 def test_the_latest_eight_clips_are_encoded_once(monkeypatch):
     encoded = []
     monkeypatch.setattr(remote, "embeds", lambda tokens, dtype: encoded.append((tokens, dtype)) or tokens.encode())
-    llm = RemoteLLM(VISION_ONLY, RemoteOptions("http://host/v1", "m", dtype="bfloat16"))
+    llm = RemoteLLM(VISION_ONLY, LLMOptions("http://host/v1", "m", dtype="bfloat16"))
     for number in (*range(8), *range(8)):
         assert llm._data(ClipTokens(f"clip {number}", f"{number}")) == base64.b64encode(b"%d" % number).decode()
     assert encoded == [(f"{number}", "bfloat16") for number in range(8)]
@@ -227,17 +218,15 @@ def test_the_latest_eight_clips_are_encoded_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("content_filter", "stop")])
-def test_why_an_answer_ended_is_said_in_words_that_are_known(theirs, ours):
+def test_why_an_answer_ended_is_one_of_two_reasons(theirs, ours):
     pieces, chat = pieces_of(Events(choice("x", theirs), choice(None, None)))
     assert [piece.finish for piece in pieces] == [None, ours]
     assert (chat.usage.prompt_tokens, chat.usage.cached_tokens) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("error", "said"), [({"message": "out of\n memory"}, "failed: out of memory"), ("x" * 600, f"failed: {'x' * 500}$")]
-)
-def test_an_error_inside_an_answer_is_the_remote_s(error, said):
-    with pytest.raises(RemoteError, match=f"^the LLM at http://host/v1 {said}"):
+@pytest.mark.parametrize(("error", "message"), [({"message": "out of\n memory"}, " out of memory$"), ("x" * 600, f" {'x' * 500}$")])
+def test_an_error_inside_an_answer_is_the_remote_s(error, message):
+    with pytest.raises(RemoteError, match=message):
         pieces_of(Events(choice("x"), {"error": error}))
 
 
@@ -254,7 +243,7 @@ def test_the_remote_stops_when_our_client_goes_away(through):
         assert remote.stopped == 1 and server.state.admission.accepted == 0
 
 
-def test_a_deadline_holds_for_the_remote(through):
+def test_a_deadline_ends_what_the_remote_does(through):
     with remote_llm(slow=0.05) as (url, remote):
         client, _ = through(url, deadline=0.6)
         remote.answer = lambda body: (5, [12] * 400)
@@ -263,19 +252,12 @@ def test_a_deadline_holds_for_the_remote(through):
         assert raised.value.status_code == 504
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("float16", 7e4), ("float16", np.nan), ("bfloat16", np.inf)])
-def test_values_that_are_not_finite_on_the_wire_are_not_sent(dtype, value):
-    tokens = np.ones((3, 4), np.float32)
-    tokens[1, 2] = value
-    with pytest.raises(EngineError, match=f"not finite in {dtype}"):
-        embeds(tokens, dtype)
-
-
 def test_urls_and_dtypes_that_make_no_sense_are_refused():
-    with pytest.raises(UsageError, match='URL is "host:8000"'):
-        RemoteOptions("host:8000", "m")
+    for bad in (("host:8000", "m"), ("http://host/v1", None), ("http://host/v1", "")):
+        with pytest.raises(UsageError, match=bad[0]):
+            LLMOptions(*bad)
     with pytest.raises(UsageError, match="float8"):
-        RemoteOptions("http://host/v1", "m", dtype="float8")
+        LLMOptions("http://host/v1", "m", dtype="float8")
 
 
 def test_the_command_line_asks_a_remote_too(bundle_path, capsys):
@@ -287,7 +269,7 @@ def test_the_command_line_asks_a_remote_too(bundle_path, capsys):
         answer = json.loads(capsys.readouterr().out)
         assert (answer["text"], answer["visual_tokens"], answer["prompt_tokens"]) == ("cross", 257, 267)
         assert remote.requests[0]["model"] == "tiny"
-        assert main(ask) == 2 and "needs --llm-model" in capsys.readouterr().err
+        assert main(ask) == 2 and "--llm-model" in capsys.readouterr().err
         remote.faults["status"] = [400]
         assert main([*ask, "--llm-model", "tiny"]) == 2
-        assert "answers 400: refused with 400" in capsys.readouterr().err
+        assert "refused with 400" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,30 +10,40 @@ import numpy as np
 import pytest
 
 from runtime.core.errors import ContextError, EngineError
+from runtime.llm import scheduler as module
+from runtime.llm.chat import Cancelled, DeadlineError, Piece
 from runtime.llm.decoder import LocalDecoder
+from runtime.llm.generation import Request
 from runtime.llm.sampling import Sampling
-from runtime.llm.scheduler import Cancelled, DeadlineError, Piece, Request, Scheduler
+from runtime.llm.scheduler import Scheduler
 from runtime.llm.slots import SlotDecoder
-from runtime.prompt.template import Prompt
+from runtime.prompt import Prompt
 
 
 class Asked:
-    """One request and everything that came back."""
+    """One request and everything that came back; order: all that have ended, the first first."""
 
-    def __init__(self, scheduler: Scheduler, request: Request):
+    def __init__(self, scheduler: Scheduler, request: Request, order: list[Asked] | None = None):
         self.pieces: list[Piece] = []
-        self.ended = threading.Event()
-        self.when = 0.0
+        self.order = [] if order is None else order
+        self._changed = threading.Condition()
         self.generation = scheduler.submit(request, self._emit)
 
     def _emit(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        if piece.last:
-            self.when = time.monotonic()
-            self.ended.set()
+        with self._changed:
+            self.pieces.append(piece)
+            if piece.last:
+                self.order.append(self)
+            self._changed.notify()
 
-    def wait(self) -> Asked:
-        assert self.ended.wait(30)
+    @property
+    def ended(self) -> bool:
+        return bool(self.pieces) and self.pieces[-1].last
+
+    def wait(self, pieces: int | None = None) -> Asked:
+        """Until the end, or until there are so many pieces."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.ended if pieces is None else len(self.pieces) >= pieces, 30)
         return self
 
 
@@ -78,7 +87,7 @@ def test_a_repetition_penalty_counts_the_prompt_the_clip_and_the_answer(bundle, 
     request = _request(bundle, 3, 30, max_tokens=20)
     plain = _alone(bundle, request)
     monkeypatch.setattr(endless.prompt, "repetition_penalty", 50.0)
-    monkeypatch.setitem(endless.prompt.facts, "video_token_id", plain[0])
+    monkeypatch.setattr(endless.prompt, "video_token_id", plain[0])
     about_a_clip = replace(request, keys=[*(("clip", row) for row in range(5)), *request.keys[5:]])
     choose = Sampling().chooser({plain[0], *request.keys[5:]}, 50.0)
     got = Asked(endless, about_a_clip).wait().generation.ids
@@ -87,15 +96,15 @@ def test_a_repetition_penalty_counts_the_prompt_the_clip_and_the_answer(bundle, 
 
 
 def test_requests_start_in_the_order_of_their_arrival(bundle, endless):
-    asked = [Asked(endless, _request(bundle, n, 20, max_tokens=12)) for n in range(12)]
-    ends = [one.wait().when for one in asked]
-    assert ends == sorted(ends)
+    order: list[Asked] = []
+    asked = [Asked(endless, _request(bundle, n, 20, max_tokens=12), order) for n in range(12)]
+    for one in asked:
+        one.wait()
+    assert order == asked
 
 
 def test_a_long_prompt_does_not_stop_running_answers(bundle, endless):
-    running = Asked(endless, _request(bundle, 0, 5, max_tokens=1000))
-    while len(running.pieces) < 5:
-        time.sleep(0.001)
+    running = Asked(endless, _request(bundle, 0, 5, max_tokens=1000)).wait(pieces=5)
     long = Asked(endless, _request(bundle, 1, 1400, max_tokens=1))
     before = len(running.generation.ids)
     long.wait()
@@ -107,13 +116,10 @@ def test_an_equal_beginning_is_not_computed_again(bundle, endless):
     first = Asked(endless, base).wait()
     ids = [*base.keys[:150], *range(10, 30)]
     more = Request(ids, np.asarray(Prompt(bundle).embeddings[ids]), max_tokens=6)
-    asked = time.perf_counter()
     second = Asked(endless, more).wait()
     assert first.generation.cached == 0 and second.generation.cached == 150
     assert second.generation.ids == _alone(bundle, more)
-    seconds = second.generation.seconds
-    assert set(seconds) == {"queue", "prefill", "decode"} and min(seconds.values()) >= 0
-    assert sum(seconds.values()) <= time.perf_counter() - asked
+    assert set(second.generation.seconds) == {"queue", "prefill", "decode"}
     again = Asked(endless, more).wait()  # all but the last position, whose logits are needed
     assert again.generation.cached == len(ids) - 1 and again.generation.ids == second.generation.ids
 
@@ -168,23 +174,27 @@ def test_of_two_caches_the_one_that_has_more_in_common_is_taken_over(bundle, end
 
 def test_a_cancelled_request_frees_its_slot(bundle, endless):
     asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400)) for n in range(5)]
-    while not all(one.pieces for one in asked[:4]):
-        time.sleep(0.001)
+    for one in asked[:4]:
+        one.wait(pieces=1)
     assert endless.running == 4 and endless.waiting == 1 and endless.positions >= 20
     asked[0].generation.cancel()
     assert isinstance(asked[0].wait().pieces[-1].error, Cancelled)
-    while not asked[4].pieces:
-        time.sleep(0.001)
+    asked[4].wait(pieces=1)
     for one in asked[1:]:
         one.generation.cancel()
         one.wait()
     assert endless.running == endless.waiting == 0
 
 
-def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless):
-    soon = time.monotonic() + 0.2
-    asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400, deadline=soon)) for n in range(6)]
+def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless, monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(module, "time", clock)
+    asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400, deadline=101.0)) for n in range(6)]
+    for one in asked[:4]:
+        one.wait(pieces=1)
+    clock.now = 101.5
     assert all(isinstance(one.wait().pieces[-1].error, DeadlineError) for one in asked)
+    assert all(asked[slot].generation.ids for slot in range(4)) and not asked[4].generation.ids
 
 
 class FailingSampling(Sampling):
@@ -223,12 +233,12 @@ def test_an_error_in_one_generation_ends_that_one_alone(bundle, endless, monkeyp
 
     def step(slots, embeddings):
         logits = SlotDecoder.step(decoder, slots, embeddings)
-        if where == "logits" and spoilt[0]._slot in slots and len(spoilt[0].ids) == 3:
-            logits[slots.index(spoilt[0]._slot), 5] = np.nan
+        if where == "logits" and spoilt[0].slot in slots and len(spoilt[0].ids) == 3:
+            logits[slots.index(spoilt[0].slot), 5] = np.nan
         return logits
 
     def extend(slot, embeddings):
-        return fail() if where == "prefill" and slot == spoilt[0]._slot else SlotDecoder.extend(decoder, slot, embeddings)
+        return fail() if where == "prefill" and slot == spoilt[0].slot else SlotDecoder.extend(decoder, slot, embeddings)
 
     class Table:
         def __getitem__(self, ids):
@@ -295,20 +305,20 @@ def test_the_cache_ends_an_answer(bundle, endless):
         endless.submit(_request(bundle, 0, endless.decoder.max_context + 1), lambda _: None)
 
 
-def test_closing_tells_those_who_wait(bundle):
+def test_closing_ends_what_runs_and_what_waits(bundle):
     scheduler = Scheduler(SlotDecoder.open(bundle, 1, "onnx"), Prompt(bundle))
     asked = [Asked(scheduler, _request(bundle, n, 5, max_tokens=1400)) for n in range(2)]
     scheduler.close()
-    assert all(one.ended.is_set() for one in asked) and not scheduler.alive
+    assert all(one.ended for one in asked) and not scheduler.alive
 
 
 def test_a_scheduler_that_is_closed_takes_no_more_requests():
     closed = []
     decoder = SimpleNamespace(slots=1, max_context=8, lengths=[0], close=lambda: closed.append(True))
-    prompt = SimpleNamespace(facts={"video_token_id": 4}, repetition_penalty=1.0, eos=frozenset())
+    prompt = SimpleNamespace(video_token_id=4, repetition_penalty=1.0, eos=frozenset(), tokenizer=None)
     scheduler = Scheduler(decoder, prompt)
     assert scheduler.alive and not closed
     scheduler.close()
-    with pytest.raises(EngineError, match="the scheduler is closed"):  # nobody would answer
+    with pytest.raises(EngineError):  # nobody would answer
         scheduler.submit(Request([5, 6], np.zeros((2, 4), np.float32)), lambda _: None)
     assert (scheduler.waiting, scheduler.alive, closed) == (0, False, [True])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="session")
 def models(bundle_path: Path) -> Iterator[Models]:
-    opened = Models.open([bundle_path], ServerOptions(batch=4), "onnx", EngineOptions(threads=1))
+    opened = Models.open([bundle_path], ServerOptions(batch=4, backend="onnx", engine=EngineOptions(threads=1)))
     yield opened
     opened.close()
 

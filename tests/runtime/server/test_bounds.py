@@ -307,8 +307,9 @@ def test_five_megabytes_of_question_are_refused_unread(server, models, monkeypat
     def never(*_):
         raise AssertionError("tokenized")
 
-    monkeypatch.setattr(prompt, "literal_ids", never)
-    monkeypatch.setattr(prompt, "render", never)
+    for step in ("encode", "encode_literal"):
+        monkeypatch.setattr(prompt.tokenizer, step, never)
+    monkeypatch.setattr(prompt.template, "render", never)
     body = SHORT | {"messages": question("what " * 1_000_000)}
     got = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30).json()["error"]
     assert got["code"] == "context_length_exceeded" and "5000000 characters" in got["message"]

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from runtime.core.errors import ContextError
-from runtime.llm.chat import Usage
+from runtime.llm.chat import DeadlineError, Usage
 from runtime.llm.sampling import Sampling
-from runtime.llm.scheduler import DeadlineError
 from runtime.server import chat
 from runtime.server.chat import Answering, Job, Ready, check, check_frames, complete, encode
 from runtime.server.errors import ApiError

@@ -11,8 +11,8 @@ import pytest
 from http_server import NAME, data_url, question
 
 from runtime.core.errors import ContextError, EngineError, PromptError, UserError, VideoError
+from runtime.llm.chat import DeadlineError
 from runtime.llm.remote import RemoteError
-from runtime.llm.scheduler import DeadlineError
 from runtime.server.errors import ApiError, api_error, forget_frames
 
 

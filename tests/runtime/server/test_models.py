@@ -22,7 +22,7 @@ from runtime.server.options import ServerOptions
 
 def refused(error: type[Exception], message: str, *paths: Path) -> None:
     with pytest.raises(error, match=message):
-        Models.open(paths, ServerOptions(), "onnx", EngineOptions())
+        Models.open(paths, ServerOptions(backend="onnx"))
 
 
 def test_bundles_without_an_llm_need_a_remote_one(tmp_path):
@@ -58,6 +58,10 @@ class LLM:
         cls.opened.append((bundle.path.name, slots, backend, engine))
         return cls(SimpleNamespace(name=bundle.path.name))
 
+    @property
+    def shared(self) -> object:
+        return self.scheduler
+
     def sharing(self, bundle) -> LLM:
         return LLM(self.scheduler)
 
@@ -80,7 +84,7 @@ def opened(tmp_path, monkeypatch) -> Models:
     LLM.opened = []
     monkeypatch.setattr(models, "LocalLLM", LLM)
     monkeypatch.setattr(models, "ClipEncoder", lambda *arguments: arguments[1:])
-    return Models.open(paths, ServerOptions(batch=3), "onnx", EngineOptions(threads=2))
+    return Models.open(paths, ServerOptions(batch=3, backend="onnx", engine=EngineOptions(threads=2)))
 
 
 def test_a_decoder_is_loaded_once_for_all_bundles_that_have_it_and_not_for_one_that_has_none(opened):

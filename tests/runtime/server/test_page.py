@@ -36,8 +36,8 @@ def site(bundle_path, tmp_path_factory):
     other = tmp_path_factory.mktemp("presets") / "topk"
     capacity = Bundle.open(bundle_path).manifest.limits["max_context"]
     export_bundle(ExportOptions(out=str(other), compress="topk:keep=0.125", max_context=capacity))
-    options = ServerOptions(batch=2)
-    models = Models.open([bundle_path, other], options, "onnx", EngineOptions(threads=1))
+    options = ServerOptions(batch=2, backend="onnx", engine=EngineOptions(threads=1))
+    models = Models.open([bundle_path, other], options)
     assert len(models.llms) == 1  # the presets share one decoder
     with running(models, options) as server:
         yield server

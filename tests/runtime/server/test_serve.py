@@ -1,4 +1,4 @@
-"""Starting: who can reach the server is looked at before it is loaded, and the command line's defaults are the options'."""
+"""Starting, listening and shutting down."""
 
 from __future__ import annotations
 
@@ -12,48 +12,12 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-from runtime.__main__ import _parser
 from runtime.core.errors import UsageError
 from runtime.engine import EngineOptions
-from runtime.llm.remote import RemoteOptions
 from runtime.server import serve
-from runtime.server.arguments import options_of, remote_of
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions, is_loopback
 from runtime.server.state import State
-
-
-def test_defaults_of_the_command_line_are_those_of_the_options():
-    assert options_of(_parser().parse_args(["serve", "BUNDLE"])) == ServerOptions()
-
-
-def test_the_key_of_a_remote_llm_comes_from_an_environment_variable_of_its_own(monkeypatch):
-    monkeypatch.setenv("GRIDPOOL_API_KEY", "ours")
-    monkeypatch.setenv("GRIDPOOL_LLM_API_KEY", "theirs")
-    serve_ = ["serve", "BUNDLE", "--llm", "http://llm/v1", "--llm-model", "m"]
-    options = options_of(_parser().parse_args(serve_))
-    assert (options.api_key, options.llm_api_key) == ("ours", "theirs")
-    run = ["run", "BUNDLE", "VIDEO", "what ?", *serve_[2:], "--llm-dtype", "bfloat16"]
-    assert remote_of(_parser().parse_args(run)) == RemoteOptions("http://llm/v1", "m", "theirs", "bfloat16")
-    assert remote_of(_parser().parse_args([*run, "--llm-api-key", "given"])).api_key == "given"
-    with pytest.raises(UsageError, match="--llm http://llm/v1 needs --llm-model"):
-        remote_of(_parser().parse_args(run[:6]))
-
-
-@pytest.mark.parametrize("key", ["", " ", "a\nb", "\u00fc"])
-def test_a_key_that_no_header_carries_is_refused(key):
-    for name in ("--api-key", "--llm-api-key"):
-        with pytest.raises(UsageError, match="is empty or not plain ASCII"):
-            options_of(_parser().parse_args(["serve", "BUNDLE", name, key]))
-
-
-def test_a_key_comes_from_the_environment_and_the_command_line_wins(monkeypatch):
-    monkeypatch.setenv("GRIDPOOL_API_KEY", "from-environment")
-    assert options_of(_parser().parse_args(["serve", "BUNDLE"])).api_key == "from-environment"
-    assert options_of(_parser().parse_args(["serve", "BUNDLE", "--api-key", "given"])).api_key == "given"
-    monkeypatch.setenv("GRIDPOOL_API_KEY", "\u00fcber")
-    with pytest.raises(UsageError, match="not plain ASCII"):
-        options_of(_parser().parse_args(["serve", "BUNDLE"]))
 
 
 @pytest.mark.parametrize(
@@ -117,17 +81,18 @@ def test_it_says_what_is_served_where_and_on_which_device(monkeypatch, capsys, t
     opened, ran = [], []
     listening = SimpleNamespace(getsockname=lambda: address)
     served = {name: SimpleNamespace(bundle=name) for name in ("one", "two", "three")}
+    asked = ("onnx", EngineOptions(threads=2))
     notes = {"one": "device cpu: no GPU", "two": "", "three": "device cpu: no GPU"}
     monkeypatch.setattr(serve, "_listen", lambda options: listening)
     monkeypatch.setattr(
         "runtime.server.models.Models.open", lambda *arguments: opened.append(arguments) or SimpleNamespace(served=served)
     )
     monkeypatch.setattr("runtime.server.state.State", lambda models, options: SimpleNamespace(models=models, options=options))
-    monkeypatch.setattr(serve, "place", lambda bundle, backend, engine: SimpleNamespace(note=notes[bundle]))
+    monkeypatch.setattr(serve, "place", lambda bundle, *on: SimpleNamespace(note=notes[bundle] if on == asked else ""))
     monkeypatch.setattr(serve, "server", lambda state: SimpleNamespace(run=lambda sockets: ran.append((state.options, sockets))))
-    options, engine = ServerOptions(port=0), EngineOptions(threads=2)
-    assert serve.run([tmp_path], options, "onnx", engine) == 0
-    assert opened == [([tmp_path], options, "onnx", engine)] and ran == [(options, [listening])]
+    options = ServerOptions(port=0, backend="onnx", engine=EngineOptions(threads=2))
+    assert serve.run([tmp_path], options) == 0
+    assert opened == [([tmp_path], options)] and ran == [(options, [listening])]
     lines = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
     assert lines == ["device cpu: no GPU", f"serving one, two, three on {shown}", "drained"]
 

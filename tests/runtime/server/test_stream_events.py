@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.core.errors import VideoError
-from runtime.llm.chat import Usage
-from runtime.llm.scheduler import Piece
+from runtime.llm.chat import Piece, Usage
 from runtime.server import stream
 from runtime.server.admission import Admission
 from runtime.server.chat import Answering

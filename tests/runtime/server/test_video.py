@@ -161,4 +161,4 @@ def test_heat_is_on_one_scale_from_the_least_to_the_largest():
 )
 def test_frames_that_hold_summaries(spec, levels):
     manifest = SimpleNamespace(frames=4, compression={"spec": spec})
-    assert video.summary_levels(SimpleNamespace(manifest=manifest)) == levels
+    assert video.written_levels(SimpleNamespace(manifest=manifest)) == levels

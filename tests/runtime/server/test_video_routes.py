@@ -13,7 +13,7 @@ from safetensors.numpy import load
 
 from export.demo import CLIPS
 from runtime.media.preprocess import Preprocessor, load_clip
-from runtime.server.video import summary_levels
+from runtime.server.video import written_levels
 from runtime.tools.plot import look
 from runtime.vision.encoder import VisionEncoder
 
@@ -60,7 +60,7 @@ def test_the_page_is_shown_the_norms_that_the_graph_computed(server, bundle, vid
 
 
 def test_summaries_stand_where_ptg_writes_them(bundle):
-    assert sorted(summary_levels(bundle)) == [7, 15]
+    assert sorted(written_levels(bundle)) == [7, 15]
 
 
 def test_a_clip_is_encoded_once_for_all_who_ask(start, video, monkeypatch, served):

@@ -9,11 +9,12 @@ import pytest
 
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, PromptError, VideoError
+from runtime.engine import EngineOptions
 from runtime.media.preprocess import Preprocessor
 from runtime.tools import bench
 from runtime.tools.bench import BenchOptions, BenchReport, Measured
 
-QUICK = BenchOptions(rounds=3, new_tokens=4, threads=1)
+QUICK = BenchOptions(rounds=3, new_tokens=4, engine=EngineOptions(threads=1))
 
 
 def test_the_reference_input_needs_no_video_and_every_stage_has_a_row(bundle, capsys):
@@ -110,10 +111,10 @@ def test_a_bundle_of_one_half_is_measured(bundle, selecting_bundle):
     assert [row.stage for row in llm.rows] == ["prefill", "decode rate"]
 
 
-@pytest.mark.parametrize(("field", "said"), [("rounds", "rounds"), ("new_tokens", "new tokens")])
-def test_nothing_to_measure_is_refused(field, said):
+@pytest.mark.parametrize("field", ["rounds", "new_tokens"])
+def test_nothing_to_measure_is_refused(field):
     assert getattr(BenchOptions(**{field: 1}), field) == 1
-    with pytest.raises(EngineError, match=f"^{said} is 0, expected at least 1$"):
+    with pytest.raises(EngineError, match=field):
         BenchOptions(**{field: 0})
 
 

@@ -21,7 +21,8 @@ from runtime.tools.bench import BenchOptions, BenchReport, Measured
 
 def test_what_is_measured_where_nothing_is_said():
     assert asdict(BenchOptions()) == {
-        "video": None, "rounds": 5, "new_tokens": 32, "backend": "auto", "device": "auto", "threads": 0, "bf16": False,
+        "video": None, "rounds": 5, "new_tokens": 32, "backend": "auto",
+        "engine": {"device": "auto", "threads": 0, "bf16": False},
     }  # fmt: skip
 
 
@@ -117,7 +118,7 @@ BOTH = ("vision.onnx", "llm/decoder.onnx")
 
 
 def test_stages_of_the_reference_input_after_a_warm_up(machine, capsys):
-    report = bench.bench(bundle(*BOTH), BenchOptions(rounds=3, new_tokens=5, threads=2, bf16=True, device="auto", backend="onnx"))
+    report = bench.bench(bundle(*BOTH), BenchOptions(rounds=3, new_tokens=5, backend="onnx", engine=EngineOptions("auto", 2, True)))
     options = EngineOptions("cpu", 2)
     assert machine.log[:4] == [
         "forgotten",

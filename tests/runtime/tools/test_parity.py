@@ -264,7 +264,7 @@ print("done")
 
 def _greedy_row(bundle, expected):
     from runtime.llm.decoder import LocalDecoder
-    from runtime.prompt.template import Prompt
+    from runtime.prompt import Prompt
 
     decoder = LocalDecoder.open(bundle, "onnx", ONE_THREAD)
     # the prompt's reference is another one once ids differ, so only the greedy row counts

@@ -10,7 +10,7 @@ import pytest
 
 from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
-from runtime.prompt.template import PromptIds
+from runtime.prompt import PromptIds
 from runtime.tools import float16_rows, parity
 from runtime.tools.compare import Difference
 from runtime.tools.reference import LLMReference
@@ -64,7 +64,7 @@ class TestLLM:
         decoder = SimpleNamespace(engine=SimpleNamespace(backend="openvino"), conversation=Conversation)
         prompt = SimpleNamespace(embed=lambda ids, tokens: (ids, tokens), embeddings=np.arange(8).reshape(4, 2))
         logits = np.array([50.0, 1.0, 2.0, -100.0], np.float32)
-        expected = LLMReference(PromptIds([1], [2]), np.ones((1, 2)), logits, greedy, margins, rounding)
+        expected = LLMReference(PromptIds(([1], [2])), np.ones((1, 2)), logits, greedy, margins, rounding)
         rows = parity.compare_llm(decoder, prompt, expected, "fp32")
         assert [row.stage for row in rows] == ["llm/prefill", "llm/greedy_ids"] and {row.backend for row in rows} == {"openvino"}
         if fed:

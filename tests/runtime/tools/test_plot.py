@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from export import compress
+from plugins.op import NSPOptions
 from runtime.core.errors import UserError, VideoError
 from runtime.media.clip import Clip
 from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.tools import plot
-from runtime.tools.spec import read_spec
 from runtime.tools.stages import run_stages
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -43,9 +43,9 @@ def test_the_norms_drawn_are_of_the_tokens_before_compression(bundle, clip):
 def test_weights_of_any_nsp_are_those_of_the_stage(spec):
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 5)).astype(np.float32)
     module = compress.make(spec, frames=2, height=7, width=8)
-    (stage,) = read_spec(module.spec)
-    weights = plot.nsp_weights(plot.token_norms(x, stage.number("order", 2)), stage)
-    ring, window = int(stage.number("padding", 0)), int(stage.number("window", 2))
+    options = module.nsp.options
+    weights = plot.nsp_weights(plot.token_norms(x, options.order), options)
+    ring, window = options.padding, options.window
     around = ((0, 0), (ring, ring), (ring, ring))
     shares, padded = np.pad(np.nan_to_num(weights), around), np.pad(x, (*around, (0, 0)))
     rows, columns = padded.shape[1] // window, padded.shape[2] // window
@@ -56,18 +56,8 @@ def test_weights_of_any_nsp_are_those_of_the_stage(spec):
 
 
 def test_what_no_window_covers_has_no_weight():
-    (nsp,) = read_spec("nsp:window=2")
-    weights = plot.nsp_weights(np.ones((1, 5, 4), np.float32), nsp)
+    weights = plot.nsp_weights(np.ones((1, 5, 4), np.float32), NSPOptions())
     assert np.isnan(weights[0, 4]).all() and (weights[0, :4] == 0.25).all()
-
-
-def test_levels_are_those_that_the_stage_writes():
-    (ptg,) = read_spec("ptg:sizes=4/4/4,strides=2/4/8")
-    assert plot.ptg_levels(ptg, 32) == {7: [1], 15: [1, 2], 23: [1], 31: [1, 2, 3]}
-    assert plot.ptg_levels(ptg, 7) == {}
-    written = compress.make("ptg:sizes=2/3,strides=3/5", 40, 8, 8).ptg.written
-    (other,) = read_spec("ptg:sizes=2/3,strides=3/5")
-    assert sorted(plot.ptg_levels(other, 40)) == sorted({frame for level in written for frame in level})
 
 
 def test_the_picture_of_a_clip_is_a_png_that_shows_all_of_it(bundle, clip, tmp_path):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from plugin_cases import GOLDEN, golden_case, specs_and_shapes
 
+from plugins.errors import SpecError
+from plugins.op import StGridPool, attributes_of, not_covered, output_shape, spec_from_attributes, spec_from_text
 from plugins.plan import POOL, WINDOWS, make_plan
 from plugins.reference import st_gridpool, temporal_grid
-from plugins.spec import StGridPool, attributes_of, not_covered, output_shape, spec_from_attributes, spec_from_text
-from runtime.core.errors import SpecError
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -38,8 +38,8 @@ def test_text_and_attributes_give_the_spec_back(case: tuple[StGridPool, tuple[in
     [
         ("ptg+nsp+topk", "covers"),
         ("nsp:windows=2", "window"),
-        ("nsp:window=two", "not a number"),
-        ("ptg:sizes=4,strides=2/4+nsp", "every level"),
+        ("nsp:window=two", "whole number"),
+        ("ptg:sizes=4,strides=2/4+nsp", "strides"),
         ("nsp:window=2,padding=2", "padding"),
         ("nsp:order=0.5", "order"),
     ],
@@ -63,7 +63,7 @@ def test_what_is_left_out_is_the_papers():
 @pytest.mark.parametrize(
     "values",
     [
-        {"sizes": (1,), "strides": (1,)}, {"window": 1}, {"order": 1}, {"order": math.inf}, {"temperature": 0}, {"temperature": 1e30},
+        {"sizes": (1,), "strides": (1,)}, {"window": 1}, {"order": 1}, {"order": math.inf}, {"temperature": 0}, {"temperature": 1e6},
         {"padding": 1}, {"window": 3, "padding": 2},
     ],
 )  # fmt: skip
@@ -75,23 +75,23 @@ def test_the_least_and_the_most_that_make_sense(values: dict):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"sizes": (4, 0, 4)}, "sizes is 4/0/4; expected whole numbers of at least 1"),
-        ({"strides": (0, 4, 8)}, "strides is 0/4/8; expected whole numbers of at least 1"),
-        ({"window": 0}, "window is 0; expected whole numbers of at least 1"),
-        ({"order": 0.99}, "order is 0.99; expected at least 1"),
-        ({"order": math.nan}, "order is nan; expected at least 1"),
-        ({"temperature": -0.1}, "temperature is -0.1; expected a finite number of at least 0"),
-        ({"temperature": math.inf}, "temperature is inf; expected a finite number of at least 0"),
-        ({"temperature": math.nan}, "temperature is nan; expected a finite number of at least 0"),
-        ({"padding": -1}, "padding is -1; expected 0 to 1, less than the window"),
-        ({"padding": 2}, "padding is 2; expected 0 to 1, less than the window"),
-        ({"window": 1, "padding": 1}, "padding is 1; expected 0 to 0, less than the window"),
+        ({"sizes": (4, 0, 4)}, "sizes=4/0/4"),
+        ({"strides": (0, 4, 8)}, "strides=0/4/8"),
+        ({"sizes": (4,), "strides": ()}, "sizes=4"),
+        ({"window": 0}, "window=0"),
+        ({"order": 0.99}, "order=0.99"),
+        ({"order": math.nan}, "order=nan"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"padding": -1}, "padding=-1"),
+        ({"padding": 2}, "padding 2"),
+        ({"window": 1, "padding": 1}, "padding 1"),
     ],
 )
 def test_what_makes_no_sense_on_any_grid_is_refused(values: dict, words: str):
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError, match=words):
         StGridPool(**values)
-    assert str(refused.value) == f"StGridPool: {words}"
 
 
 @pytest.mark.parametrize(
