@@ -48,7 +48,7 @@ BOXES = {
         "cli": "cli __main__",
     },
     "plugins": {
-        "spec": "spec errors schedule reference",
+        "spec": "spec op errors schedule reference",
         "plan": "plan",
         "kernel": "__init__ arrays cuda nvrtc",
         "tensorrt": "tensorrt",
