@@ -34,10 +34,11 @@ from intervals import Bootstrap
 
 from export.compress import PRESETS, make
 from export.demo import CHECKPOINT, CLIPS
-from export.demo.draw import draw_with_labels
 from export.demo.evaluate import FRAMES, answers, clips_of, load_model
 from export.demo.tiny import VOCABULARY, encoded, project
-from export.demo.world import GRID, KINDS, PATCH, Question, Scene, choices
+from export.scenes.draw import draw_with_labels
+from export.scenes.questions import KINDS, Question, choices
+from export.scenes.scene import GRID, PATCH, Scene
 
 FAMILY = ROOT / "benchmarks" / "checkpoints" / "family-pooling"
 PLOT = ROOT / "benchmarks" / "accuracy.png"

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from export.quantize import equalize
-from export.quantize.calibration import Clips
+from export.quantize.clips import Clips
 from export.quantize.layers import with_weights
 from export.quantize.report import Report
 from export.quantize.vision import BUDGET, quantize_vision

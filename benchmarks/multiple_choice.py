@@ -93,9 +93,9 @@ class Answerer:
             raise ExportError(f'{checkpoint} is of model_type "{found}"; known: {", ".join(known)}')
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         vision, llm = known[found].load_vision(source), known[found].load_llm(source)
-        self.grid, self.frames, self.preprocessing = vision.grid, vision.frames, vision.preprocessing
+        self.grid, self.frames, self.preprocessing = vision.grid, known[found].describe_vision(source).frames, vision.preprocessing
         self.encoder, self.projector, self.llm = (
-            module.to(device, dtype).eval() for module in (vision.reference_encoder, vision.projector, llm.causal_lm)
+            module.to(device, dtype).eval() for module in (vision.reference_encoder, vision.projector, llm)
         )
         self.newline, self.device, self.dtype = vision.newline.to(device, dtype), device, dtype
         self.prompt = llm.prompt

@@ -57,7 +57,7 @@ WARM = (
     "transformers.models.qwen2.modeling_qwen2",
 )
 NOTICED = ("noticed", "hung")
-_DEMO = "export/demo/"  # how the demo checkpoint was trained: chances and colours that any value would do for
+_DEMO = ("export/demo/", "export/scenes/")  # how the demo checkpoint was trained: chances and colours that any value would do for
 _LIMIT = 600  # seconds
 _FAILED, _END = "failed ", b"end\n"  # what a child says of its tests
 

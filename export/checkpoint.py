@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from export.demo import CHECKPOINT
 from runtime.core.errors import CheckpointError
 
+SHIPPED = Path(__file__).parent / "demo" / "checkpoint"  # the small one that ships with this package
 ADAPTER = "adapter_config.json"
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
@@ -86,7 +86,7 @@ def is_lfs_pointer(file: Path) -> bool:
 def open_checkpoint(source: str | None) -> Checkpoint:
     """Find a checkpoint: None for the one that ships here, a directory, or a hub id (downloaded through huggingface_hub)."""
     if source is None:
-        return Checkpoint(CHECKPOINT, "st-gridpool-demo", demo=True)
+        return Checkpoint(SHIPPED, "st-gridpool-demo", demo=True)
     path = Path(source)
     if path.is_dir():
         return Checkpoint(path, path.resolve().name)

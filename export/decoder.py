@@ -32,6 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from runtime.bundle.tensors import PAST, PRESENT, cache_names
 from runtime.core.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}
@@ -77,10 +78,9 @@ class Decoder(nn.Module):
 
     def tensor_names(self) -> tuple[list[str], list[str]]:
         """(past names, present names), in the order of `forward`."""
-        parts = [f"{layer}.{half}" for layer in range(len(self.layers)) for half in ("key", "value")]
-        return [f"past_key_values.{part}" for part in parts], [f"present.{part}" for part in parts]
+        return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The `llm` entry of the manifest, without the attention spelling."""
         return {
             "layers": len(self.layers),

@@ -1,50 +1,44 @@
-"""The options of an export: the one definition of names and defaults that the command line is built from."""
+"""The options of an export, which the command line is made of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime.core.options import option
+
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export and how; the CLI's options are these fields.
+    """What to export and how. Values out of range are refused by `export.preflight.check_options`.
 
-    model        family name
-    checkpoint   directory or hub id; None for the checkpoint that ships with the package
-    out          the bundle's directory; None for bundles/<model>
-    frames       T; None for the checkpoint's or the family's own
-    compress     preset or spec; None for the family's default
-    place        where compression stands: after-projector (the paper) or before-projector (a cheaper projector)
-    precision    fp32 | fp16 weights and activations, or int8 in Q/DQ; of both halves, where llm_precision says nothing else
-    llm_precision  fp32 | fp16 | int8 | int4 | int4:BLOCK; int8 and int4 are weights in Q/DQ
-    calibrate    a directory of videos that quantisation is measured on; None for the demo's generator
-    error_budget  relative error that quantisation may make, of the features and of the logits; None for each half's own
-    attention    portable | standard spelling of the decoder
-    tensorrt     a TensorRT release whose ONNX parser must take every node, e.g. "10.3"; None for no such check
-    max_context  KV positions; None for the clip and about a thousand more
-    only         vision | llm to export one half
-    input        pixels: the runtime resizes and normalises | frames | frames:HxW: the graph does, of uint8 frames of that size
-    split        the vision half as encoder of a frame and compressor of T, instead of the loop: live video, memory on a GPU
-    force        replace an existing bundle
+    place      after-projector is the paper's, before-projector makes the projector cheaper
+    precision  fp32 and fp16 are weights and activations, int8 is Q/DQ; the LLM's int8 and int4 are weights in Q/DQ
+    input      pixels: the runtime resizes and normalises; frames: the graph does
     """
 
-    model: str = "llava-ov"
-    checkpoint: str | None = None
-    out: str | None = None
-    frames: int | None = None
-    compress: str | None = None
-    place: str = "after-projector"
-    precision: str = "fp32"
-    llm_precision: str | None = None
-    calibrate: str | None = None
-    error_budget: float | None = None
-    attention: str = "portable"
-    tensorrt: str | None = None
-    max_context: int | None = None
-    only: str | None = None
-    input: str = "pixels"
-    split: bool = False
-    force: bool = False
+    model: str = option("llava-ov", "model family")
+    checkpoint: str | None = option(None, "default: the small checkpoint that ships with the package", metavar="DIR|HUB_ID")
+    out: str | None = option(None, "the bundle's directory (default: bundles/<model>)", metavar="DIR")
+    frames: int | None = option(None, "frames of a clip (default: the checkpoint's)")
+    compress: str | None = option(None, "token compression (default: the family's)", metavar="PRESET|SPEC")
+    place: str = option("after-projector", "where compression stands", choices=("after-projector", "before-projector"))
+    precision: str = option("fp32", "of the vision encoder and the LLM", choices=("fp32", "fp16", "int8"))
+    llm_precision: str | None = option(None, "the LLM's (default: that of --precision)", metavar="fp32|fp16|int8|int4[:BLOCK]")
+    calibrate: str | None = option(None, "videos that quantisation is measured on (default: generated clips)", metavar="DIR")
+    error_budget: float | None = option(
+        None, "relative error of features and logits that quantisation may make (default: each component's)", metavar="SHARE"
+    )
+    attention: str = option("portable", "how the decoder's attention is written for export", choices=("portable", "standard"))
+    tensorrt: str | None = option(
+        None, "make a node that this TensorRT release's parser does not support an error, e.g. 10.3", metavar="VERSION"
+    )
+    max_context: int | None = option(None, "KV positions (default: the clip and about a thousand more)")
+    only: str | None = option(None, "export one component", choices=("vision", "llm"))
+    input: str = option(
+        "pixels", "uint8 frames of a fixed size, which the graph resizes and normalises", metavar="pixels|frames[:HxW]"
+    )
+    split: bool = option(False, "encoder of one frame and compressor of the clip as two graphs (live video)")
+    force: bool = option(False, "replace an existing bundle")
 
     @property
     def of_llm(self) -> str:

@@ -1,29 +1,24 @@
 """The whole way from a checkpoint to a bundle, on one screen.
 
-check options and checkpoint -> read, export and check each half -> write the manifest, all in a temporary directory that takes the
-bundle's name only at the end: an interrupted export leaves an older bundle as it was.
+check options and checkpoint -> read, export and check each component -> write the manifest, all in a temporary directory that takes
+the bundle's name only at the end: an interrupted export leaves an older bundle as it was.
 """
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
 from export.options import ExportOptions
-from export.preflight import check_options, make_plan
-from runtime import __version__
-from runtime.bundle import MANIFEST, Bundle, Manifest, foreign_files, write_manifest
+from export.plan import make_plan
+from export.preflight import check_options
+from runtime.bundle import MANIFEST, Bundle, foreign_files, write_manifest
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step
-from runtime.prompt import Prompt
-
-_TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,8 @@ class ExportResult:
 
 
 def export_bundle(options: ExportOptions) -> ExportResult:
-    """Write a bundle. UserError for anything that the user can mend; an older bundle then stays as it was."""
-    out = _goal(options)
+    """Write a bundle. UserError for anything that the user can fix; an older bundle then stays as it was."""
+    out = _output_directory(options)
     check_options(options)
     kind = family(options.model)
     from export.compress import expand
@@ -66,11 +61,11 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
         log(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
-    from export.decoder import OPSET
-    from export.halves import CHAT_TEMPLATE, Half, check_llm, export_llm, export_vision, quantize_llm_half
-    from export.quantize import report as quantization
-    from export.quantize.qdq import OPSET_OF_INT4
-    from export.trace import Vision
+    from export.component import Component
+    from export.llm import export_llm
+    from export.manifest import make_manifest
+    from export.quantize import report
+    from export.vision import export_vision
     from export.weights import weights_sha256
 
     with step("checking options and checkpoint"):
@@ -79,69 +74,18 @@ def export_bundle(options: ExportOptions) -> ExportResult:
         digest = weights_sha256(checkpoint)
         if options.only is None:  # of the LLM alone: they are found when it is loaded, and nothing is lost by then
             kind.check_llm_weights(checkpoint, values=True)
-
-    with atomic_directory(out) as directory:
-        vision, llm = Half(), Half()
-        if options.only != "llm":
-            with step("reading the vision half"):
-                source = kind.load_vision(checkpoint)
-            module = Vision(source, plan.compress, options.place, plan.input).eval()
-            vision = export_vision(directory, module, source, plan.frames, options)
-            del module, source  # one half at a time: the LLM is read when the encoder is gone
-        manifest = Manifest(
-            family=options.model,
-            checkpoint={"id": checkpoint.id, "sha256": digest},
-            compression={"preset": plan.preset, "spec": plan.compress.spec, "place": options.place},
-            frames=plan.frames,
-            grid=list(plan.vision.grid),
-            tokens_per_clip=plan.tokens,
-            hidden_size=plan.vision.hidden_size,
-            preprocessing=plan.vision.preprocessing | ({"frames": list(plan.input.source)} if plan.input else {}),
-            prompt={},
-            llm={},
-            precision=options.precision,
-            opset=max(
-                OPSET[options.attention], OPSET_OF_INT4 if options.of_llm.startswith("int4") and options.only != "vision" else 0
-            ),
-            limits={},
-            stages=vision.stages,
-            report=vision.report,
-            versions=_versions(),
-        )
-        if options.only != "vision":
-            with step("reading the LLM half"):
-                language = kind.load_llm(checkpoint)
-            llm = export_llm(directory, language, checkpoint, options, plan.max_context)
-            manifest = replace(
-                manifest,
-                prompt=language.prompt | {"chat_template": CHAT_TEMPLATE},
-                llm=llm.facts,
-                limits={"max_context": plan.max_context},
-                report=vision.report + llm.report,
-            )
-            unhashed: dict[str, dict[str, Any]] = {
-                path.relative_to(directory).as_posix(): {} for path in directory.rglob("*") if path.is_file()
-            }
-            unfinished = Bundle(directory, replace(manifest, files=unhashed))
-            expected = check_llm(llm, unfinished, language, vision.visual_tokens)
-            if options.of_llm.startswith("int"):
-                quantize_llm_half(llm, unfinished, language, expected, options)
-            around = Prompt(unfinished).template.prefix_and_suffix()
-            manifest = replace(
-                manifest,
-                prompt=manifest.prompt | ({"around_question": around} if around else {}),
-                llm=llm.facts,
-                report=vision.report + llm.report,
-            )
+    with atomic_directory(out) as directory:  # one component at a time: the LLM is read when the encoder is gone
+        vision = Component() if options.only == "llm" else export_vision(directory, plan)
+        llm = Component() if options.only == "vision" else export_llm(directory, plan, vision.visual_tokens)
         if vision.quantized or llm.quantized:
-            quantization.write(directory, vision.quantized | llm.quantized)
+            report.write(directory, vision.quantized | llm.quantized)
         with step("hashing the bundle"):
-            manifest = write_manifest(directory, manifest)
+            manifest = write_manifest(directory, make_manifest(plan, vision, llm, digest))
     verified = [result.as_dict() for result in vision.verified + llm.verified]
     return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt, plan.not_applied)
 
 
-def _goal(options: ExportOptions) -> Path:
+def _output_directory(options: ExportOptions) -> Path:
     out = Path(f"bundles/{options.model}" if options.out is None else options.out)
     require_writable(out)
     if out.exists() and not out.is_dir():
@@ -154,15 +98,7 @@ def _goal(options: ExportOptions) -> Path:
         foreign = foreign_files(out)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-            raise ExportError(f"{out} holds {foreign[0]}{more}, no part of the bundle, which --force would delete; move it away")
+            raise ExportError(
+                f"{out} holds {foreign[0]}{more}, which is not part of the bundle and --force would delete; move it away"
+            )
     return out
-
-
-def _versions() -> dict[str, str]:
-    versions = {"st-gridpool": __version__, "python": platform.python_version()}
-    for tool in _TOOLS:
-        try:
-            versions[tool] = metadata.version(tool)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -3,7 +3,7 @@
 The weights go straight into `<graph>.onnx.data` where they are large, and the returned ModelProto refers to them there:
 the passes that follow read and rewrite only the structure, so a graph of any size costs its structure's memory.
 
-T frames, H, W patch rows and columns, C encoder width, D hidden, N visual tokens.
+S prompt positions, P positions read.
 """
 
 from __future__ import annotations
@@ -19,57 +19,17 @@ import torch
 from torch import nn
 
 from export.decoder import OPSET, Decoder
-from export.families import VisionHalf
-from export.frames import FrameInput
+from export.stages import Vision
+from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, POSITIONS
+from runtime.tools.stages import VISUAL_TOKENS
 
 if TYPE_CHECKING:
     import onnx
 
-    from export.compress import Compressor
-
 _INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 
 
-class Vision(nn.Module):
-    """pixel_values [T, 3, h, w] -> (visual_tokens [N, D], then every stage's output, in order).
-
-    input: what makes pixel values of uint8 frames [T, h, w, 3], where the graph is to take those.
-    """
-
-    def __init__(self, half: VisionHalf, compress: Compressor, place: str, frames: FrameInput | None = None):
-        super().__init__()
-        self.input = frames
-        self.encoder, self.projector, self.compress = half.encoder, half.projector, compress
-        self.newline = nn.Parameter(half.newline, requires_grad=False)
-        self.grid, self.place = half.grid, place
-
-    def stage_names(self) -> list[str]:
-        """Names of the outputs after the first."""
-        stages = [f"compress/{name}" for name, _ in self.compress.stages]
-        before = ["vision/input", "vision/encoder"] if self.input is not None else ["vision/encoder"]
-        if self.place == "before-projector":
-            return [*before, *stages, "vision/projector"]
-        return [*before, "vision/projector", *stages]
-
-    def forward(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = []
-        if self.input is not None:
-            given = self.input(given).to(self.newline.dtype)  # [T, 3, h, w]
-            outputs.append(given)
-        patches = self.encoder(given)  # [T, H*W, C]
-        outputs.append(patches)
-        if self.place == "after-projector":
-            patches = self.projector(patches)  # [T, H*W, D]
-            outputs.append(patches)
-        outputs += [output for _, output in self.compress.outputs(patches.unflatten(1, self.grid))]
-        tokens = outputs[-1].reshape(-1, outputs[-1].shape[-1])  # [N - 1, C or D]
-        if self.place == "before-projector":
-            tokens = self.projector(tokens)
-            outputs.append(tokens)
-        return (torch.cat([tokens, self.newline]), *outputs)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Traced:
     """model: structure, weights beside `path`; stages: {stage name: tensor name}, still graph outputs."""
 
@@ -77,11 +37,10 @@ class Traced:
     stages: dict[str, str]
 
 
-def trace_vision(vision: Vision, given: torch.Tensor, path: Path, opset: int) -> Traced:
+def trace_vision(vision: Vision, inputs: torch.Tensor, path: Path, opset: int) -> Traced:
     """Write the vision graph for pixel values or frames; its stages are extra outputs named as they are."""
     stages = {name: f"{name}/output" for name in vision.stage_names()}
-    name = "pixel_values" if vision.input is None else "frames"
-    model = _trace(vision, (given,), path, opset, [name], ["visual_tokens", *stages.values()])
+    model = _trace(vision, (inputs,), path, opset, [vision.input_name], [VISUAL_TOKENS, *stages.values()])
     return Traced(model, stages)
 
 
@@ -98,13 +57,13 @@ def trace_decoder(decoder: Decoder, path: Path, attention: str) -> Traced:
         torch.ones(1, start + length, dtype=torch.int64),
     )
     shapes = {
-        "inputs_embeds": {1: dynamic},
-        "position_ids": {1: dynamic},
+        EMBEDDINGS: {1: dynamic},
+        POSITIONS: {1: dynamic},
         "past": [None] * len(past),
-        "attention_mask": {1: dynamic},
+        MASK: {1: dynamic},
     }
-    inputs = ["inputs_embeds", "position_ids", *past_names, "attention_mask"]
-    model = _trace(decoder, args, path, OPSET[attention], inputs, ["logits", *present_names], shapes)
+    inputs = [EMBEDDINGS, POSITIONS, *past_names, MASK]
+    model = _trace(decoder, args, path, OPSET[attention], inputs, [LOGITS, *present_names], shapes)
     return Traced(model, {})
 
 

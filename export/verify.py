@@ -10,14 +10,15 @@ float32 error, measured against float64, widens the tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from export.trace import Vision
+from export.reference import VisionReference
+from export.stages import ENCODER, INPUT, PROJECTOR, Vision
 from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
@@ -26,8 +27,10 @@ from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
 from runtime.tools.compare import compare
-from runtime.tools.parity import Row, compare_llm
+from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import Row
+from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
 
 
@@ -44,77 +47,52 @@ class StageResult:
 
 
 def verify_vision(
-    engine: OnnxEngine, vision: Vision, reference: Mapping[str, np.ndarray], pixels: np.ndarray, precision: str, rounding: float
+    engine: OnnxEngine, vision: Vision, expected: VisionReference, precision: str
 ) -> tuple[list[StageResult], np.ndarray]:
     """Compare a vision graph whose stages are outputs (`<stage>/output`) with torch; return the table and the graph's tokens.
 
-    vision: the float32 module that the graph was traced from; pixels: what the graph takes, frames too. reference: `export.reference.stages` by name;
-    rounding: `export.reference.vision_rounding`, which counts for encoder and projector.
+    vision: the float32 module that the graph was traced from; the rounding of the reference counts for encoder and projector.
     ExportError names the first stage that differs.
     """
     (spec,) = engine.inputs
-    got = engine.run({spec.name: pixels.astype(spec.dtype)})
+    got = engine.run({spec.name: expected.inputs.astype(spec.dtype)})
+    tokens: np.ndarray = np.empty(0)
     results = []
-
-    def judge(name: str, expected: np.ndarray, selected: bool = False) -> np.ndarray:
-        by = 0.0 if selected or name.startswith("compress/") else rounding
-        results.append(_judge(name, got[f"{name}/output"], expected, precision, selected, by))
-        return got[f"{name}/output"]
-
-    if vision.input is not None:
-        judge("vision/input", reference["vision/input"])
-    tokens = judge("vision/encoder", reference["vision/encoder"])
-    if vision.place == "after-projector":
-        tokens = judge("vision/projector", reference["vision/projector"])
-    selected = False
-    with torch.inference_mode():
-        # what torch makes of the graph's own patches, so that a stage is judged by its rule and not by the rounding before it
-        patches = torch.from_numpy(tokens.astype(np.float32)).unflatten(1, vision.grid)
-        for name, expected in vision.compress.outputs(patches):
-            selected |= getattr(vision.compress, name).select
-            tokens = judge(f"compress/{name}", expected.numpy(), selected)
-        tokens = tokens.reshape(-1, tokens.shape[-1])
-        if vision.place == "before-projector":
-            tokens = judge("vision/projector", vision.projector(torch.from_numpy(tokens.astype(np.float32))).numpy())
-    tokens = np.concatenate([tokens, reference["visual_tokens"][-1:]])
-    results.append(_judge("visual_tokens", got["visual_tokens"], tokens, precision))
-    return results, got["visual_tokens"]
+    for part in vision.parts():
+        if part.framewise:
+            torch_made = [expected.outputs[name] for name in part.names]
+        else:  # torch on what the graph made before: a stage is judged by its rule, not by the rounding before it
+            with torch.inference_mode():
+                torch_made = [output.numpy() for output in part.run(torch.from_numpy(tokens.astype(np.float32)))]
+        for name, values in zip(part.names, torch_made, strict=True):
+            tokens = got[name if name == VISUAL_TOKENS else f"{name}/output"]
+            rounding = expected.rounding if name in (INPUT, ENCODER, PROJECTOR) else 0.0
+            results.append(_judge(name, tokens, values, precision, name in vision.selected, rounding))
+        if part.flatten:
+            tokens = tokens.reshape(-1, tokens.shape[-1])
+    return results, tokens
 
 
 def verify_frame_by_frame(
-    engine: VisionEngine, vision: Vision, tokens: np.ndarray, pixels: np.ndarray, precision: str, rounding: float
+    engine: VisionEngine, vision: Vision, tokens: np.ndarray, expected: VisionReference, precision: str
 ) -> StageResult:
     """What runs frame by frame, in a Loop or split, against the tokens of the graph that was compared stage by stage."""
-    features = engine.encode_clip(pixels.astype(engine.pixel_values.dtype))
-    got = engine.compress(features)["visual_tokens"]
-    selected = any(stage.select for _, stage in vision.compress.stages)
+    features = engine.encode_clip(expected.inputs.astype(engine.pixel_values.dtype))
+    got = engine.compress(features)[VISUAL_TOKENS]
     name = "visual_tokens (split)" if engine.encodes_frames else "visual_tokens (loop)"
-    return _judge(name, got, tokens, precision, selected, rounding)
+    return _judge(name, got, tokens, precision, bool(vision.selected), expected.rounding)
 
 
 def verify_float16(rows: Sequence[Row], option: str) -> list[StageResult]:
     """The rows of runtime.tools.float16_rows; ExportError where float16 arithmetic loses more than is allowed. option: what to change."""
-    for row in rows:
-        if not row:
-            raise ExportError(
-                f"{row.stage}: with arithmetic in float16 the relative error is {row.error:.2e}, allowed {row.tolerance:.0e}"
-                f"{'; ' + row.note if row.note else ''}; this checkpoint needs {option}; nothing was written"
-            )
-    return [StageResult(row.stage, row.error, row.ok) for row in rows]
+    return _accepted(rows, "differs between torch and float16 arithmetic", f"this checkpoint needs {option}; ")
 
 
 def verify_llm(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
     """Prefill logits and greedy ids of the bundle's decoder against transformers'."""
-    rows = compare_llm(
-        LocalDecoder.open(bundle, "onnx", EngineOptions("cpu")), Prompt(bundle), expected, bundle.manifest.llm_precision
-    )
-    for row in rows:
-        if not row:
-            raise ExportError(
-                f"{row.stage} differs between transformers and ONNX Runtime: relative error {row.error:.2e}, allowed {row.tolerance:.0e}"
-                f"{'; ' + row.note if row.note else ''}; nothing was written"
-            )
-    return [StageResult(row.stage, row.error, row.ok) for row in rows]
+    decoder = LocalDecoder.open(bundle, "onnx", EngineOptions("cpu"))
+    rows = compare_llm(decoder, Prompt(bundle), expected, bundle.manifest.llm_precision)
+    return _accepted(rows, "differs between transformers and ONNX Runtime")
 
 
 def verify_batch(bundle: Bundle, rounding: float) -> StageResult:
@@ -122,7 +100,7 @@ def verify_batch(bundle: Bundle, rounding: float) -> StageResult:
 
     rounding: of the LLM's reference, as in runtime.tools.reference.
     """
-    rng, precision = np.random.default_rng(0), bundle.manifest.llm_precision
+    rng = np.random.default_rng(0)
     embeddings = Prompt(bundle).embeddings
     scale = float(np.std(embeddings[range(min(512, len(embeddings)))]))
     lengths = [min(length, bundle.manifest.limits["max_context"] - 1) for length in (5, 17, 9)]
@@ -134,7 +112,7 @@ def verify_batch(bundle: Bundle, rounding: float) -> StageResult:
     together.close()
     alone = LocalDecoder.open(bundle, "onnx", EngineOptions("cpu"))
     expected = np.stack([alone.conversation().extend(prompt[None]) for prompt in prompts])
-    return _judge("llm/batch", got, expected, precision, rounding=rounding)
+    return _judge("llm/batch", got, expected, bundle.manifest.llm_precision, rounding=rounding)
 
 
 def _judge(
@@ -142,8 +120,20 @@ def _judge(
 ) -> StageResult:
     difference = compare(got, expected, precision, selected, rounding=rounding)
     if not difference.ok:
-        raise ExportError(
-            f"{name} differs between torch and ONNX Runtime: relative error {difference.error:.2e}, allowed {difference.allowed:.0e} "
-            f"in {precision}; stages before it agree, nothing was written"
+        raise _differs(
+            f"{name} differs between torch and ONNX Runtime", difference.error, f"{difference.allowed:.0e} in {precision}"
         )
     return StageResult(name, difference.error, True)
+
+
+def _accepted(rows: Sequence[Row], differs: str, remedy: str = "") -> list[StageResult]:
+    """The results of rows that are all within tolerance; ExportError for the first that is not."""
+    for row in rows:
+        if not row:
+            note = f"; {row.note}" if row.note else ""
+            raise _differs(f"{row.stage} {differs}", row.error, f"{row.tolerance:.0e}{note}", remedy)
+    return [StageResult(row.stage, row.error, row.ok) for row in rows]
+
+
+def _differs(what: str, error: float, allowed: str, remedy: str = "stages before it agree, ") -> ExportError:
+    return ExportError(f"{what}: relative error {error:.2e}, allowed {allowed}; {remedy}nothing was written")

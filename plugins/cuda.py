@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from plugins.arrays import View, empty_like, stream_of, view
-from plugins.errors import EngineError, SpecError, missing_package
+from plugins.driver import Device, call_driver, driver
+from plugins.errors import EngineError, SpecError
 from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, launches, variant_for
 from plugins.op import StGridPool, not_covered, output_shape, spec_from_text
 from plugins.plan import Plan, make_plan
@@ -86,48 +87,32 @@ def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str, shared: int) 
     return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), launches(plan, variant), scratch)
 
 
-class _Gpu:
-    """One device: its primary context, the kernels compiled for it, the plans uploaded to it."""
+class _Gpu(Device):
+    """One device, the kernels compiled for it and the plans uploaded to it."""
 
     def __init__(self, ordinal: int):
-        driver = _driver()
-        self.ordinal = ordinal
-        self.device = _checked(driver.cuDeviceGet(ordinal))
-        self.context = _checked(driver.cuDevicePrimaryCtxRetain(self.device))
-        attribute = driver.CUdevice_attribute
-        names = (attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
-        major, minor = (_checked(driver.cuDeviceGetAttribute(name, self.device)) for name in names)
-        if (major, minor) < (8, 0):
+        super().__init__(ordinal)
+        major, minor = self.capability
+        if self.capability < (8, 0):
             raise EngineError(
                 f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
             )
         self.target = f"sm_{major}{minor}"
-        limit = attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        self.shared = int(_checked(driver.cuDeviceGetAttribute(limit, self.device)))
+        self.shared = self.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         # programmatic dependent launch, where a driver can also capture it into a graph
-        self.overlaps = (major, minor) >= (9, 0) and int(_checked(driver.cuDriverGetVersion())) >= 12030
+        self.overlaps = self.capability >= (9, 0) and call_driver("cuDriverGetVersion") >= 12030
         self.kernel = functools.cache(self._kernel)
         self.upload = functools.cache(self._upload)
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        driver = _driver()
-        _checked(driver.cuCtxPushCurrent(self.context))
-        try:
-            yield
-        finally:
-            driver.cuCtxPopCurrent()
-
-    @contextlib.contextmanager
     def scratch(self, size: int, stream: int) -> Iterator[int]:
         """Stream-ordered memory: it is free for others when the kernels that use it have run."""
-        driver = _driver()
-        pointer = _checked(driver.cuMemAllocAsync(size, stream)) if size else 0
+        pointer = call_driver("cuMemAllocAsync", size, stream) if size else 0
         try:
             yield int(pointer)
         finally:
             if size:
-                driver.cuMemFreeAsync(pointer, stream)
+                driver().cuMemFreeAsync(pointer, stream)
 
     def launch(self, call: _Call, x: int, scratch: int, out: int, stream: int) -> None:
         kernel, tables = self.kernel(call.variant), self.upload(call.plan)
@@ -137,21 +122,20 @@ class _Gpu:
             parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
             # The first launch must not begin before what wrote x has ended.
             config = _config(blocks, call.variant, stream, overlaps=self.overlaps and number > 0)
-            _checked(_driver().cuLaunchKernelEx(config, kernel, ctypes.addressof(parameters), 0))
+            call_driver("cuLaunchKernelEx", config, kernel, ctypes.addressof(parameters), 0)
 
     def _kernel(self, variant: Variant) -> Any:
-        driver = _driver()
-        module = _checked(driver.cuModuleLoadData(compile_kernel(variant, self.target).code))
-        function = _checked(driver.cuModuleGetFunction(module, KERNEL.encode()))
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(function, attribute, variant.shared_bytes))
+        module = call_driver("cuModuleLoadData", compile_kernel(variant, self.target).code)
+        function = call_driver("cuModuleGetFunction", module, KERNEL.encode())
+        attribute = driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call_driver("cuFuncSetAttribute", function, attribute, variant.shared_bytes)
         return function
 
     def _upload(self, plan: Plan) -> int:
         tables = (ctypes.c_int * len(plan.ints))(*plan.ints)
         size = ctypes.sizeof(tables)
-        pointer = _checked(_driver().cuMemAlloc(size))
-        _checked(_driver().cuMemcpyHtoD(pointer, ctypes.addressof(tables), size))
+        pointer = call_driver("cuMemAlloc", size)
+        call_driver("cuMemcpyHtoD", pointer, ctypes.addressof(tables), size)
         return int(pointer)
 
 
@@ -161,43 +145,26 @@ _gpu = functools.cache(_Gpu)
 @functools.lru_cache(maxsize=256)
 def _config(blocks: int, variant: Variant, stream: int, overlaps: bool) -> Any:
     """overlaps: the launch may begin while the one before it ends; the kernel waits where it reads what that one writes."""
-    driver = _driver()
-    config = driver.CUlaunchConfig()
+    config = driver().CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = variant.threads, variant.groups, 1
     config.sharedMemBytes = variant.shared_bytes
     config.hStream = stream
     if overlaps:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute = driver().CUlaunchAttribute()
+        attribute.id = driver().CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
         config.attrs = [attribute]
         config.numAttrs = 1
     return config
 
 
-@functools.cache
-def _driver() -> Any:
-    try:
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise missing_package("cuda-bindings", "the plugin's kernel", "plugin") from error
-    try:
-        (status,) = driver.cuInit(0)
-    except RuntimeError as error:  # libcuda is not there
-        raise EngineError("this machine has no NVIDIA driver; the plugin's kernel needs a GPU, the plain graph does not") from error
-    if int(status):
-        raise EngineError(
-            f"the NVIDIA driver does not start ({status.name}); the plugin's kernel needs a GPU, the plain graph does not"
-        )
-    return driver
-
-
 def _device_of(array: View) -> int:
     if array.device is not None:
         return array.device
-    ordinal = _driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(_checked(_driver().cuPointerGetAttribute(ordinal, array.pointer)))
+    return int(
+        call_driver("cuPointerGetAttribute", driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
+    )
 
 
 def _refuse_layout(name: str, array: View) -> None:
@@ -205,10 +172,3 @@ def _refuse_layout(name: str, array: View) -> None:
         raise EngineError(f"{name} is not contiguous; expected [T, H, W, D] in row order, make it so with .contiguous()")
     if array.pointer % 16:
         raise EngineError(f"{name} begins at an address that is no multiple of 16 bytes; copy it to memory of its own")
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    status, *values = result
-    if int(status):
-        raise EngineError(f"the NVIDIA driver refused a call of the plugin: {status.name}")
-    return values[0] if values else None

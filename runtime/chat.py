@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from runtime.bundle import Bundle
 from runtime.core.errors import PromptError
 from runtime.core.options import check_limits, nested, option
 from runtime.engine import EngineOptions
+from runtime.llm.chat import ClipTokens
 from runtime.llm.decoder import Conversation, LocalDecoder
+from runtime.llm.generation import Generation, Request, keys_of
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
 from runtime.media.clip import check_file
 from runtime.prompt import Prompt, PromptIds
-from runtime.prompt.tokenizer import TextStream
 from runtime.vision.encoder import VisionEncoder, VisualTokens
 
 
@@ -47,6 +48,18 @@ class Answer:
     repeated_frames: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def about(cls, visual: VisualTokens, bundle: Bundle) -> Answer:
+        """What is known of a clip's answer before its first token."""
+        return cls(
+            patch_tokens=bundle.manifest.patch_tokens,
+            visual_tokens=len(visual.tokens),
+            frames=list(visual.clip.indices),
+            repeated_frames=visual.clip.repeated,
+            notes=visual.clip.notes,
+            seconds=dict(visual.seconds),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -97,36 +110,25 @@ class VideoChat:
 
     def _answer(self, visual: VisualTokens, ids: PromptIds, options: AskOptions) -> Iterator[str]:
         start = time.perf_counter()
-        embeddings = self.prompt.embed(ids, visual.tokens)
+        keys, embeddings = keys_of(ids, [ClipTokens("", visual.tokens)]), self.prompt.embed(ids, visual.tokens)
+        generation = Generation(Request(keys, embeddings[0], options.max_new_tokens, options.sampling), self.prompt)
         conversation = self.decoder.conversation()
         logits = conversation.extend(embeddings)
         prefill = time.perf_counter() - start
-        self.answer = Answer(
-            patch_tokens=self.bundle.manifest.patch_tokens,
-            visual_tokens=len(visual.tokens),
-            prompt_tokens=embeddings.shape[1],
-            frames=list(visual.clip.indices),
-            repeated_frames=visual.clip.repeated,
-            notes=visual.clip.notes,
-            seconds=visual.seconds | {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill},
-        )
-        choose = options.sampling.chooser(self.prompt.seen(ids), self.prompt.repetition_penalty)
-        return self._decode(self.answer, conversation, logits, choose, options.max_new_tokens)
+        self.answer = Answer.about(visual, self.bundle)
+        self.answer.ids, self.answer.prompt_tokens = generation.ids, len(keys)
+        self.answer.seconds |= {"prefill": prefill, "time_to_first_token": sum(visual.seconds.values()) + prefill}
+        return self._decode(self.answer, generation, conversation, logits)
 
-    def _decode(
-        self, answer: Answer, conversation: Conversation, logits: np.ndarray, choose: Callable[[np.ndarray], int], limit: int
-    ) -> Iterator[str]:
+    def _decode(self, answer: Answer, generation: Generation, conversation: Conversation, logits: np.ndarray) -> Iterator[str]:
         start = time.perf_counter()
-        stream, table = TextStream(self.prompt.tokenizer), self.prompt.embeddings
-        ids = conversation.generate(logits, lambda token: table[[token]][None], choose, self.prompt.eos, limit)
-        for token in ids:
-            answer.ids.append(token)
-            answer.seconds["decode"] = time.perf_counter() - start
-            yield from _emit(answer, stream.push(token))
-        yield from _emit(answer, stream.finish())
-
-
-def _emit(answer: Answer, piece: str) -> Iterator[str]:
-    if piece:
-        answer.text += piece
-        yield piece
+        while True:
+            piece = generation.next_piece(logits, conversation.length == self.decoder.max_context)
+            if piece.finish != "stop":  # which chose no id
+                answer.seconds["decode"] = time.perf_counter() - start
+            if piece.text:
+                answer.text += piece.text
+                yield piece.text
+            if piece.last:
+                return
+            logits = conversation.extend(self.prompt.embeddings[generation.ids[-1:]][None])

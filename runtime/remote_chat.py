@@ -45,14 +45,7 @@ class RemoteChat:
         chat = Chat(
             question_about_clip(question), [ClipTokens(str(video), visual.tokens)], options.max_new_tokens, options.sampling
         )
-        self.answer = Answer(
-            patch_tokens=self.bundle.manifest.patch_tokens,
-            visual_tokens=len(visual.tokens),
-            frames=list(visual.clip.indices),
-            repeated_frames=visual.clip.repeated,
-            notes=visual.clip.notes,
-            seconds=dict(visual.seconds),
-        )
+        self.answer = Answer.about(visual, self.bundle)
         return self._stream(chat)
 
     def _stream(self, chat: Chat) -> Iterator[str]:

@@ -11,7 +11,7 @@ from export.compress import DEFAULT_PRESET
 from export.demo import CHECKPOINT
 from export.demo.clips import ClipOptions, write_demo_clip
 from export.demo.recipe import POOLINGS, Recipe
-from export.demo.world import SPLITS
+from export.scenes.scene import SPLITS
 from runtime.core.errors import exit_code
 from runtime.core.progress import log
 

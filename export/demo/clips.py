@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.demo.draw import DemoClip, make_clip
-from export.demo.world import MIN_FRAMES, SIZE, clip_rng
+from export.scenes.draw import DrawnClip, make_clip
+from export.scenes.scene import MIN_FRAMES, SIZE, clip_rng
 from runtime.core.errors import ExportError, missing_package
 from runtime.core.files import atomic_file
 
@@ -31,7 +31,7 @@ class ClipOptions:
     scale: int = 3
 
 
-def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DemoClip:
+def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DrawnClip:
     """Generate the clip of `options.seed`, write it to `path` as H.264 in an mp4 file, and return it.
 
     Raises ExportError for options out of range and for a path that can't be written.

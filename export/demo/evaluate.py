@@ -20,10 +20,11 @@ import torch
 
 from export.compress import DEFAULT_PRESET, expand, make
 from export.demo import CHECKPOINT
-from export.demo.draw import DemoClip, make_clip
 from export.demo.packing import answer_logits, pack, use_blocked_attention
 from export.demo.tiny import VOCABULARY, encoded, project
-from export.demo.world import GRID, SPLITS, Question, choices, clip_rng
+from export.scenes.draw import DrawnClip, make_clip
+from export.scenes.questions import Question, choices
+from export.scenes.scene import GRID, SPLITS, clip_rng
 from runtime.core.errors import ExportError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def evaluate(options: EvaluateOptions, progress: Callable[[int, int], None] = la
     }
 
 
-def clips_of(split: str, seed: int, count: int) -> Iterator[DemoClip]:
+def clips_of(split: str, seed: int, count: int) -> Iterator[DrawnClip]:
     """The clips of a seed, one by one; a longer run begins with those of a shorter one."""
     for index in range(count):
         yield make_clip(clip_rng(split, seed, index), FRAMES)
@@ -161,8 +162,8 @@ def _facts(spec: str, tokens: int) -> dict[str, Any]:
     return {"compress": spec, "tokens_per_clip": tokens, "compression": round(FRAMES * GRID * GRID / tokens, 2)}
 
 
-def _chunks(clips: Iterator[DemoClip]) -> Iterator[list[DemoClip]]:
-    chunk: list[DemoClip] = []
+def _chunks(clips: Iterator[DrawnClip]) -> Iterator[list[DrawnClip]]:
+    chunk: list[DrawnClip] = []
     for clip in clips:
         chunk.append(clip)
         if len(chunk) == _BATCH:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from export.demo.tiny import VOCABULARY
-from export.demo.world import Question
+from export.scenes.questions import Question
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from export.demo.world import COLORS, CORNERS, DIRECTIONS, GRID, LETTERS, NUMBERS, PATCH, SHAPES, SIZE
+from export.scenes.scene import COLORS, CORNERS, DIRECTIONS, GRID, LETTERS, NUMBERS, PATCH, SHAPES, SIZE
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast

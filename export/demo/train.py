@@ -24,11 +24,12 @@ import torch
 from torch.nn import functional
 
 from export.demo import mix, warmup
-from export.demo.draw import make_clip, make_still
 from export.demo.packing import LENGTH, Packed, answer_logits, pack, use_blocked_attention
 from export.demo.recipe import QUESTIONS, SCALE_LOSS, WEIGHTS, Recipe
 from export.demo.tiny import encoded, make_model, project, save_checkpoint
-from export.demo.world import GRID, KINDS, clip_rng
+from export.scenes.draw import make_clip, make_still
+from export.scenes.questions import KINDS
+from export.scenes.scene import GRID, clip_rng
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, atomic_file
 

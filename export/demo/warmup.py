@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from export.demo.draw import WHAT, draw_with_labels
 from export.demo.tiny import VOCABULARY
-from export.demo.world import COLORS, CORNERS, GRID, LETTERS, PATCH, SHAPES, SIZE, Flash, Letter, Scene, Thing, draw_damage
+from export.scenes.draw import WHAT, draw_with_labels
+from export.scenes.make import draw_damage
+from export.scenes.scene import COLORS, CORNERS, GRID, LETTERS, PATCH, SHAPES, SIZE, Flash, Letter, Scene, Thing
 
 _COVERED = 24  # pixels of a patch from which on it shows a thing
 

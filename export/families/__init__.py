@@ -7,8 +7,8 @@ A family module offers
     describe_llm(checkpoint) -> LLMInfo          the same
     check_vision_weights(checkpoint)             refuses, from the headers of the weight files, what does not belong to the config
     check_llm_weights(checkpoint, values=False)  the same; values: NaN and infinite ones too, which reads every weight
-    load_vision(checkpoint) -> VisionHalf
-    load_llm(checkpoint) -> LLMHalf
+    load_vision(checkpoint) -> VisionModel
+    load_llm(checkpoint) -> nn.Module            the library's own causal LM (transformers), float32
 Each component is read alone, so that an export never holds both.
 """
 
@@ -35,8 +35,12 @@ FAMILIES = {"llava-ov": "export.families.llava_ov"}
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """What the configs say of the vision encoder; the fields are those of VisionHalf.
+    """What the configs say of the vision encoder.
 
+    grid              (H, W) patch rows and columns of a frame
+    frames            the checkpoint's own number of frames a clip, or the family's default
+    hidden_size       D of the LLM
+    preprocessing     what `runtime.media.preprocess` needs
     closing_tokens    tokens after a clip's compressed ones
     """
 
@@ -57,14 +61,13 @@ class LLMInfo:
 
 
 @dataclass(frozen=True)
-class VisionHalf:
-    """The vision half in the parts that the export needs, float32, in eval mode.
+class VisionModel:
+    """The vision encoder in the parts that the export needs, float32, in eval mode.
 
     T frames, H, W patch rows and columns, h, w pixels, C encoder width, D hidden.
 
     grid              (H, W)
-    frames            the checkpoint's own number of frames a clip, or the family's default
-    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], spelled for export
+    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], written for export
     reference_encoder the library's own encoder, same signature and storage, that verify compares with
     projector         [..., C] -> [..., D]
     newline           [1, D], the token that closes a clip
@@ -72,21 +75,11 @@ class VisionHalf:
     """
 
     grid: tuple[int, int]
-    frames: int
-    hidden_size: int
     encoder: nn.Module
     reference_encoder: nn.Module
     projector: nn.Module
     newline: torch.Tensor
     preprocessing: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LLMHalf:
-    """causal_lm: the library's own (transformers), float32; prompt: the manifest's, with the chat template's text in place of its file."""
-
-    causal_lm: nn.Module
-    prompt: dict[str, Any]
 
 
 def family(name: str) -> ModuleType:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from export.checkpoint import Checkpoint
-from export.families import LLMHalf, LLMInfo, VisionHalf, VisionInfo, check_model_type, reading_config
+from export.families import LLMInfo, VisionInfo, VisionModel, check_model_type, reading_config
 from export.families.chat import read_chat, read_preprocessing
 from export.families.siglip import SiglipEncoder
 from export.weights import check_finite, check_weights, load_weights
@@ -108,16 +108,14 @@ def check_llm_weights(checkpoint: Checkpoint, values: bool = False) -> None:
         check_finite(checkpoint, _llm_name)
 
 
-def load_vision(checkpoint: Checkpoint) -> VisionHalf:
+def load_vision(checkpoint: Checkpoint) -> VisionModel:
     """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
     info, config = describe_vision(checkpoint), _config(checkpoint)
     layers = _feature_layers(checkpoint, config)
     parts = _VisionParts(config)
     load_weights(checkpoint, parts, _vision_name)
-    return VisionHalf(
+    return VisionModel(
         grid=info.grid,
-        frames=info.frames,
-        hidden_size=info.hidden_size,
         encoder=SiglipEncoder(parts.vision_tower, layers),
         reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
         projector=parts.multi_modal_projector,
@@ -126,13 +124,14 @@ def load_vision(checkpoint: Checkpoint) -> VisionHalf:
     )
 
 
-def load_llm(checkpoint: Checkpoint) -> LLMHalf:
-    """Qwen2 and the prompt's facts of a checkpoint. CheckpointError says what does not fit."""
-    info, config = describe_llm(checkpoint), _config(checkpoint)
+def load_llm(checkpoint: Checkpoint) -> nn.Module:
+    """Qwen2 of a checkpoint. CheckpointError says what does not fit."""
+    describe_llm(checkpoint)
+    config = _config(checkpoint)
     config.text_config.use_sliding_window = False  # no layer slides, whatever the config would allow
     parts = _LLMParts(config)
     load_weights(checkpoint, parts, _llm_name, _tied(config))
-    return LLMHalf(parts.causal_lm[0], info.chat.as_prompt())
+    return parts.causal_lm[0]
 
 
 def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:

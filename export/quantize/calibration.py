@@ -1,114 +1,34 @@
-"""What quantisation looks at: clips of the user's own, or of the demo's generator.
+"""Prompts about calibration clips, for the LLM.
 
-    Clips(preprocessing, directory)      preprocessing: the bundle's
-    .frames(count)  frames spread over the clips, as the graph takes them: float32 [count, 3, h, w], or uint8 [count, h, w, 3]
-    .clips(count, T)  clips of T such frames, each with questions about it
-    calibration_prompts(bundle, clips)      prompts around the visual tokens of those clips, for the LLM
-
-The demo's clips are drawn from the training split, with a stream of their own. They show flat shapes on textures, which is not what a
-camera shows: for a checkpoint of real videos give a directory.
-
-T frames, h, w rows and columns of the encoder's input, N visual tokens, S prompt positions, D hidden.
+S prompt positions, N visual tokens, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from export.quantize.clips import QUESTIONS, Clips
 from runtime.bundle import Bundle
-from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
-from runtime.media.clip import sample_frames
-from runtime.media.preprocess import Preprocessor
 from runtime.prompt import Prompt
 from runtime.vision.encoder import VisionEncoder
 
-_SUFFIXES = {".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm", ".wmv"}
-_QUESTIONS = ("What happens in the video?", "What is in the video, and where?", "How many people are there?")
-_DEMO_FRAMES = 16
-_MOST_CLIPS = 32  # of a directory: calibration wants no more frames than that
-_PROMPT_CLIPS, _PROMPT_QUESTIONS = 4, 2
+_CLIPS, _QUESTIONS = 4, 2  # of each clip
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Calibration clips; ExportError for a directory without videos."""
+def calibration_prompts(bundle: Bundle, clips: Clips, visual_tokens: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Embeddings [1, S, D] of questions about clips, as the bundle's vision encoder sees them.
 
-    preprocessing: dict[str, Any]
-    directory: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.directory is not None and not self._files():
-            raise ExportError(
-                f"--calibrate {self.directory} holds no video ({', '.join(sorted(_SUFFIXES))}); give a directory with a few typical clips"
-            )
-
-    @property
-    def source(self) -> str:
-        """What they are, for the report."""
-        return f"{len(self._files())} videos of {self.directory}" if self.directory else "clips of the demo's generator"
-
-    def check(self, frames: int) -> None:
-        """Decode what quantisation will look at, for clips of `frames` frames; VideoError for a video that can't be read."""
-        for file in self._files():
-            sample_frames(file, frames, self._resized)
-
-    def frames(self, count: int) -> np.ndarray:
-        """[count, …]: a few frames of each clip, neighbours from different clips."""
-        clips = min(count, len(self._files()) if self.directory else max(1, count // 4))
-        each = -(-count // clips)
-        drawn = [pixels for pixels, _ in self.clips(clips, each)]
-        return np.stack(drawn, 1).reshape(-1, *drawn[0].shape[1:])[:count]
-
-    def clips(self, count: int, frames: int) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """(what the graph takes of `frames` frames, questions) of up to `count` clips."""
-        if self.directory:
-            for file in self._files()[:count]:
-                shown = sample_frames(file, frames, self._resized).frames
-                yield self._processor.normalise(shown), list(_QUESTIONS)
-            return
-        from export.demo.draw import make_clip
-        from export.demo.world import clip_rng
-
-        for index in range(count):
-            clip = make_clip(clip_rng("train", 0, 3, index), _DEMO_FRAMES)
-            chosen = np.linspace(0, _DEMO_FRAMES - 1, frames).round().astype(int)
-            shown = np.stack([self._resized(clip.frames[at]) for at in chosen])
-            yield self._processor.normalise(shown), [q.question for q in clip.questions]
-
-    def _resized(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 [any, any, 3] -> [h, w, 3]; for a graph that resizes by itself, to the size that it takes, whatever the filter."""
-        if self._processor.frames is None:
-            return self._processor.resize(frame)
-        from PIL import Image
-
-        height, width = self._processor.frames
-        return np.asarray(Image.fromarray(frame).resize((width, height)))
-
-    @cached_property
-    def _processor(self) -> Preprocessor:
-        return Preprocessor(self.preprocessing)
-
-    def _files(self) -> list[Path]:
-        if not self.directory or not self.directory.is_dir():
-            return []
-        return sorted(file for file in self.directory.iterdir() if file.suffix.lower() in _SUFFIXES)[:_MOST_CLIPS]
-
-
-def calibration_prompts(bundle: Bundle, clips: Clips, visual: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Embeddings [1, S, D] of questions about clips, as the bundle's vision half sees them; visual: tokens [N, D] for all of them instead."""
+    visual_tokens: [N, D] to use instead of all clips, where the bundle has no vision encoder.
+    """
     prompt = Prompt(bundle)
-    if visual is not None:
-        yield from (prompt.embed(prompt.ids(question), visual) for question in _QUESTIONS)
+    if visual_tokens is not None:
+        yield from (prompt.embed(prompt.ids(question), visual_tokens) for question in QUESTIONS)
         return
     vision = VisionEncoder.open(bundle, "onnx", EngineOptions("cpu"))
-    for pixels, questions in clips.clips(_PROMPT_CLIPS, bundle.manifest.frames):
+    for pixels, questions in clips.clips(_CLIPS, bundle.manifest.frames):
         tokens = vision.tokens(pixels)
-        yield from (prompt.embed(prompt.ids(question), tokens) for question in questions[:_PROMPT_QUESTIONS])
+        yield from (prompt.embed(prompt.ids(question), tokens) for question in questions[:_QUESTIONS])
     vision.engine.close()

@@ -17,6 +17,7 @@ import onnx
 from export.quantize.layers import Layer, find_layers, own_errors, save, with_outputs, with_weights, worst
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
+from runtime.bundle.tensors import LOGITS
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.step import cache_pairs, decoder_feeds
 from runtime.tools.compare import relative_error
@@ -98,6 +99,6 @@ def _run(engine: OnnxEngine, prompt: np.ndarray) -> dict[str, np.ndarray]:
 
 def _logits(engine: OnnxEngine, prompts: Sequence[np.ndarray]) -> np.ndarray:
     """[prompts, V] of each prompt's last position; the engine is closed afterwards."""
-    rows = [_run(engine, prompt)["logits"][0, -1] for prompt in prompts]
+    rows = [_run(engine, prompt)[LOGITS][0, -1] for prompt in prompts]
     engine.close()
     return np.stack(rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.quantize.calibration import Clips
+from export.quantize.clips import Clips
 from export.quantize.equalize import find_equalization
 from export.quantize.layers import Layer, Round, find_layers, own_errors, save, with_outputs, with_weights, worst
 from export.quantize.qdq import int8_rounded, w8a8

@@ -1,10 +1,11 @@
-"""Graph passes: the exporter's ONNX graph -> one that TensorRT takes well, in float32 where it must be, with readable names.
+"""Graph passes: the exporter's ONNX graph -> one with readable names that TensorRT runs well.
 
     run_passes(model, graph="vision")        -> (model, [PassReport, …])
 
-A pass is one file with `run(graph) -> int`, the number of rewrites it made, and one line in PASSES. It may also have
-`check(graph) -> str`: what now holds, for the report, or an ExportError that says which node breaks it. Passes change structure;
-weights are neither read nor copied, so a graph whose weights are external costs its structure's memory.
+torch's exporter has folded constants and merged equal nodes already. A pass is one file with `run(graph, context) -> int`, the number
+of rewrites it made, and one line in PASSES. It may also have `check(graph, context) -> str`: a note for the report, or an ExportError
+that names the node at fault. Passes change structure; weights are neither read nor copied, so a graph whose weights are external costs
+its structure's memory.
 """
 
 from __future__ import annotations
@@ -15,27 +16,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.surgeon.context import Context
 from runtime.core.errors import ExportError, nearest
 
 if TYPE_CHECKING:
     import onnx
 
-# In this order: names come first, because the passes find `compress` by name and call new nodes after those they replace;
-# folding comes before the passes that look for constants.
+# In this order: names come first, because the passes find `compress` by name and call new nodes after those they replace.
 PASSES: dict[str, str] = {
     "names": "export.surgeon.names",
-    "fold": "export.surgeon.fold",
-    "layout": "export.surgeon.layout",
-    "gathernd": "export.surgeon.gathernd",
-    "scatternd": "export.surgeon.scatternd",
     "int64": "export.surgeon.int64",
-    "float32_norms": "export.surgeon.float32_norms",
+    "float32": "export.surgeon.float32",
     "join_matmuls": "export.surgeon.join_matmuls",
     "frame_loop": "export.surgeon.frame_loop",
     "fuse_gridpool": "export.surgeon.fuse_gridpool",
     "batch": "export.surgeon.batch",
 }
-ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # not among the passes of a graph for which none are named
+ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # run only where they are named
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,14 @@ def run_passes(
     precision: str | None = None,
     required: Iterable[str] = (),
     directory: Path | None = None,
-    compression: str | None = None,
+    compression: str = "",
 ) -> tuple[onnx.ModelProto, list[PassReport]]:
-    """Run `passes` (None: all but those ON_REQUEST) over `model`, in the order of PASSES; the given model must not be used afterwards.
+    """Run `passes` (None: all but those ON_REQUEST) over `model`, in the order of PASSES; `model` must not be used afterwards.
 
-    graph: the bundle's name of the graph, e.g. "vision"; precision: "fp32" or "fp16", checked where given;
-    required: passes for which zero rewrites are an error; directory: where external data lies, to read small constants.
-    compression: the expanded spec of the `compress` nodes, for passes that must know it.
-    Raises ExportError for an unknown pass, and where a pass finds the graph not to be what it must be.
+    graph: the bundle's name of the graph, e.g. "vision"; precision: "fp32" or "fp16", checked where it is not None;
+    required: passes for which zero rewrites are an error; directory: of the model's external data, to read small constants;
+    compression: the expanded spec of the `compress` nodes, for passes that need it.
+    Raises ExportError for an unknown pass, and where a pass's check fails.
     """
     from export.surgeon.graph import graph_from_model, model_from_graph
 
@@ -76,15 +73,15 @@ def run_passes(
         if name not in PASSES:
             raise ExportError(f'no surgeon pass "{name}"{nearest(name, PASSES)}')
     edited = graph_from_model(model, directory)
-    edited.name, edited.compression = graph, compression
+    edited.name = graph
+    context = Context(graph, model, compression)
     if precision is not None:
         _check_precision(edited, precision)
     reports = []
     for name in sorted(wanted, key=list(PASSES).index):
         module = import_module(PASSES[name])
-        rewrites = module.run(edited)
-        check = getattr(module, "check", None)
-        note = check(edited) if check else ""
+        rewrites = module.run(edited, context)
+        note = module.check(edited, context) if hasattr(module, "check") else ""
         if name in required and not rewrites:
             found = ", ".join(sorted({node.op for node in edited.nodes}))
             raise ExportError(f'{graph}: the pass "{name}" was required and found nothing to rewrite among {found}; {note}')
@@ -95,8 +92,8 @@ def run_passes(
 def _check_precision(graph: Any, precision: str) -> None:
     import numpy as np
 
-    halves = sum(tensor.dtype == np.float16 for tensor in graph.tensors().values())
-    if bool(halves) != (precision == "fp16"):
+    count = sum(tensor.dtype == np.float16 for tensor in graph.tensors().values())
+    if bool(count) != (precision == "fp16"):
         raise ExportError(
-            f"{graph.name}: {halves} tensors are float16 in a graph that was to be {precision}; convert the module before tracing"
+            f"{graph.name}: {count} tensors are float16; expected a {precision} graph, convert the module before tracing"
         )

@@ -2,10 +2,10 @@
 
     inputs_embeds [1, S, D], position_ids [1, S], past [1, K, M, d], attention_mask [1, P]   ->   [B, …] each, logits [B, 1, V]
 
-Nothing in the decoder mixes entries of the first axis, and its mask compares cache rows with each row's own positions, so
-conversations of different lengths stand in one batch as they are. Only the shapes are written for a batch of one: a Reshape
-that begins with 1 becomes one that copies the first dimension (ONNX's 0), and an Expand to 1 keeps B by broadcasting.
-The pass runs only where it is asked for, last, on a graph whose inputs all begin with a 1; weights are shared with it.
+Nothing in the decoder mixes entries of the first axis, and its mask compares cache rows with each row's positions, so conversations of
+different lengths fit one batch as they are. Only the shapes are written for a batch of one: a Reshape that begins with 1 becomes one
+that copies the first dimension (ONNX's 0), and an Expand to 1 keeps B by broadcasting. The pass runs on request, last, on a graph
+whose inputs all begin with a 1; weights are shared with it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from export.surgeon.context import Context
 from export.surgeon.graph import free_name, insert_after, small_value
 from runtime.bundle import BATCH
 
 
-def run(graph: gs.Graph) -> int:
+def run(graph: gs.Graph, context: Context) -> int:
     """Make the first axis of every input and output `B`; counts the Reshapes rewritten, 0 where an input has another batch."""
     boundary = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
     shapes = {key: tensor.shape for key, tensor in boundary.items()}
@@ -34,7 +35,7 @@ def run(graph: gs.Graph) -> int:
     return rewrites
 
 
-def check(graph: gs.Graph) -> str:
+def check(graph: gs.Graph, context: Context) -> str:
     return f"the first axis of all {len(graph.inputs)} inputs is {graph.inputs[0].shape[0]}"
 
 

@@ -3,13 +3,13 @@
     pixel_values [T, 3, h, w] -> encoder, projector -> compress
     becomes   Loop(T): Gather frame i -> encoder, projector at batch 1 -> stacked again -> compress
 
-Matrix products over one frame keep their activations in the cache, and a frame's attention scores are 1/T of the clip's.
-Measured on one SigLIP-so400m block at T=32, two threads: 235 ms per 4 frames against 315, 0.5 GB peak against 2.2.
-A GPU wants the batch instead, so this pass runs only where it is asked for. Weights stay initializers of the outer graph.
+Matrix products over one frame keep their activations in the cache, and a frame's attention scores are 1/T of the clip's. Measured on
+one SigLIP-so400m block at T=32, two threads: 235 ms per 4 frames against 315, 0.5 GB peak against 2.2. A GPU runs the batch faster,
+so this pass runs only on request. Weights stay initializers of the outer graph.
 
-What goes into the loop follows from the graph: everything that an input with a frame axis feeds, as long as every operator
-keeps the frames apart (RULES, by static shapes), up to the `compress` scope. Tensors that are read outside, or are graph
-outputs, are stacked under their own names; a part without a MatMul or Conv is left as it is.
+What goes into the loop follows from the graph: the nodes that an input with a frame axis feeds, as long as they keep the frames apart
+(RULES, by static shapes), up to the `compress` scope. Tensors that are read outside, or are graph outputs, are stacked under their
+names; a part without a MatMul or Conv is left as it is.
 
 T frames; a framed tensor is [T * k, …] with a frame's k rows side by side.
 """
@@ -21,6 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from export.surgeon.context import Context
 from export.surgeon.graph import free_name, is_output, small_value, static_shape, unique
 
 # fmt: off
@@ -35,7 +36,7 @@ _HEAVY = {"MatMul", "Gemm", "Conv", "Attention"}
 _BY_AXIS_ATTRIBUTE = {"LayerNormalization": -1, "RMSNormalization": -1, "Softmax": -1, "Concat": 0, "Split": 0, "Gather": 0}
 
 
-def run(graph: gs.Graph) -> int:
+def run(graph: gs.Graph, context: Context) -> int:
     """Move the frame-wise part into a Loop; counts the nodes moved."""
     inputs = [tensor for tensor in graph.inputs if (shape := static_shape(tensor)) and len(shape) > 1 and shape[0] > 1]
     if not inputs:
@@ -49,7 +50,7 @@ def run(graph: gs.Graph) -> int:
     return len(region)
 
 
-def check(graph: gs.Graph) -> str:
+def check(graph: gs.Graph, context: Context) -> str:
     loops = [node for node in graph.nodes if node.op == "Loop"]
     if not loops:
         return "no frame-wise part"
@@ -83,7 +84,7 @@ def _is_stored(tensor: gs.Tensor) -> bool:
 
 
 def _without_views_at_the_end(graph: gs.Graph, region: list[gs.Node]) -> list[gs.Node]:
-    """A Reshape whose result only leaves the loop costs nothing outside, and inside it would be a second stacked copy."""
+    """Without a Reshape whose result only leaves the loop: it costs nothing outside, and inside it would be a second stacked copy."""
     inside = {id(node) for node in region}
     for node in reversed(region):
         leaves = all(id(reader) not in inside for tensor in node.outputs for reader in tensor.outputs)
@@ -131,7 +132,7 @@ def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frame
         body_nodes.append(_for_one_frame(graph, node, local))
 
     loop = gs.Node("Loop", free_name(graph, prefix))
-    loop.inputs = [  # TensorRT's parser does not take the condition left out
+    loop.inputs = [  # TensorRT's parser requires the condition
         gs.Constant(free_name(graph, f"{prefix}/count"), np.array(frames, np.int64)),
         gs.Constant(free_name(graph, f"{prefix}/always"), np.array(True)),
     ]
@@ -146,11 +147,11 @@ def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frame
             stacked.append(flat)
             loop.outputs.append(tensor)
         else:
-            whole = gs.Variable(free_name(graph, f"{tensor.name}/stacked"), tensor.dtype, [frames, rows, *rest])
+            stack = gs.Variable(free_name(graph, f"{tensor.name}/stacked"), tensor.dtype, [frames, rows, *rest])
             shape = gs.Constant(free_name(graph, f"{tensor.name}/shape"), np.array(tensor.shape, np.int64))
-            after.append(gs.Node("Reshape", free_name(graph, f"{tensor.name}/Reshape"), inputs=[whole, shape], outputs=[tensor]))
+            after.append(gs.Node("Reshape", free_name(graph, f"{tensor.name}/Reshape"), inputs=[stack, shape], outputs=[tensor]))
             stacked.append(frame)
-            loop.outputs.append(whole)
+            loop.outputs.append(stack)
     for node in region:
         node.inputs.clear()
         node.outputs.clear()
@@ -174,8 +175,8 @@ def _for_one_frame(graph: gs.Graph, node: gs.Node, local: dict[int, gs.Tensor]) 
     return gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain)
 
 
-# RULES: operator -> whether it keeps the frames of its framed inputs apart; other inputs are constants, and every framed
-# tensor's first dimension is a multiple of T.
+# RULES: operator -> whether it keeps the frames of its framed inputs apart; other inputs are constants, and the first dimension of
+# framed tensors is a multiple of T.
 
 
 def _pointwise(node: gs.Node, framed: set[int]) -> bool:
@@ -196,7 +197,7 @@ def _matmul(node: gs.Node, framed: set[int]) -> bool:
     left, right = (static_shape(tensor) for tensor in node.inputs)
     if left is None or right is None or min(len(left), len(right)) < 2:
         return False
-    if id(node.inputs[0]) not in framed:  # a constant matrix before those of every frame
+    if id(node.inputs[0]) not in framed:  # a constant matrix times one of each frame
         return len(right) > 2 and (len(left) == 2 or (len(left) == len(right) and left[0] == 1))
     if id(node.inputs[1]) in framed:
         return len(left) == len(right) > 2 and left[0] == right[0]
@@ -248,6 +249,6 @@ RULES: dict[str, Callable[[gs.Node, set[int]], bool]] = {
     "Gemm": _gemm,
     "Attention": _attention,
     "Transpose": lambda node, framed: node.attrs.get("perm", [-1])[0] == 0,
-    "Reshape": _only_first,  # frames lie one after the other in memory, and [T * k, …] stays [T * k', …]
+    "Reshape": _only_first,  # frames are one after the other in memory, and [T * k, …] stays [T * k', …]
     "Flatten": lambda node, framed: node.attrs.get("axis", 1) != 0,
 }

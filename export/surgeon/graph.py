@@ -1,14 +1,13 @@
-"""What the passes share: ModelProto <-> graph-surgeon without losing module scopes or loading weights, and small edits.
+"""What the passes share: ModelProto <-> graph-surgeon without loading weights, and small edits.
 
 Weights stay where they are. graph-surgeon keeps initializers as unread LazyValues over the original protos, external ones
-included; only constants of up to SMALL bytes are ever read. graph-surgeon drops the exporter's metadata (stack traces with
-paths of the export host among it), so each node's module scope is taken from there first and kept as `node.scope`.
+included; only constants of up to SMALL bytes are ever read. It drops the exporter's metadata of nodes, stack traces with paths of
+the export host among it.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 SMALL = 1 << 20  # bytes; index tables and shapes are below, weights of real models above
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
 def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> gs.Graph:
@@ -31,17 +28,7 @@ def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> g
                 load_external_data_for_tensor(tensor, str(directory))
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
-    graph = gs.import_onnx(model)
-    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        node.scope = _module_scope(proto)
-    owned = {value.name for value in model.graph.value_info for prop in value.metadata_props if prop.key == _KIND}
-    for tensor in graph.tensors().values():
-        tensor.of_checkpoint = tensor.name in owned
-    if any(node.scope for node in graph.nodes):
-        for node in reversed(graph.nodes):
-            if node.scope is None:
-                node.scope = _scope_of_readers(node)
-    return graph
+    return gs.import_onnx(model)
 
 
 def model_from_graph(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
@@ -67,7 +54,7 @@ def small_value(tensor: gs.Tensor) -> np.ndarray | None:
 
 
 def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
-    """The shape where every dimension is a number."""
+    """The shape where all dimensions are numbers, else None."""
     shape = tensor.shape
     return tuple(shape) if shape is not None and all(isinstance(dim, int) for dim in shape) else None
 
@@ -76,28 +63,10 @@ def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     return any(tensor is output for output in graph.outputs)
 
 
-def replace_node(graph: gs.Graph, node: gs.Node, new: Sequence[gs.Node]) -> None:
-    """Put `new`, in order, where `node` is; they inherit its scope. The last of them takes over its outputs unless it has some."""
-    outputs = list(node.outputs)
-    node.inputs.clear()
-    node.outputs.clear()
-    position = _position(graph, node)
-    graph.nodes[position : position + 1] = list(new)
-    for added in new:
-        added.scope = scope_of(node)
-    if not new[-1].outputs:
-        new[-1].outputs = outputs
-
-
 def insert_after(graph: gs.Graph, tensor: gs.Tensor, new: gs.Node) -> None:
     """Put `new` right behind the producer of `tensor`, or first where that is a graph input or a constant."""
-    new.scope = scope_of(tensor.inputs[0]) if tensor.inputs else ""
-    graph.nodes.insert(_position(graph, tensor.inputs[0]) + 1 if tensor.inputs else 0, new)
-
-
-def insert_before(graph: gs.Graph, node: gs.Node, new: gs.Node) -> None:
-    new.scope = scope_of(node)
-    graph.nodes.insert(_position(graph, node), new)
+    position = next((index for index, node in enumerate(graph.nodes) if tensor.inputs and node is tensor.inputs[0]), -1)
+    graph.nodes.insert(position + 1, new)
 
 
 def reroute(old: gs.Tensor, new: gs.Tensor) -> None:
@@ -108,17 +77,6 @@ def reroute(old: gs.Tensor, new: gs.Tensor) -> None:
                 consumer.inputs[index] = new
 
 
-def scope_of(node: gs.Node) -> str:
-    """The node's module in the traced torch module, e.g. `encoder.layers.3.self_attn`; "" at the root or where unknown."""
-    return getattr(node, "scope", None) or ""
-
-
-def is_exporters(tensor: gs.Tensor, reader: gs.Node) -> bool:
-    """Whether the exporter made up the constant, and so its name; parameters and buffers have the module's names."""
-    traced = getattr(reader, "scope", None) is not None
-    return traced and isinstance(tensor, gs.Constant) and not getattr(tensor, "of_checkpoint", False)
-
-
 def unique(items: Iterable) -> list:
     """Items without repetitions of the same object (graph-surgeon compares nodes by value)."""
     return list({id(item): item for item in items}.values())
@@ -126,9 +84,9 @@ def unique(items: Iterable) -> list:
 
 def free_name(graph: gs.Graph, wanted: str) -> str:
     """`wanted`, or the first of wanted_2, wanted_3, … that names no node and no tensor."""
-    taken = {node.name for node in graph.nodes} | set(graph.tensors())
+    used = {node.name for node in graph.nodes} | set(graph.tensors())
     name, count = wanted, 1
-    while name in taken:
+    while name in used:
         count += 1
         name = f"{wanted}_{count}"
     return name
@@ -137,50 +95,26 @@ def free_name(graph: gs.Graph, wanted: str) -> str:
 def _hoist_initializers(model: onnx.ModelProto) -> None:
     """Move what graph-surgeon writes into subgraphs to the outer graph: a weight once, external data where runtimes look.
 
-    What a subgraph's Q/DQ nodes alone read stays: ONNX Runtime joins them with a MatMul only where their constants are of the same graph.
+    What only a subgraph's Q/DQ nodes read stays: ONNX Runtime fuses them with a MatMul only where their constants are in the same graph.
     """
     known = {tensor.name for tensor in model.graph.initializer}
     read_outside = {name for node in model.graph.node for name in node.input} | known
     for node in model.graph.node:
         for body in (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH):
             quantized = {name for inner in body.node if inner.op_type in _QDQ for name in inner.input} - read_outside
-            own = [tensor for tensor in body.initializer if tensor.name in quantized]
+            kept = [tensor for tensor in body.initializer if tensor.name in quantized]
             model.graph.initializer.extend(
                 tensor for tensor in body.initializer if tensor.name not in known and tensor.name not in quantized
             )
             known.update(tensor.name for tensor in model.graph.initializer)
-            own = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in own]  # `del` empties what it deletes
+            kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]  # `del` empties what it deletes
             del body.initializer[:]
-            body.initializer.extend(own)
+            body.initializer.extend(kept)
             made_here = {name for inner in body.node for name in inner.output}
             declared = [value for value in body.value_info if value.name in made_here]
             del body.value_info[:]
             body.value_info.extend(declared)
 
 
-def _position(graph: gs.Graph, node: gs.Node) -> int:
-    return next(index for index, other in enumerate(graph.nodes) if other is node)
-
-
 def _num_bytes(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims, dtype=np.int64)) * max(1, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def _module_scope(node: onnx.NodeProto) -> str | None:
-    for prop in node.metadata_props:
-        if prop.key == _SCOPES:
-            scopes = ast.literal_eval(prop.value)  # modules from the root inwards, then the traced op itself
-            scope = scopes[-2] if len(scopes) > 1 else ""
-            return "" if scope.startswith("_empty_nn_module_stack") else scope  # sizes that the exporter itself reads
-    return None
-
-
-def _scope_of_readers(node: gs.Node) -> str:
-    """The innermost scope that holds all readers, for nodes that the exporter's optimizer made without a scope."""
-    scopes = [scope_of(reader).split(".") for tensor in node.outputs for reader in tensor.outputs]
-    common: list[str] = []
-    for parts in zip(*scopes, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)

@@ -1,13 +1,12 @@
 """int64 arithmetic -> int32 where that is safe: positions, masks and index tables; the types of inputs and outputs stay.
 
 TensorRT has 64-bit kernels for few operators and fuses none of them; positions, frame and token indices fit in 32 bits.
-A node of POLYMORPHIC kind that computes in int64 is narrowed when everything that reads its results takes int32: another
-narrowed node, an index input, a Cast. What must stay int64 by ONNX (the shape input of Reshape, Expand, Slice, …, graph
-outputs) keeps the nodes before it as they are. Constants are converted if their values fit; a value that comes as int64
-(a graph input, Shape, TopK's indices) gets one Cast, and a Cast to int64 becomes one to int32. A connected group is
-narrowed only if it needs fewer new Casts than it has nodes.
+A POLYMORPHIC node that computes in int64 is narrowed when all readers of its results accept int32: another narrowed node, an index
+input, a Cast. What ONNX requires to be int64 (the shape input of Reshape, Expand, Slice, …, graph outputs) keeps the nodes before it
+as they are. Constants are converted if their values fit; an int64 value from elsewhere (a graph input, Shape, TopK's indices) gets
+one Cast, and a Cast to int64 becomes one to int32. A connected group is narrowed only if it needs fewer new Casts than it has nodes.
 
-Arithmetic must not be able to overflow: Mul and the like are narrowed on graph inputs and shapes, which count positions.
+Arithmetic must not overflow: Mul and the like are narrowed on graph inputs and shapes, which count positions.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from export.surgeon.context import Context
 from export.surgeon.graph import free_name, insert_after, is_output, small_value, unique
 
 _ALL = None
@@ -34,7 +34,7 @@ INDEX_INPUT = {"Gather": 1, "GatherElements": 1, "ScatterElements": 1}
 _INT32 = np.iinfo(np.int32)
 
 
-def run(graph: gs.Graph) -> int:
+def run(graph: gs.Graph, context: Context) -> int:
     """Narrow; counts nodes that compute in int32 now, and constant index tables that are int32 now."""
     narrowed = _worthwhile(graph, _narrowable(graph))
     casts: dict[int, gs.Tensor] = {}
@@ -52,7 +52,7 @@ def run(graph: gs.Graph) -> int:
     return rewrites
 
 
-def check(graph: gs.Graph) -> str:
+def check(graph: gs.Graph, context: Context) -> str:
     left = [node.op for node in graph.nodes if _computes_int64(node)]
     return f"{len(left)} nodes stay int64: {', '.join(sorted(set(left)))}" if left else "no arithmetic in int64"
 
@@ -62,7 +62,7 @@ def _computes_int64(node: gs.Node) -> bool:
 
 
 def _narrowable(graph: gs.Graph) -> list[gs.Node]:
-    """Nodes that may compute in int32, by taking away those that may not until no more go."""
+    """Nodes that may compute in int32: candidates that may not are dropped until none is left."""
     candidates = {id(node): node for node in graph.nodes if _computes_int64(node)}
     while True:
         bad = [node for node in candidates.values() if not _may_narrow(graph, node, candidates)]

@@ -1,10 +1,10 @@
-"""Matrix products that read one tensor become one product: query, key and value of an attention, mostly.
+"""Matrix products that read one tensor become one product: mostly query, key and value of an attention.
 
     q = x Wq + bq, k = x Wk + bk, v = x Wv + bv   becomes   q, k, v = Split(x [Wq Wk Wv] + [bq bk bv])
 
-For quantised graphs, and on request only, because it reads and copies the weights. ONNX Runtime 1.31 takes an int8 product to its
-integer kernel only where nobody else reads the dequantised input, and would compute these three in float; and where weights are small,
-as in an int4 decoder, the number of products is what a step costs.
+For quantised graphs, and on request only, because it reads and copies the weights. ONNX Runtime 1.31 uses its integer kernel for an
+int8 product only where nothing else reads the dequantised input, and would compute these three in float; and where weights are small,
+as in an int4 decoder, a step's cost is the number of its products.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from export.surgeon.context import Context
 from export.surgeon.graph import free_name, insert_after, is_output, reroute, unique
 
-ARITHMETIC = ("compress/", "vision/input/")  # scopes whose products are no layers
+ARITHMETIC = ("compress/", "vision/input/")  # scopes whose products are not layers
 
 
-def run(graph: gs.Graph) -> int:
+def run(graph: gs.Graph, context: Context) -> int:
     """Counts the products that were joined with another one."""
     joined = 0
     for tensor in list(graph.tensors().values()):
@@ -40,13 +41,13 @@ def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
 
 
 def _leaves(graph: gs.Graph, node: gs.Node) -> bool:
-    """Whether the product, or its sum with a bias, is an output of the graph, which keeps its name and its maker."""
+    """Whether the product, or its sum with a bias, is an output of the graph, which keeps its name and producer."""
     found = _bias(graph, node)
     return is_output(graph, node.outputs[0]) or (found is not None and is_output(graph, found[0].outputs[0]))
 
 
 def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
-    """All of `products`; biases too, where each of them has one."""
+    """Join `products`, and their biases where each of them has one."""
     weight = np.concatenate([node.inputs[1].values for node in products], axis=1)
     sizes = [node.inputs[1].shape[1] for node in products]
     biases = [_bias(graph, node) for node in products]
@@ -73,7 +74,7 @@ def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
 
 
 def _bias(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node, gs.Constant] | None:
-    """The Add of a constant row that alone reads the product."""
+    """The Add of a constant row, where it is the product's only reader."""
     (out,) = node.outputs
     readers = unique(out.outputs)
     if len(readers) != 1 or readers[0].op != "Add" or is_output(graph, out):

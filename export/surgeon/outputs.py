@@ -1,4 +1,4 @@
-"""Graph outputs that served a comparison, taken away again; a Loop then no longer stacks what nobody reads."""
+"""Removing graph outputs that served a comparison; a Loop then no longer stacks what nothing reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx
 
 
 def drop_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy of `model` without the outputs `names`. Their types stay known inside, so a tool can mark them as outputs again,
-    but for those that only a Loop made and nothing else reads: they are not computed any more."""
+    """A copy of `model` without the outputs `names`. Their types stay in its value_info, so that a tool can mark them as outputs again,
+    except for those that only a Loop made and nothing else reads: they are no longer computed."""
     final = onnx.ModelProto()
     final.CopyFrom(model)
     graph = final.graph
@@ -24,7 +24,7 @@ def drop_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelPr
 
 
 def _drop_stacked(loop: onnx.NodeProto, read: set[str]) -> list[str]:
-    """Take the stacked outputs that are not in `read` out of a Loop, and what they alone needed out of its body."""
+    """Remove the stacked outputs that are not in `read` from a Loop, and the nodes that only they needed from its body."""
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
     carried = len(loop.input) - 2
     gone = [index for index, name in enumerate(loop.output) if index >= carried and name not in read]

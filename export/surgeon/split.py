@@ -4,12 +4,12 @@
     vision.encoder     pixel_values [1, 3, h, w] -> features [1, H, W, C]
     vision.compressor  features [T, H, W, C] -> visual_tokens [N, D]
 
-The cut is where the pass `frame_loop` ends its Loop, so that what is frame-wise is decided in one place: behind the projector,
+The cut is where the pass `frame_loop` ends its Loop, so that one place decides what is frame-wise: behind the projector,
 or behind the encoder where compression stands before the projector. The Loop's body becomes the encoder. One frame, not a
 dynamic batch: live video brings one at a time, memory is a frame's, a static shape needs no optimisation profile and may be
 captured as a CUDA graph. A GPU that one frame does not fill is served by the graph over all frames instead.
 
-Weights stay where they lie: both graphs refer to the same external data as the one that they were cut from.
+Weights stay where they are: both graphs refer to the same external data as the one that they were cut from.
 
 T frames, h, w pixels, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden.
 """
@@ -30,13 +30,13 @@ FEATURES = "features"
 def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """(encoder, compressor) of a vision graph whose frame-wise part is a Loop. grid: (H, W).
 
-    ExportError where the graph does not come apart behind one tensor a frame.
+    ExportError where the graph can't be cut behind one tensor a frame.
     """
     loops = [node for node in looped.graph.node if node.op_type == "Loop"]
     if len(loops) != 1 or len(loops[0].output) != 1 or len(loops[0].input) != 2:
         found = f"{len(loops)} loops" if len(loops) != 1 else f"{len(loops[0].output)} tensors a frame"
         raise ExportError(
-            f"the vision graph does not come apart into encoder and compressor: {found}, expected one; export without --split"
+            f"the vision graph can't be split into encoder and compressor: {found}, expected one; export without --split"
         )
     (loop,) = loops
     (picture,) = looped.graph.input
@@ -52,14 +52,14 @@ def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto
         )
 
     first = next(node for node in body.node if node.op_type == "Unsqueeze" and node.input[0] in _picked(body, picture.name))
-    own = [node for node in body.node if node not in (first, squeeze) and not _is_bookkeeping(node, body, picture.name)]
+    nodes = [node for node in body.node if node not in (first, squeeze) and not _is_bookkeeping(node, body, picture.name)]
     pixels = _one_frame(picture)
-    for node in own:
+    for node in nodes:
         _rename_inputs(node, first.output[0], pixels.name)
     shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [4], [1, *grid, channels])
-    own.append(helper.make_node("Reshape", [squeeze.input[0], shape.name], [FEATURES], "vision/features/Reshape"))
+    nodes.append(helper.make_node("Reshape", [squeeze.input[0], shape.name], [FEATURES], "vision/features/Reshape"))
     features = helper.make_tensor_value_info(FEATURES, dtype, [1, *grid, channels])
-    encoder = _model(looped, "vision.encoder", own, [pixels], [features], [shape], body.value_info)
+    encoder = _model(looped, "vision.encoder", nodes, [pixels], [features], [shape], body.value_info)
 
     shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [len(rows) + 2], [frames, *rows, channels])
     after = [node for node in looped.graph.node if node is not loop]
@@ -74,7 +74,7 @@ def _picked(body: onnx.GraphProto, source: str) -> set[str]:
 
 
 def _is_bookkeeping(node: onnx.NodeProto, body: onnx.GraphProto, source: str) -> bool:
-    """The condition handed on, and the frame picked out of the clip."""
+    """The loop condition, and the selection of the frame from the clip."""
     return body.output[0].name in node.output or bool(_picked(body, source) & set(node.output))
 
 
@@ -104,13 +104,13 @@ def _model(
     more: Sequence[onnx.TensorProto],
     known: Sequence[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """A model of its own with the initializers that `nodes` read; all else is `source`'s."""
+    """A model of `nodes` with the initializers that they read; metadata and opsets are those of `source`."""
     read = {tensor for node in nodes for tensor in node.input}
     made = {tensor for node in nodes for tensor in node.output} - {output.name for output in outputs}
     stored = [tensor for graph in (source.graph, *_bodies(source)) for tensor in graph.initializer if tensor.name in read]
     missing = read - made - {tensor.name for tensor in [*stored, *inputs, *more]} - {""}
     if missing:
-        raise ExportError(f"{name} would read {sorted(missing)[0]} of the other part; export without --split")
+        raise ExportError(f"{name} would read {sorted(missing)[0]}, which only the other graph has; export without --split")
     model = onnx.ModelProto()
     model.CopyFrom(source)
     graph = helper.make_graph(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runtime.cli.arguments import add_bundle, open_bundle, print_result
+from runtime.server.options import ServerOptions
 from runtime.tools import inspect, predict
 
 
@@ -20,6 +21,6 @@ def run(args: argparse.Namespace) -> int:
         prediction = predict.predict(open_bundle(args), args.predict)
         print_result(args, prediction.as_dict(), predict.text(prediction))
     else:
-        found = inspect.inspect(open_bundle(args, verify=args.verify))
-        print_result(args, found.as_dict(), inspect.text(found))
+        report = inspect.inspect(open_bundle(args, verify=args.verify), ServerOptions.batch, ServerOptions.cache)
+        print_result(args, report.as_dict(), inspect.text(report))
     return 0

@@ -10,7 +10,7 @@ from runtime.tools import tune
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_bundle(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -150,7 +150,7 @@ class _Found:
         if "default" in self.about.help or self.default in (None, False, (), ""):
             return self.about.help
         default = self.default // self.about.scale if self.about.scale > 1 else self.default
-        return f"{self.about.help} (default {f'{default:g}' if isinstance(default, float) else default})".lstrip()
+        return f"{self.about.help} (default: {f'{default:g}' if isinstance(default, float) else default})".lstrip()
 
     def value(self, text: str) -> Any:
         """One value from its text, within its limits; the choices are left to argparse and `check_limits`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
+from runtime.bundle.tensors import LOGITS
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import tuning
 from runtime.engine.place import place
@@ -16,7 +17,7 @@ from runtime.engine.protocol import Backend, Engine, EngineOptions
 from runtime.engine.registry import BACKENDS, CUDA_ORDER, backend_class
 
 _RESULTS = dict.fromkeys((VISION, VISION_LOOP, VISION_COMPRESSOR), ("vision graph", "visual_tokens"))
-_RESULTS |= dict.fromkeys((DECODER, DECODER_BATCH), ("decoder", "logits"))
+_RESULTS |= dict.fromkeys((DECODER, DECODER_BATCH), ("decoder", LOGITS))
 
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:

@@ -25,13 +25,11 @@ import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.tensors import MASK, PAST, POSITIONS, PRESENT
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine.openvino_memory import large_blocks_apart, released_after
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 
-_STATE = ("past_key_values.", "present.")  # inputs and outputs that a state holds
-_ROWS = "position_ids"  # input: the rows of a state that a run writes
-_READ = "attention_mask"  # input: its length says how many rows of a state are read
 _READ_STEP = 32  # rows: OpenVINO makes its kernels anew for a shape that it has not met, 12 ms a step at 0.5B size
 _DEVICES = ("cpu", "gpu", "npu")
 
@@ -142,7 +140,7 @@ class OpenVINOEngine:
         request = state.request if state else self._request
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive until the run has ended
         if state:
-            arrays[_READ] = _lengthened(arrays[_READ], next(iter(state.buffers.values())).shape[2])
+            arrays[MASK] = _lengthened(arrays[MASK], next(iter(state.buffers.values())).shape[2])
         held = set(pairs.values())
         try:
             if state and state.rows:
@@ -155,7 +153,7 @@ class OpenVINOEngine:
             raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
         for name, buffer in state.buffers.items() if state else ():
             seen = buffer[state.rows] if state and state.rows else buffer
-            for entry, (rows, added) in enumerate(zip(feeds[_ROWS], results[pairs[name]], strict=True)):
+            for entry, (rows, added) in enumerate(zip(feeds[POSITIONS], results[pairs[name]], strict=True)):
                 seen[entry, :, rows[0] : rows[0] + len(rows)] = added
         return {name: result.copy() for name, result in results.items() if name not in held}
 
@@ -204,7 +202,7 @@ def _state_held_in(network: Any, held: Any) -> Any:
     processor = PrePostProcessor(network)
     for port in ports:
         name = port.get_any_name()
-        side = processor.input(name) if name.startswith(_STATE[0]) else processor.output(name)
+        side = processor.input(name) if name.startswith(PAST) else processor.output(name)
         side.tensor().set_element_type(held)
     return processor.build()
 
@@ -240,7 +238,7 @@ def _rows_out(network: Any) -> None:
 
 
 def _is_state(port: Any) -> bool:
-    return port.get_any_name().startswith(_STATE)
+    return port.get_any_name().startswith((PAST, PRESENT))
 
 
 def _spec(port: Any) -> TensorSpec:

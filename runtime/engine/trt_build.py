@@ -21,6 +21,7 @@ from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.bundle.tensors import MASK
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
 from runtime.core.options import option
@@ -182,7 +183,7 @@ def _add_profile(builder: Any, network: Any, config: Any, max_context: int | Non
                 f"input {tensor.name} has the shape {inputs[tensor.name]} and the manifest no max_context; export the bundle again"
             )
         dynamic = True
-        typical = max(max_context // 2, 1) if tensor.name == "attention_mask" else 1
+        typical = max(max_context // 2, 1) if tensor.name == MASK else 1
         lowest, usual, highest = ([value if size < 0 else size for size in shape] for value in (1, typical, max_context))
         profile.set_shape(tensor.name, lowest, usual, highest)
     if dynamic:

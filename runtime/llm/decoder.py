@@ -1,11 +1,9 @@
-"""The bundle's LLM for one conversation at a time: prefill in chunks, decode token by token, the KV cache updated in place.
+"""The bundle's LLM for one conversation at a time, whose KV cache is updated in place.
 
 S prompt positions, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -37,24 +35,3 @@ class Conversation:
         logits = self.decoder.prefill(self.state, embeddings, self.length, chunk)
         self.length += embeddings.shape[1]
         return finite(logits)
-
-    def generate(
-        self,
-        logits: np.ndarray,
-        embed: Callable[[int], np.ndarray],
-        choose: Callable[[np.ndarray], int],
-        eos: frozenset[int],
-        limit: int,
-    ) -> Iterator[int]:
-        """Yield at most `limit` ids, chosen from `logits` on, until one of `eos` (not yielded) or the cache is full.
-
-        embed: id -> embedding [1, 1, D].
-        """
-        for produced in range(limit):
-            token = choose(logits)
-            if token in eos:
-                return
-            yield token
-            if produced + 1 == limit or self.length == self.decoder.max_context:
-                return
-            logits = self.extend(embed(token))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.llm.chat import Piece
+from runtime.llm.chat import ClipTokens, Piece
 from runtime.llm.sampling import Sampling
 from runtime.llm.stops import StopFilter
-from runtime.prompt import Prompt
+from runtime.prompt import Prompt, PromptIds
 from runtime.prompt.tokenizer import TextStream
 
 
@@ -31,11 +31,20 @@ class Request:
     deadline: float = float("inf")
 
 
+def keys_of(ids: PromptIds, clips: Sequence[ClipTokens]) -> list[Hashable]:
+    """What is at each position of a prompt, S of them, see above."""
+    keys: list[Hashable] = list(ids.before)
+    for clip, text in zip(clips, ids.texts[1:], strict=True):
+        keys += [(clip.key, row) for row in range(len(clip.tokens))]
+        keys += text
+    return keys
+
+
 class Generation:
     """ids: chosen so far; slot: of the decoder, -1 while it waits; done: prompt positions in its cache, of which `cached` were there
-    before it came; seconds: by stage."""
+    already; seconds: by stage."""
 
-    def __init__(self, request: Request, emit: Callable[[Piece], None], prompt: Prompt):
+    def __init__(self, request: Request, prompt: Prompt, emit: Callable[[Piece], None] = lambda piece: None):
         self.request, self.emit = request, emit
         self.ids: list[int] = []
         self.slot, self.done, self.cached = -1, 0, 0

@@ -13,13 +13,13 @@ import numpy as np
 
 from runtime.bundle import Bundle
 from runtime.engine import EngineOptions
-from runtime.llm.chat import Chat, ClipTokens, Piece
-from runtime.llm.generation import Request
+from runtime.llm.chat import Chat, Piece
+from runtime.llm.generation import Request, keys_of
 from runtime.llm.length import check_length
 from runtime.llm.scheduler import Scheduler
 from runtime.llm.slots import SlotDecoder
 from runtime.llm.step import check_context
-from runtime.prompt import Prompt, PromptIds
+from runtime.prompt import Prompt
 
 DEFAULT_MAX_TOKENS = 512  # of an answer whose length was not asked for
 
@@ -75,11 +75,7 @@ class LocalLLM:
             generation.cancel()
 
     def busy(self) -> dict[str, float]:
-        return {
-            "running": self.scheduler.running,
-            "waiting": self.scheduler.waiting,
-            "kv_positions": self.scheduler.positions,
-        }
+        return self.scheduler.busy()
 
     @property
     def healthy(self) -> bool:
@@ -93,15 +89,6 @@ class LocalLLM:
         """(what is at each position, embeddings [S, D])."""
         ids = self.prompt.message_ids(chat.messages)
         return keys_of(ids, chat.clips), self.prompt.embed(ids, *(clip.tokens for clip in chat.clips))[0]
-
-
-def keys_of(ids: PromptIds, clips: Sequence[ClipTokens]) -> list[Hashable]:
-    """What is at each position of a prompt, S of them, as in runtime/llm/generation.py."""
-    keys: list[Hashable] = list(ids.before)
-    for clip, text in zip(clips, ids.texts[1:], strict=True):
-        keys += [(clip.key, row) for row in range(len(clip.tokens))]
-        keys += text
-    return keys
 
 
 def _call(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece], piece: Piece) -> None:

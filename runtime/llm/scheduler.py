@@ -48,7 +48,7 @@ class Scheduler:
     def submit(self, request: Request, emit: Callable[[Piece], None]) -> Generation:
         """Queue a request. ContextError where it can't fit the cache."""
         check_context(len(request.keys), self.decoder.max_context)
-        generation = Generation(request, emit, self.prompt)
+        generation = Generation(request, self.prompt, emit)
         with self._changed:
             if self._closing:
                 raise EngineError("the scheduler is closed")
@@ -60,18 +60,11 @@ class Scheduler:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def positions(self) -> int:
-        """KV positions of the generations that run."""
-        return sum(self.decoder.lengths[generation.slot] for generation in list(self._running))
+    def busy(self) -> dict[str, float]:
+        """Generations that run and wait, and the KV positions of those that run."""
+        running = list(self._running)
+        positions = sum(self.decoder.lengths[generation.slot] for generation in running)
+        return {"running": len(running), "waiting": len(self._waiting), "kv_positions": positions}
 
     def close(self) -> None:
         """Stop after the current round; unfinished generations end with an error."""

@@ -12,15 +12,15 @@ S prompt positions, B slots of a step, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.bundle.tensors import EMBEDDINGS
 from runtime.core.errors import EngineError, UserError
-from runtime.engine import Engine, EngineOptions, open_engine
+from runtime.engine import Engine, EngineOptions, State, open_engine
 from runtime.engine.place import place
-from runtime.llm.step import EMBEDDINGS, DecoderStep, check_context
+from runtime.llm.step import DecoderStep, check_context
 
 
 class SlotDecoder(DecoderStep):
@@ -33,7 +33,7 @@ class SlotDecoder(DecoderStep):
         self.slots, self.lengths = slots, [0] * slots
         (embeddings,) = (spec for spec in engine.inputs if spec.name == EMBEDDINGS)
         self.batched = embeddings.shape[0] == BATCH
-        self._states: list[Any]
+        self._states: list[State]
         if self.batched:
             self._states = [engine.new_state(self.cache_pairs, batch=slots)]
         else:
@@ -83,5 +83,5 @@ class SlotDecoder(DecoderStep):
         self._states.clear()
         self.engine.close()
 
-    def _state(self, start: int, stop: int) -> Any:
+    def _state(self, start: int, stop: int) -> State:
         return self._states[0].batch_slice(start, stop) if self.batched else self._states[start]

@@ -1,12 +1,6 @@
 """One run of the decoder graph, for one conversation or a batch of them: what it is fed, and the caches it writes.
 
-    inputs_embeds                [B, S, D]      float   embeddings of S new positions in each of B conversations
-    position_ids                 [B, S]         int64   their absolute positions, which are also the cache rows they are written to
-    attention_mask               [B, P]         int64   ones; the length P says how many cache rows are read
-    past_key_values.L.key/value  [B, K, M, d]   float   the caches of layer L, M = max_context, bound to present.L.key/value
-    logits                       [B, 1, V]      float   after the last position
-
-B is 1 except in `llm/decoder_batch`. S positions, D hidden, P positions read, K key heads, d head size, V vocabulary.
+The graph's tensors are listed in runtime/bundle/tensors.py. B conversations, S positions, P positions read, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +10,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, State, TensorSpec
-
-EMBEDDINGS, POSITIONS, MASK, LOGITS = "inputs_embeds", "position_ids", "attention_mask", "logits"
-PAST, PRESENT = "past_key_values.", "present."
 
 # Positions that a run of the prefill takes: bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster; on a GPU 1,024
 # take 0.58 of the time of 256, and 2,048 little less (benchmarks/RESULTS.md).
@@ -90,7 +82,7 @@ def finite(logits: np.ndarray) -> np.ndarray:
 def _check_caches(engine: Engine, pairs: dict[str, str], layers: int) -> None:
     outputs = {spec.name for spec in engine.outputs if spec.name.startswith(PRESENT)}
     if len(pairs) == len(outputs) == 2 * layers:
-        expected = {f"{PRESENT}{layer}.{part}" for layer in range(layers) for part in ("key", "value")}
+        expected = set(cache_names(PRESENT, layers))
         if outputs == expected == set(pairs.values()):
             return
     raise BundleError(

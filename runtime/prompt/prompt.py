@@ -52,7 +52,3 @@ class Prompt:
         for tokens, text in zip(clips, ids.texts[1:], strict=True):
             rows += [tokens.astype(table.dtype, copy=False), table[text]]
         return np.concatenate(rows)[None]
-
-    def seen(self, ids: PromptIds) -> set[int]:
-        """Token ids of a prompt, that of the video token included: what a repetition penalty counts."""
-        return {self.video_token_id, *(token for text in ids.texts for token in text)}

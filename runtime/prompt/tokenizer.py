@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from runtime.core.errors import BundleError, UserError, missing_package
 
@@ -81,14 +81,10 @@ class Tokenizer:
             raise BundleError(f"{self.path} is not a tokenizer ({reason}); copy the checkpoint's and export again") from None
 
 
-class Decodes(Protocol):
-    def decode(self, ids: list[int]) -> str: ...
-
-
 class TextStream:
     """Ids in, finished text out: a character whose bytes span several tokens is held back until it is complete."""
 
-    def __init__(self, tokenizer: Decodes):
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.sent = 0  # characters returned

@@ -57,7 +57,7 @@ def report() -> list[Check]:
         _package("polygraphy", "`parity` and its comparisons", install_command("runtime")),
         _package("matplotlib", "`plot`", install_command("plot")),
         _driver(),
-        _cuda_runtime(),
+        _cuda_bindings(),
         _tensorrt("tensorrt", "the fastest engines, for the GPU of this machine", install_command("gpu")),
         _tensorrt("tensorrt-rtx", "engines for GeForce and RTX cards, built without a GPU", install_command("rtx")),
         _plugin(),
@@ -127,13 +127,11 @@ def _driver() -> Check:
     return Check("gpu", True, f"{found}, driver for CUDA {cuda.driver_version()}", gives)
 
 
-def _cuda_runtime() -> Check:
-    gives = "buffers of the TensorRT engines"
-    try:
-        version = cuda.runtime_version()
-    except UserError as error:
-        return Check("cuda runtime", False, "not installed", f"{gives}: {_one_line(error).split(': ', 1)[-1]}")
-    return Check("cuda runtime", True, f"libcudart {version}", gives)
+def _cuda_bindings() -> Check:
+    gives, version = "GPUs: buffers of the TensorRT engines, the plugin's kernel", _version("cuda-bindings")
+    if version is None:
+        return Check("cuda-bindings", False, "not installed", f"{gives}: {install_command('gpu')}")
+    return Check("cuda-bindings", True, version, gives)
 
 
 def _tensorrt(backend: str, gives: str, install: str) -> Check:

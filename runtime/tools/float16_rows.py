@@ -25,8 +25,9 @@ from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
 from runtime.tools.compare import compare, tolerance
 from runtime.tools.float16 import frame_and_clip, rounded
-from runtime.tools.parity import NOT_FINITE, Row, compare_llm, row_of
+from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import NOT_FINITE, Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS
 
 FRAME, BATCH = "vision/frame", "llm/batch"

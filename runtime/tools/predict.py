@@ -1,58 +1,20 @@
 """What a bundle's stages should take on a machine: the larger of its operations at the peak rate and its bytes at the memory's rate.
 
-A roofline says what a machine allows, not what an engine reaches. On this machine the rates are measured, through ONNX Runtime's own
-matrix products: one that is all arithmetic, one that is all reading. Elsewhere they are the makers' numbers without sparsity, and
-`reached` is the share of them that engines commonly get of dense transformers, an assumption and labelled so.
-
-S prompt positions.
+A roofline says what a machine allows, not what an engine reaches; runtime/tools/machines.py has the rates.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError, nearest
+from runtime.tools.machines import MACHINES, Machine, measured
 from runtime.tools.table import table
 from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 
 _TEXT = 32  # positions of chat template and question
-
-
-@dataclass(frozen=True)
-class Machine:
-    """rates: operations a second by precision; bandwidth: bytes a second; reached: share of both that is expected; source: of the rates."""
-
-    name: str
-    rates: dict[str, float]
-    bandwidth: float
-    reached: float
-    source: str
-
-
-MACHINES = {
-    "orin": Machine(
-        "Jetson AGX Orin 64GB",
-        {"fp32": 5.3e12, "fp16": 42.5e12, "int8": 85e12},
-        204.8e9,
-        0.5,
-        "NVIDIA's technical brief: 170 INT8 TOPS sparse on the GPU, half of it dense, half of that in FP16; 204.8 GB/s",
-    ),
-    "thor": Machine(
-        "Jetson AGX Thor T5000",
-        {"fp32": 8e12, "fp16": 258e12, "int8": 517e12},
-        273e9,
-        0.5,
-        "NVIDIA's 2070 FP4 TFLOPS sparse: an eighth of it in dense FP16, a quarter in 8 bits; 273 GB/s",
-    ),
-    "h200": Machine(
-        "H200 SXM", {"fp32": 67e12, "fp16": 989e12, "int8": 1979e12}, 4.8e12, 0.5, "NVIDIA's data sheet, without sparsity"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -112,85 +74,8 @@ def text(prediction: Prediction) -> str:
     )
 
 
-def measured() -> Machine:
-    """This machine's CPU by ONNX Runtime's products: float32 and int8 of an encoder's size, and one row by a matrix that no cache holds.
-
-    Takes about two seconds, and 256 MB.
-    """
-    from runtime.engine.onnx import OnnxEngine
-
-    rows, width, wide = 729, 1152, 4304
-    x = np.random.default_rng(0).normal(size=(1, rows, width)).astype(np.float32)
-    rates = {}
-    for precision in ("fp32", "int8"):
-        engine = OnnxEngine.load(_product(precision, rows, width, wide).SerializeToString())
-        rates[precision] = 2 * rows * width * wide / _fastest(lambda engine=engine: engine.run({"x": x}))
-        engine.close()
-    rates["fp16"] = rates["fp32"]  # ONNX Runtime computes float16 in float32 on a CPU
-    return Machine(
-        "this CPU", rates, _read_rate(), 1.0, "measured just now: a matrix product of an encoder's size, and one that only reads"
-    )
-
-
-def _read_rate(side: int = 8192) -> float:
-    """Bytes a second that a row times a float32 matrix [side, side] reads: what a decode step does, with all threads."""
-    from onnx import TensorProto, helper
-
-    from runtime.engine.onnx import OnnxEngine
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, side]) for name in ("x", "y"))
-    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [side, side])
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "read", [x, w], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    engine = OnnxEngine.load(model.SerializeToString())
-    feeds = {"x": np.ones((1, side), np.float32), "w": np.ones((side, side), np.float32)}
-    seconds = _fastest(lambda: engine.run(feeds))
-    engine.close()
-    return feeds["w"].nbytes / seconds
-
-
 def _stage(name: str, work: Work, machine: Machine) -> Stage:
     arithmetic = sum(count / machine.rates[precision] for precision, count in work.operations.items()) / machine.reached
     memory = work.bytes / machine.bandwidth / machine.reached
     bound = "arithmetic" if arithmetic >= memory else "memory"
     return Stage(name, max(arithmetic, memory), bound, sum(work.operations.values()), work.bytes)
-
-
-def _product(precision: str, rows: int, width: int, wide: int) -> Any:
-    """x [1, rows, width] times a constant, in float32 or in Q/DQ."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(1)
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows, width])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, rows, wide])
-    if precision == "fp32":
-        constants = [numpy_helper.from_array(rng.normal(size=(width, wide)).astype(np.float32), "w")]
-        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    else:
-        arrays = {
-            "w8": rng.integers(-127, 128, (width, wide), np.int8),
-            "ws": np.full(wide, 0.01, np.float32),
-            "wz": np.zeros(wide, np.int8),
-            "xs": np.float32(0.03),
-            "xz": np.int8(0),
-        }
-        constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
-        nodes = [
-            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["x8"]),
-            helper.make_node("DequantizeLinear", ["x8", "xs", "xz"], ["xd"]),
-            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["wd"], axis=1),
-            helper.make_node("MatMul", ["xd", "wd"], ["y"]),
-        ]
-    graph = helper.make_graph(nodes, "product", [x], [y], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def _fastest(function: Any) -> float:
-    """Seconds of the fastest of five calls after one to warm up: the rate, not the noise, is asked for."""
-    function()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

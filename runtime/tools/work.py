@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.bundle.graph_file import onnx_errors, read_graph
+from runtime.bundle.tensors import PRESENT, cache_names
 from runtime.core.errors import missing_package
 from runtime.llm.step import PREFILL_CHUNK
 
@@ -77,7 +78,7 @@ def _decoder(bundle: Bundle) -> tuple[int, int, float]:
     graph = _graph(bundle, DECODER)
     shapes = _shapes(graph)
     stored = _stored(graph)
-    last_cache = f"present.{bundle.manifest.llm['layers'] - 1}.value"
+    last_cache = cache_names(PRESENT, bundle.manifest.llm["layers"])[-1]
     every = last = 0
     behind = False
     for node in graph.node:

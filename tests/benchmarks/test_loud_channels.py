@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from loud_channels import raise_channels
 
 from export.quantize import equalize
-from export.quantize.calibration import Clips
+from export.quantize.clips import Clips
 from export.quantize.layers import with_weights
 from export.quantize.vision import BUDGET, quantize_vision
 from runtime.bundle import VISION

@@ -53,7 +53,7 @@ def test_our_loader_reads_what_transformers_reads(checkpoints, layout):
     assert torch.equal(vision.newline[0], expected["model.image_newline"])
     ours = {
         "multi_modal_projector": vision.projector.state_dict(),
-        "language_model": llm.causal_lm.model.state_dict(),
+        "language_model": llm.model.state_dict(),
         "vision_tower": vision.reference_encoder.tower.state_dict(),
     }
     compared = 1
@@ -128,7 +128,7 @@ def test_activations_stay_near_one(checkpoints):
     pixels = torch.empty(2, 3, 112, 112).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         tokens = vision.projector(vision.encoder(pixels))
-        logits = llm.causal_lm(inputs_embeds=tokens.reshape(1, -1, tokens.shape[-1])).logits
+        logits = llm(inputs_embeds=tokens.reshape(1, -1, tokens.shape[-1])).logits
     assert 0.1 < tokens.std() < 10
     assert 0.1 < logits.std() < 10
 

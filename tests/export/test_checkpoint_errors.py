@@ -34,7 +34,7 @@ def refusal(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, mon
     def traced(*args: object) -> None:
         raise AssertionError("the export went on to tracing")
 
-    monkeypatch.setattr("export.halves.trace_vision", traced)
+    monkeypatch.setattr("export.vision.trace_vision", traced)
 
     def run(*args: str) -> str:
         (tmp_path / "out").mkdir()

@@ -199,7 +199,7 @@ def test_a_video_of_another_size_is_refused_with_what_to_export(frames_bundle, t
         (["--input", "frames:720"], '--input is "frames:720"; expected'),
         (["--input", "frames:0x10"], "--input frames:0x10: a frame has 1 to 8192 rows and columns"),
         (["--input", "frames:10x9000"], "a frame has 1 to 8192 rows and columns"),
-        (["--input", "frames", "--only", "llm"], "--input is about the vision half, which --only llm leaves out"),
+        (["--input", "frames", "--only", "llm"], "--input is for the vision encoder, which --only llm leaves out"),
     ],
 )
 def test_what_is_no_input_is_refused(tmp_path, capsys, args, message):

@@ -70,12 +70,13 @@ def test_own_compression_equals_get_video_features(vision, hf, pixels, compress)
     torch.testing.assert_close(tokens, expected[0], rtol=1e-5, atol=1e-4)
 
 
-def test_llm_half_equals_transformers(hf):
-    half = llava_ov.load_llm(open_checkpoint(None))
+def test_the_llm_equals_transformers(hf):
+    causal_lm = llava_ov.load_llm(open_checkpoint(None))
     ids = torch.arange(6, 20)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(half.causal_lm(ids).logits, hf(input_ids=ids).logits)
-    assert half.prompt["video_token"] == "<video>" and half.prompt["eos_token_ids"] == [2]
+        torch.testing.assert_close(causal_lm(ids).logits, hf(input_ids=ids).logits)
+    prompt = llava_ov.describe_llm(open_checkpoint(None)).chat.as_prompt()
+    assert prompt["video_token"] == "<video>" and prompt["eos_token_ids"] == [2]
 
 
 @pytest.mark.parametrize("layout", ["published", "today's", "sharded"])
@@ -105,8 +106,8 @@ def test_every_key_layout_gives_the_same_weights(layout, tmp_path, vision, pixel
     again = llava_ov.load_vision(open_checkpoint(str(path)))
     torch.testing.assert_close(again.encoder(pixels), vision.encoder(pixels), rtol=0, atol=0)
     ids = torch.arange(6, 20)[None]
-    expected = llava_ov.load_llm(open_checkpoint(None)).causal_lm(ids).logits
-    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm(ids).logits, expected, rtol=0, atol=0)
+    expected = llava_ov.load_llm(open_checkpoint(None))(ids).logits
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path)))(ids).logits, expected, rtol=0, atol=0)
 
 
 def test_several_feature_layers_are_concatenated(tmp_path):
@@ -140,16 +141,16 @@ def test_several_feature_layers_are_concatenated(tmp_path):
     for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
         shutil.copyfile(CHECKPOINT / name, tmp_path / name)
     model.save_pretrained(tmp_path)
-    half = llava_ov.load_vision(open_checkpoint(str(tmp_path)))
+    vision = llava_ov.load_vision(open_checkpoint(str(tmp_path)))
     pixels = torch.randn(2, 3, 126, 126)
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     features = torch.cat([states[1], states[-2]], dim=-1)
-    torch.testing.assert_close(half.reference_encoder(pixels), features, rtol=0, atol=0)
+    torch.testing.assert_close(vision.reference_encoder(pixels), features, rtol=0, atol=0)
     expected = model.model.multi_modal_projector(features)
-    torch.testing.assert_close(half.projector(half.encoder(pixels)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vision.projector(vision.encoder(pixels)), expected, rtol=1e-5, atol=1e-5)
     # the untied head is read from the file, not copied from the embeddings
     ids = torch.arange(6, 20)[None]
-    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(tmp_path))).causal_lm(ids).logits, model(input_ids=ids).logits)
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(tmp_path)))(ids).logits, model(input_ids=ids).logits)
 
 
 def test_frames_of_the_encoders_size_are_required(tmp_path):
@@ -223,8 +224,8 @@ def test_a_file_without_a_head_uses_the_embeddings_where_either_config_ties_them
     (path / "config.json").write_text(json.dumps(config))
     assert "lm_head.weight" not in load_file(path / "model.safetensors")
     ids = torch.arange(6, 20)[None]
-    expected = llava_ov.load_llm(open_checkpoint(None)).causal_lm(ids).logits
-    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm(ids).logits, expected, rtol=0, atol=0)
+    expected = llava_ov.load_llm(open_checkpoint(None))(ids).logits
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path)))(ids).logits, expected, rtol=0, atol=0)
 
 
 def test_a_head_in_the_file_is_used_though_the_config_ties_it(tmp_path):
@@ -232,4 +233,4 @@ def test_a_head_in_the_file_is_used_though_the_config_ties_it(tmp_path):
     weights = load_file(path / "model.safetensors")
     head = torch.randn(66, 128, generator=torch.Generator().manual_seed(0))
     save_file(weights | {"lm_head.weight": head}, path / "model.safetensors")
-    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).causal_lm.lm_head.weight.data, head)
+    torch.testing.assert_close(llava_ov.load_llm(open_checkpoint(str(path))).lm_head.weight.data, head)

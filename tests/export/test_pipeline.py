@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import weakref
 
@@ -10,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from export import halves
+from export import component, llm, vision
 from export.__main__ import main
+from export.families import llava_ov
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
@@ -64,7 +66,7 @@ def test_the_manifest_says_what_a_runtime_must_know(bundle):
 
 
 @pytest.mark.parametrize(("only", "present", "absent"), [("vision", VISION, DECODER), ("llm", DECODER, VISION)])
-def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
+def test_one_component_can_be_exported_alone(tmp_path, only, present, absent):
     bundle = _export(tmp_path, only=only)
     assert bundle.model(present).exists()
     assert not (bundle.path / f"{absent}.onnx").exists()
@@ -73,48 +75,39 @@ def test_one_half_can_be_exported_alone(tmp_path, only, present, absent):
 
 def test_the_llm_is_read_when_the_encoder_is_gone(tmp_path, monkeypatch):
     made = []
+    load_vision = llava_ov.load_vision
 
-    class Source:
-        pass
-
-    class Module:
-        def __init__(self, source, *arguments):
-            self.source = source
-            made.extend([weakref.ref(source), weakref.ref(self)])
-
-        def eval(self):
-            return self
+    def load(checkpoint):
+        source = load_vision(checkpoint)
+        made.extend([weakref.ref(source.encoder), weakref.ref(source.projector)])
+        return source
 
     def load_llm(checkpoint):
+        gc.collect()  # torch.export leaves cycles
         assert len(made) == 2 and not any(one() for one in made)
         raise ExportError("nothing is exported in this test")
 
-    monkeypatch.setattr("export.families.llava_ov.load_vision", lambda checkpoint: Source())
-    monkeypatch.setattr("export.trace.Vision", Module)
-    monkeypatch.setattr("export.halves.export_vision", lambda *arguments: halves.Half())
-    monkeypatch.setattr("export.families.llava_ov.load_llm", load_llm)
+    monkeypatch.setattr(llava_ov, "load_vision", load)
+    monkeypatch.setattr(llava_ov, "load_llm", load_llm)
     with pytest.raises(ExportError, match="nothing is exported"):
-        export_bundle(ExportOptions(out=str(tmp_path / "b")))
+        export_bundle(ExportOptions(out=str(tmp_path / "b"), frames=2))
 
 
 @pytest.mark.parametrize(("errors", "said"), [(None, "not installed here"), ([], "parsed")])
 def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, said):
     graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Swish(x) }")
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), str(tmp_path / "vision.onnx"))
-    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: errors)
-    half = halves.Half()
-    halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
-    halves._check_tensorrt(half, tmp_path / "vision.onnx", "other", ExportOptions(tensorrt="11.1"))
-    assert half.tensorrt == {
+    monkeypatch.setattr(component, "parse_with_rtx", lambda path: errors)
+    assert component.check_tensorrt(tmp_path, "vision", None) == {"vision: parser of TensorRT-RTX": said}
+    assert component.check_tensorrt(tmp_path, "vision", "11.1") == {
+        "vision: operators of TensorRT 11.1": "all nodes supported",
         "vision: parser of TensorRT-RTX": said,
-        "other: operators of TensorRT 11.1": "all nodes supported",
-        "other: parser of TensorRT-RTX": said,
     }
-    with pytest.raises(ExportError, match=r"^TensorRT 10\.15 .*node y \(Swish\)"):
-        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions(tensorrt="10.15"))
-    monkeypatch.setattr(halves, "parse_with_rtx", lambda path: ["the first", "the second"])
-    with pytest.raises(ExportError, match=r"^TensorRT-RTX's parser refuses vision\.onnx: the first$"):
-        halves._check_tensorrt(half, tmp_path / "vision.onnx", "vision", ExportOptions())
+    with pytest.raises(ExportError, match=r"TensorRT 10\.15 .* node y \(Swish\)"):
+        component.check_tensorrt(tmp_path, "vision", "10.15")
+    monkeypatch.setattr(component, "parse_with_rtx", lambda path: ["the first", "the second"])
+    with pytest.raises(ExportError, match=r"vision\.onnx: the first$"):
+        component.check_tensorrt(tmp_path, "vision", None)
 
 
 @pytest.mark.slow
@@ -124,7 +117,7 @@ def test_an_llm_alone_is_compared_within_a_context_that_has_room_for_little_more
 
 
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "split"])
-def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path, monkeypatch, bundle, split):
+def test_large_weights_are_in_one_file_that_all_graphs_of_a_component_share(tmp_path, monkeypatch, bundle, split):
     monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
     large = _export(tmp_path, split=split)
@@ -150,52 +143,51 @@ def test_large_weights_lie_in_one_file_that_all_graphs_of_a_half_share(tmp_path,
     ],
 )
 def test_a_vision_graph_that_differs_is_refused_with_the_first_stage_that_does(tmp_path, monkeypatch, part, factor, stage):
-    trace = halves.trace_vision
+    trace = vision.trace_vision
 
-    def traced_wrong(vision, *args):
-        wrong = copy.deepcopy(vision)
+    def traced_wrong(module, *args):
+        wrong = copy.deepcopy(module)
         wrong.get_parameter(part).data.mul_(factor)
         return trace(wrong, *args)
 
-    monkeypatch.setattr(halves, "trace_vision", traced_wrong)
+    monkeypatch.setattr(vision, "trace_vision", traced_wrong)
     with pytest.raises(ExportError, match=f"^{stage} differs between torch and ONNX Runtime"):
         _export(tmp_path, only="vision", frames=2)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_decoder_that_differs_is_refused(tmp_path, monkeypatch):
-    trace = halves.trace_decoder
+    trace = llm.trace_decoder
 
     def traced_wrong(decoder, *args):
         wrong = copy.deepcopy(decoder)
         wrong.layers[2].self_attn.scale *= 1.05
         return trace(wrong, *args)
 
-    monkeypatch.setattr(halves, "trace_decoder", traced_wrong)
+    monkeypatch.setattr(llm, "trace_decoder", traced_wrong)
     with pytest.raises(ExportError, match=r"^llm/prefill differs between transformers and ONNX Runtime"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_for_a_batch_that_differs_is_refused(tmp_path, monkeypatch):
-    write = halves._write_batch
+    run_passes = llm.run_passes
 
-    def write_wrong(half, decoder, directory):
-        write(half, decoder, directory)
-        path = directory / f"{DECODER_BATCH}.onnx"
-        model = onnx.load(str(path))
-        head = next(node for node in model.graph.node if "logits" in node.output)
-        weight = next(tensor for tensor in model.graph.initializer if tensor.name in head.input)
-        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
-        onnx.save(model, str(path))
+    def run_wrong(model, *passes, graph, **more):
+        model, reports = run_passes(model, *passes, graph=graph, **more)
+        if graph == DECODER_BATCH:
+            head = next(node for node in model.graph.node if "logits" in node.output)
+            weight = next(tensor for tensor in model.graph.initializer if tensor.name in head.input)
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        return model, reports
 
-    monkeypatch.setattr(halves, "_write_batch", write_wrong)
+    monkeypatch.setattr(llm, "run_passes", run_wrong)
     with pytest.raises(ExportError, match=r"^llm/batch differs between torch and ONNX Runtime"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_standard_spelling_is_refused_for_a_jetsons_parser_with_its_opset(tmp_path):
+def test_the_standard_variant_is_refused_for_a_jetsons_parser_with_its_opset(tmp_path):
     with pytest.raises(
         ExportError,
         match=r"^--attention standard needs ONNX opset 24, TensorRT 10\.3 takes up to 20; export with --attention portable",
@@ -222,4 +214,4 @@ def test_json_result_is_alone_on_stdout(tmp_path, capfd):
     result = json.loads(captured.out)
     assert result["patch_tokens"] == 162 and result["tokens_per_clip"] == 33
     assert all(row["ok"] for row in result["verified"]) and {"pass", "rewrites", "graph", "note"} <= result["passes"][0].keys()
-    assert "tracing the vision half" in captured.err
+    assert "tracing the vision encoder" in captured.err

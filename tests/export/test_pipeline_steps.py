@@ -1,4 +1,4 @@
-"""What an export does in which order, and what its manifest says: with stand-ins for the two halves."""
+"""What an export does in which order, and what its manifest says: with stand-ins for the two components."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 
-from export import halves, pipeline
+from export import manifest as manifests
+from export import pipeline
+from export.component import Component
 from export.options import ExportOptions
 from export.pipeline import export_bundle
-from export.preflight import Plan
 from export.quantize.report import Report
+from export.surgeon import PassReport
 from export.verify import StageResult
 from runtime.core.errors import ExportError, SpecError, UserError
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)
 REPORT = Report("int8", 0.01, 0.05, "clips", [])
+STAGE = {"name": "s", "graph": "vision", "tensor": "s/output", "every": 1, "rounding": 0.5}
+LLM = {"layers": 2, "kv_heads": 1, "head_dim": 2, "vocab_size": 9, "attention": "portable"}
+PREPROCESSING = {"size": [2, 2], "resample": "bicubic", "rescale_factor": 1.0, "image_mean": 0.5, "image_std": 0.5}
 
 
 class StopHereError(Exception):
@@ -30,115 +35,89 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What `export` does below, in order."""
     noted: list[tuple[Any, ...]] = []
 
-    class Vision:
-        def __init__(self, *arguments: Any):
-            noted.append(("Vision", *arguments))
-
-        def eval(self) -> str:
-            return "module in eval mode"
-
-    def export_vision(directory, module, source, frames, options):
-        noted.append(("export_vision", module, source, frames))
+    def export_vision(directory, plan):
+        noted.append(("export_vision", plan))
         (directory / "vision.onnx").write_text("graph")
-        quantized = {"vision": REPORT} if options.precision == "int8" else {}
-        return halves.Half(
-            [{"name": "s"}], [{"pass": "v"}], {"v": "parsed"}, [StageResult("v", 0.5, True)], {}, quantized, "tokens of the clip"
+        quantized = {"vision": REPORT} if plan.options.precision == "int8" else {}
+        return Component(
+            [PassReport("vision", "v", 1, "")],
+            [StageResult("v", 0.5, True)],
+            {"v": "parsed"},
+            quantized,
+            [STAGE],
+            "tokens of the clip",
         )
 
-    def export_llm(directory, language, checkpoint, options, max_context):
-        noted.append(("export_llm", language, checkpoint, max_context))
+    def export_llm(directory, plan, visual_tokens):
+        noted.append(("export_llm", plan, visual_tokens))
         (directory / "llm").mkdir()
         (directory / "llm" / "tokenizer.json").write_text("tokens")
-        return halves.Half(report=[{"pass": "l"}], tensorrt={"l": "parsed"}, facts={"layers": 2, "precision": "fp32"})
+        precision = plan.options.of_llm.partition(":")[0]
+        quantized = {"llm/decoder": REPORT} if precision.startswith("int") else {}
+        return Component(
+            [PassReport("llm/decoder", "l", 2, "note")],
+            [StageResult("l", 0.25, True)],
+            {"l": "parsed"},
+            quantized,
+            llm=LLM | {"precision": precision},
+        )
 
-    def check_llm(half, bundle, language, visual_tokens):
-        noted.append(("check_llm", bundle.manifest, language, visual_tokens))
-        half.verified.append(StageResult("l", 0.25, True))
-        return "reference"
-
-    def quantize_llm_half(half, bundle, language, expected, options):
-        noted.append(("quantize_llm_half", bundle.manifest, language, expected))
-        half.facts = {"layers": 2, "precision": "int8"}
-        half.report = [*half.report, {"pass": "q"}]
-        half.quantized["llm/decoder"] = REPORT
-
-    def prompt(bundle):
-        noted.append(("Prompt", bundle.manifest.prompt))
-        return SimpleNamespace(template=SimpleNamespace(prefix_and_suffix=lambda: bundle.manifest.prompt["around"]))
-
-    monkeypatch.setattr("export.trace.Vision", Vision)
     monkeypatch.setattr("export.weights.weights_sha256", lambda checkpoint: "digest")
-    for stand_in in (export_vision, export_llm, check_llm, quantize_llm_half):
-        monkeypatch.setattr(halves, stand_in.__name__, stand_in)
-    monkeypatch.setattr(pipeline, "Prompt", prompt)
-    monkeypatch.setattr(pipeline, "_versions", lambda: {"torch": "2"})
+    monkeypatch.setattr("export.vision.export_vision", export_vision)
+    monkeypatch.setattr("export.llm.export_llm", export_llm)
+    monkeypatch.setattr(manifests, "_versions", lambda: {"torch": "2"})
     monkeypatch.setattr(pipeline, "open_checkpoint", lambda name: CHECKPOINT)
     return noted
 
 
-def export(monkeypatch, tmp_path, calls, source=None, around=None, **options) -> pipeline.ExportResult:
-    language = SimpleNamespace(prompt={"video_token": "<video>", "chat_template": "{{ text }}", "around": around})
+PROMPT = {"chat_template": "chat_template.jinja", "video_token": "<video>", "video_token_id": 4, "eos_token_ids": [2]}
+
+
+def export(monkeypatch, tmp_path, calls, source=None, **options) -> pipeline.ExportResult:
     kind = SimpleNamespace(
         COMPRESS="nsp",
         HUB_ID="hub",
         check_llm_weights=lambda checkpoint, values=False: calls.append(("check_llm_weights", checkpoint, values)),
-        load_vision=lambda checkpoint: "source",
-        load_llm=lambda checkpoint: calls.append(("load_llm", checkpoint)) or language,
     )
-    info = SimpleNamespace(grid=(9, 7), hidden_size=4, preprocessing={"size": [2, 2]})
-    taken = None if source is None else SimpleNamespace(source=source)
-    plan = Plan("preset", SimpleNamespace(spec="spec"), info, 3, taken, 21, 99, ["min_new_tokens"])
+
+    def plan(options, family, checkpoint):
+        assert family is kind
+        return SimpleNamespace(
+            options=options, family=family, checkpoint=checkpoint, preset="preset", compress=SimpleNamespace(spec="spec"),
+            vision=SimpleNamespace(grid=(9, 7), hidden_size=4), frames=3, tokens=21, not_applied=["min_new_tokens"],
+            preprocessing=PREPROCESSING | ({} if source is None else {"frames": list(source)}),
+            llm=None if options.only == "vision" else SimpleNamespace(prompt=PROMPT, max_context=99),
+        )  # fmt: skip
+
     monkeypatch.setattr(pipeline, "family", lambda name: kind)
-    monkeypatch.setattr(pipeline, "make_plan", lambda *arguments: plan)
+    monkeypatch.setattr(pipeline, "make_plan", plan)
     return export_bundle(ExportOptions(out=str(tmp_path / "b"), **options))
-
-
-def names(calls: list[tuple[Any, ...]]) -> list[str]:
-    return [name for name, *_ in calls]
-
-
-VISION_STEPS = ["Vision", "export_vision"]
-LLM_STEPS = ["load_llm", "export_llm", "check_llm", "Prompt"]
 
 
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ({}, ["check_llm_weights", *VISION_STEPS, *LLM_STEPS]),
-        ({"only": "vision"}, VISION_STEPS),
-        ({"only": "llm"}, LLM_STEPS),
-        ({"only": "llm", "precision": "int8"}, [*LLM_STEPS[:3], "quantize_llm_half", "Prompt"]),
-        ({"only": "llm", "precision": "int8", "llm_precision": "fp32"}, LLM_STEPS),
+        ({}, ["check_llm_weights", "export_vision", "export_llm"]),
+        ({"only": "vision"}, ["export_vision"]),
+        ({"only": "llm", "precision": "int8"}, ["export_llm"]),
     ],
 )
 def test_the_steps_of_an_export(monkeypatch, tmp_path, calls, options, steps):
     export(monkeypatch, tmp_path, calls, **options)
-    assert names(calls) == steps
+    assert [name for name, *_ in calls] == steps
     assert [call for call in calls if call[0] == "check_llm_weights"] == [("check_llm_weights", CHECKPOINT, True)] * ("only" not in options)  # fmt: skip
-
-
-def test_what_the_halves_are_made_of(monkeypatch, tmp_path, calls):
-    export(monkeypatch, tmp_path, calls, place="before-projector")
-    of = {name: call for name, *call in calls}
-    compress, place, taken = of["Vision"][1:]
-    assert (of["Vision"][0], compress.spec, place, taken) == ("source", "spec", "before-projector", None)
-    assert of["export_vision"] == ["module in eval mode", "source", 3]
-    language = of["export_llm"][0]
-    assert of["export_llm"][1:] == [CHECKPOINT, 99]
-    manifest = of["check_llm"][0]
-    assert of["check_llm"][1:] == [language, "tokens of the clip"]
-    assert manifest.files == {"vision.onnx": {}, "llm/tokenizer.json": {}} and manifest.limits == {"max_context": 99}
-    assert manifest.llm == {"layers": 2, "precision": "fp32"} and manifest.report == [{"pass": "v"}, {"pass": "l"}]
-    assert manifest.prompt == {"video_token": "<video>", "chat_template": "chat_template.jinja", "around": None}
+    shown = None if options.get("only") == "llm" else "tokens of the clip"
+    assert [tokens for name, *_, tokens in calls if name == "export_llm"] == [shown] * ("export_llm" in steps)
 
 
 @pytest.mark.parametrize("source", [None, (40, 60)])
 @pytest.mark.parametrize(("only", "llm"), [(None, True), ("vision", False)])
 def test_the_manifest_of_an_export(monkeypatch, tmp_path, calls, source, only, llm):
-    result = export(monkeypatch, tmp_path, calls, source, around=["before", "after"], only=only, place="before-projector")
+    result = export(monkeypatch, tmp_path, calls, source, only=only, place="before-projector")
     values = json.loads((tmp_path / "b" / "manifest.json").read_text())
     files = values.pop("files")
-    prompt = {"video_token": "<video>", "chat_template": "chat_template.jinja", "around": ["before", "after"]}
+    reports = [{"graph": "vision", "pass": "v", "rewrites": 1, "note": ""}]
+    reports += [{"graph": "llm/decoder", "pass": "l", "rewrites": 2, "note": "note"}] * llm
     assert values == {
         "schema_version": 1,
         "family": "llava-ov",
@@ -148,30 +127,25 @@ def test_the_manifest_of_an_export(monkeypatch, tmp_path, calls, source, only, l
         "grid": [9, 7],
         "tokens_per_clip": 21,
         "hidden_size": 4,
-        "preprocessing": {"size": [2, 2]} if source is None else {"size": [2, 2], "frames": [40, 60]},
-        "prompt": prompt | {"around_question": ["before", "after"]} if llm else {},
-        "llm": {"layers": 2, "precision": "fp32"} if llm else {},
+        "preprocessing": PREPROCESSING if source is None else PREPROCESSING | {"frames": [40, 60]},
+        "prompt": PROMPT if llm else {},
+        "llm": LLM | {"precision": "fp32"} if llm else {},
         "precision": "fp32",
         "opset": 20,
         "limits": {"max_context": 99} if llm else {},
-        "stages": [{"name": "s"}],
-        "report": [{"pass": "v"}, {"pass": "l"}] if llm else [{"pass": "v"}],
+        "stages": [STAGE],
+        "report": reports,
         "versions": {"torch": "2"},
     }
     assert set(files) == {"vision.onnx", "llm/tokenizer.json"} if llm else {"vision.onnx"}
-    facts = result.as_dict()
-    assert facts["bundle"] == str(tmp_path / "b") and facts["patch_tokens"] == 3 * 9 * 7 and facts["tokens_per_clip"] == 21
-    assert facts["max_context"] == (99 if llm else None) and facts["bytes"] == (len("graph") + len("tokens") * llm)
-    assert facts["tensorrt"] == ({"v": "parsed", "l": "parsed"} if llm else {"v": "parsed"})
+    shown = result.as_dict()
+    assert shown["bundle"] == str(tmp_path / "b") and shown["patch_tokens"] == 3 * 9 * 7 and shown["tokens_per_clip"] == 21
+    assert shown["max_context"] == (99 if llm else None) and shown["bytes"] == (len("graph") + len("tokens") * llm)
+    assert shown["tensorrt"] == ({"v": "parsed", "l": "parsed"} if llm else {"v": "parsed"})
     rows = [{"stage": "v", "error": 0.5, "ok": True}, {"stage": "l", "error": 0.25, "ok": True}]
-    assert facts["verified"] == rows[: 1 + llm] and facts["not_applied"] == ["min_new_tokens"]
-    assert (facts["checkpoint"], facts["compression"]) == (values["checkpoint"], values["compression"])
-    assert (facts["precision"], facts["llm_precision"], facts["passes"]) == ("fp32", "fp32", values["report"])
-
-
-def test_a_template_that_changes_questions_is_not_taken_apart(monkeypatch, tmp_path, calls):
-    prompt = export(monkeypatch, tmp_path, calls, around=None, only="llm").bundle.manifest.prompt
-    assert prompt == {"video_token": "<video>", "chat_template": "chat_template.jinja", "around": None}
+    assert shown["verified"] == rows[: 1 + llm] and shown["not_applied"] == ["min_new_tokens"]
+    assert (shown["checkpoint"], shown["compression"]) == (values["checkpoint"], values["compression"])
+    assert (shown["precision"], shown["llm_precision"], shown["passes"]) == ("fp32", "fp32", reports)
 
 
 @pytest.mark.parametrize(
@@ -183,16 +157,11 @@ def test_a_template_that_changes_questions_is_not_taken_apart(monkeypatch, tmp_p
         ({"llm_precision": "int4"}, {"llm/decoder"}),
     ],
 )
-def test_what_was_quantised_stands_in_a_file_of_its_own(monkeypatch, tmp_path, calls, options, graphs):
+def test_the_reports_of_quantisation_are_a_file(monkeypatch, tmp_path, calls, options, graphs):
     result = export(monkeypatch, tmp_path, calls, **options)
     file = tmp_path / "b" / "quantization.json"
     assert ("quantization.json" in result.bundle.manifest.files) == file.exists() == (graphs is not None)
     assert graphs is None or set(json.loads(file.read_text())) == graphs
-    if "llm/decoder" in (graphs or ()):
-        assert result.bundle.manifest.llm == {"layers": 2, "precision": "int8"}
-        assert result.bundle.manifest.report == [{"pass": "v"}, {"pass": "l"}, {"pass": "q"}]
-        quantized = next(call for call in calls if call[0] == "quantize_llm_half")
-        assert quantized[1].files.keys() == {"vision.onnx", "llm/tokenizer.json"} and quantized[3] == "reference"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +177,7 @@ def test_what_was_quantised_stands_in_a_file_of_its_own(monkeypatch, tmp_path, c
         ({"precision": "int8"}, 20),
     ],
 )
-def test_the_manifest_names_the_higher_opset_of_the_two_halves(monkeypatch, tmp_path, calls, options, opset):
+def test_the_manifest_names_the_higher_opset_of_the_graphs(monkeypatch, tmp_path, calls, options, opset):
     assert export(monkeypatch, tmp_path, calls, **options).bundle.manifest.opset == opset
 
 
@@ -249,7 +218,7 @@ def test_the_defaults_of_an_export():
         ({"llm_precision": "fp16", "precision": "fp32"}, "fp16", False),
     ],
 )
-def test_what_is_quantised_follows_from_the_precisions_and_the_halves(options, of_llm, quantizes):
+def test_what_is_quantised_follows_from_the_precisions_and_the_components(options, of_llm, quantizes):
     chosen = ExportOptions(**options)
     assert (chosen.of_llm, chosen.quantizes) == (of_llm, quantizes)
 
@@ -257,13 +226,21 @@ def test_what_is_quantised_follows_from_the_precisions_and_the_halves(options, o
 @pytest.mark.parametrize(
     ("files", "force", "message"),
     [
-        ({"manifest.json": "{}", "a.txt": "", "b.txt": "", "c.txt": ""}, True, r"holds a\.txt and 3 more, no part of the bundle"),
+        (
+            {"manifest.json": "{}", "a.txt": "", "b.txt": "", "c.txt": ""},
+            True,
+            r"holds a\.txt and 3 more, which is not part of the bundle",
+        ),
         (
             {"manifest.json": '{"schema_version": 1, "files": {}}', "a.txt": "", "b.txt": ""},
             True,
-            r"holds a\.txt and 1 more, no part",
+            r"holds a\.txt and 1 more, which is not part",
         ),
-        ({"manifest.json": '{"schema_version": 1, "files": {}}', "a.txt": ""}, True, r"holds a\.txt, no part of the bundle"),
+        (
+            {"manifest.json": '{"schema_version": 1, "files": {}}', "a.txt": ""},
+            True,
+            r"holds a\.txt, which is not part of the bundle",
+        ),
         ({"manifest.json": '{"schema_version": 1, "files": {}}'}, False, "holds a bundle; pass --force"),
         ({"a.txt": ""}, False, "with other things in it"),
     ],
@@ -272,7 +249,7 @@ def test_a_directory_that_must_not_be_replaced(tmp_path, files, force, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ExportError, match=message):
-        pipeline._goal(ExportOptions(out=str(tmp_path), force=force))
+        pipeline._output_directory(ExportOptions(out=str(tmp_path), force=force))
 
 
 def test_a_directory_that_may_be_written(tmp_path, monkeypatch):
@@ -280,9 +257,9 @@ def test_a_directory_that_may_be_written(tmp_path, monkeypatch):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "manifest.json").write_text('{"schema_version": 1, "files": {}}')
     for name, force in (("new", False), ("empty", False), ("old", True)):
-        assert pipeline._goal(ExportOptions(out=str(tmp_path / name), force=force)) == tmp_path / name
+        assert pipeline._output_directory(ExportOptions(out=str(tmp_path / name), force=force)) == tmp_path / name
     monkeypatch.chdir(tmp_path)
-    assert str(pipeline._goal(ExportOptions(model="some-family"))) == "bundles/some-family"
+    assert str(pipeline._output_directory(ExportOptions(model="some-family"))) == "bundles/some-family"
 
 
 def test_versions_are_those_of_the_tools_that_are_installed(monkeypatch):
@@ -291,8 +268,8 @@ def test_versions_are_those_of_the_tools_that_are_installed(monkeypatch):
             raise metadata.PackageNotFoundError(tool)
         return f"{tool} 1"
 
-    monkeypatch.setattr(pipeline.metadata, "version", version)
-    versions = pipeline._versions()
+    monkeypatch.setattr(manifests.metadata, "version", version)
+    versions = manifests._versions()
     tools = ["torch", "transformers", "onnx", "onnx-graphsurgeon", "onnxruntime", "polygraphy"]
     assert list(versions) == ["st-gridpool", "python", *tools]
     assert versions["polygraphy"] == "polygraphy 1" and versions["python"].count(".") == 2
@@ -306,7 +283,7 @@ def test_an_export_of_the_small_checkpoint_says_how_to_take_a_real_one(monkeypat
     assert (line in capsys.readouterr().err.splitlines()) == demo
 
 
-@pytest.mark.parametrize(("options", "message"), [({"frames": 0}, "--frames is 0"), ({"place": "after"}, "--place is")])
+@pytest.mark.parametrize(("options", "message"), [({"frames": 0}, "--frames is 0"), ({"place": "after"}, "place is")])
 def test_options_are_checked_before_the_family_is_asked(monkeypatch, tmp_path, calls, options, message):
     with pytest.raises(ExportError, match=message):
         export(monkeypatch, tmp_path, calls, **options)
@@ -317,4 +294,4 @@ def test_options_are_checked_before_the_family_is_asked(monkeypatch, tmp_path, c
 def test_a_file_in_the_way_of_the_bundle_is_named(tmp_path, below, message):
     (tmp_path / "a").write_text("mine")
     with pytest.raises(UserError, match=message):
-        pipeline._goal(ExportOptions(out=str(tmp_path / "a" / below), force=True))
+        pipeline._output_directory(ExportOptions(out=str(tmp_path / "a" / below), force=True))

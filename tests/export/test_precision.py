@@ -13,7 +13,7 @@ import pytest
 import torch
 from loud_checkpoint import loud_checkpoint
 
-from export import halves
+from export import llm, vision
 from export.checkpoint import open_checkpoint
 from export.decoder import _Attention as LLMAttention
 from export.families import llava_ov
@@ -93,14 +93,14 @@ def _float16_scores_of_the_encoder(self, x):
 @pytest.mark.parametrize(
     ("owner", "method", "wrong", "options", "stage"),
     [
-        (LLMAttention, "_mix_portable", _float16_scores_portable, {"only": "llm"}, r"llm/prefill \(float16\): with"),
-        (VisionAttention, "forward", _float16_scores_of_the_encoder, {"only": "vision"}, r"vision/frame \(float16\): with"),
+        (LLMAttention, "_mix_portable", _float16_scores_portable, {"only": "llm"}, r"llm/prefill \(float16\) differs"),
+        (VisionAttention, "forward", _float16_scores_of_the_encoder, {"only": "vision"}, r"vision/frame \(float16\) differs"),
         pytest.param(
             VisionAttention,
             "forward",
             _float16_scores_of_the_encoder,
             {"only": "vision", "split": True},
-            r"vision/frame \(float16\): with",
+            r"vision/frame \(float16\) differs",
             marks=pytest.mark.slow,
         ),
     ],
@@ -120,7 +120,7 @@ def test_a_float32_llm_is_judged_by_float64_and_what_float32_does_to_the_referen
     rows = {row.stage: row for row in parity(bundle, ["onnx"], EngineOptions(threads=1)).rows}
     assert all(rows.values())
     assert rows["llm/prefill"].tolerance == pytest.approx(4 * expected.rounding)
-    exact = llava_ov.load_llm(open_checkpoint(louder)).causal_lm.double()
+    exact = llava_ov.load_llm(open_checkpoint(louder)).double()
     with torch.no_grad():
         table = exact.get_input_embeddings().weight
         visual = torch.from_numpy(expected.visual_tokens).double()
@@ -142,15 +142,15 @@ def test_a_float32_encoder_is_judged_by_what_float32_does_to_the_reference(loude
 
 @pytest.mark.parametrize("component", ["llm", pytest.param("vision", marks=pytest.mark.slow)])
 def test_a_wrong_float32_graph_of_such_a_checkpoint_is_refused(louder, tmp_path, monkeypatch, component):
-    name = {"llm": "trace_decoder", "vision": "trace_vision"}[component]
-    trace = getattr(halves, name)
+    module, name = {"llm": (llm, "trace_decoder"), "vision": (vision, "trace_vision")}[component]
+    trace = getattr(module, name)
 
-    def traced_wrong(module, *args):
-        wrong = copy.deepcopy(module)
+    def traced_wrong(traced, *args):
+        wrong = copy.deepcopy(traced)
         layer = wrong.layers[2] if component == "llm" else wrong.encoder.layers[2]
         layer.mlp.get_parameter("down_proj.weight" if component == "llm" else "fc2.weight").data.mul_(1.05)
         return trace(wrong, *args)
 
-    monkeypatch.setattr(halves, name, traced_wrong)
+    monkeypatch.setattr(module, name, traced_wrong)
     with pytest.raises(ExportError, match=r"^(llm/prefill|vision/encoder) differs between"):
         _export(louder, tmp_path, only=component)

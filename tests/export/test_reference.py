@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from export import reference
-from export.trace import Vision
 
-HALF = SimpleNamespace(preprocessing={"size": [6, 4]})
+PREPROCESSING = {"size": [6, 4], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": 0.5, "image_std": 0.5}
+MODEL = SimpleNamespace(preprocessing=PREPROCESSING)
 
 
 @pytest.mark.parametrize(
@@ -27,18 +28,24 @@ def test_an_error_is_relative_to_the_largest_value():
 
 
 def test_the_clip_is_the_same_every_time_and_no_two_frames_or_patches_of_it_are():
-    clip = reference.pixel_values(HALF, 3)
+    made = reference.make_clip(MODEL, 3, None)
+    clip = made.pixels
+    assert made.inputs is clip
     assert clip.shape == (3, 3, 6, 4) and clip.dtype == np.float32 and np.abs(clip).max() <= 1
-    np.testing.assert_array_equal(clip, reference.pixel_values(HALF, 3))
+    np.testing.assert_array_equal(clip, reference.make_clip(MODEL, 3, None).pixels)
     assert len({frame.tobytes() for frame in clip}) == 3 and len({row.tobytes() for row in clip[0, 0]}) == 6
     assert clip.min() < -0.5 and clip.max() > 0.5
-    assert reference.pixel_values(HALF, 2, (8, 10)).shape == (2, 3, 8, 10)
+    assert reference.pixel_values(2, (8, 10)).shape == (2, 3, 8, 10)
 
 
-def test_frames_are_the_same_clip_in_bytes():
-    frames = reference.frames(HALF, 2, (6, 4))
-    assert frames.shape == (2, 6, 4, 3) and frames.dtype == np.uint8 and frames.flags.c_contiguous
-    np.testing.assert_allclose(frames / 127.5 - 1, reference.pixel_values(HALF, 2).transpose(0, 2, 3, 1), atol=0.5 / 127.5)
+@pytest.mark.parametrize("size", [(6, 4), (12, 9)])
+def test_frames_are_the_same_clip_in_bytes_of_which_pillow_makes_the_pixels(size):
+    made = reference.make_clip(MODEL, 2, SimpleNamespace(source=size))
+    frames = made.inputs
+    assert frames.shape == (2, *size, 3) and frames.dtype == np.uint8 and frames.flags.c_contiguous
+    np.testing.assert_allclose(frames / 127.5 - 1, reference.pixel_values(2, size).transpose(0, 2, 3, 1), atol=0.5 / 127.5)
+    resized = [np.asarray(Image.fromarray(frame).resize((4, 6), Image.Resampling.BICUBIC)) for frame in frames]
+    np.testing.assert_allclose(made.pixels, np.stack(resized).transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)
 
 
 def test_of_a_large_stage_every_k_th_value_is_kept(tmp_path, monkeypatch):
@@ -46,24 +53,11 @@ def test_of_a_large_stage_every_k_th_value_is_kept(tmp_path, monkeypatch):
     outputs = {
         name: np.arange(size, dtype=np.float32) for name, size in (("four", 4), ("five", 5), ("nine", 9), ("visual_tokens", 3))
     }
-    assert reference.save_vision(tmp_path, {"pixel_values": np.zeros(1)}, outputs) == {
+    expected = reference.VisionReference(np.zeros(1), outputs, 0.0)
+    assert reference.save_vision(tmp_path, expected, "pixel_values") == {
         "four": 1,
         "five": 2,
         "nine": 3,
         "visual_tokens": 1,
     }
     assert sorted(file.name for file in tmp_path.iterdir()) == ["inputs.json", "stages.json", "torch.json"]
-
-
-@pytest.mark.parametrize(
-    ("place", "takes", "names"),
-    [
-        ("after-projector", None, ["vision/encoder", "vision/projector", "compress/ptg", "compress/nsp"]),
-        ("before-projector", None, ["vision/encoder", "compress/ptg", "compress/nsp", "vision/projector"]),
-        ("after-projector", "frames", ["vision/input", "vision/encoder", "vision/projector", "compress/ptg", "compress/nsp"]),
-        ("before-projector", "frames", ["vision/input", "vision/encoder", "compress/ptg", "compress/nsp", "vision/projector"]),
-    ],
-)
-def test_stages_are_named_in_their_order(place, takes, names):
-    compress = SimpleNamespace(stages=[("ptg", None), ("nsp", None)])
-    assert Vision.stage_names(SimpleNamespace(compress=compress, input=takes, place=place)) == names

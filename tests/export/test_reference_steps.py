@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from export import reference
+from export.stages import Vision
 from runtime.prompt import PromptIds
 from runtime.tools.reference import LLMReference
 
@@ -29,6 +30,8 @@ class FakeEncoder:
 class Compress:
     """Sums of the two columns of a grid, then of the two rows."""
 
+    stages = (("columns", None), ("rows", None))
+
     def outputs(self, tokens):
         assert tokens.shape[1:3] == (2, 2)
         columns = tokens.sum(2)
@@ -38,12 +41,13 @@ class Compress:
 
 def stages(frames, place, source=None):
     encoder = FakeEncoder()
-    half = SimpleNamespace(
-        reference_encoder=encoder, projector=lambda x: torch.cat([x, -x], -1), grid=(2, 2), newline=torch.tensor([[7.0, 8.0]])
+    newline = torch.tensor([[7.0, 8.0]])
+    model = SimpleNamespace(
+        encoder=None, reference_encoder=encoder, projector=lambda x: torch.cat([x, -x], -1), grid=(2, 2), newline=newline
     )
-    vision = SimpleNamespace(place=place, compress=Compress(), input=source)
+    vision = Vision(model, Compress(), place, source)
     pixels = np.arange(frames, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 1, 1), np.float32)
-    return dict(reference.stages(vision, half, pixels)), encoder.seen, pixels
+    return dict(reference.stages(vision, model, pixels)), encoder.seen, pixels
 
 
 @pytest.mark.parametrize(("frames", "parts"), [(1, [1]), (4, [4]), (5, [4, 1]), (9, [4, 4, 1])])
@@ -78,7 +82,7 @@ def test_stages_follow_each_other(place, names):
 
 def test_of_a_graph_that_takes_frames_the_pixels_are_a_stage():
     found, _, pixels = stages(1, "after-projector", source="frames")
-    assert next(iter(found)) == "vision/input" and found["vision/input"] is pixels
+    assert next(iter(found)) == "vision/input" and np.shares_memory(found["vision/input"], pixels)
 
 
 class Rounding(torch.nn.Module):
@@ -98,18 +102,18 @@ class Rounding(torch.nn.Module):
     [(0.5, 0, 0, 0.5), (0, 0.25, 0, 0.25), (0, 0, 0.125, 0.125), (0.5, 0.25, 0.25, 0.75), (0, 0, 0, 0)],
 )
 def test_rounding_is_the_worst_of_both_encoders_and_the_projector(library, exported, projector, expected):
-    half = SimpleNamespace(
+    model = SimpleNamespace(
         reference_encoder=Rounding(library), encoder=Rounding(exported), projector=Rounding(projector), grid=(27, 27)
     )
-    assert reference.vision_rounding(half, np.ones((3, 1), np.float32)) == expected
+    assert reference.vision_rounding(model, np.ones((3, 1), np.float32)) == expected
 
 
 @pytest.mark.parametrize(("grid", "frames"), [((27, 27), 1), ((27, 26), 2), ((9, 9), 9), ((9, 10), 9), ((1, 1), 800)])
 def test_rounding_is_measured_on_729_patches_or_a_few_more(grid, frames):
     seen: list[int] = []
     part = Rounding(0, seen)
-    half = SimpleNamespace(reference_encoder=part, encoder=part, projector=part, grid=grid)
-    reference.vision_rounding(half, np.ones((800, 1), np.float32))
+    model = SimpleNamespace(reference_encoder=part, encoder=part, projector=part, grid=grid)
+    reference.vision_rounding(model, np.ones((800, 1), np.float32))
     assert set(seen) == {min(frames, 729)}
 
 
@@ -144,7 +148,7 @@ def test_the_llms_answer_is_that_of_its_float32_and_its_logits_are_exact():
     model = FakeLLM(rounded=0.5)
     ids = PromptIds(([1, 2], [3]))
     tokens = np.array([[5.0], [6.0]], np.float32)
-    found = reference.llm(SimpleNamespace(causal_lm=model), ids, tokens)
+    found = reference.llm(model, ids, tokens)
     greedy = [4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5]  # sixteen that count on from the prompt's last
     assert found.greedy == greedy and found.ids is ids and found.visual_tokens is tokens
     assert found.logits.tolist() == [0, 0, 0, 0, 4, 0, 1] and found.logits.dtype == np.float32
@@ -160,7 +164,7 @@ def test_the_llms_answer_is_that_of_its_float32_and_its_logits_are_exact():
 @pytest.mark.parametrize(("before", "after", "prompt"), [([], [3], [5, 3]), ([2], [3, 4], [2, 5, 3, 4])])
 def test_a_prompt_may_begin_with_the_clip(before, after, prompt):
     model = FakeLLM()
-    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds((before, after)), np.array([[5.0]], np.float32))
+    found = reference.llm(model, PromptIds((before, after)), np.array([[5.0]], np.float32))
     assert model.seen[0][1] == prompt and found.greedy[0] == after[-1] + 1 and found.rounding == 0
 
 
@@ -173,13 +177,13 @@ def test_an_id_of_float32_that_is_not_the_best_has_no_margin():
             return output
 
     model = Wrong()
-    found = reference.llm(SimpleNamespace(causal_lm=model), PromptIds(([1], [2])), np.zeros((1, 1), np.float32))
+    found = reference.llm(model, PromptIds(([1], [2])), np.zeros((1, 1), np.float32))
     assert found.margins == [3, 3, 0, *[3] * 13] and found.rounding == pytest.approx(8 / 9)  # a 1 that should be 9
 
 
-@pytest.mark.parametrize(("size", "shape"), [(None, (5, 4)), ((3, 6), (3, 6))])
-def test_the_clip_is_drifting_waves_under_noise(size, shape):
-    clip = reference.pixel_values(SimpleNamespace(preprocessing={"size": [5, 4]}), 2, size)
+@pytest.mark.parametrize("shape", [(5, 4), (3, 6)])
+def test_the_clip_is_drifting_waves_under_noise(shape):
+    clip = reference.pixel_values(2, shape)
     rng = np.random.default_rng(0)
     waves, noise = rng.uniform(2, 24, (3, 4)), rng.standard_normal((2, 3, *shape), np.float32)
     assert clip.shape == noise.shape
@@ -194,10 +198,13 @@ def test_the_clip_is_drifting_waves_under_noise(size, shape):
 def test_what_is_kept_of_the_vision_half_is_read_back(tmp_path):
     from runtime.tools.reference import outputs, quiet_polygraphy
 
-    feed = {"pixel_values": np.arange(6, dtype=np.float32).reshape(1, 6)}
     made = {"vision/encoder": np.arange(5, dtype=np.float32), "visual_tokens": np.arange(4, dtype=np.float32).reshape(2, 2)}
-    assert reference.save_vision(tmp_path / "deep" / "reference", feed, made) == {"vision/encoder": 1, "visual_tokens": 1}
-    reference.save_vision(tmp_path / "deep" / "reference", feed, made)  # a directory that is there will do
+    expected = reference.VisionReference(np.arange(6, dtype=np.float32).reshape(1, 6), made, 0.0)
+    assert reference.save_vision(tmp_path / "deep" / "reference", expected, "pixel_values") == {
+        "vision/encoder": 1,
+        "visual_tokens": 1,
+    }
+    reference.save_vision(tmp_path / "deep" / "reference", expected, "pixel_values")  # a directory that is there will do
     bundle = SimpleNamespace(file=lambda name: tmp_path / "deep" / name)
     with quiet_polygraphy():
         assert list(outputs(bundle, "torch")) == ["visual_tokens"]

@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from export import verify
+from export.reference import VisionReference
+from export.stages import Vision
 from runtime.core.errors import ExportError
 
 T, GRID, C, D = 2, (2, 3), 4, 5
+PIXELS = np.zeros((T, 3, 2, 2))
 
 
 def normal(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+NEWLINE = normal(1, D, seed=2)
 
 
 class Compress:
@@ -47,13 +53,13 @@ def place(request) -> str:
 
 
 @pytest.fixture
-def vision(place: str) -> SimpleNamespace:
-    projector = torch.nn.Linear(C, D)
-    return SimpleNamespace(input=None, place=place, grid=GRID, compress=Compress(), projector=projector)
+def vision(place: str) -> Vision:
+    source = SimpleNamespace(encoder=None, projector=torch.nn.Linear(C, D), newline=torch.from_numpy(NEWLINE), grid=GRID)
+    return Vision(source, Compress(), place)
 
 
 @pytest.fixture
-def right(vision: SimpleNamespace) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def right(vision: Vision) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(what the graph says, what torch says): the same, worked out with NumPy; a newline closes the tokens."""
     weight, bias = (parameter.detach().numpy() for parameter in vision.projector.parameters())
     encoded = normal(T, 6, C, seed=1)
@@ -62,15 +68,14 @@ def right(vision: SimpleNamespace) -> tuple[dict[str, np.ndarray], dict[str, np.
     double = 2 * patches.reshape(T, *GRID, -1)
     picked = double.reshape(12, -1)[::2]
     projected = picked @ weight.T + bias if before else patches
-    newline = normal(1, D, seed=2)
     got = {"vision/encoder": encoded, "vision/projector": projected, "compress/double": double, "compress/pick": picked}
-    tokens = np.concatenate([projected if before else picked, newline])
+    tokens = np.concatenate([projected if before else picked, NEWLINE])
     answers = {f"{name}/output": value.copy() for name, value in got.items()} | {"visual_tokens": tokens.copy()}
     return answers, got | {"visual_tokens": tokens}
 
 
 def verified(engine: Engine, vision, reference, precision="fp32", rounding=0.0):
-    return verify.verify_vision(engine, vision, reference, np.zeros((T, 3, 2, 2)), precision, rounding)
+    return verify.verify_vision(engine, vision, VisionReference(PIXELS, reference, rounding), precision)
 
 
 def order(place: str) -> list[str]:
@@ -147,7 +152,7 @@ def test_the_precision_is_the_graphs(vision, right):
 
 def test_pixels_that_the_graph_makes_itself_are_judged_first(vision, right, place):
     answers, reference = right
-    vision.input = object()
+    vision.input = torch.nn.Identity()
     pixels = normal(T, 3, 2, 2, seed=4)
     answers["vision/input/output"], reference = pixels, reference | {"vision/input": pixels}
     assert [result.stage for result in verified(Engine(answers), vision, reference)[0]] == ["vision/input", *order(place)]
@@ -157,7 +162,7 @@ def test_pixels_that_the_graph_makes_itself_are_judged_first(vision, right, plac
 
 @pytest.mark.parametrize(("is_split", "name"), [(False, "visual_tokens (loop)"), (True, "visual_tokens (split)")])
 def test_frame_by_frame_the_tokens_are_those_of_the_graph_that_takes_a_clip(vision, is_split, name):
-    tokens, pixels = normal(6, D, seed=5), np.zeros((T, 3, 2, 2))
+    tokens = normal(6, D, seed=5)
 
     def judged(got, rounding=0.0):
         engine = SimpleNamespace(
@@ -166,7 +171,7 @@ def test_frame_by_frame_the_tokens_are_those_of_the_graph_that_takes_a_clip(visi
             encode_clip=lambda pixels: pixels.dtype,
             compress=lambda features: {"visual_tokens": got} if features == np.float16 else {},
         )
-        return verify.verify_frame_by_frame(engine, vision, tokens, pixels, "fp32", rounding)
+        return verify.verify_frame_by_frame(engine, vision, tokens, VisionReference(PIXELS, {}, rounding), "fp32")
 
     assert judged(tokens.copy()) == verify.StageResult(name, 0.0, True)
     assert judged(tokens[[1, 0, 2, 3, 4, 5]]).ok, "a select stage may choose in another order"

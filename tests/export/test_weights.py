@@ -16,7 +16,7 @@ from export.checkpoint import open_checkpoint
 from export.demo import CHECKPOINT
 from export.families import family
 from export.options import ExportOptions
-from export.preflight import make_plan
+from export.plan import make_plan
 from export.weights import weight_files
 from runtime.core.errors import CheckpointError
 

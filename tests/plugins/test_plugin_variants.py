@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from plugins import cuda, nvrtc
+from plugins import nvrtc
 from plugins.nvrtc import Compiled, Variant, launches, resident_blocks, variant_for
 from plugins.op import StGridPool
 from plugins.plan import make_plan
@@ -145,34 +145,14 @@ def test_what_is_missing_to_compile_is_named(monkeypatch):
         nvrtc._nvrtc()
 
 
-def test_what_is_missing_to_launch_is_named(monkeypatch):
-    start = cuda._driver.__wrapped__
-    asked = []
-    good = SimpleNamespace(cuInit=lambda flags: asked.append(flags) or (0,))
-    _bindings(monkeypatch, driver=good)
-    assert start() is good and asked == [0]
-    _bindings(monkeypatch, driver=SimpleNamespace(cuInit=lambda flags: (Status(100),)))
-    with pytest.raises(EngineError, match=r"^the NVIDIA driver does not start \(NO_DEVICE\); the plugin's kernel needs a GPU"):
-        start()
-    _bindings(monkeypatch, driver=SimpleNamespace(cuInit=_raises))
-    with pytest.raises(EngineError, match=r"^this machine has no NVIDIA driver; the plugin's kernel needs a GPU"):
-        start()
-    _bindings(monkeypatch)
-    with pytest.raises(UserError, match=r'the plugin\'s kernel needs the package "cuda-bindings".*st-gridpool\[plugin\]'):
-        start()
-
-
 class Status(int):
     name = "NO_DEVICE"
 
 
-@pytest.mark.parametrize(
-    ("checked", "words"), [(nvrtc._checked, "NVRTC failed with"), (cuda._checked, "refused a call of the plugin:")]
-)
-def test_a_call_that_fails_is_named_and_one_that_does_not_gives_its_value(checked, words):
-    assert (checked((0, 7)), checked((0, 7, 8)), checked((0,))) == (7, 7, None)
-    with pytest.raises(EngineError, match=f"{words} NO_DEVICE"):
-        checked((Status(100), 7))
+def test_a_call_that_fails_is_named_and_one_that_does_not_gives_its_value():
+    assert (nvrtc._checked((0, 7)), nvrtc._checked((0, 7, 8)), nvrtc._checked((0,))) == (7, 7, None)
+    with pytest.raises(EngineError, match="NO_DEVICE"):
+        nvrtc._checked((Status(100), 7))
 
 
 def test_what_ptxas_says_is_read_from_its_last_line():

@@ -31,11 +31,11 @@ def clip(tmp_path) -> Path:
 
 
 class Prompt:
-    """Every token's embedding is its id, twice; its text a word, and 7 none."""
+    """Every token's embedding is its id, twice; its text a word, and 7 none. 2 ends an answer, 4 stands for the clip."""
 
     def __init__(self, of: SimpleNamespace):
         self.bundle, self.eos, self.repetition_penalty, self.tokenizer = of, frozenset({2}), 1.5, self
-        self.embeddings = np.repeat(np.arange(10.0)[:, None], 2, 1)
+        self.embeddings, self.video_token_id = np.repeat(np.arange(10.0)[:, None], 2, 1), 4
 
     def ids(self, question: str) -> PromptIds:
         assert question == "what ?"
@@ -45,31 +45,25 @@ class Prompt:
         assert ids is IDS
         return np.concatenate([self.embeddings[ids.before], visual, self.embeddings[ids.after]])[None]
 
-    def seen(self, ids: PromptIds) -> set[int]:
-        assert ids is IDS
-        return {1, 2, 3}
-
     def decode(self, ids: list[int]) -> str:
         return "".join({7: "", 8: "eight ", 9: "nine"}[token] for token in ids)
 
 
 class Decoder:
-    """Answers `ids`; prompts: the embeddings of each."""
+    """Logits choose `ids` in turn; runs: the embeddings of each."""
+
+    max_context = 20
 
     def __init__(self, *ids: int):
-        self.ids, self.prompts = ids, []
+        self.ids, self.runs, self.length = ids, [], 0
 
     def conversation(self) -> Decoder:
         return self
 
-    def extend(self, embeddings: np.ndarray) -> str:
-        self.prompts.append(embeddings[0, :, 0].tolist())
-        return "logits"
-
-    def generate(self, logits, embed, choose, eos, limit):
-        assert (logits, choose, eos) == ("logits", "chooser", {2})
-        assert embed(4).tolist() == [[[4, 4]]]
-        yield from self.ids[:limit]
+    def extend(self, embeddings: np.ndarray) -> np.ndarray:
+        self.runs.append(embeddings[0, :, 0].tolist())
+        self.length += embeddings.shape[1]
+        return np.eye(10)[self.ids[len(self.runs) - 1]]
 
 
 class Vision:
@@ -80,11 +74,11 @@ class Vision:
 
 
 class Asked(Sampling):
-    """Sampling that knows what it must be told."""
+    """Greedy sampling that expects the ids of the prompt, the clip's among them, and the penalty."""
 
     def chooser(self, seen, penalty):
-        assert (seen, penalty) == ({1, 2, 3}, 1.5)
-        return "chooser"
+        assert (set(seen), penalty) == ({1, 2, 3, 4}, 1.5)
+        return super().chooser()
 
 
 @pytest.fixture
@@ -96,14 +90,14 @@ def timed(monkeypatch):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_an_answer_is_streamed_with_its_counts_and_times(clip, timed, again):
-    chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 7, 9))
+    chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 7, 9, 2))
     assert chat.answer == Answer()
     options = AskOptions(sampling=Asked())
     stream = chat.ask_about(Vision().encode(clip), "what ?", options) if again else chat.ask(clip, "what ?", options)
     answer = chat.answer
     assert (answer.text, answer.ids) == ("", []) and answer.notes == ["for people"]
     assert answer.seconds == {"decode_video": 1, "encode": 2.5, "prefill": 1, "time_to_first_token": 4.5}
-    assert list(stream) == ["eight ", "nine"] and decoder.prompts == [[1, 2, 6, 6, 6, 6, 3]]
+    assert list(stream) == ["eight ", "nine"] and decoder.runs == [[1, 2, 6, 6, 6, 6, 3], [8], [7], [9]]
     assert answer.as_dict() == {
         "text": "eight nine", "ids": [8, 7, 9], "patch_tokens": 40, "visual_tokens": 4, "prompt_tokens": 7, "frames": [0, 9],
         "repeated_frames": 1, "compression": 10.0, "decode_tokens_per_second": 0.67,
@@ -114,15 +108,33 @@ def test_an_answer_is_streamed_with_its_counts_and_times(clip, timed, again):
 def test_what_was_held_back_comes_at_the_end_and_an_answer_may_be_empty(clip, monkeypatch):
     texts = {(8,): "\ufffd", (8, 9): "\ufffd"}
     monkeypatch.setattr(Prompt, "decode", lambda self, ids: texts.get(tuple(ids), ""))
-    for said, pieces in (((8, 9), ["\ufffd"]), ((), [])):
-        chat = VideoChat(Prompt(bundle()), Vision(), Decoder(*said))
+    for ids, pieces in (((8, 9), ["\ufffd"]), ((), [])):
+        chat = VideoChat(Prompt(bundle()), Vision(), Decoder(*ids, 2))
         assert list(chat.ask(clip, "what ?", AskOptions(sampling=Asked()))) == pieces
-        assert (chat.answer.text, chat.answer.ids) == ("".join(pieces), list(said))
+        assert (chat.answer.text, chat.answer.ids) == ("".join(pieces), list(ids))
 
 
-def test_an_answer_is_as_long_as_it_may_be(clip):
-    chat = VideoChat(Prompt(bundle()), Vision(), Decoder(8, 9, 9, 9))
-    assert "".join(chat.ask(clip, "what ?", AskOptions(2, Asked()))) == "eight nine"
+@pytest.mark.parametrize(
+    ("limit", "max_context", "ids", "runs"),
+    [
+        (1, 20, [8], 1),  # the last id is not fed back
+        (2, 20, [8, 9], 2),
+        (3, 20, [8, 9, 7], 3),
+        (4, 20, [8, 9, 7], 4),  # 2 ends it
+        (9, 20, [8, 9, 7], 4),
+        (9, 7, [8], 1),  # seven of the prompt fill the cache
+        (9, 8, [8, 9], 2),
+    ],
+)
+def test_an_answer_ends_at_its_limit_an_end_token_or_with_the_cache(clip, limit, max_context, ids, runs):
+    chat = VideoChat(Prompt(bundle()), Vision(), decoder := Decoder(8, 9, 7, 2))
+    decoder.max_context = max_context
+    text = "".join(chat.ask(clip, "what ?", AskOptions(limit, Asked())))
+    assert text == chat.answer.text == chat.prompt.decode(ids)
+    assert chat.answer.ids == ids and [run[0] for run in decoder.runs[1:]] == ids[: runs - 1] and len(decoder.runs) == runs
+
+
+def test_how_long_an_answer_may_be():
     assert AskOptions() == AskOptions(128, Sampling()) and AskOptions(1).max_new_tokens == 1
     with pytest.raises(PromptError, match="max_new_tokens"):
         AskOptions(0)

@@ -75,6 +75,19 @@ print(json.dumps(sorted(roots - sys.stdlib_module_names)))
     assert json.loads(python(code, blocked=HEAVY).stdout) == ["numpy", "plugins", "runtime"]
 
 
+def test_the_package_offers_its_main_classes_and_loads_them_when_they_are_used(
+    python: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    code = """
+import runtime
+assert "numpy" not in sys.modules and "runtime.bundle" not in sys.modules
+from runtime import Bundle, LiveEncoder, VideoChat
+assert not hasattr(runtime, "Absent")
+print(json.dumps([one.__module__ for one in (Bundle, LiveEncoder, VideoChat)]))
+"""
+    assert json.loads(python(code, blocked=HEAVY).stdout) == ["runtime.bundle", "runtime.vision.live", "runtime.chat"]
+
+
 def test_a_bundle_is_opened_and_refused_with_numpy_alone(
     python: Callable[..., subprocess.CompletedProcess], bundle_path: Path, tmp_path: Path
 ) -> None:

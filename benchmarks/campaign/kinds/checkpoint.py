@@ -42,7 +42,7 @@ class Checkpoint(InputKind):
 
         in_child(run.corpus.make_small, folder=run.work("corpus"))
         warm(*(f"transformers.models.{name}.modeling_{name}" for name in ("llava_onevision", "qwen2", "siglip")))
-        warm(*(f"export.{name}" for name in ("__main__", "families.llava_ov", "halves", "quantize.report", "trace")))
+        warm(*(f"export.{name}" for name in ("__main__", "families.llava_ov", "llm", "quantize.report", "trace", "vision")))
 
         self.source = run.corpus.checkpoint
         self.texts = {path.name: json.loads(path.read_text()) for path in sorted(self.source.glob("*.json"))}
@@ -100,15 +100,17 @@ class _tracing_left_out:
     """Within, an export ends where a graph would be traced."""
 
     def __enter__(self) -> None:
-        import export.halves as module
+        import export.llm
+        import export.vision
 
-        self.kept = module.export_vision, module.export_llm
-        module.export_vision = module.export_llm = _reached  # type: ignore[assignment]
+        self.kept = export.vision.trace_vision, export.llm.trace_decoder
+        export.vision.trace_vision = export.llm.trace_decoder = _reached  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
-        import export.halves as module
+        import export.llm
+        import export.vision
 
-        module.export_vision, module.export_llm = self.kept
+        export.vision.trace_vision, export.llm.trace_decoder = self.kept
 
 
 def _reached(*_: object, **__: object) -> None:

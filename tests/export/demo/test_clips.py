@@ -10,8 +10,8 @@ import pytest
 from export.demo import CHECKPOINT, CLIPS
 from export.demo.__main__ import main
 from export.demo.clips import HOLD, ClipOptions, write_demo_clip, write_mp4
-from export.demo.draw import make_clip
-from export.demo.world import SIZE, clip_rng
+from export.scenes.draw import make_clip
+from export.scenes.scene import SIZE, clip_rng
 from runtime.core.errors import ExportError
 from runtime.media.clip import sample_frames
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 from export.demo import CHECKPOINT
 from export.demo.__main__ import main
 from export.demo.evaluate import EvaluateOptions, clips_of, evaluate
-from export.demo.world import KINDS
+from export.scenes.questions import KINDS
 from runtime.core.errors import ExportError
 
 

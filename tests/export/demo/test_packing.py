@@ -8,10 +8,12 @@ import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from export.demo import CHECKPOINT
-from export.demo.draw import make_clip
 from export.demo.packing import LENGTH, answer_logits, pack, use_blocked_attention
 from export.demo.tiny import encoded, make_tokenizer, project
-from export.demo.world import clip_rng, make_scene, questions
+from export.scenes.draw import make_clip
+from export.scenes.make import make_scene
+from export.scenes.questions import questions
+from export.scenes.scene import clip_rng
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from export.demo import train
 from export.demo.__main__ import main
 from export.demo.recipe import Recipe, Stage
 from export.demo.warmup import pictures
-from export.demo.world import clip_rng
 from export.families import llava_ov
+from export.scenes.scene import clip_rng
 from runtime.core.errors import ExportError
 
 TINY = Recipe(
@@ -62,9 +62,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatc
 
 def test_what_is_saved_is_a_checkpoint_of_the_family(tmp_path):
     path = train.Training(replace(TINY, pooling="family"), tmp_path, lambda line: None).run()
-    half = llava_ov.load_vision(open_checkpoint(str(path)))
-    assert (half.grid, half.frames, half.hidden_size) == ((9, 9), 16, 128)
-    assert llava_ov.load_llm(open_checkpoint(str(path))).prompt["video_token"] == "<video>"
+    checkpoint = open_checkpoint(str(path))
+    assert llava_ov.load_vision(checkpoint).grid == (9, 9)
+    info = llava_ov.describe_vision(checkpoint)
+    assert (info.frames, info.hidden_size) == (16, 128)
+    assert llava_ov.load_llm(checkpoint).config.hidden_size == 128
+    assert llava_ov.describe_llm(checkpoint).chat.video_token == "<video>"
     assert AutoTokenizer.from_pretrained(path)("which letter is shown ?").input_ids
     assert AutoImageProcessor.from_pretrained(path, backend="pil").size["height"] == 126
     assert (path / "model.safetensors").stat().st_size < 15e6

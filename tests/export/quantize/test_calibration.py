@@ -1,47 +1,63 @@
-"""Calibration clips: which frames of which videos, in which order."""
+"""Prompts about calibration clips, on stand-ins for the vision encoder and the prompt."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from video_files import write_video
 
-from export.quantize.calibration import Clips
-from runtime.core.errors import ExportError
+from export.quantize import calibration
+from export.quantize.calibration import calibration_prompts
+from runtime.engine import EngineOptions
 
-COLORS = {"a.mp4": (200, 30, 30), "b.mp4": (30, 30, 200), "c.mp4": (30, 200, 30)}
+
+class FakePrompt:
+    def __init__(self, bundle):
+        self.bundle = bundle
+
+    def ids(self, question):
+        return f"ids of {question}"
+
+    def embed(self, ids, tokens):
+        return ids, tokens
 
 
 @pytest.fixture
-def clips(bundle, tmp_path) -> Clips:
-    """Of three videos of one colour each: red, blue and green."""
-    for name, color in COLORS.items():
-        write_video(tmp_path / name, [np.full((64, 64, 3), color, np.uint8)] * 8)
-    (tmp_path / "notes.txt").write_text("no video")
-    return Clips(bundle.manifest.preprocessing, tmp_path)
+def engines(monkeypatch) -> list[SimpleNamespace]:
+    made: list[SimpleNamespace] = []
+
+    class Encoder:
+        @classmethod
+        def open(cls, bundle, backend, options):
+            assert (backend, options) == ("onnx", EngineOptions("cpu"))
+            encoder = SimpleNamespace(tokens=lambda pixels: (pixels * 2).astype(np.float16), engine=SimpleNamespace(closed=False))
+            encoder.engine.close = lambda: setattr(encoder.engine, "closed", True)
+            made.append(encoder.engine)
+            return encoder
+
+    monkeypatch.setattr(calibration, "Prompt", FakePrompt)
+    monkeypatch.setattr(calibration, "VisionEncoder", Encoder)
+    return made
 
 
-def test_neighbours_are_of_different_clips(clips):
-    frames = clips.frames(7)
-    assert frames.shape == (7, 3, 126, 126)
-    assert frames.mean((2, 3)).argmax(1).tolist() == [0, 2, 1, 0, 2, 1, 0]  # channels: red, blue, green
+def test_prompts_are_two_questions_about_each_of_four_clips(engines):
+    asked: list[tuple[int, int]] = []
+
+    def clips(count, frames):
+        asked.append((count, frames))
+        return [(np.full((frames, 1), index, np.float32), ["a", "b", "c"]) for index in range(count)]
+
+    bundle = SimpleNamespace(manifest=SimpleNamespace(frames=3))
+    prompts = list(calibration_prompts(bundle, SimpleNamespace(clips=clips)))
+    assert asked == [(4, 3)] and [ids for ids, _ in prompts] == ["ids of a", "ids of b"] * 4
+    assert [tokens.tolist() for _, tokens in prompts[::2]] == [[[2 * index]] * 3 for index in range(4)]
+    assert prompts[0][1].dtype == np.float16
+    (engine,) = engines
+    assert engine.closed
 
 
-def test_frames_are_normalised_as_the_bundle_says(clips):
-    red, green = clips.frames(1)[0, :2].mean((1, 2))
-    assert red == pytest.approx(200 / 127.5 - 1, abs=0.05) and green == pytest.approx(30 / 127.5 - 1, abs=0.05)
-
-
-def test_clips_of_the_demo_are_several_too(bundle):
-    frames = Clips(bundle.manifest.preprocessing).frames(8)  # two clips of four frames
-    within = np.abs(frames[2:] - frames[:-2]).mean()
-    assert np.abs(frames[1:] - frames[:-1]).mean() > 2 * within
-
-
-def test_a_directory_without_videos_is_refused(bundle, tmp_path):
-    with pytest.raises(ExportError, match="holds no video"):
-        Clips(bundle.manifest.preprocessing, tmp_path)
-
-
-def test_the_report_says_where_they_come_from(clips):
-    assert clips.source.startswith("3 videos of ")
+def test_visual_tokens_take_the_place_of_clips(engines):
+    prompts = list(calibration_prompts(SimpleNamespace(), None, "tokens"))
+    assert len(prompts) == 3 and engines == []
+    assert all(tokens == "tokens" and ids.startswith("ids of ") and ids.endswith("?") for ids, tokens in prompts)

@@ -1,4 +1,4 @@
-"""The edits that passes share: order and scopes of nodes, readers of tensors, and which constants are read."""
+"""The edits that passes share: the order of nodes, readers of tensors, and which constants are read."""
 
 from __future__ import annotations
 
@@ -13,34 +13,21 @@ from export.surgeon.graph import (
     free_name,
     graph_from_model,
     insert_after,
-    insert_before,
-    is_exporters,
     is_output,
     model_from_graph,
-    replace_node,
     reroute,
-    scope_of,
     small_value,
     static_shape,
 )
 
-SCOPES = "pkg.torch.onnx.name_scopes"
-KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
-
 
 @pytest.fixture
 def model() -> onnx.ModelProto:
-    """x -> a -> b -> c -> y in scopes net.one, net.one, net.two and the root; w is the checkpoint's, the rest the exporter's."""
-    model = model_from_text(
+    return model_from_text(
         "g (float[2, 3] x) => (float[2, 3] y) <float[2, 3] w, float[2, 3] k> { a = Add(x, w)\n b = Mul(a, k)\n c = Neg(b)\n y = Relu(c) }",
         w=normal(2, 3),
         k=normal(2, 3),
     )
-    for node, scope in zip(model.graph.node, ("net.one", "net.one", "net.two", ""), strict=True):
-        node.metadata_props.add(key=SCOPES, value=str(["", scope, "op"] if scope else ["op"]))
-    model.graph.value_info.append(onnx.helper.make_tensor_value_info("w", 1, [2, 3]))
-    model.graph.value_info[-1].metadata_props.add(key=KIND, value="PARAMETER")
-    return model
 
 
 @pytest.fixture
@@ -56,54 +43,6 @@ def fresh(op: str, source: gs.Tensor, name: str = "fresh") -> gs.Node:
     return gs.Node(op, name, inputs=[source], outputs=[gs.Variable(name, np.float32)])
 
 
-def test_each_node_has_the_scope_of_its_module(graph: gs.Graph):
-    assert [scope_of(node) for node in graph.nodes] == ["net.one", "net.one", "net.two", ""]
-
-
-def test_a_node_without_a_scope_gets_what_its_readers_have_in_common(model: onnx.ModelProto):
-    del model.graph.node[0].metadata_props[:]
-    assert scope_of(graph_from_model(model).nodes[0]) == "net.one"
-    model.graph.node.insert(1, onnx.helper.make_node("Exp", ["x"], ["shared"], "shared"))
-    model.graph.node[2].input[1] = model.graph.node[3].input[0] = "shared"
-    assert scope_of(graph_from_model(model).nodes[1]) == "net"
-    model.graph.node[3].metadata_props[0].value = str(["", "net.one.deeper", "op"])
-    assert scope_of(graph_from_model(model).nodes[1]) == "net.one"
-
-
-@pytest.mark.parametrize(
-    ("scopes", "scope"),
-    [
-        (["op"], ""),
-        (["net", "op"], "net"),
-        (["", "net", "net.one", "op"], "net.one"),
-        (["", "_empty_nn_module_stack_from_metadata_hook", "op"], ""),
-    ],
-)
-def test_a_scope_is_the_module_right_around_the_traced_operator(model: onnx.ModelProto, scopes: list[str], scope: str):
-    model.graph.node[3].metadata_props[0].value = str(scopes)
-    assert graph_from_model(model).nodes[3].scope == scope
-
-
-def test_other_metadata_of_a_node_is_no_scope(model: onnx.ModelProto):
-    model.graph.node[3].metadata_props[0].key = "pkg.torch.onnx.stack_trace"
-    assert graph_from_model(model).nodes[3].scope == "", "of nobody who reads it"
-
-
-def test_a_model_that_was_not_traced_has_no_scopes(model: onnx.ModelProto):
-    for node in model.graph.node:
-        del node.metadata_props[:]
-    graph = graph_from_model(model)
-    assert [node.scope for node in graph.nodes] == [None] * 4
-    assert not is_exporters(graph.tensors()["k"], graph.nodes[1])
-
-
-def test_constants_of_the_checkpoint_are_told_from_the_exporters(graph: gs.Graph):
-    tensors, reader = graph.tensors(), graph.nodes[1]
-    assert is_exporters(tensors["k"], reader)
-    assert not is_exporters(tensors["w"], reader) and not is_exporters(tensors["a"], reader)
-    assert is_exporters(gs.Constant("of a pass", np.zeros(1)), reader)
-
-
 def test_an_output_is_the_tensor_itself_among_the_graphs_outputs(graph: gs.Graph):
     tensors = graph.tensors()
     graph.outputs.append(tensors["b"])
@@ -111,34 +50,11 @@ def test_an_output_is_the_tensor_itself_among_the_graphs_outputs(graph: gs.Graph
     assert not is_output(graph, gs.Variable("y", np.float32, [2, 3]))
 
 
-def test_new_nodes_stand_where_the_old_one_was_with_its_scope_and_outputs(graph: gs.Graph):
-    old, source = graph.nodes[1], graph.tensors()["a"]
-    first = fresh("Exp", source)
-    last = gs.Node("Log", "last", inputs=[first.outputs[0]])
-    replace_node(graph, old, [first, last])
-    assert ops(graph) == ["Add", "Exp", "Log", "Neg", "Relu"]
-    assert [scope_of(node) for node in graph.nodes[1:3]] == ["net.one", "net.one"]
-    assert last.outputs[0].name == "b" and graph.nodes[3].inputs[0] is last.outputs[0]
-    assert not old.inputs and not old.outputs
-
-
-def test_outputs_of_its_own_are_kept(graph: gs.Graph):
-    new = fresh("Exp", graph.tensors()["a"])
-    replace_node(graph, graph.nodes[1], [new])
-    assert [tensor.name for tensor in new.outputs] == ["fresh"]
-
-
-@pytest.mark.parametrize(("tensor", "place", "scope"), [("b", 2, "net.one"), ("c", 3, "net.two"), ("x", 0, ""), ("w", 0, "")])
-def test_behind_a_tensor_is_right_behind_what_computes_it(graph: gs.Graph, tensor: str, place: int, scope: str):
+@pytest.mark.parametrize(("tensor", "place"), [("b", 2), ("c", 3), ("x", 0), ("w", 0)])
+def test_behind_a_tensor_is_right_behind_what_computes_it(graph: gs.Graph, tensor: str, place: int):
     new = fresh("Exp", graph.tensors()[tensor])
     insert_after(graph, graph.tensors()[tensor], new)
-    assert graph.nodes[place] is new and new.scope == scope
-
-
-def test_before_a_node_is_right_before_it_in_its_scope(graph: gs.Graph):
-    new = fresh("Exp", graph.tensors()["b"])
-    insert_before(graph, graph.nodes[2], new)
-    assert ops(graph) == ["Add", "Mul", "Exp", "Neg", "Relu"] and new.scope == "net.two"
+    assert graph.nodes[place] is new
 
 
 def test_every_reader_reads_the_new_tensor_at_each_place(graph: gs.Graph):

@@ -8,9 +8,12 @@ import pytest
 from surgeon_graphs import model_from_text, normal, ops, rewrite
 
 from export.surgeon import int64
+from export.surgeon.context import Context
 from export.surgeon.graph import graph_from_model
 
 INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
+
+CONTEXT = Context("vision", onnx.ModelProto())
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -145,7 +148,7 @@ def test_a_value_that_a_subgraph_reads_stays_int64():
 def test_constants_that_fit_into_32_bits(value, fits):
     text = "g (int64[2] x, float[9] t) => (float[2] y) { a = Sub(x, c)\n b = Add(a, a)\n y = Gather(t, b) }"
     graph = graph_from_model(model_from_text(text.replace("{", "<int64[2] c> {", 1), c=np.array([0, value])))
-    assert int64.run(graph) == (2 if fits else 0)
+    assert int64.run(graph, CONTEXT) == (2 if fits else 0)
 
 
 @pytest.mark.parametrize(("row", "narrowed"), [([2, 8], True), ([0, 2**31], False)])
@@ -157,9 +160,9 @@ def test_tables_of_indices_are_narrowed_where_they_fit(row, narrowed):
     }"""
     model = model_from_text(text, at=np.array(row)[:, None], to=np.array([[1], [0]]))
     graph = graph_from_model(model)
-    assert int64.run(graph) == (3 if narrowed else 1)
+    assert int64.run(graph, CONTEXT) == (3 if narrowed else 1)
     assert [node.inputs[1].dtype for node in graph.nodes] == [*[np.int32 if narrowed else np.int64] * 2, np.int32]
-    assert int64.run(graph) == 0
+    assert int64.run(graph, CONTEXT) == 0
 
 
 def test_two_nodes_that_share_one_cast_are_worth_it():

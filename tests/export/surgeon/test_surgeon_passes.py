@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
-from surgeon_graphs import counts, model_from_text, normal, ops, rewrite, run
+from surgeon_graphs import model_from_text, normal, ops, rewrite, run
 from torch import nn
 
 from export.surgeon import ON_REQUEST, PASSES, PassReport, run_passes
@@ -30,8 +30,8 @@ class _Pyramid(nn.Module):
 
 class _Pool(nn.Module):
     def forward(self, x):
-        weights = torch.softmax(x.norm(dim=-1), dim=-1)
-        return (x * weights[..., None]).sum(1)
+        weights = torch.softmax(x.float().norm(dim=-1), dim=-1)
+        return (x * weights[..., None]).sum(1).to(x.dtype)
 
 
 class _Vision(nn.Module):
@@ -77,18 +77,12 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_all_passes_on_a_traced_siglip_leave_the_numbers_and_less_nodes(traced, precision):
+def test_all_passes_on_a_traced_siglip_leave_the_numbers(traced, precision):
     dtype = np.float32 if precision == "fp32" else np.float16
-    before = counts(traced[precision])
     after, reports = rewrite(
         _copy(traced[precision]), None, {"x": normal(3, 4, 16, dtype=dtype)}, precision=precision, tolerance=2e-3
     )
     assert [report.name for report in reports] == [name for name in PASSES if name not in ON_REQUEST]
-    left = counts(after)
-    assert (before["Transpose"], before["Reshape"]) == (10, 12)
-    assert (left["Transpose"], left["Reshape"]) == (8, 8), "one transpose and two reshapes less a layer: the keys of sdpa"
-    moved = next(report for report in reports if report.name == "float32_norms")
-    assert (moved.rewrites > 0) == (precision == "fp16")
     assert not any(node.metadata_props for node in after.graph.node), "stack traces of the export host"
 
 
@@ -189,7 +183,7 @@ def test_local_functions_survive_all_passes():
     model.opset_import.append(helper.make_opsetid("gridpool", 1))
     before = _copy(model)
     after, _ = run_passes(model, graph="vision")
-    assert ops(after) == ["magnitude", "Neg"]
+    assert ops(after) == ["Identity", "magnitude", "Neg"]
     assert [(f.domain, f.name, [n.op_type for n in f.node]) for f in after.functions] == [
         ("gridpool", "magnitude", ["Mul", "Sqrt"])
     ]
@@ -207,27 +201,25 @@ def test_what_graph_surgeon_would_lose_of_the_model_is_kept():
 
 def test_a_required_pass_that_finds_nothing_is_an_error_that_says_what_it_saw():
     model = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
-    with pytest.raises(
-        ExportError, match=r'vision: the pass "gathernd" was required and found nothing to rewrite among Relu; no GatherND'
-    ):
-        run_passes(model, ["gathernd"], graph="vision", required=["gathernd"])
+    with pytest.raises(ExportError, match=r'vision: the pass "int64" was required and found nothing to rewrite among Relu'):
+        run_passes(model, ["int64"], graph="vision", required=["int64"])
 
 
 def test_an_unknown_pass_and_a_graph_of_another_precision_are_errors():
     model = model_from_text("g (float[2] x) => (float[2] y) { y = Relu(x) }")
-    with pytest.raises(ExportError, match=r'no surgeon pass "folds"; did you mean "fold"\?'):
-        run_passes(model, ["folds"], graph="vision")
-    with pytest.raises(ExportError, match=r'no surgeon pass "gatherdn"; did you mean "gathernd"\?'):
-        run_passes(model, [], graph="vision", required=["gatherdn"])
-    with pytest.raises(ExportError, match=r"vision: 0 tensors are float16 in a graph that was to be fp16"):
+    with pytest.raises(ExportError, match=r'"nams"; did you mean "names"\?'):
+        run_passes(model, ["nams"], graph="vision")
+    with pytest.raises(ExportError, match=r'"int46"; did you mean "int64"\?'):
+        run_passes(model, [], graph="vision", required=["int46"])
+    with pytest.raises(ExportError, match=r"vision: 0 tensors are float16; expected a fp16"):
         run_passes(model, graph="vision", precision="fp16")
     half = model_from_text("g (float16[2] x) => (float16[2] y) { y = Relu(x) }")
-    with pytest.raises(ExportError, match=r"vision: 2 tensors are float16 in a graph that was to be fp32; convert the module"):
+    with pytest.raises(ExportError, match=r"vision: 2 tensors are float16; expected a fp32"):
         run_passes(half, graph="vision", precision="fp32")
 
 
 def test_passes_run_in_their_own_order_and_report_as_the_manifest_wants():
     model = model_from_text("g (float[2] x) => (float[2] y) { a = Identity(x)\n y = Relu(a) }")
-    _, reports = run_passes(model, ["fold", "names"], graph="vision")
-    assert [report.name for report in reports] == ["names", "fold"]
-    assert PassReport("vision", "fold", 1, "n").as_dict() == {"graph": "vision", "pass": "fold", "rewrites": 1, "note": "n"}
+    _, reports = run_passes(model, ["int64", "names"], graph="vision")
+    assert [report.name for report in reports] == ["names", "int64"]
+    assert PassReport("vision", "names", 1, "n").as_dict() == {"graph": "vision", "pass": "names", "rewrites": 1, "note": "n"}

@@ -131,12 +131,12 @@ def test_two_loops_are_refused():
     model = _looped(_model())
     (loop,) = (node for node in model.graph.node if node.op_type == "Loop")
     model.graph.node.add().CopyFrom(loop)
-    with pytest.raises(ExportError, match="does not come apart into encoder and compressor: 2 loops, expected one"):
+    with pytest.raises(ExportError, match="2 loops, expected one"):
         split(model, GRID)
 
 
 def test_a_graph_without_a_loop_is_refused():
-    with pytest.raises(ExportError, match="does not come apart into encoder and compressor: 0 loops, expected one"):
+    with pytest.raises(ExportError, match="0 loops, expected one"):
         split(_model(), GRID)
 
 
@@ -160,7 +160,7 @@ def test_a_compressor_that_reads_what_only_the_encoder_has_is_refused():
     )
     for node in model.graph.node[1:]:
         node.name = f"compress/{node.name}"
-    with pytest.raises(ExportError, match=r"vision\.compressor would read pixel_values of the other part; export without --split"):
+    with pytest.raises(ExportError, match=r"vision\.compressor would read pixel_values"):
         split(_looped(model), GRID)
 
 

@@ -27,7 +27,8 @@ from runtime.llm.sampling import Sampling
 from runtime.media.limits import DecodeLimits
 from runtime.server.options import MIB, ServerOptions
 from runtime.tools.bench import BenchOptions
-from runtime.tools.parity import ParityReport, Row
+from runtime.tools.parity import ParityReport
+from runtime.tools.rows import Row
 from runtime.watch import Observation, WatchOptions
 
 
@@ -128,14 +129,15 @@ def test_parity_past_its_tolerance_is_exit_code_1(commands: Commands, ok: bool, 
 
 
 def test_inspect_verifies_or_predicts_where_it_is_asked_to(commands: Commands) -> None:
-    for tool, said in (("inspect", "facts"), ("predict", "times")):
+    for tool, said, arguments in (("inspect", "facts", 3), ("predict", "times", 2)):
         result = SimpleNamespace(as_dict=lambda said=said: {"of": said})
-        commands.answering(f"runtime.tools.{tool}.{tool}", result, of=2)
+        commands.answering(f"runtime.tools.{tool}.{tool}", result, of=arguments)
         commands.patch.setattr(f"runtime.tools.{tool}.text", lambda report: report.as_dict()["of"])
     assert commands("inspect") == commands("inspect", "--verify") == (0, "facts\n", "")
-    assert [bundle.verified for bundle in commands.asked] == [(False, None), (True, log)]
+    assert [bundle.verified for bundle in commands.asked[::3]] == [(False, None), (True, log)]
+    assert commands.asked[1:3] == [8, 256 * MIB]  # what a server holds by default
     assert commands("inspect", "--predict", "orin") == (0, "times\n", "")
-    assert commands.asked[3] == "orin"
+    assert commands.asked[7] == "orin"
     assert json.loads(commands("inspect", "--json")[1]) == {"of": "facts"}
 
 

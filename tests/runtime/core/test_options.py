@@ -145,8 +145,8 @@ def test_help_shows_what_an_option_takes_and_its_default() -> None:
     text = " ".join(parser.format_help().split())
     shown = (
         "--size-mib N",
-        "of the thing (default 2)",
-        "of all (default 0.25)",
+        "of the thing (default: 2)",
+        "of all (default: 0.25)",
         "rounds (default: enough)",
         "--words TEXT",
         "A_KEY_OF_TESTS",

@@ -1,286 +1,296 @@
-"""What is asked of CUDA, on stand-ins for its two libraries: which calls, in which order, and what a failure leaves behind.
-
-The numbers are those of NVIDIA's headers, read from cuda-bindings.
-"""
+"""What is asked of the CUDA driver: which calls, with which arguments, in which order, and what a failure leaves behind."""
 
 from __future__ import annotations
 
 import ctypes
-import glob
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import plugins.driver
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
 
-SUCCESS, NOT_SUPPORTED = 0, 801
-
-
-class Runtime:
-    """libcudart in host memory. calls: names in order; failing: names that return NOT_SUPPORTED."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.failing: set[str] = set()
-        self.memory: dict[int, ctypes.Array] = {}
-        self.kinds: list[int] = []
-        self.capturing = False
-
-    def __getattr__(self, name: str):
-        def call(*arguments):
-            self.calls.append(name)
-            if name in self.failing:
-                return NOT_SUPPORTED
-            return getattr(self, f"_{name}", lambda *_: SUCCESS)(*arguments)
-
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return call
-
-    def _cudaGetErrorString(self, status: int) -> bytes:
-        assert status == NOT_SUPPORTED
-        return b"operation not supported"
-
-    def _cudaStreamCreateWithFlags(self, stream, flags: int) -> int:
-        stream._obj.value = 7
-        return SUCCESS
-
-    def _cudaMalloc(self, pointer, size: ctypes.c_size_t) -> int:
-        buffer = (ctypes.c_char * size.value)()
-        self.memory[ctypes.addressof(buffer)] = buffer
-        pointer._obj.value = ctypes.addressof(buffer)
-        return SUCCESS
-
-    _cudaMallocHost = _cudaMalloc
-
-    def _cudaFree(self, pointer: ctypes.c_void_p) -> int:
-        del self.memory[pointer.value]
-        return SUCCESS
-
-    _cudaFreeHost = _cudaFree
-
-    def _cudaMemcpyAsync(self, to, source, size, kind: int, stream) -> int:
-        self.kinds.append(kind)
-        ctypes.memmove(to.value, source.value, size.value)
-        return SUCCESS
-
-    def _cudaMemsetAsync(self, address, value: int, size, stream) -> int:
-        ctypes.memset(address.value, value, size.value)
-        return SUCCESS
-
-    def _cudaStreamBeginCapture(self, stream, mode: int) -> int:
-        self.capturing = True
-        return SUCCESS
-
-    def _cudaStreamEndCapture(self, stream, graph) -> int:
-        self.capturing = False
-        graph._obj.value = 11
-        return SUCCESS
-
-    def _cudaGraphInstantiateWithFlags(self, executable, graph, flags) -> int:
-        assert graph.value == 11
-        executable._obj.value = 13
-        return SUCCESS
+ATTRIBUTES = SimpleNamespace(
+    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+)
 
 
 class Driver:
-    """libcuda of a machine with one GPU."""
+    """Answers as cuda-bindings do, (status, value). calls: (function, *arguments); failing: {function: status}; memory: not yet freed."""
 
-    def __init__(self, attributes: dict[int, int]):
-        self.attributes = attributes
+    CUdevice_attribute = ATTRIBUTES
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING="non blocking")
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread local")
 
-    def cuInit(self, flags: int) -> int:
-        return SUCCESS
+    def __init__(self) -> None:
+        self.answers = {"cuStreamCreate": 7, "cuStreamEndCapture": 11, "cuGraphInstantiate": 13, "cuDevicePrimaryCtxRetain": 5}
+        self.calls: list[object] = []
+        self.failing: dict[str, int] = {}
+        self.memory: dict[int, ctypes.Array] = {}
 
-    def cuDeviceGetCount(self, count) -> int:
-        count._obj.value = 1
-        return SUCCESS
+    def __getattr__(self, name: str):
+        def function(*arguments: object) -> tuple:
+            if name == "cuGetErrorString":
+                return 0, b"no luck"
+            if name in ("cuCtxPushCurrent", "cuCtxPopCurrent"):
+                return 0, None
+            self.calls.append((name, *arguments))
+            return (self.failing.get(name, 0), self.answer(name, arguments))
 
-    def cuDeviceGet(self, device, ordinal: int) -> int:
-        device._obj.value = ordinal
-        return SUCCESS
+        return function
 
-    def cuDeviceGetName(self, name, size: int, device) -> int:
-        name.value = b"Orin"
-        return SUCCESS
-
-    def cuDeviceGetAttribute(self, value, attribute: int, device) -> int:
-        value._obj.value = self.attributes[attribute]
-        return SUCCESS
-
-    def cuDeviceTotalMem_v2(self, memory, device) -> int:
-        memory._obj.value = 32 << 30
-        return SUCCESS
-
-    def cuDriverGetVersion(self, version) -> int:
-        version._obj.value = 12060
-        return SUCCESS
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    library = Runtime()
-    monkeypatch.setattr(cuda, "_runtime", lambda: library)
-    return library
+    def answer(self, name: str, arguments: tuple) -> object:
+        if name in ("cuMemAlloc", "cuMemAllocHost"):
+            buffer = (ctypes.c_char * arguments[0])()
+            self.memory[ctypes.addressof(buffer)] = buffer
+            return ctypes.addressof(buffer)
+        if name in ("cuMemFree", "cuMemFreeHost"):
+            del self.memory[arguments[0]]
+        return self.answers.get(name, 0)
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch):
-    numbers = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed").CUdevice_attribute
-    major, minor = (getattr(numbers, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
-    driver = Driver({int(major): 8, int(minor): 7})
-    monkeypatch.setattr(cuda, "_driver", lambda: driver)
+def install(monkeypatch: pytest.MonkeyPatch):
+    """install(driver): let it be the machine's; an EngineError stands for a driver that can't be loaded."""
+
+    def put(driver):
+        def load():
+            if isinstance(driver, Exception):
+                raise driver
+            return driver
+
+        monkeypatch.setattr(plugins.driver, "driver", load)
+        monkeypatch.setattr(cuda, "driver", load)
+        cuda.gpus.cache_clear()
+
+    yield put
     cuda.gpus.cache_clear()
-    yield driver
-    cuda.gpus.cache_clear()
 
 
-def test_a_gpu_is_named_by_its_compute_capability(driver: Driver) -> None:
-    (gpu,) = cuda.gpus()
-    assert gpu == cuda.Gpu("Orin", (8, 7), 32 << 30) and gpu.target == "sm87"
-    assert cuda.no_gpu() is None
-    assert cuda.driver_version() == "12.6"
+@pytest.fixture
+def driver(install) -> Driver:
+    driver = Driver()
+    install(driver)
+    return driver
 
 
-def test_a_driver_without_a_device_and_no_driver_are_told_apart(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "cuDeviceGetCount", lambda count: 100)  # CUDA_ERROR_NO_DEVICE
-    assert cuda.gpus() == () and "sees no GPU" in (cuda.no_gpu() or "")
-    monkeypatch.setattr(cuda, "_driver", lambda: None)
-    assert "libcuda.so.1 is not installed" in (cuda.no_gpu() or "") and cuda.driver_version() is None
-
-
-def test_what_is_copied_to_the_device_comes_back(library: Runtime) -> None:
-    kinds = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed").cudaMemcpyKind
+@pytest.fixture
+def gpu(driver: Driver) -> cuda.Cuda:
     gpu = cuda.Cuda()
-    values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    address = gpu.allocate(values.nbytes)
-    back = gpu.host((2, 3), values.dtype)
-    gpu.to_device(address, values)
-    gpu.to_host(back, address)
-    np.testing.assert_array_equal(back, values)
-    assert library.kinds == [int(kinds.cudaMemcpyHostToDevice), int(kinds.cudaMemcpyDeviceToHost)]
-    gpu.zero(address + 4, 8)
-    gpu.to_host(back, address)
-    assert back.ravel().tolist() == [0, 0, 0, 3, 4, 5]
+    assert gpu.stream == 7 and driver.calls[-1] == ("cuStreamCreate", "non blocking")
+    driver.calls.clear()
+    return gpu
 
 
-def test_everything_is_freed_once(library: Runtime) -> None:
-    gpu = cuda.Cuda()
-    first = gpu.allocate(16)
-    gpu.allocate(0)
-    gpu.host((3,), np.dtype(np.int64))
-    gpu.free(first)
-    gpu.free(first)
-    assert len(library.memory) == 2
-    gpu.close()
-    gpu.close()
-    assert not library.memory and library.calls.count("cudaStreamDestroy") == 1
-    assert (library.calls.count("cudaFree"), library.calls.count("cudaFreeHost")) == (2, 1)
+class TestMemory:
+    @pytest.mark.parametrize(("size", "allocated"), [(0, 1), (1, 1), (2, 2), (4096, 4096)])
+    def test_an_allocation_has_the_size_that_was_asked_for_and_at_least_a_byte(self, gpu, driver, size, allocated) -> None:
+        address = gpu.allocate(size)
+        assert driver.calls == [("cuMemAlloc", allocated)] and list(driver.memory) == [address]
+        gpu.free(address + 1, address, address)
+        assert driver.calls[1:] == [("cuMemFree", address)]
+        gpu.close()
+        assert driver.calls[2:] == [("cuStreamDestroy", 7)] and gpu.stream == 0
+
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "nbytes"),
+        [((2, 3), np.float32, 24), ((5,), np.float16, 10), ((), np.int64, 8), ((0, 4), np.int64, 1), ((1,), np.int8, 1)],
+    )
+    def test_an_array_in_page_locked_memory_is_as_large_as_its_shape(self, gpu, driver, shape, dtype, nbytes) -> None:
+        array = gpu.host(shape, np.dtype(dtype))
+        assert driver.calls == [("cuMemAllocHost", nbytes)] and (array.shape, array.dtype) == (shape, dtype)
+        (address,) = driver.memory
+        array[...] = 1
+        assert bytes(driver.memory[address]) == (array.tobytes() or b"\0")
+        gpu.close()
+        assert driver.calls[1:] == [("cuMemFreeHost", address), ("cuStreamDestroy", 7)]
+
+    def test_everything_is_freed_once(self, gpu, driver) -> None:
+        first = gpu.allocate(16)
+        gpu.allocate(0)
+        gpu.host((3,), np.dtype(np.int64))
+        gpu.free(first)
+        gpu.free(first)
+        assert len(driver.memory) == 2
+        gpu.close()
+        gpu.close()
+        names = [name for name, *_ in driver.calls]
+        assert not driver.memory and [names.count(name) for name in ("cuMemFree", "cuMemFreeHost", "cuStreamDestroy")] == [2, 1, 1]
 
 
-def test_a_failed_call_is_an_error_in_cudas_words_and_the_next_one_does_not_inherit_it(library: Runtime) -> None:
-    gpu = cuda.Cuda()
-    library.failing = {"cudaMalloc"}
-    with pytest.raises(EngineError, match=r"allocating 2 MiB on the GPU: CUDA says operation not supported \(error 801\)"):
-        gpu.allocate(2 << 20)
-    assert "cudaGetLastError" in library.calls
+def test_copies_and_fills_go_onto_the_stream(gpu: cuda.Cuda, driver: Driver) -> None:
+    array = np.zeros((3, 5), np.float32)
+    gpu.to_device(1000, array)
+    gpu.to_host(array, 2000)
+    gpu.to_device(1000, array[:0])
+    gpu.zero(3000, 12)
+    gpu.synchronize()
+    gpu.replay(13)
+    gpu.drop_graph(13)
+    here = array.ctypes.data
+    assert driver.calls == [
+        ("cuMemcpyHtoDAsync", 1000, here, 60, 7),
+        ("cuMemcpyDtoHAsync", here, 2000, 60, 7),
+        ("cuMemsetD8Async", 3000, 0, 12, 7),
+        ("cuStreamSynchronize", 7),
+        ("cuGraphLaunch", 13, 7),
+        ("cuGraphExecDestroy", 13),
+    ]
 
 
 class TestCapture:
-    def test_a_launch_is_recorded_between_begin_and_end(self, library: Runtime) -> None:
-        gpu = cuda.Cuda()
-        during: list[bool] = []
-        library.calls.clear()
-        graph = gpu.capture(lambda: during.append(library.capturing))
-        assert during == [True] and not library.capturing and graph == 13
-        assert library.calls == [
-            "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags", "cudaGraphDestroy",
-        ]  # fmt: skip
-        gpu.replay(graph)
-        gpu.drop_graph(graph)
-        assert library.calls[-2:] == ["cudaGraphLaunch", "cudaGraphExecDestroy"]
+    def test_a_launch_is_recorded_between_begin_and_end(self, gpu, driver) -> None:
+        assert gpu.capture(lambda: driver.calls.append("launched")) == 13
+        assert driver.calls == [
+            ("cuStreamBeginCapture", 7, "thread local"),
+            "launched",
+            ("cuStreamEndCapture", 7),
+            ("cuGraphInstantiate", 11, 0),
+            ("cuGraphDestroy", 11),
+        ]
 
-    def test_a_launch_that_fails_does_not_leave_the_stream_in_capture_mode(self, library: Runtime) -> None:
-        gpu = cuda.Cuda()
+    @pytest.mark.parametrize("graph", [None, 0, 11])
+    def test_a_launch_that_fails_ends_the_capture_and_drops_what_it_left(self, gpu, driver, graph) -> None:
+        def fail() -> None:
+            raise KeyboardInterrupt
 
-        def launch() -> None:
-            raise EngineError("no")
+        driver.answers["cuStreamEndCapture"] = graph
+        with pytest.raises(KeyboardInterrupt):
+            gpu.capture(fail)
+        assert driver.calls[1:] == [("cuStreamEndCapture", 7), *([("cuGraphDestroy", 11)] if graph else [])]
 
-        with pytest.raises(EngineError, match="no"):
-            gpu.capture(launch)
-        assert not library.capturing and "cudaGraphInstantiateWithFlags" not in library.calls
-        assert library.calls[-2:] == ["cudaGraphDestroy", "cudaGetLastError"]  # nothing of the capture is left
-
-    @pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiateWithFlags"])
-    def test_what_cannot_be_captured_is_an_error(self, library: Runtime, name: str) -> None:
-        gpu = cuda.Cuda()
-        library.failing = {name}
-        with pytest.raises(EngineError, match=f"{name}: CUDA says operation not supported"):
+    @pytest.mark.parametrize("name", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"])
+    def test_what_cannot_be_captured_is_an_error(self, gpu, driver, name) -> None:
+        driver.failing = {name: 801}
+        with pytest.raises(EngineError, match=name):
             gpu.capture(lambda: None)
-        assert ("cudaGraphDestroy" in library.calls) == (name == "cudaGraphInstantiateWithFlags")
+        assert (("cuGraphDestroy", 11) in driver.calls) == (name == "cuGraphInstantiate")
 
 
-def test_without_libcudart_the_error_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
+@pytest.mark.parametrize(
+    ("name", "do", "doing"),
+    [
+        ("cuMemAlloc", lambda gpu: gpu.allocate(5 << 20), "allocating 5 MiB on the GPU"),
+        ("cuMemAllocHost", lambda gpu: gpu.host((3 << 19,), np.dtype(np.float32)), "page-locking 6 MiB"),
+        ("cuStreamSynchronize", lambda gpu: gpu.synchronize(), "running the engine"),
+        ("cuGraphLaunch", lambda gpu: gpu.replay(1), "cuGraphLaunch"),
+        ("cuMemsetD8Async", lambda gpu: gpu.zero(1, 1), "cuMemsetD8Async"),
+    ],
+)
+def test_a_failure_names_the_operation_in_cudas_words(gpu: cuda.Cuda, driver: Driver, name, do, doing) -> None:
+    driver.failing[name] = 2
+    with pytest.raises(EngineError, match=rf"^{doing}: .*no luck.*2"):
+        do(gpu)
 
-    monkeypatch.setattr(ctypes, "CDLL", absent)
-    cuda._runtime.cache_clear()
-    with pytest.raises(EngineError, match="pip install nvidia-cuda-runtime"):
-        cuda.Cuda()
+
+@pytest.mark.parametrize(("number", "version"), [(13000, "13.0"), (12060, "12.6"), (11080, "11.8"), (12110, "12.11")])
+def test_the_drivers_version_is_major_and_minor(driver: Driver, number: int, version: str) -> None:
+    driver.answers["cuDriverGetVersion"] = number
+    assert cuda.driver_version() == version
+    driver.failing["cuDriverGetVersion"] = 3
+    assert cuda.driver_version() is None
 
 
-def test_the_newest_library_of_a_toolkit_is_tried_first_and_lib64_before_lib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    toolkit, older = tmp_path / "toolkit", tmp_path / "older"
-    files = [
-        toolkit / "lib64/libcudart.so.13",
-        toolkit / "lib64/libcudart.so.12",
-        toolkit / "lib/libcudart.so",
-        older / "lib/libcudart.so.11",
+class Machine(Driver):
+    """One with these GPUs: (name, compute capability, memory) each, None for one that can't be queried."""
+
+    def __init__(self, *gpus: tuple[bytes, tuple[int, int], int] | None, fails: str = ""):
+        super().__init__()
+        self.gpus, self.fails = gpus, fails
+
+    def cuDeviceGetCount(self):
+        return 100 if self.fails == "cuDeviceGetCount" else 0, len(self.gpus)
+
+    def cuDeviceGet(self, ordinal: int):
+        return 0 if self.gpus[ordinal] else 101, ordinal
+
+    def cuDeviceGetName(self, size: int, device: int):
+        return 1 if self.fails == "cuDeviceGetName" else 0, self.gpus[device][0].ljust(size, b"\0")
+
+    def cuDeviceGetAttribute(self, attribute: str, device: int):
+        return 1 if self.fails == attribute else 0, self.gpus[device][1][("major", "minor").index(attribute)]
+
+    def cuDeviceTotalMem(self, device: int):
+        return 1 if self.fails == "cuDeviceTotalMem" else 0, self.gpus[device][2]
+
+
+@pytest.mark.parametrize(
+    ("machine", "found"),
+    [
+        (EngineError("no NVIDIA driver"), ()),
+        (Machine(), ()),
+        (Machine((b"A", (8, 0), 5), (b"B", (12, 1), 6 << 40)), (cuda.Gpu("A", (8, 0), 5), cuda.Gpu("B", (12, 1), 6 << 40))),
+        (Machine(None, (b"B\xff", (9, 0), 6)), (cuda.Gpu("B\ufffd", (9, 0), 6),)),
+        *((Machine((b"A", (8, 0), 5), fails=name), ()) for name in ("cuDeviceGetCount", "cuDeviceGetName", "major", "minor",
+                                                                    "cuDeviceTotalMem")),
+    ],
+)  # fmt: skip
+def test_every_gpu_that_can_be_queried_is_found(install, machine, found) -> None:
+    install(machine)
+    assert cuda.gpus() == found and [gpu.target for gpu in found] == [f"sm{a}{b}" for a, b in (gpu.capability for gpu in found)]
+    reason = cuda.no_gpu()
+    assert reason is None if found else ("no NVIDIA driver" if isinstance(machine, Exception) else "sees no GPU") in reason
+
+
+ON_THE_HOST = """
+import ctypes
+import numpy as np
+from runtime.core.errors import EngineError
+from runtime.engine import cuda
+
+def live():
+    return ctypes.CDLL("libcuda.so.1").live_objects()
+
+def on_host():
+    gpu.to_host(staged, address)
+    gpu.synchronize()
+    return staged.ravel().tolist()
+
+assert cuda.gpus() == (cuda.Gpu("Orin", (8, 7), 32 << 30),) and cuda.no_gpu() is None and cuda.driver_version() == "12.6"
+gpu = cuda.Cuda()
+values = np.arange(1, 5, dtype=np.float32)
+address, staged = gpu.allocate(values.nbytes), gpu.host((4,), values.dtype)
+gpu.to_device(address, values)
+assert on_host() == [1, 2, 3, 4]
+graph = gpu.capture(lambda: gpu.zero(address, 8))
+assert on_host() == [1, 2, 3, 4]
+gpu.replay(graph)
+assert on_host() == [0, 0, 3, 4]
+gpu.drop_graph(graph)
+try:
+    gpu.capture(lambda: gpu.allocate(1 << 60))
+    raise AssertionError("allocated")
+except EngineError as error:
+    assert "out of memory" in str(error), error
+assert live() == 3  # the stream and two buffers
+gpu.close()
+assert live() == 0
+"""
+
+
+def test_the_real_bindings_take_these_calls(tmp_path: Path) -> None:
+    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine")
+    command = [
+        "g++",
+        "-std=c++17",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Werror",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        tmp_path / "libcuda.so.1",
     ]
-    for file in [*files, toolkit / "lib64/libcublas.so.13"]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    monkeypatch.setenv("CUDA_PATH", str(older))
-    assert cuda._runtime_files()[:4] == [str(file) for file in files]
-
-
-def test_nvidia_s_wheels_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "nvidia/cu13/lib/libcudart.so.13"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    looked_at: list[str] = []
-    real = glob.glob
-    monkeypatch.setattr(glob, "glob", lambda pattern: looked_at.append(pattern) or real(pattern))
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: type("Spec", (), {"submodule_search_locations": [str(file.parents[2])]})
-    )
-    assert str(file) in cuda._runtime_files()
-    assert not [pattern for pattern in looked_at if pattern.startswith("/lib")]  # of a variable that is not set
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert str(file) not in cuda._runtime_files()
-
-
-def test_the_first_library_that_loads_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-
-    class Library:
-        def __init__(self, name: str) -> None:
-            tried.append(name)
-            if name != "/toolkit/libcudart.so.12":
-                raise OSError(name)
-            self.cudaGetErrorString = type("Function", (), {})()
-
-    monkeypatch.setattr(ctypes, "CDLL", Library)
-    monkeypatch.setattr(cuda, "_runtime_files", lambda: ["/toolkit/libcudart.so.12", "/toolkit/libcudart.so"])
-    cuda._runtime.cache_clear()
-    assert cuda._runtime().cudaGetErrorString.restype is ctypes.c_char_p
-    assert tried == ["libcudart.so.13", "libcudart.so.12", "libcudart.so", "/toolkit/libcudart.so.12"]
-    cuda._runtime.cache_clear()
+    subprocess.run([*command, Path(__file__).with_name("memory_driver.cpp"), "-ldl"], check=True)
+    variables = {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", ON_THE_HOST], env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -108,28 +108,3 @@ def test_the_cache_takes_as_many_positions_as_it_has():
     with pytest.raises(ContextError, match=r"5 .* 4"):
         conversation.extend(rows(1))
     assert conversation.length == 4
-
-
-@pytest.mark.parametrize(
-    ("limit", "max_context", "eos", "ids", "runs"),
-    [
-        (0, 9, {7}, [], 1),
-        (1, 9, {7}, [3], 1),  # the last id is not fed back
-        (2, 9, {7}, [3, 4], 2),
-        (9, 9, {7}, [3, 4, 5, 6], 5),
-        (9, 9, {3}, [], 1),
-        (9, 9, set(), [3, 4, 5, 6, 7, 8, 9, 10], 8),  # two of the prompt and seven more fill the cache
-        (9, 2, set(), [3], 1),
-        (2, 3, {7}, [3, 4], 2),
-    ],
-)
-def test_an_answer_ends_at_its_limit_an_end_token_or_with_the_cache(limit, max_context, eos, ids, runs):
-    """Ids are 3, 4, 5 and so on: two more than the number of the run that chose them."""
-    engine, local = opened(max_context)
-    conversation = local.conversation()
-    logits = conversation.extend(rows(2))
-    chosen = conversation.generate(
-        logits, lambda token: np.full((1, 1, 2), token, np.float32), lambda logits: int(logits[0]) + 2, frozenset(eos), limit
-    )
-    assert list(chosen) == ids
-    assert [feeds["inputs_embeds"][0, 0, 0] for feeds in engine.fed[1:]] == list(range(3, 2 + runs)) and len(engine.fed) == runs

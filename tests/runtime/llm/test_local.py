@@ -12,7 +12,8 @@ from runtime.core.errors import ContextError, EngineError
 from runtime.engine import EngineOptions
 from runtime.llm import local
 from runtime.llm.chat import Chat, ClipTokens, Piece, Usage
-from runtime.llm.local import LocalLLM, keys_of
+from runtime.llm.generation import keys_of
+from runtime.llm.local import LocalLLM
 from runtime.llm.sampling import Sampling
 from runtime.prompt import PromptIds
 
@@ -38,13 +39,7 @@ class FakeScheduler:
     """Answers `pieces` at once; each counts as one more id."""
 
     def __init__(self, pieces: list[Piece], max_context: int = 100):
-        self.decoder, self.alive, self.running, self.waiting, self.positions = (
-            SimpleNamespace(max_context=max_context),
-            True,
-            1,
-            2,
-            3,
-        )
+        self.decoder, self.alive, self.busy = SimpleNamespace(max_context=max_context), True, lambda: "busy"
         self.pieces, self.requests, self.cancelled, self.closed = pieces, [], 0, 0
 
     def submit(self, request, emit) -> SimpleNamespace:
@@ -140,7 +135,7 @@ def test_clips_stand_between_the_texts():
 
 def test_its_state_is_that_of_the_scheduler(opened):
     llm, scheduler = opened()
-    assert llm.busy() == {"running": 1, "waiting": 2, "kv_positions": 3} and llm.healthy
+    assert llm.busy() == "busy" and llm.healthy
     llm.close()
     assert scheduler.closed == 1
     scheduler.alive = False

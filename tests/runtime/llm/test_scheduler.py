@@ -71,7 +71,10 @@ def _alone(bundle, request: Request, choose=None) -> list[int]:
     conversation = LocalDecoder.open(bundle, "onnx").conversation()
     logits = conversation.extend(request.embeddings[None])
     choose = choose or request.sampling.chooser()
-    return list(conversation.generate(logits, lambda t: prompt.embeddings[[t]][None], choose, frozenset(), request.max_tokens))
+    ids = [choose(logits)]
+    while len(ids) < request.max_tokens:
+        ids.append(choose(conversation.extend(prompt.embeddings[ids[-1:]][None])))
+    return ids
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, 0.9, 11)], ids=["greedy", "sampled"])
@@ -176,14 +179,15 @@ def test_a_cancelled_request_frees_its_slot(bundle, endless):
     asked = [Asked(endless, _request(bundle, n, 5, max_tokens=1400)) for n in range(5)]
     for one in asked[:4]:
         one.wait(pieces=1)
-    assert endless.running == 4 and endless.waiting == 1 and endless.positions >= 20
+    busy = endless.busy()
+    assert (busy["running"], busy["waiting"]) == (4, 1) and busy["kv_positions"] >= 20
     asked[0].generation.cancel()
     assert isinstance(asked[0].wait().pieces[-1].error, Cancelled)
     asked[4].wait(pieces=1)
     for one in asked[1:]:
         one.generation.cancel()
         one.wait()
-    assert endless.running == endless.waiting == 0
+    assert endless.busy() == {"running": 0, "waiting": 0, "kv_positions": 0}
 
 
 def test_a_deadline_ends_requests_that_run_and_that_wait(bundle, endless, monkeypatch):
@@ -259,7 +263,7 @@ def test_an_error_in_one_generation_ends_that_one_alone(bundle, endless, monkeyp
     others = [one for number, one in enumerate(ended) if number != 1]
     assert [one.pieces[-1].finish for one in others] == ["length"] * 3
     assert [one.generation.ids for one in others] == (alone if len(alone) == 3 else [alone[0], *alone[2:]])
-    assert endless.alive and endless.running == 0
+    assert endless.alive and endless.busy()["running"] == 0
 
 
 def test_a_step_that_fails_is_tried_for_each_by_itself(bundle, endless, monkeypatch):
@@ -321,4 +325,4 @@ def test_a_scheduler_that_is_closed_takes_no_more_requests():
     scheduler.close()
     with pytest.raises(EngineError):  # nobody would answer
         scheduler.submit(Request([5, 6], np.zeros((2, 4), np.float32)), lambda _: None)
-    assert (scheduler.waiting, scheduler.alive, closed) == (0, False, [True])
+    assert (scheduler.busy()["waiting"], scheduler.alive, closed) == (0, False, [True])

@@ -96,6 +96,11 @@ def asked(scheduler: Scheduler, keys, **more) -> SimpleNamespace:
     return SimpleNamespace(generation=generation, pieces=pieces)
 
 
+def busy(scheduler: Scheduler) -> tuple[float, ...]:
+    """Generations that run, that wait, and KV positions."""
+    return tuple(scheduler.busy()[name] for name in ("running", "waiting", "kv_positions"))
+
+
 def text_of(one: SimpleNamespace) -> list[tuple[str, str | None]]:
     return [(piece.text, piece.finish) for piece in one.pieces]
 
@@ -118,25 +123,25 @@ def test_defaults():
 def test_its_thread_does_not_keep_the_process(opened):
     one = opened()
     assert one._thread.more == {"name": "scheduler", "daemon": True} and one._thread.started == 1
-    assert one.alive and (one.running, one.waiting, one.positions) == (0, 0, 0)
+    assert one.alive and busy(one) == (0, 0, 0)
 
 
 def test_a_long_prompt_takes_256_positions_a_round_and_128_beside_an_answer(opened):
     one = opened(3)
     first = asked(one, [1] * 300)
     one._round()
-    assert one.decoder.ran == [(0, 256)] and (one.running, one.waiting, one.positions) == (1, 0, 256)
+    assert one.decoder.ran == [(0, 256)] and busy(one) == (1, 0, 256)
     one._round()
     assert one.decoder.ran[1:] == [(0, 44)] and first.generation.ids == [2]
     second, third = asked(one, [2] * 129), asked(one, [3] * 5)
-    assert one.waiting == 2
+    assert busy(one)[1] == 2
     one._round()
     assert one.decoder.ran[2:] == [(1, 128), ([0], [2.0])]
     one._round()
     assert one.decoder.ran[4:] == [(1, 1), ([0], [3.0])] and second.generation.ids == [3] and third.generation.ids == []
     one._round()
     assert one.decoder.ran[6:] == [(2, 5), ([0, 1], [4.0, 3.0])]
-    assert (one.running, one.positions) == (3, 303 + 130 + 5)
+    assert busy(one)[::2] == (3, 303 + 130 + 5)
     assert first.generation.ids == [2, 3, 4, 5] and second.generation.ids == [3, 4] and third.generation.ids == [4]
     assert text_of(first) == [("b", None), ("c", None), ("d", None), ("e", None)]
 
@@ -161,7 +166,7 @@ def test_an_answer_comes_in_pieces_and_its_end_is_text_of(opened, begin, more, p
     """Ids follow `begin`; what may be a stop string, or half a character, waits until the next one decides."""
     one = opened(1)
     assert text_of(finished(one, asked(one, [begin], **more))) == pieces
-    assert (one.running, one.waiting) == (0, 0)
+    assert busy(one)[:2] == (0, 0)
 
 
 def test_a_full_cache_ends_an_answer_and_a_longer_prompt_is_refused(opened):
@@ -171,7 +176,7 @@ def test_a_full_cache_ends_an_answer_and_a_longer_prompt_is_refused(opened):
     assert text_of(finished(one, asked(one, [5, 5, 5, 5]))) == [("f", "length")]
     with pytest.raises(ContextError, match=r"5 .* 4"):
         asked(one, [5] * 5)
-    assert one.waiting == 0
+    assert busy(one)[1] == 0
 
 
 def test_a_penalty_sees_a_clip_as_its_placeholder(opened):
@@ -186,7 +191,7 @@ def test_requests_get_free_slots_in_turn_and_the_rest_wait(opened):
     one = opened(2)
     requests = [asked(one, [key, key], max_tokens=1) for key in (1, 2, 3)]
     one._admit()
-    assert [request.generation.slot for request in requests] == [0, 1, -1] and (one.running, one.waiting) == (2, 1)
+    assert [request.generation.slot for request in requests] == [0, 1, -1] and busy(one)[:2] == (2, 1)
     assert list(requests[0].generation.seconds) == ["queue"] and not requests[2].generation.seconds
     for request in requests:
         finished(one, request)
@@ -203,7 +208,7 @@ def test_the_seconds_of_the_stages_are_those_that_passed(opened, monkeypatch):
         clock.now = now
         one._round()
     assert request.generation.seconds == {"queue": 1, "prefill": 0, "decode": 6}
-    generation = Generation(Request([1], np.zeros((1, 1))), print, one.prompt)
+    generation = Generation(Request([1], np.zeros((1, 1))), one.prompt)
     for clock.now in (18.0, 20.0):
         generation.lap("x")
     assert generation.seconds == {"x": 3}
@@ -220,7 +225,7 @@ def test_what_nobody_waits_for_is_dropped_wherever_it_is(opened, monkeypatch):
     assert running.generation.cancelled and not kept.generation.cancelled
     one._drop()
     assert [type(request.pieces[-1].error) for request in (running, waiting, late)] == [Cancelled, Cancelled, DeadlineError]
-    assert (one.running, one.waiting) == (1, 1) and not kept.pieces[-1].last and not patient.pieces
+    assert busy(one)[:2] == (1, 1) and not kept.pieces[-1].last and not patient.pieces
     assert list(one._waiting) == [patient.generation]
     assert "decode" in running.generation.seconds and "decode" not in waiting.generation.seconds
 
@@ -231,7 +236,7 @@ def test_a_prompt_that_fails_ends_alone_and_its_slot_is_empty(opened):
     one._round()
     one.decoder.broken = {1}
     one._round()
-    assert str(second.pieces[-1].error) == "out of memory" and one.caches.filled[1] == [] and one.running == 1
+    assert str(second.pieces[-1].error) == "out of memory" and one.caches.filled[1] == [] and busy(one)[0] == 1
     assert first.generation.ids == [2, 3]
 
 
@@ -259,7 +264,7 @@ def test_an_id_without_an_embedding_ends_its_answer_alone(opened):
     assert one.decoder.ran[-1] == ([0], [3.0])
     one.prompt.embeddings.missing = 4
     one._round()  # no answer is left to run
-    assert str(first.pieces[-1].error) == "no row" and one.decoder.ran[-1] == ([0], [3.0]) and one.running == 0
+    assert str(first.pieces[-1].error) == "no row" and one.decoder.ran[-1] == ([0], [3.0]) and busy(one)[0] == 0
 
 
 def test_a_token_that_can_t_be_chosen_ends_its_answer_alone(opened):
@@ -271,7 +276,7 @@ def test_a_token_that_can_t_be_chosen_ends_its_answer_alone(opened):
 
     one.decoder.extend = no_number
     one._round()
-    assert isinstance(request.pieces[-1].error, EngineError) and one.running == 0 and one.caches.filled == [[], []]
+    assert isinstance(request.pieces[-1].error, EngineError) and busy(one)[0] == 0 and one.caches.filled == [[], []]
 
 
 def test_a_client_that_fails_is_cancelled(opened, caplog):
@@ -284,7 +289,7 @@ def test_a_client_that_fails_is_cancelled(opened, caplog):
     one._round()
     assert generation.cancelled and "gone" in caplog.text
     one._round()
-    assert one.running == 0
+    assert busy(one)[0] == 0
 
 
 def test_a_round_that_fails_ends_what_runs_and_closing_tells_the_rest(opened):
@@ -293,7 +298,7 @@ def test_a_round_that_fails_ends_what_runs_and_closing_tells_the_rest(opened):
     rounds = []
 
     def scripted() -> None:
-        rounds.append((one.running, one.waiting))
+        rounds.append(busy(one)[:2])
         if len(rounds) == 1:
             one._admit()
             raise RuntimeError("a bug")
@@ -303,11 +308,11 @@ def test_a_round_that_fails_ends_what_runs_and_closing_tells_the_rest(opened):
 
     one._round = scripted
     one._run()
-    assert rounds == [(0, 2), (0, 1)] and (one.running, one.waiting) == (0, 0)
+    assert rounds == [(0, 2), (0, 1)] and busy(one)[:2] == (0, 0)
     assert str(first.pieces[0].error) == "a bug" and len(first.pieces) == len(second.pieces) == 1
     assert isinstance(second.pieces[0].error, EngineError)
     one.close()
     assert one._thread.joined == 1 and one.decoder.closed == 1 and not one.alive
     with pytest.raises(EngineError):
         asked(one, [4])
-    assert one.waiting == 0
+    assert busy(one)[1] == 0

@@ -72,7 +72,6 @@ def test_a_bundle_without_a_repetition_penalty_has_none(tmp_path):
     prompt = Prompt(_bundle(tmp_path, "<video> ü".encode()))
     assert (prompt.repetition_penalty, prompt.eos, prompt.template.text) == (1.0, {2, 5}, "<video> ü")
     assert prompt.tokenizer.path == tmp_path / "llm" / "tokenizer.json"
-    assert prompt.seen(PromptIds(([7, 8], [8, 9]))) == {4, 7, 8, 9}
     prompt.bundle.manifest.prompt["repetition_penalty"] = 1.5
     assert Prompt(prompt.bundle).repetition_penalty == 1.5
 

@@ -114,7 +114,7 @@ def test_decoding_stops_when_the_client_goes_away(start, slow, models, stream):
     else:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.5)
-    _until(lambda: scheduler.running == 0 and server.state.admission.accepted == 0)
+    _until(lambda: scheduler.busy()["running"] == 0 and server.state.admission.accepted == 0)
     before = slow[0]
     time.sleep(0.2)
     assert slow[0] == before < 200  # 1,200 would have taken 24 s

@@ -70,7 +70,7 @@ def test_everything_is_looked_at_in_the_order_in_which_data_travels() -> None:
     checks = {check.name.removesuffix("-gpu"): check for check in report()}
     assert list(checks) == [
         "python", "processor", "disk", "numpy", "av", "pillow", "tokenizers", "jinja2", "onnxruntime", "openvino", "onnx", "polygraphy",
-        "matplotlib", "gpu", "cuda runtime", "tensorrt", "tensorrt-rtx", "plugin library",
+        "matplotlib", "gpu", "cuda-bindings", "tensorrt", "tensorrt-rtx", "plugin library",
     ]  # fmt: skip
     assert all(checks[name].ok for name in ("python", "processor", "disk", "numpy", "av", "pillow"))
     assert ", libavcodec " in checks["av"].found and checks["av"].found.rpartition(" ")[2].count(".") == 2
@@ -219,9 +219,12 @@ def test_an_error_is_one_line_and_without_words_its_name() -> None:
 
 
 class TestGpu:
-    def test_the_cuda_runtime_has_its_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "runtime_version", lambda: "12.6")
-        assert named("cuda runtime") == Check("cuda runtime", True, "libcudart 12.6", "buffers of the TensorRT engines")
+    @pytest.mark.parametrize("version", ["13.0.1", None])
+    def test_cuda_bindings_have_their_version_or_the_command_that_installs_them(self, monkeypatch, version) -> None:
+        monkeypatch.setattr(doctor, "_version", lambda distribution: version if distribution == "cuda-bindings" else None)
+        check = named("cuda-bindings")
+        assert (check.ok, check.found) == (version is not None, version or "not installed")
+        assert ("pip install" in check.gives) is (version is None)
 
     def test_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: ())
@@ -233,14 +236,6 @@ class TestGpu:
         monkeypatch.setattr(cuda, "gpus", lambda: (cuda.Gpu("Orin", (8, 7), 8_000_000_000),))
         monkeypatch.setattr(cuda, "driver_version", lambda: "12.6")
         assert named("gpu") == Check("gpu", True, "Orin (sm87, 8.0 GB), driver for CUDA 12.6", "running on the GPU")
-
-    def test_a_missing_cuda_runtime_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def missing() -> str:
-            raise EngineError("libcudart was not found: install the CUDA toolkit")
-
-        monkeypatch.setattr(cuda, "runtime_version", missing)
-        gives = "buffers of the TensorRT engines: install the CUDA toolkit"
-        assert named("cuda runtime") == Check("cuda runtime", False, "not installed", gives)
 
 
 class TestTensorRT:

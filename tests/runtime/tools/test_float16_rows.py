@@ -15,8 +15,8 @@ from runtime.core.errors import NonFiniteError
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools import float16_rows
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
-from runtime.tools.parity import Row
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import Row
 
 PIXELS = np.float16([[1, 2, 3], [4, 0, 6]])
 FEATURES = PIXELS + np.float16(1)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from runtime.bundle import Bundle
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.tools import inspect, liveness
+from runtime.tools.memory import GraphMemory, bundle_memory, kv_cache_bytes
 
 
 def test_the_token_budget_of_a_clip(bundle):
@@ -32,9 +34,9 @@ def test_the_cache_is_as_large_as_the_engine_makes_it(bundle):
 def test_a_server_is_said_to_hold_a_cache_for_each_answer(bundle):
     slots = SlotDecoder.open(bundle, 8, "onnx")
     held = sum(value.numpy().nbytes for value in slots._states[0].values.values())
-    facts = inspect.inspect(bundle)
-    assert facts.serve["KV caches of 8 answers"] == held
-    assert "KV caches of 8 answers 25.2 MB" in inspect.text(facts)
+    report = inspect.inspect(bundle, batch=8)
+    assert report.serve["KV caches of 8 answers"] == held
+    assert "KV caches of 8 answers 25.2 MB" in inspect.text(report)
 
 
 def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bundle):
@@ -52,15 +54,15 @@ def test_weights_are_the_bytes_of_the_initialisers_and_the_total_is_the_sum(bund
 
 
 def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
-    facts = inspect.inspect(bundle)
-    assert facts.notes == []
+    report = inspect.inspect(bundle)
+    assert report.notes == []
     # at least the scores of one prefill chunk against the whole cache: heads * 256 * max_context, before and after softmax
     heads = 4
-    assert facts.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.manifest.limits["max_context"] * 4
-    on_gpu = facts.memory["llm/decoder activations, 1,024 positions at a time on a GPU"]
+    assert report.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.manifest.limits["max_context"] * 4
+    on_gpu = report.memory["llm/decoder activations, 1,024 positions at a time on a GPU"]
     assert on_gpu >= 2 * heads * 1024 * bundle.manifest.limits["max_context"] * 4
     # at least the patch tokens in the hidden size of the MLP's input
-    assert facts.memory["vision activations"] >= 1296 * bundle.manifest.hidden_size * 4
+    assert report.memory["vision activations"] >= 1296 * bundle.manifest.hidden_size * 4
 
 
 def test_operators_are_counted(bundle):
@@ -260,42 +262,43 @@ def test_engines_are_listed_and_a_stale_one_is_called_so(bundle, tmp_path):
     for name, digest in (("a", bundle.sha256("vision")), ("b", "0" * 64)):
         directory = tmp_path / "engines" / name
         directory.mkdir(parents=True)
-        record = {"backend": "tensorrt-rtx", "version": "1.7", "target": "any", "precision": "fp32"}
-        (directory / "build.json").write_text(json.dumps(record | {"graphs": {"vision": {"size": 7, "onnx_sha256": digest}}}))
+        record = {"schema_version": 1, "backend": "tensorrt-rtx", "version": "1.7", "target": "any", "precision": "fp32"}
+        graphs = {"vision": {"size": 7, "onnx_sha256": digest, "seconds": 1.0, "inputs": {}}}
+        (directory / "build.json").write_text(json.dumps(record | {"graphs": graphs}))
     (tmp_path / "engines" / "c").mkdir()
     (tmp_path / "engines" / "c" / "build.json").write_text("{")
-    found = inspect._engines(here)
+    found = inspect._built_engines(here)
     assert [(engine.directory, engine.stale) for engine in found] == [("engines/a", ()), ("engines/b", ("vision",))]
     assert found[0].graphs == {"vision": 7} and found[0].target == "any"
 
 
 def test_the_report_is_json_and_text(bundle):
-    facts = inspect.inspect(bundle)
-    assert json.loads(json.dumps(facts.as_dict(), allow_nan=False))["frames"] == 16
-    shown = inspect.text(facts)
+    report = inspect.inspect(bundle)
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["frames"] == 16
+    shown = inspect.text(report)
     for expected in ("1,296 patch tokens → 257 visual tokens", "(st-gridpool), after-projector", "KV cache", "none built"):
         assert expected in shown
     assert all(name in shown for name in bundle.manifest.files)
 
 
 def test_a_bundle_without_an_llm_has_no_context(selecting_bundle):
-    facts = inspect.inspect(selecting_bundle)
-    assert "max_context" not in facts.budget and "KV cache" not in facts.memory
-    assert inspect.text(facts)
+    report = inspect.inspect(selecting_bundle)
+    assert "max_context" not in report.budget and "KV cache" not in report.memory
+    assert inspect.text(report)
 
 
 def test_without_onnx_the_weights_are_those_of_the_files_and_the_rest_says_so(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    facts = inspect.inspect(bundle)
-    assert facts.memory["vision weights"] == bundle.manifest.files["vision.onnx"]["size"]
-    assert any("not counted" in note for note in facts.notes) and "not counted" in inspect.text(facts)
+    report = inspect.inspect(bundle)
+    assert report.memory["vision weights"] == bundle.manifest.files["vision.onnx"]["size"]
+    assert any("not counted" in note for note in report.notes) and "not counted" in inspect.text(report)
 
 
 @pytest.mark.parametrize("precision, size", [("fp32", 4), ("fp16", 2)])
 def test_the_cache_has_the_bundles_precision(bundle, precision, size):
     llm = bundle.manifest.llm
     expected = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * bundle.manifest.limits["max_context"] * size
-    assert inspect.kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=llm | {"precision": precision}))) == expected
+    assert kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=llm | {"precision": precision}))) == expected
 
 
 def _save(directory, nodes, inputs, outputs, weights, functions=()):
@@ -312,7 +315,7 @@ def _save(directory, nodes, inputs, outputs, weights, functions=()):
 
 
 def test_a_report_line_by_line():
-    facts = inspect.BundleFacts(
+    report = inspect.BundleReport(
         bundle="bundles/b",
         family="llava-ov",
         checkpoint={"id": "tiny", "sha256": "0123456789abcdef"},
@@ -327,16 +330,16 @@ def test_a_report_line_by_line():
         budget={"patch_tokens": 1008, "visual_tokens": 193, "ratio": 5.22, "max_context": 2048, "prompt_room": 1855},
         memory={"vision weights": 1_500_000, "KV cache": 2_000},
         serve={"KV caches of 8 answers": 16_000, "kept visual tokens, at most": 256_000_000},
-        graphs=[inspect.GraphFacts("vision", {"Add": 2, "MatMul": 11, "Abs": 2}, 1_500_000, 7)],
+        graphs=[GraphMemory("vision", {"Add": 2, "MatMul": 11, "Abs": 2}, 1_500_000, 7)],
         engines=[
-            inspect.EngineFacts("engines/a", "tensorrt", "10.3", "sm87", "fp16", {"vision": 3_000_000, "llm/decoder": 5_000}, ()),
-            inspect.EngineFacts("engines/c", "tensorrt-rtx", "1.7", "any", "fp32", {"vision": 1_000}, ("vision",)),
+            inspect.BuiltEngines("engines/a", "tensorrt", "10.3", "sm87", "fp16", {"vision": 3_000_000, "llm/decoder": 5_000}, ()),
+            inspect.BuiltEngines("engines/c", "tensorrt-rtx", "1.7", "any", "fp32", {"vision": 1_000}, ("vision",)),
         ],
         files={"vision.onnx": 1_000_000, "manifest.json": 500},
         versions={"torch": "2.9", "onnx": "1.20"},
         notes=["vision: a note"],
     )
-    lines = [" ".join(line.split()) for line in inspect.text(facts).splitlines() if line.strip(" -─")]
+    lines = [" ".join(line.split()) for line in inspect.text(report).splitlines() if line.strip(" -─")]
     assert lines[:9] == [
         "bundle bundles/b",
         "model llava-ov, checkpoint tiny (sha256 0123456789ab…)",
@@ -358,7 +361,7 @@ def test_a_report_line_by_line():
         "2 files 1.0 MB",
     ]
     assert [line for line in rest if line not in lines] == []
-    plain = replace(facts, compression=facts.compression | {"preset": "nsp:window=2"}, budget={**facts.budget}, engines=[])
+    plain = replace(report, compression=report.compression | {"preset": "nsp:window=2"}, budget={**report.budget}, engines=[])
     del plain.budget["max_context"]
     shown = inspect.text(plain)
     assert (
@@ -376,5 +379,14 @@ def test_of_a_split_bundle_that_lists_a_loop_too_the_split_graphs_count(split_bu
 
 def test_a_loop_without_its_batch_is_not_counted(bundle):
     graphs = [graph for graph in inspect.inspect(bundle).graphs if graph.graph != "vision"]
-    memory = inspect._memory(bundle, graphs)
+    memory = bundle_memory(bundle, graphs)
     assert set(memory) == {"llm/decoder weights", "llm/decoder activations", "KV cache", "total"}
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "words"),
+    [(None, (126, 98), "pixel values of 126×98"), ((480, 640), (126, 98), "uint8 frames of 480×640")],
+)
+def test_what_the_graph_takes_in_words(monkeypatch, frames, size, words):
+    monkeypatch.setattr(inspect, "Preprocessor", lambda _: SimpleNamespace(frames=frames, size=size))
+    assert inspect._input({}) == words

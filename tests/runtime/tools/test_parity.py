@@ -20,7 +20,9 @@ from runtime.bundle import Bundle, write_manifest
 from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions
 from runtime.engine.place import Placement
-from runtime.tools import parity, reference
+from runtime.tools import parity, reference, vision_rows
+from runtime.tools.llm_rows import compare_llm
+from runtime.tools.rows import Row
 from runtime.tools.stages import Stages, run_stages
 
 ONE_THREAD = EngineOptions(threads=1)
@@ -71,7 +73,7 @@ def test_an_altered_projector_fails_there_and_not_before(bundle, tmp_path):
 
 def test_tokens_of_a_bundle_that_lists_no_stages_must_be_as_near(bundle):
     unlisted = Bundle(bundle.path, replace(bundle.manifest, stages=[]))
-    rows = parity._compare_vision(unlisted, "onnx", ONE_THREAD)
+    rows = vision_rows.compare_vision(unlisted, "onnx", ONE_THREAD)
     assert {row.stage: row.tolerance for row in rows} == {"visual_tokens": 1e-4}
 
 
@@ -130,7 +132,7 @@ def test_without_names_what_cannot_run_is_listed_with_its_reason(bundle, monkeyp
 class TestBackends:
     """Which backends are compared, and on which device, where the comparison itself does nothing; openvino's fails with `failure`."""
 
-    ROW = parity.Row("visual_tokens", "onnx", (2, 3), 0.0, 0.0, 1e-4, True)
+    ROW = Row("visual_tokens", "onnx", (2, 3), 0.0, 0.0, 1e-4, True)
     BUNDLE = SimpleNamespace(path="b", manifest=SimpleNamespace(precision="fp32"))
 
     @pytest.fixture
@@ -175,8 +177,8 @@ class TestBackends:
 
 
 def test_the_text_is_a_table_with_numbers_flush_right_and_a_verdict():
-    fine = parity.Row("vision/encoder", "onnx", (2, 3), 0.5, 1.3e-5, 1e-4, True)
-    broken = parity.Row("visual_tokens", "openvino", (1, 12), float("inf"), float("inf"), 0.03, False, "an odd shape")
+    fine = Row("vision/encoder", "onnx", (2, 3), 0.5, 1.3e-5, 1e-4, True)
+    broken = Row("visual_tokens", "openvino", (1, 12), float("inf"), float("inf"), 0.03, False, "an odd shape")
     assert parity.text(parity.ParityReport("b", "fp32", (fine, broken), {"tensorrt": "no GPU"})).splitlines() == [
         "stage           backend   shape  max abs    error  allowed        note",
         "──────────────  ────────  ─────  ───────  ───────  ───────  ────  ────────────",
@@ -196,14 +198,14 @@ def test_a_report_in_which_nothing_ran_is_not_ok():
 
 
 def test_the_report_is_json_even_where_an_error_is_infinite():
-    row = parity.Row("vision/encoder", "onnx", (2, 3), float("inf"), float("inf"), 5e-4, False, "values that are not finite")
+    row = Row("vision/encoder", "onnx", (2, 3), float("inf"), float("inf"), 5e-4, False, "values that are not finite")
     report = parity.ParityReport("b", "fp32", (row,))
     values = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert values["ok"] is False and values["rows"][0]["error"] is None and values["rows"][0]["shape"] == [2, 3]
 
 
-def judged(got, expected, every, precision="fp32", rounding=0.0, ranks=None) -> dict[str, parity.Row]:
-    rows = parity._judge(got, expected, every, Stages({}, ranks or {}), "onnx", precision, rounding)
+def judged(got, expected, every, precision="fp32", rounding=0.0, ranks=None) -> dict[str, Row]:
+    rows = vision_rows._judge(got, expected, every, Stages({}, ranks or {}), "onnx", precision, rounding)
     assert [row.stage for row in rows] == list(got)
     return {row.stage: row for row in rows}
 
@@ -233,7 +235,7 @@ def test_rounding_that_was_measured_is_allowed_for():
 def test_rows_from_a_select_stage_on_may_be_other_choices_also_where_they_are_batched():
     rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     swapped = np.vstack([rows[1:2], rows[:1], rows[2:]])
-    names = ["compress/topk", parity.BATCHED, "visual_tokens"]
+    names = ["compress/topk", vision_rows.BATCHED, "visual_tokens"]
     every = dict.fromkeys(["vision/encoder", *names], 1)
     got, expected = dict.fromkeys(every, swapped), dict.fromkeys(every, rows)
     ranks = {"vision/encoder": 3, "compress/topk": 2, "visual_tokens": 2}
@@ -268,7 +270,7 @@ def _greedy_row(bundle, expected):
 
     decoder = LocalDecoder.open(bundle, "onnx", ONE_THREAD)
     # the prompt's reference is another one once ids differ, so only the greedy row counts
-    return parity.compare_llm(decoder, Prompt(bundle), expected, "fp32")[-1]
+    return compare_llm(decoder, Prompt(bundle), expected, "fp32")[-1]
 
 
 def _altered(bundle, directory, graph, tensor):

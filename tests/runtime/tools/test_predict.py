@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from export.demo import CHECKPOINT
 from runtime.__main__ import main
 from runtime.core.errors import EngineError
-from runtime.tools import predict
+from runtime.tools import machines, predict
+from runtime.tools.machines import MACHINES, Machine
 from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 
 CONFIG = json.loads((CHECKPOINT / "config.json").read_text())
@@ -75,8 +76,8 @@ def test_a_product_is_one_of_int8_where_both_its_operands_are(tmp_path):
 
 
 def test_a_stage_takes_the_longer_of_arithmetic_and_memory(bundle):
-    slow_memory = predict.Machine("m", {"fp32": 1e15}, 1e6, 0.5, "test")
-    slow_arithmetic = predict.Machine("a", {"fp32": 1e6}, 1e15, 1.0, "test")
+    slow_memory = Machine("m", {"fp32": 1e15}, 1e6, 0.5, "test")
+    slow_arithmetic = Machine("a", {"fp32": 1e6}, 1e15, 1.0, "test")
     work = decode_work(bundle, 10)
     stages = [predict._stage("decode", work, machine) for machine in (slow_memory, slow_arithmetic)]
     assert [stage.bound for stage in stages] == ["memory", "arithmetic"]
@@ -84,7 +85,7 @@ def test_a_stage_takes_the_longer_of_arithmetic_and_memory(bundle):
     assert stages[1].seconds == pytest.approx(work.operations["fp32"] / 1e6)
 
 
-@pytest.mark.parametrize("machine", ["cpu", *predict.MACHINES])
+@pytest.mark.parametrize("machine", ["cpu", *MACHINES])
 def test_every_machine_predicts_and_says_that_it_does(bundle_path, machine, capsys):
     assert main(["inspect", str(bundle_path), "--predict", machine]) == 0
     out = capsys.readouterr().out
@@ -103,7 +104,7 @@ def test_the_help_names_the_machines(capsys):
     with pytest.raises(SystemExit):
         main(["inspect", "--help"])
     assert "--predict cpu|orin|thor|h200 " in " ".join(capsys.readouterr().out.split())
-    assert list(predict.MACHINES) == ["orin", "thor", "h200"]
+    assert list(MACHINES) == ["orin", "thor", "h200"]
 
 
 @pytest.mark.parametrize(
@@ -115,13 +116,13 @@ def test_the_help_names_the_machines(capsys):
     ],
 )
 def test_rates_are_those_of_the_sources_and_half_of_them_is_expected(name, fp32, fp16, int8, bandwidth):
-    machine = predict.MACHINES[name]
+    machine = MACHINES[name]
     assert machine.rates == pytest.approx({"fp32": fp32 * 1e12, "fp16": fp16 * 1e12, "int8": int8 * 1e12}, rel=0.01)
     assert (machine.bandwidth, machine.reached) == (bandwidth * 1e9, 0.5)
 
 
 def test_where_both_take_equally_long_arithmetic_is_the_bound():
-    machine = predict.Machine("m", {"fp16": 50.0, "int8": 100.0}, 20.0, 0.5, "test")
+    machine = Machine("m", {"fp16": 50.0, "int8": 100.0}, 20.0, 0.5, "test")
     stage = predict._stage("s", Work({"fp16": 100.0, "int8": 200.0}, 80.0), machine)
     assert stage == predict.Stage("s", 8.0, "arithmetic", 300.0, 80.0)
 
@@ -140,7 +141,7 @@ def test_where_both_take_equally_long_arithmetic_is_the_bound():
 )
 def test_stages_are_those_of_the_graphs_that_are_there(monkeypatch, files, names):
     """Encoding reads 16 bytes, a prefill as many as it has positions and a token a tenth, at 2 bytes a second; they do 3, 5 and 7 operations."""
-    monkeypatch.setitem(predict.MACHINES, "test", predict.Machine("m", {"fp32": 1e9}, 4.0, 0.5, "test"))
+    monkeypatch.setitem(MACHINES, "test", Machine("m", {"fp32": 1e9}, 4.0, 0.5, "test"))
     monkeypatch.setattr(predict, "vision_work", lambda bundle: Work({"fp32": 3.0}, 16.0))
     monkeypatch.setattr(predict, "prefill_work", lambda bundle, positions: Work({"fp32": 5.0}, positions))
     monkeypatch.setattr(predict, "decode_work", lambda bundle, positions: Work({"fp32": 7.0}, positions / 10))
@@ -156,7 +157,7 @@ def test_stages_are_those_of_the_graphs_that_are_there(monkeypatch, files, names
 
 
 def test_the_text_is_a_table_with_numbers_flush_right_and_where_the_rates_are_from():
-    machine = predict.Machine("a board", {"fp32": 2e12, "int8": 8e12}, 204.8e9, 0.5, "a brief")
+    machine = Machine("a board", {"fp32": 2e12, "int8": 8e12}, 204.8e9, 0.5, "a brief")
     stages = [predict.Stage("decode one token", 0.012345, "memory", 1.25e12, 2.5e9), predict.Stage("all", 12.0, "", 4e8, 3e5)]
     assert predict.text(predict.Prediction(machine, stages)).splitlines() == [
         "prediction, not a measurement: a board, fp32 2,000 GFLOP/s, int8 8,000 GFLOP/s, 205 GB/s, of which 50% are assumed to be reached",
@@ -192,7 +193,7 @@ def engines(monkeypatch):
     """Runs take a quarter of a second."""
     engines = Engines()
     monkeypatch.setattr("runtime.engine.onnx.OnnxEngine", engines)
-    monkeypatch.setattr(predict, "_fastest", lambda run: (run(), 0.25)[1])
+    monkeypatch.setattr(machines, "_fastest", lambda run: (run(), 0.25)[1])
     return engines
 
 
@@ -200,10 +201,10 @@ def test_this_cpu_is_measured_by_a_product_of_an_encoders_size_in_each_precision
     """SigLIP's: 27 x 27 patches, 1152 features, 4304 of its MLP."""
     made = []
     monkeypatch.setattr(
-        predict, "_product", lambda *given: made.append(given) or SimpleNamespace(SerializeToString=lambda: given[0])
+        machines, "_product", lambda *given: made.append(given) or SimpleNamespace(SerializeToString=lambda: given[0])
     )
-    monkeypatch.setattr(predict, "_read_rate", lambda: 7.0)
-    machine = predict.measured()
+    monkeypatch.setattr(machines, "_read_rate", lambda: 7.0)
+    machine = machines.measured()
     assert made == [(precision, 27 * 27, 1152, 4304) for precision in ("fp32", "int8")]
     assert engines.loaded == ["fp32", "int8"] and engines.closed == 2
     assert [feeds["x"].shape for feeds in engines.fed] == [(1, 729, 1152)] * 2 and engines.fed[0]["x"].dtype == np.float32
@@ -213,7 +214,7 @@ def test_this_cpu_is_measured_by_a_product_of_an_encoders_size_in_each_precision
 
 
 def test_memory_is_measured_by_a_row_times_a_matrix(engines):
-    assert predict._read_rate(6) == 6 * 6 * 4 / 0.25
+    assert machines._read_rate(6) == 6 * 6 * 4 / 0.25
     (feeds,) = engines.fed
     assert {name: array.shape for name, array in feeds.items()} == {"x": (1, 6), "w": (6, 6)} and engines.closed == 1
     model = onnx.load_from_string(engines.loaded[0])
@@ -226,7 +227,7 @@ def test_memory_is_measured_by_a_row_times_a_matrix(engines):
 
 def test_the_product_of_int8_is_one_of_numbers_that_both_were_rounded():
     x = np.array([[[0.5, -0.31, 3.0], [10.0, -10.0, 0.02]]], np.float32)
-    exact, rounded = predict._product("fp32", 2, 3, 5), predict._product("int8", 2, 3, 5)
+    exact, rounded = machines._product("fp32", 2, 3, 5), machines._product("int8", 2, 3, 5)
     for model in (exact, rounded):
         onnx.checker.check_model(model, full_check=True)
     held = {tensor.name: numpy_helper.to_array(tensor) for model in (exact, rounded) for tensor in model.graph.initializer}
@@ -240,6 +241,6 @@ def test_the_product_of_int8_is_one_of_numbers_that_both_were_rounded():
 
 def test_the_fastest_of_five_calls_counts_after_one_to_warm_up(monkeypatch):
     clock, calls = [100.0], iter([1.0, 9.0, 7.0, 5.0, 8.0, 6.0])  # seconds; a seventh call would fail
-    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
-    assert predict._fastest(lambda: clock.__setitem__(0, clock[0] + next(calls))) == 5.0
+    monkeypatch.setattr(machines.time, "perf_counter", lambda: clock[0])
+    assert machines._fastest(lambda: clock.__setitem__(0, clock[0] + next(calls))) == 5.0
     assert next(calls, None) is None

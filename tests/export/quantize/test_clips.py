@@ -1,4 +1,4 @@
-"""Which frames of which clips calibration looks at, and the prompts around them: on stand-ins for decoding and for the bundle."""
+"""Which frames of which clips calibration sees."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from video_files import write_video
 
-from export.quantize import calibration
-from export.quantize.calibration import Clips, calibration_prompts
+from export.quantize import clips as clips_module
+from export.quantize.clips import Clips
 from runtime.core.errors import ExportError, VideoError
-from runtime.engine import EngineOptions
 
 PREPROCESSING = {"size": [4, 6], "resample": "bilinear", "rescale_factor": 1 / 255, "image_mean": 0, "image_std": 1}
 OF_FRAMES = PREPROCESSING | {"frames": [2, 3]}
@@ -28,7 +28,7 @@ def decoded(monkeypatch) -> list[tuple[str, int]]:
             raise VideoError("no video")
         return SimpleNamespace(frames=np.stack([resize(np.full((8, 9, 3), int(file.stem) + at, np.uint8)) for at in range(frames)]))
 
-    monkeypatch.setattr(calibration, "sample_frames", sample_frames)
+    monkeypatch.setattr(clips_module, "sample_frames", sample_frames)
     return asked
 
 
@@ -45,22 +45,22 @@ def test_files_of_these_endings_are_videos(tmp_path, decoded, ending):
     assert decoded == [(f"10.{ending}", 1)] and clips.source == f"1 videos of {tmp_path}"
 
 
-def test_a_directory_that_is_none_or_holds_none_is_refused(tmp_path):
+def test_a_directory_without_videos_is_refused(tmp_path):
     (tmp_path / "a.mp3").touch()
     for path in (tmp_path, tmp_path / "missing", tmp_path / "a.mp3"):
-        with pytest.raises(ExportError, match=r"holds no video \(\.avi, \.gif, .*\.wmv\); give a directory"):
+        with pytest.raises(ExportError, match=r"has no video \(\.avi, \.gif, .*\.wmv\); give a directory"):
             Clips(PREPROCESSING, path)
     assert Clips(PREPROCESSING).source == "clips of the demo's generator"
 
 
-def test_of_many_videos_the_first_32_in_the_order_of_their_names_are_taken(tmp_path, decoded):
+def test_of_many_videos_the_first_32_by_name_are_used(tmp_path, decoded):
     clips = videos(tmp_path, *(f"{number:03}.mp4" for number in reversed(range(40))))
     assert clips.source.startswith("32 videos of ")
     assert [round(float(pixels[0, 0, 0, 0]) * 255) for pixels, _ in clips.clips(99, 1)] == list(range(32))
     assert [name for name, _ in clips.clips(2, 5)] and decoded[-2:] == [("000.mp4", 5), ("001.mp4", 5)]
 
 
-def test_all_that_quantisation_will_look_at_is_decoded_once_before(tmp_path, decoded):
+def test_all_videos_are_decoded_once_before(tmp_path, decoded):
     videos(tmp_path, "10.mp4", "20.mkv").check(5)
     assert decoded == [("10.mp4", 5), ("20.mkv", 5)]
     with pytest.raises(VideoError):
@@ -79,7 +79,7 @@ def test_frames_go_round_the_clips(tmp_path, decoded, count, greys):
 
 
 @pytest.mark.parametrize(("count", "clips"), [(1, 1), (3, 1), (4, 1), (8, 2), (9, 2), (12, 3)])
-def test_of_the_demo_a_clip_gives_four_frames_or_a_few_more(monkeypatch, count, clips):
+def test_a_generated_clip_gives_four_frames_or_a_few_more(monkeypatch, count, clips):
     asked: list[tuple[int, int]] = []
 
     def drawn(self, number, frames):
@@ -100,12 +100,12 @@ def test_questions_come_with_every_clip(tmp_path, decoded):
 @pytest.mark.parametrize(("preprocessing", "shape", "kind"), [(PREPROCESSING, (2, 3, 4, 6), np.float32), (OF_FRAMES, (2, 2, 3, 3), np.uint8)])  # fmt: skip
 def test_a_graph_that_takes_frames_gets_them_in_its_size(tmp_path, decoded, preprocessing, shape, kind):
     (tmp_path / "10.mp4").touch()
-    ((given, _),) = Clips(preprocessing, tmp_path).clips(1, 2)
-    assert given.shape == shape and given.dtype == kind
-    assert given[1].max() == given[1].min() == (11 if kind is np.uint8 else np.float32(11 / 255))
+    ((shown, _),) = Clips(preprocessing, tmp_path).clips(1, 2)
+    assert shown.shape == shape and shown.dtype == kind
+    assert shown[1].max() == shown[1].min() == (11 if kind is np.uint8 else np.float32(11 / 255))
 
 
-def test_clips_of_the_demo_are_of_the_training_split_and_show_their_whole_length(monkeypatch):
+def test_generated_clips_are_of_the_training_split_and_shown_from_start_to_end(monkeypatch):
     seeds: list[tuple] = []
 
     def make_clip(rng, frames):
@@ -114,60 +114,42 @@ def test_clips_of_the_demo_are_of_the_training_split_and_show_their_whole_length
         questions = [SimpleNamespace(question=f"{index} {name}") for name in "abc"]
         return SimpleNamespace(frames=[np.full((8, 9, 3), 100 * index + at, np.uint8) for at in range(frames)], questions=questions)
 
-    monkeypatch.setattr("export.demo.draw.make_clip", make_clip)
-    monkeypatch.setattr("export.demo.world.clip_rng", lambda *words: seeds.append(words) or words)
+    monkeypatch.setattr(clips_module, "make_clip", make_clip)
+    monkeypatch.setattr(clips_module, "clip_rng", lambda *words: seeds.append(words) or words)
     found = list(Clips(OF_FRAMES).clips(2, 4))
     assert [shown[:, 0, 0, 0].tolist() for shown, _ in found] == [[0, 5, 10, 15], [100, 105, 110, 115]]
     assert found[1][1] == ["1 a", "1 b", "1 c"]
     assert {words[0] for words in seeds} == {"train"} and [words[-1] for words in seeds] == [0, 1]
 
 
-class FakePrompt:
-    def __init__(self, bundle):
-        self.bundle = bundle
-
-    def ids(self, question):
-        return f"ids of {question}"
-
-    def embed(self, ids, tokens):
-        return ids, tokens
+COLORS = {"a.mp4": (200, 30, 30), "b.mp4": (30, 30, 200), "c.mp4": (30, 200, 30)}
 
 
 @pytest.fixture
-def engines(monkeypatch) -> list[SimpleNamespace]:
-    made: list[SimpleNamespace] = []
-
-    class Encoder:
-        @classmethod
-        def open(cls, bundle, backend, options):
-            assert (backend, options) == ("onnx", EngineOptions("cpu"))
-            encoder = SimpleNamespace(tokens=lambda pixels: (pixels * 2).astype(np.float16), engine=SimpleNamespace(closed=False))
-            encoder.engine.close = lambda: setattr(encoder.engine, "closed", True)
-            made.append(encoder.engine)
-            return encoder
-
-    monkeypatch.setattr(calibration, "Prompt", FakePrompt)
-    monkeypatch.setattr(calibration, "VisionEncoder", Encoder)
-    return made
+def clips(bundle, tmp_path) -> Clips:
+    """Of three videos of one colour each: red, blue and green."""
+    for name, color in COLORS.items():
+        write_video(tmp_path / name, [np.full((64, 64, 3), color, np.uint8)] * 8)
+    (tmp_path / "notes.txt").write_text("no video")
+    return Clips(bundle.manifest.preprocessing, tmp_path)
 
 
-def test_prompts_are_two_questions_about_each_of_four_clips(engines):
-    asked: list[tuple[int, int]] = []
-
-    def clips(count, frames):
-        asked.append((count, frames))
-        return [(np.full((frames, 1), index, np.float32), ["a", "b", "c"]) for index in range(count)]
-
-    bundle = SimpleNamespace(manifest=SimpleNamespace(frames=3))
-    prompts = list(calibration_prompts(bundle, SimpleNamespace(clips=clips)))
-    assert asked == [(4, 3)] and [ids for ids, _ in prompts] == ["ids of a", "ids of b"] * 4
-    assert [tokens.tolist() for _, tokens in prompts[::2]] == [[[2 * index]] * 3 for index in range(4)]
-    assert prompts[0][1].dtype == np.float16
-    (engine,) = engines
-    assert engine.closed
+def test_neighbours_are_of_different_clips(clips):
+    frames = clips.frames(7)
+    assert frames.shape == (7, 3, 126, 126)
+    assert frames.mean((2, 3)).argmax(1).tolist() == [0, 2, 1, 0, 2, 1, 0]  # channels: red, blue, green
 
 
-def test_tokens_that_are_given_stand_in_the_prompts_and_no_clip_is_made(engines):
-    prompts = list(calibration_prompts(SimpleNamespace(), None, "tokens"))
-    assert len(prompts) == 3 and engines == []
-    assert all(tokens == "tokens" and ids.startswith("ids of ") and ids.endswith("?") for ids, tokens in prompts)
+def test_frames_are_normalised_as_the_bundle_says(clips):
+    red, green = clips.frames(1)[0, :2].mean((1, 2))
+    assert red == pytest.approx(200 / 127.5 - 1, abs=0.05) and green == pytest.approx(30 / 127.5 - 1, abs=0.05)
+
+
+def test_generated_frames_are_of_several_clips(bundle):
+    frames = Clips(bundle.manifest.preprocessing).frames(8)  # two clips of four frames
+    within = np.abs(frames[2:] - frames[:-2]).mean()
+    assert np.abs(frames[1:] - frames[:-1]).mean() > 2 * within
+
+
+def test_the_report_says_where_they_come_from(clips):
+    assert clips.source.startswith("3 videos of ")

@@ -11,9 +11,11 @@ import pytest
 from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.prompt import PromptIds
-from runtime.tools import float16_rows, parity
+from runtime.tools import float16_rows, parity, vision_rows
 from runtime.tools.compare import Difference
+from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
+from runtime.tools.rows import Row, row_of
 from runtime.tools.stages import Stages
 
 INF = float("inf")
@@ -33,11 +35,11 @@ class TestRow:
     )
     def test_a_note_says_what_is_odd(self, got, error, selected, note):
         difference = Difference(error=error, absent=0.125, ok=True, allowed=0.5, max_abs=3.0)
-        row = parity.row_of("vision/encoder", "onnx", np.array([got]), difference, selected)
-        assert row == parity.Row("vision/encoder", "onnx", (1, 2), 3.0, error, 0.5, True, note)
+        row = row_of("vision/encoder", "onnx", np.array([got]), difference, selected)
+        assert row == Row("vision/encoder", "onnx", (1, 2), 3.0, error, 0.5, True, note)
 
     def test_json_has_no_number_that_is_not_finite(self):
-        row = parity.Row("a", "onnx", (2, 3), INF, float("nan"), 0.5, False, "odd")
+        row = Row("a", "onnx", (2, 3), INF, float("nan"), 0.5, False, "odd")
         assert row.as_dict() == {
             "stage": "a", "backend": "onnx", "shape": [2, 3], "max_abs": None, "error": None, "tolerance": 0.5, "ok": False, "note": "odd",
         }  # fmt: skip
@@ -65,7 +67,7 @@ class TestLLM:
         prompt = SimpleNamespace(embed=lambda ids, tokens: (ids, tokens), embeddings=np.arange(8).reshape(4, 2))
         logits = np.array([50.0, 1.0, 2.0, -100.0], np.float32)
         expected = LLMReference(PromptIds(([1], [2])), np.ones((1, 2)), logits, greedy, margins, rounding)
-        rows = parity.compare_llm(decoder, prompt, expected, "fp32")
+        rows = compare_llm(decoder, prompt, expected, "fp32")
         assert [row.stage for row in rows] == ["llm/prefill", "llm/greedy_ids"] and {row.backend for row in rows} == {"openvino"}
         if fed:
             assert fed[0] == (expected.ids, expected.visual_tokens)
@@ -85,7 +87,7 @@ class TestLLM:
     )
     def test_an_id_may_differ_where_torchs_best_two_were_closer_than_the_tolerance(self, chosen, margins, wrong, note):
         prefill, greedy = self.rows(chosen, [0, 1, 2], margins)
-        assert greedy == parity.Row("llm/greedy_ids", "openvino", (3,), wrong, wrong / 3, 0.0, not wrong, note)
+        assert greedy == Row("llm/greedy_ids", "openvino", (3,), wrong, wrong / 3, 0.0, not wrong, note)
         assert prefill.ok is (chosen[0] == 0) and (prefill.shape, prefill.tolerance) == ((4,), 1e-4)
         assert (prefill.max_abs, prefill.error) == (100 * chosen[0], chosen[0])  # -200 where torch has -100
 
@@ -96,14 +98,14 @@ class TestLLM:
 
     def test_logits_that_are_not_finite_fail_where_they_come(self):
         prefill, greedy = self.rows([0], [0, 1], [5, 5], fails_at=0)
-        assert prefill == parity.Row("llm/prefill", "openvino", (4,), INF, INF, 1e-4, False, "values that are not finite")
-        assert greedy == parity.Row("llm/greedy_ids", "openvino", (2,), 1.0, 0.5, 0.0, False, "values that are not finite")
+        assert prefill == Row("llm/prefill", "openvino", (4,), INF, INF, 1e-4, False, "values that are not finite")
+        assert greedy == Row("llm/greedy_ids", "openvino", (2,), 1.0, 0.5, 0.0, False, "values that are not finite")
         prefill, greedy = self.rows([0], [0, 1], [5, 5], fails_at=1)
         assert prefill.ok and not greedy.ok and greedy.note == "values that are not finite"
 
     def test_one_id_is_all_of_them_and_no_ids_are_all_equal(self):
         assert self.rows([1], [0], [5])[1].error == 1.0
-        assert self.rows([0], [], [])[1] == parity.Row("llm/greedy_ids", "openvino", (0,), 0.0, 0.0, 0.0, True, "0 of 0 equal")
+        assert self.rows([0], [], [])[1] == Row("llm/greedy_ids", "openvino", (0,), 0.0, 0.0, 0.0, True, "0 of 0 equal")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def test_halves_that_are_there_are_compared_and_the_decoder_is_closed(monkeypatc
     monkeypatch.setattr(parity.LocalDecoder, "open", lambda *asked: decoder if asked == given else None)
     monkeypatch.setattr(parity, "Prompt", lambda of: ("prompt", of))
     monkeypatch.setattr(parity.reference, "llm", lambda of: ("reference", of))
-    monkeypatch.setattr(parity, "_compare_vision", lambda *asked: ["vision"] if asked == given else None)
+    monkeypatch.setattr(parity, "compare_vision", lambda *asked: ["vision"] if asked == given else None)
     asked = (decoder, ("prompt", bundle), ("reference", bundle), precision)
     monkeypatch.setattr(parity, "compare_llm", lambda *given: ["llm"] if given == asked else None)
     monkeypatch.setattr(float16_rows, "compare_llm_float16", lambda *given: ["llm in float16"] if given[0] is bundle else None)
@@ -186,11 +188,11 @@ class TestVision:
             monkeypatch.setattr(parity.reference, "clip", lambda of: np.zeros(2, np.float32))
             monkeypatch.setattr(parity.reference, "outputs", outputs)
             given = (bundle, backend, self.OPTIONS)
-            monkeypatch.setattr(parity, "open_vision", lambda *arguments: Engine() if arguments == given else None)
-            monkeypatch.setattr(parity, "run_stages", stages_of)
-            monkeypatch.setattr(parity, "_judge", lambda *arguments: judged.append(arguments) or ["judged"])
+            monkeypatch.setattr(vision_rows, "open_vision", lambda *arguments: Engine() if arguments == given else None)
+            monkeypatch.setattr(vision_rows, "run_stages", stages_of)
+            monkeypatch.setattr(vision_rows, "_judge", lambda *arguments: judged.append(arguments) or ["judged"])
             monkeypatch.setattr(float16_rows, "compare_vision_float16", lambda *arguments: [arguments])
-            rows = parity._compare_vision(bundle, backend, self.OPTIONS)
+            rows = vision_rows.compare_vision(bundle, backend, self.OPTIONS)
             assert closed == [True]
             ((got, expected, every, _, by, at, rounding),) = judged
             assert (by, at) == (backend, precision)
@@ -206,11 +208,11 @@ class TestVision:
 
     def test_of_a_graph_for_one_frame_at_a_time_the_other_is_compared_too(self, compared):
         values, *_ = compared(files=["vision.loop.onnx"])
-        assert values == INNER | {parity.BATCHED: (4, 400, 1), "visual_tokens": (40, 400, 1)}
+        assert values == INNER | {vision_rows.BATCHED: (4, 400, 1), "visual_tokens": (40, 400, 1)}
 
     def test_of_a_split_bundle_the_features_are_those_of_the_stage_before_compression(self, compared):
         values, _, asked, _ = compared(split=True)
-        tokens = {parity.BATCHED: (4, 400, 1), parity.FEATURES: (20, 102, 3), "visual_tokens": (41, 400, 1)}
+        tokens = {vision_rows.BATCHED: (4, 400, 1), vision_rows.FEATURES: (20, 102, 3), "visual_tokens": (41, 400, 1)}
         assert values == INNER | tokens
         assert asked[0] == ("stages", "vision/projector")
 
@@ -218,7 +220,7 @@ class TestVision:
         values, _, asked, _ = compared("openvino", files=["vision.loop.onnx"], precision="fp16")
         assert values == {"visual_tokens": (40, 400, 1)} and asked == [("torch", "visual_tokens")]
         values, _, asked, _ = compared("openvino", split=True)
-        assert values == {parity.FEATURES: (20, 102, 3), "visual_tokens": (41, 400, 1)}
+        assert values == {vision_rows.FEATURES: (20, 102, 3), "visual_tokens": (41, 400, 1)}
         assert asked == [("stages", "vision/projector"), ("torch", "visual_tokens")]
 
     def test_without_listed_stages_there_is_no_rounding(self, compared):

@@ -1,8 +1,7 @@
-"""How memory is added up and records of engines are read, from a few numbers."""
+"""How memory is added up, from a few numbers."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 from cache_graph import save_cache_graph
 
 from runtime.core.errors import BundleError
-from runtime.tools import inspect
+from runtime.tools import memory
 
 
 def of_context(folder: Path, context: int, capacity: int) -> SimpleNamespace:
@@ -24,22 +23,22 @@ def of_context(folder: Path, context: int, capacity: int) -> SimpleNamespace:
 @pytest.mark.parametrize(("context", "chunk"), [(2048, 256), (256, 256), (100, 100)])
 def test_the_decoder_s_axes_at_their_largest(tmp_path, context, chunk):
     here = of_context(tmp_path, context, 2048)
-    assert inspect._sizes(here, "llm/decoder") == {
+    assert memory._sizes(here, "llm/decoder") == {
         "inputs_embeds": {1: chunk}, "position_ids": {1: chunk}, "attention_mask": {1: context},
     }  # fmt: skip
-    assert inspect._sizes(here, "vision") == {}
+    assert memory._sizes(here, "vision") == {}
 
 
 @pytest.mark.parametrize("context", [9, 2**31 - 1])
 def test_a_manifest_can_t_say_more_positions_than_the_caches_hold(tmp_path, context):
-    inspect._sizes(of_context(tmp_path, 8, 8), "llm/decoder")
+    memory._sizes(of_context(tmp_path, 8, 8), "llm/decoder")
     message = f"^the decoder graph's caches hold 8 positions, the manifest says {context:,}; export the bundle again$"
     with pytest.raises(BundleError, match=message):
-        inspect._sizes(of_context(tmp_path, context, 8), "llm/decoder")
+        memory._sizes(of_context(tmp_path, context, 8), "llm/decoder")
 
 
 def test_a_decoder_without_caches_holds_nothing():
-    assert inspect._positions(onnx.ModelProto()) == 0
+    assert memory._positions(onnx.ModelProto()) == 0
 
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])
@@ -47,11 +46,11 @@ def test_a_cache_has_keys_and_values_of_every_layer_head_and_position(precision,
     llm = {"layers": 3, "kv_heads": 5, "head_dim": 7}
     manifest = SimpleNamespace(llm=llm, limits={"max_context": 11}, llm_precision=precision)
     here = SimpleNamespace(manifest=manifest, has_llm=True)
-    assert inspect.kv_cache_bytes(here) == 2 * 3 * 5 * 7 * 11 * size
-    kept = {"kept visual tokens, at most": 256 * 1024 * 1024}
-    assert inspect._serve(here) == {"KV caches of 8 answers": 8 * 2 * 3 * 5 * 7 * 11 * size} | kept
+    assert memory.kv_cache_bytes(here) == 2 * 3 * 5 * 7 * 11 * size
+    kept = {"kept visual tokens, at most": 1000}
+    assert memory.server_memory(here, 8, 1000) == {"KV caches of 8 answers": 8 * 2 * 3 * 5 * 7 * 11 * size} | kept
     manifest.llm, here.has_llm = {}, False
-    assert inspect.kv_cache_bytes(here) == 0 and inspect._serve(here) == kept
+    assert memory.kv_cache_bytes(here) == 0 and memory.server_memory(here, 8, 1000) == kept
 
 
 @pytest.mark.parametrize(
@@ -71,9 +70,9 @@ def test_a_cache_has_keys_and_values_of_every_layer_head_and_position(precision,
     ids=["both", "vision", "split", "loop"],
 )  # fmt: skip
 def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
-    monkeypatch.setattr(inspect, "kv_cache_bytes", lambda bundle: 7)
-    graphs = [inspect.GraphFacts(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
-    assert inspect._memory(SimpleNamespace(is_split=split, has_llm=llm), graphs) == expected
+    monkeypatch.setattr(memory, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [memory.GraphMemory(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    assert memory.bundle_memory(SimpleNamespace(is_split=split, has_llm=llm), graphs) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,31 +85,11 @@ def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
     ],
 )  # fmt: skip
 def test_a_gpu_s_total_has_the_longer_pieces_that_it_prefills(monkeypatch, names, on_gpu, expected):
-    monkeypatch.setattr(inspect, "kv_cache_bytes", lambda bundle: 7)
-    graphs = [inspect.GraphFacts(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
-    memory = inspect._memory(SimpleNamespace(is_split=False, has_llm=True), graphs, on_gpu)
+    monkeypatch.setattr(memory, "kv_cache_bytes", lambda bundle: 7)
+    graphs = [memory.GraphMemory(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
+    found = memory.bundle_memory(SimpleNamespace(is_split=False, has_llm=True), graphs, on_gpu)
     longer = {"llm/decoder activations, 1,024 positions at a time on a GPU": on_gpu} if on_gpu else {}
-    assert {part: count for part, count in memory.items() if "CPU" in part or "GPU" in part or "total" in part} == longer | expected
-
-
-@pytest.mark.parametrize(
-    ("record", "read"),
-    [
-        ({"graphs": {"vision": {"size": 1, "onnx_sha256": "a", "more": 2}}}, True),
-        ({"graphs": {}}, True),
-        ({"graphs": {"vision": {"size": 1}}}, False),
-        ({"graphs": {"vision": {"size": 1, "onnx_sha256": "a"}, "llm": {"onnx_sha256": "a"}}}, False),
-        ({"graphs": ["vision"]}, False),
-        ({"graphs": {"vision": 5}}, False),
-        ({}, False),
-        ([], False),
-        ("none", False),
-    ],
-)
-def test_a_record_of_another_form_is_none(tmp_path, record, read):
-    (tmp_path / "build.json").write_text(json.dumps(record))
-    assert inspect._read(tmp_path / "build.json") == (record if read else None)
-    assert inspect._read(tmp_path / "other.json") is None
+    assert {part: count for part, count in found.items() if "CPU" in part or "GPU" in part or "total" in part} == longer | expected
 
 
 @pytest.mark.parametrize(("graph", "weights"), [("vision", 111), ("vision.compressor", 100)])
@@ -121,15 +100,6 @@ def test_without_onnx_a_graph_is_as_large_as_its_files(monkeypatch, graph, weigh
     monkeypatch.delattr("runtime.tools.liveness", raising=False)
     files = {f"{graph}.onnx": {"size": 100}, "vision.data": {"size": 11}, "other": {"size": 5}}
     here = SimpleNamespace(model=lambda name: name, data_files=lambda name: ["vision.data"], manifest=SimpleNamespace(files=files))
-    facts = inspect._graph(here, graph)
-    assert (facts.graph, facts.operators, facts.weights, facts.activations) == (graph, {}, weights, 0)
-    assert facts.note.startswith("activations are not counted: ")
-
-
-@pytest.mark.parametrize(
-    ("frames", "size", "said"),
-    [(None, (126, 98), "pixel values of 126×98"), ((480, 640), (126, 98), "uint8 frames of 480×640")],
-)
-def test_what_the_graph_takes_in_words(monkeypatch, frames, size, said):
-    monkeypatch.setattr(inspect, "Preprocessor", lambda facts: SimpleNamespace(frames=frames, size=size))
-    assert inspect._input({}) == said
+    found = memory.graph_memory(here, graph)
+    assert (found.graph, found.operators, found.weights, found.activations) == (graph, {}, weights, 0)
+    assert found.note.startswith("activations are not counted: ")

@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.demo.draw import WHAT, draw, draw_with_labels, make_clip
 from export.demo.tiny import VOCABULARY
-from export.demo.world import COLORS, DIRECTIONS, KINDS, SHAPES, SIZE, SPLITS, Damage, choices, clip_rng, make_scene, questions
+from export.scenes.draw import WHAT, draw, draw_with_labels, make_clip
+from export.scenes.make import make_scene
+from export.scenes.questions import KINDS, choices, questions
+from export.scenes.scene import COLORS, DIRECTIONS, SHAPES, SIZE, SPLITS, Damage, clip_rng
 
 
 def undamaged(scene):

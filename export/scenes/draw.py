@@ -15,14 +15,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from export.demo.world import COLORS, LETTERS, SHAPES, SIZE, Damage, Question, Scene, make_scene, questions, still
+from export.scenes.make import make_scene
+from export.scenes.questions import Question, questions
+from export.scenes.scene import COLORS, LETTERS, SHAPES, SIZE, Damage, Scene, still
 
 WHAT = (*SHAPES, "star", *LETTERS)
 _MARGIN = 56  # pixels of background beyond the picture, for the camera to pan into
 
 
 @dataclass(frozen=True)
-class DemoClip:
+class DrawnClip:
     """frames uint8 RGB [T, S, S, 3], what can be asked about them, and the scene behind them."""
 
     frames: np.ndarray
@@ -30,19 +32,19 @@ class DemoClip:
     scene: Scene
 
 
-def make_clip(rng: np.random.Generator, frames: int = 16) -> DemoClip:
+def make_clip(rng: np.random.Generator, frames: int = 16) -> DrawnClip:
     """A scene with its pictures and questions; the same generator state gives the same clip."""
     scene = make_scene(rng, frames)
-    return DemoClip(draw(scene), questions(rng, scene), scene)
+    return DrawnClip(draw(scene), questions(rng, scene), scene)
 
 
-def make_still(rng: np.random.Generator) -> DemoClip:
+def make_still(rng: np.random.Generator) -> DrawnClip:
     """A clip of one frame that something can be asked about."""
     while True:
         scene = still(make_scene(rng, 4), int(rng.integers(4)))
         asked = questions(rng, scene)
         if asked:
-            return DemoClip(draw(scene), asked, scene)
+            return DrawnClip(draw(scene), asked, scene)
 
 
 def draw(scene: Scene) -> np.ndarray:
@@ -159,4 +161,4 @@ def _jpeg(pictures: np.ndarray, damage: Damage) -> np.ndarray:
     return damaged
 
 
-__all__ = ["WHAT", "DemoClip", "draw", "draw_with_labels", "make_clip", "make_still"]
+__all__ = ["WHAT", "DrawnClip", "draw", "draw_with_labels", "make_clip", "make_still"]

@@ -1,0 +1,55 @@
+"""What both exports, of the vision encoder and of the LLM, return and share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.quantize.report import Report
+from export.surgeon import PassReport
+from export.tensorrt import parse_with_rtx, require
+from export.verify import StageResult
+from runtime.core.errors import ExportError
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component whose graphs are written and checked; as it is made, one that --only leaves out.
+
+    passes          what surgeon passes and quantisation did, in order
+    verified        rows of the verification table
+    tensorrt        {check: its result}
+    quantized       {graph: what quantisation did}
+    stages          the manifest's (vision encoder)
+    visual_tokens   [N, D] float32, what torch makes of the reference clip (vision encoder)
+    llm             the manifest's (LLM)
+    """
+
+    passes: list[PassReport] = field(default_factory=list)
+    verified: list[StageResult] = field(default_factory=list)
+    tensorrt: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, Report] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    visual_tokens: np.ndarray | None = None
+    llm: dict[str, Any] = field(default_factory=dict)
+
+
+def base_dtype(precision: str) -> str:
+    """The precision of the graph that is traced: int8 and int4 are quantised from fp32."""
+    return "fp16" if precision == "fp16" else "fp32"
+
+
+def check_tensorrt(directory: Path, graph: str, release: str | None) -> dict[str, str]:
+    """{check: result} of a written graph; ExportError where TensorRT `release`, or an installed TensorRT-RTX, does not parse it."""
+    path, results = directory / f"{graph}.onnx", {}
+    if release:
+        require(onnx.load(str(path), load_external_data=False), release)
+        results[f"{graph}: operators of TensorRT {release}"] = "all nodes supported"
+    errors = parse_with_rtx(path)
+    if errors:
+        raise ExportError(f"TensorRT-RTX's parser refuses {graph}.onnx: {errors[0]}")
+    return results | {f"{graph}: parser of TensorRT-RTX": "not installed here" if errors is None else "parsed"}
