@@ -23,14 +23,18 @@ BEGIN, END = "<!-- begin diagram -->\n", "<!-- end diagram -->"
 # In the order of the data: a box, and the packages and modules in it. Every one of the tree must be in exactly one box.
 BOXES = {
     "export": {
-        "pipeline": "__init__ __main__ options preflight listing pipeline halves",
         "families": "families checkpoint weights",
-        "compress": "compress frames decoder",
+        "compress": "compress frames",
+        "stages": "stages decoder",
         "trace": "trace",
         "surgeon": "surgeon",
         "quantize": "quantize",
+        "scenes": "scenes",
         "verify": "verify reference float64",
         "tensorrt": "tensorrt",
+        "plan": "__init__ options preflight plan listing",
+        "components": "vision llm component manifest",
+        "pipeline": "__main__ pipeline",
         "demo": "demo",
     },
     "runtime": {
@@ -50,13 +54,14 @@ BOXES = {
     "plugins": {
         "spec": "spec op errors schedule reference",
         "plan": "plan",
-        "kernel": "__init__ arrays cuda nvrtc",
+        "kernel": "__init__ arrays cuda driver nvrtc",
         "tensorrt": "tensorrt",
     },
 }
 DATA = """
-    checkpoint[(checkpoint)] export.families export.compress export.trace export.surgeon export.quantize export.verify export.pipeline
-    export.pipeline directory[(bundle directory)] runtime.bundle runtime.engine runtime.vision runtime.llm runtime.chat answer([answer])
+    checkpoint[(checkpoint)] export.families export.compress export.stages export.trace export.surgeon export.quantize export.verify
+    export.verify export.components export.pipeline directory[(bundle directory)]
+    directory runtime.bundle runtime.engine runtime.vision runtime.llm runtime.chat answer([answer])
     video([video]) runtime.media runtime.vision
     question([question]) runtime.prompt runtime.llm
 """

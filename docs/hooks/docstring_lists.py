@@ -1,7 +1,12 @@
-"""A griffe extension for the API reference: lists in docstrings, `name    what it is` a line, become Markdown lists, and `<` stays one."""
+"""A griffe extension for the API reference.
+
+Lists in docstrings, `name    what it is` a line, become Markdown lists, and `<` stays one. A dataclass field made by `option(default,
+help, ...)` shows its default in the signature and its help in a list under the class.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -14,6 +19,17 @@ class DocstringLists(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
             obj.docstring.value = as_lists(obj.docstring.value)
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        options = []
+        for attribute in cls.attributes.values():
+            call = attribute.value
+            if isinstance(call, griffe.ExprCall) and str(call.function) == "option":
+                default, help_text = call.arguments[:2]
+                attribute.value = default
+                options.append(f"- `{attribute.name}`: {as_lists(ast.literal_eval(str(help_text)))}")
+        if options and cls.docstring:
+            cls.docstring.value += "\n\n" + "\n".join(options)
 
 
 def as_lists(text: str) -> str:
