@@ -26,7 +26,7 @@ from runtime.tools.stages import VISUAL_TOKENS
 if TYPE_CHECKING:
     import onnx
 
-_INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
+INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def _trace(
             verbose=False,
         )
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    program.save(str(path), external_data=weights > _INLINE_BYTES)
+    program.save(str(path), external_data=weights > INLINE_BYTES)
     return onnx.load(str(path), load_external_data=False)
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep the exporter's chatter about its own conversions away from the user's terminal."""
+    """Keep the exporter's messages about its conversions off the user's terminal."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:

@@ -1,15 +1,15 @@
 """Quantisation in standard ONNX Q/DQ, so that one file runs in ONNX Runtime and OpenVINO and builds in TensorRT.
 
     vision   int8 weights and activations: symmetric, weights per output channel, activations per tensor with the range that loses
-             least on calibration frames, their channels made alike before (export/quantize/vision.py, equalize.py)
+             least on calibration frames, their channels equalized before (export/quantize/vision.py, equalize.py)
     LLM      int8 or int4 weights, activations in float: int8 per output channel, int4 in blocks along the input (export/quantize/llm.py)
 
-Both follow one rule: every layer is quantised, the error of the whole half is measured on clips that it was not calibrated on, and as
-long as that is over the budget the layers with the largest error of their own go up a step. What was kept and why stands in the
-bundle's quantization.json.
+Both follow one rule (export/quantize/budget.py): all layers are quantised, the error of the component is measured on clips that it was
+not calibrated on, and while that is over the budget the layers with the largest error go up a step. The bundle's quantization.json
+says which and why.
 
-ONNX Runtime's quantiser rounds the weights and writes the nodes; ours are the choice of ranges, the equalisation, the budget, and the
-small things that make the engines' fusions find the nodes.
+ONNX Runtime's quantiser rounds the weights and writes the nodes; the choice of ranges, the equalization, the budget, and the details
+that let the engines' fusions find the nodes are ours.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Channels of a layer's input made alike before they are rounded together: SmoothQuant's equalisation, exact in float.
+"""Equalizing the channels of a layer's input before they are rounded together: SmoothQuant's scaling, exact in float.
 
-One threshold a tensor rounds a channel of small values as coarsely as its loudest neighbour, and trained vision transformers have a few very
-loud ones. Behind a LayerNormalization, which multiplies each channel by a number of its own anyway,
+One threshold per tensor rounds a channel of small values as coarsely as the loudest one, and trained vision transformers have a few very
+loud channels. After a LayerNormalization, which multiplies each channel by a factor anyway,
 
     x W = (x / s) (diag(s) W),    s_j = max|x_j|^a / max|W_j|^(1 - a)
 
 (Xiao et al., SmoothQuant, 2023, arXiv:2211.10438, equations 3 and 4), and 1 / s goes into that LayerNormalization's scale and bias. For each
-normalisation the exponent a is the one of ALPHAS that rounds the products of its layers best; none where that is hardly better.
+normalization the exponent a is the one of ALPHAS that rounds the products of its layers best; there is none where that gains little.
 
 K inputs of a layer.
 """
@@ -28,13 +28,13 @@ from export.quantize.ranges import activation_rounded, thresholds
 from runtime.tools.compare import relative_error
 
 ALPHAS = (0.35, 0.5, 0.65, 0.8)
-_GAIN = 0.9  # of the error without: what is not below is not worth another graph
-_FLOOR = 0.1  # of the median channel: one that was silent on these frames may not be on others
+_GAIN = 0.9  # of the error without equalization: a smaller gain is not worth another graph
+_FLOOR = 0.1  # of the median channel: a channel that is silent on these frames may not be on others
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A normalisation's output, its scale and bias (initializers), and all that reads it."""
+    """A normalization's output, its scale and bias (initializers), and the layers that read it."""
 
     output: str
     affine: tuple[str, ...]
@@ -43,7 +43,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class Equalization:
-    """inputs: {input of layers: s [K]} of those that gain by it; factors: {initializer: what it is multiplied by}."""
+    """inputs: {input of layers: s [K]} of those that gain; factors: {initializer: what it is multiplied by}."""
 
     inputs: dict[str, np.ndarray]
     factors: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class Equalization:
 def find_equalization(
     model: onnx.ModelProto, directory: Path, layers: Collection[Layer], samples: Iterable[Mapping[str, np.ndarray]]
 ) -> Equalization:
-    """model: its external weights lie in `directory`; samples: {input of a layer: values [..., K]} of the float graph, read once."""
+    """model: with external weights in `directory`; samples: {input of a layer: values [..., K]} of the float graph, read once."""
     groups = _groups(model, layers)
     loudest: dict[str, np.ndarray] = {}
     rows: dict[str, list[np.ndarray]] = {group.output: [] for group in groups}
@@ -88,7 +88,7 @@ def find_equalization(
 
 
 def _groups(model: onnx.ModelProto, layers: Collection[Layer]) -> list[_Group]:
-    """Normalisations whose output nothing but layers reads, and whose constants and whose layers' weights nothing else does."""
+    """Normalizations whose output only layers read, and whose constants and layers' weights are used once."""
     of_node = {layer.node: layer for layer in layers}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -103,14 +103,14 @@ def _groups(model: onnx.ModelProto, layers: Collection[Layer]) -> list[_Group]:
         affine = tuple(filter(None, node.input[1:]))
         reading = [of_node.get(reader.name) for reader in readers.get(node.output[0], [])]
         found = tuple(layer for layer in reading if layer and layer.input == node.output[0])
-        own = (*affine, *(layer.weight for layer in found))
-        if found and len(found) == len(reading) and all(name in constants and uses[name] == 1 for name in own):
+        changed = (*affine, *(layer.weight for layer in found))
+        if found and len(found) == len(reading) and all(name in constants and uses[name] == 1 for name in changed):
             groups.append(_Group(node.output[0], affine, found))
     return groups
 
 
 def _best(x: np.ndarray, weights: list[np.ndarray], loudest: np.ndarray) -> np.ndarray | None:
-    """s [K] that rounds the products of x [S, K] with the weights [K, N] best, None where it is hardly better than nothing."""
+    """s [K] that rounds the products of x [S, K] with the weights [K, N] best, None where that gains little."""
     exact = [x @ weight for weight in weights]
     largest = np.maximum.reduce([np.abs(weight).max(1) for weight in weights])
     if not np.median(loudest) or not np.median(largest):

@@ -1,6 +1,6 @@
-"""The layers of a graph that can be quantised, and the error that each one makes by itself.
+"""The layers of a graph that can be quantised, and the error of each.
 
-A layer is a MatMul of an activation with a constant matrix. Its own error is the relative error of its output,
+A layer is a MatMul of an activation with a constant matrix. Its error is the relative error of its output,
 |x W - x' W'| / |x W| (root of the sums of squares), when only its weight W' and its input x' are rounded, on inputs x as the float graph
 computes them.
 
@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from export.surgeon.join_matmuls import ARITHMETIC
+from export.trace import INLINE_BYTES
 from runtime.tools.compare import relative_error
 
-_INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 SAMPLE = 256  # rows of a layer's input that its error is measured on
 
 Round = Callable[[np.ndarray], np.ndarray]
@@ -48,15 +48,15 @@ def find_layers(model: onnx.ModelProto) -> list[Layer]:
 
 
 def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy of the structure with the tensors `names` as outputs besides its own."""
+    """A copy of the structure with the tensors `names` as further outputs."""
     marked = onnx.ModelProto()
     marked.CopyFrom(model)
-    known = {output.name for output in marked.graph.output} | {given.name for given in marked.graph.input}
+    known = {output.name for output in marked.graph.output} | {graph_input.name for graph_input in marked.graph.input}
     marked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
     return marked
 
 
-def own_errors(
+def layer_errors(
     model: onnx.ModelProto,
     directory: Path,
     layers: Collection[Layer],
@@ -66,7 +66,7 @@ def own_errors(
 ) -> dict[str, float]:
     """{node: relative error of its output}.
 
-    model: its external weights lie in `directory` and are read one by one; inputs: {tensor: values [..., K]} of the float graph.
+    model: with external weights in `directory`, which are read one by one; inputs: {tensor: values [..., K]} of the float graph.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     errors = {}
@@ -80,20 +80,14 @@ def own_errors(
 
 
 def sampled(rows: np.ndarray) -> np.ndarray:
-    """At most SAMPLE of the rows, from all over."""
+    """At most SAMPLE of the rows, evenly spaced."""
     return rows[:: -(-len(rows) // SAMPLE)]
-
-
-def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -> list[str]:
-    """The nodes of `left` to raise next: those of the largest error, a twelfth of all layers, then twice as many each round."""
-    ranked = sorted(left, key=lambda node: -errors[node])
-    return ranked[: max(1, len(errors) * 2**rounds // 12)]
 
 
 def save(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Write a model whose weights are in memory, to `<file>.data` beside it where they are large; its structure, which refers to them."""
     data = path.with_name(f"{path.name}.data")
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _INLINE_BYTES
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_BYTES
     data.unlink(missing_ok=True)
     onnx.save_model(model, str(path), save_as_external_data=large, location=data.name, size_threshold=1024, convert_attribute=False)
     return onnx.load(str(path), load_external_data=False)

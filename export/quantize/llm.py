@@ -1,12 +1,11 @@
 """int4 or int8 weights for the decoder; activations stay in float, because decoding is bound by reading weights and not by arithmetic.
 
-Layers start at the precision that was asked for and go up a step, int4 -> int8 -> float, where the budget needs it. An int4 block lies
-along the layer's inputs and has to divide them (TensorRT takes no remainder); a layer where it does not is int8.
+Layers start at the requested precision and go up a step, int4 -> int8 -> float, where the budget requires it. An int4 block runs
+along the layer's inputs and must divide their number (TensorRT supports no remainder); a layer where it does not is int8.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.quantize.layers import Layer, find_layers, own_errors, save, with_outputs, with_weights, worst
+from export.quantize.budget import meet_budget
+from export.quantize.layers import Layer, find_layers, layer_errors, save, with_outputs, with_weights
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.bundle.tensors import LOGITS
@@ -24,13 +24,13 @@ from runtime.tools.compare import relative_error
 
 BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits
 _STEPS = ("int4", "int8", "fp32")
-_POSITIONS = 512  # of a prompt that the layers' own errors are measured on
+_POSITIONS = 512  # of a prompt that the layers' errors are measured on
 
 
 def quantize_llm(
     path: Path, precision: str, block: int, prompts: Sequence[np.ndarray], source: str, budget: float | None
 ) -> tuple[onnx.ModelProto, Report]:
-    """(the decoder at `path` with its weights in Q/DQ and in memory, what it cost).
+    """(the decoder at `path` with its weights in Q/DQ and in memory, the report).
 
     precision: "int8" or "int4", with its block; prompts: embeddings [1, S, D] each; source: where they come from, for the report;
     budget: BUDGET where None.
@@ -43,7 +43,7 @@ def quantize_llm(
     probe = with_outputs(model, [layer.input for layer in layers])
     engine = OnnxEngine.load(probe.SerializeToString(), data=path.parent)
     found = _run(engine, prompts[0][:, :_POSITIONS])
-    errors = own_errors(
+    errors = layer_errors(
         model,
         path.parent,
         layers,
@@ -53,21 +53,15 @@ def quantize_llm(
     )
     del engine, found
     exact = _logits(OnnxEngine.load(path), prompts)
-    chosen = dict(lowest)
-    for rounds in itertools.count():
-        quantized = _quantized(with_weights(model, path.parent), layers, chosen, block)
+
+    def measure(chosen: dict[str, str]) -> float:
         with tempfile.TemporaryDirectory() as scratch:
-            save(quantized, Path(scratch) / "decoder.onnx")
-            del quantized
-            error = relative_error(_logits(OnnxEngine.load(Path(scratch) / "decoder.onnx"), prompts), exact)
-        left = [node for node, level in chosen.items() if level != _STEPS[-1]]
-        if error <= budget or not left:
-            break
-        lower = [node for node in left if chosen[node] == min((chosen[one] for one in left), key=_STEPS.index)]
-        for node in worst(errors, lower, rounds):
-            chosen[node] = _STEPS[_STEPS.index(chosen[node]) + 1]
-    kept = [LayerReport(layer.node, chosen[layer.node], errors[layer.node]) for layer in layers]
-    return _quantized(with_weights(model, path.parent), layers, chosen, block), Report(precision, error, budget, source, kept)
+            save(_quantized(with_weights(model, path.parent), layers, chosen, block), Path(scratch) / "decoder.onnx")
+            return relative_error(_logits(OnnxEngine.load(Path(scratch) / "decoder.onnx"), prompts), exact)
+
+    chosen, error = meet_budget(lowest, _STEPS, errors, measure, budget)
+    rows = [LayerReport(layer.node, chosen[layer.node], errors[layer.node]) for layer in layers]
+    return _quantized(with_weights(model, path.parent), layers, chosen, block), Report(precision, error, budget, source, rows)
 
 
 def _lowest(layer: Layer, precision: str, block: int) -> str:

@@ -4,7 +4,7 @@
     w8(model, layers)                    int8 weights alone, a scale for each output channel
     w4(model, layers, block)             int4 weights alone, a scale for each block of inputs of an output channel
 
-All symmetric (zero point 0), which TensorRT asks for. The models' weights must be in memory; the given model is changed and returned.
+All are symmetric (zero point 0), which TensorRT requires. The model's weights must be in memory; it is changed and returned.
 
 K inputs, N outputs of a layer.
 """
@@ -159,7 +159,7 @@ def _replace(model: onnx.ModelProto, nodes: list[onnx.NodeProto], tensors: list[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantiser's log, a line a node, away from the user's terminal."""
+    """Keep the quantiser's log, a line a node, off the user's terminal."""
     root = logging.getLogger()
     before = root.manager.disable
     logging.disable(logging.ERROR)

@@ -1,10 +1,10 @@
 """Ranges of activations for symmetric int8: histograms of magnitudes, and for each tensor the threshold of least squared error.
 
 A threshold t makes steps of t / 127, of which int8 has -128 to 127: a small one rounds finely and cuts outliers, a large one the other
-way round. A histogram tells the squared error of both for any t; the best of a grid of thresholds up to the largest magnitude is taken.
+way round. A histogram gives the squared error of both for any t; the best of a grid of thresholds up to the largest magnitude is chosen.
 
-The bins are a part of an octave wide, so they hold for every tensor and a sample is simply added. (ONNX Runtime's collector widens its bins as
-values come, and in 1.31 loses the largest of them on the way.)
+The bins are a part of an octave wide, so they serve all tensors, and a sample is simply added. (ONNX Runtime's collector widens its bins as
+values come, and in 1.31 loses the largest of them.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CENTERS = 2.0 ** ((np.arange((_HIGHEST - _LOWEST) * _OCTAVE) + 0.5) / _OCTAVE +
 
 @dataclass
 class _Magnitudes:
-    """counts: how many magnitudes lie in each bin, [bins]; largest: the largest of them."""
+    """counts: magnitudes in each bin, [bins]; largest: the largest magnitude."""
 
     counts: np.ndarray
     largest: float = 0.0
@@ -58,6 +58,6 @@ def thresholds(samples: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
 
 
 def activation_rounded(values: np.ndarray, threshold: float) -> np.ndarray:
-    """What float values are worth after they were rounded to int8 with this threshold."""
+    """Float values after rounding to int8 with this threshold."""
     step = threshold / STEPS
     return np.clip(np.rint(values / step), -128, 127) * np.float32(step)

@@ -1,4 +1,4 @@
-"""What was quantised, layer by layer, and what it cost: the bundle's quantization.json."""
+"""What was quantised, layer by layer, and the errors: the bundle's quantization.json."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FILE = "quantization.json"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """layer: the MatMul's name; precision: what its weights became; error: its own relative error in the lowest precision asked for;
-    equalized: whether its input's channels were made alike before it."""
+    """layer: the MatMul's name; precision: of its weights; error: its relative error in the lowest precision that was tried;
+    equalized: whether its input's channels were equalized."""
 
     layer: str
     precision: str
@@ -26,8 +26,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """error: relative error of the half's output (features, or the logits of the last position) on clips kept apart; budget: what it may be
-    at most; calibration: on what the ranges were measured, or the errors, where there are none."""
+    """error: relative error of the component's output (features, or logits of the last position) on held-out clips; budget: the largest
+    that is allowed; calibration: what the ranges were measured on, or the errors where there are no ranges."""
 
     precision: str
     error: float

@@ -1,25 +1,25 @@
 """int8 weights and activations for the frame-wise part of the vision graph: encoder, and projector where it stands before compression.
 
-Ranges and errors are measured frame by frame on the encoder alone (export/surgeon/split.py cuts it off), since the graph over a whole clip
-would hold T times as much; names are the same in both, so what was found there goes into the graph over all frames. The products
-of attention scores stay in float: they are a tenth of the work, and softmax wants them exact.
+Ranges and errors are measured frame by frame on the encoder alone (export/surgeon/split.py cuts it off), since the graph over a clip
+needs T times the memory; names are the same in both, so what is found there applies to the graph over all frames. The products
+of attention scores stay in float: they are a tenth of the work, and softmax needs them exact.
 
 T frames, h, w pixels, H, W patch rows and columns, C features of a patch.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from export.quantize.budget import meet_budget
 from export.quantize.clips import Clips
 from export.quantize.equalize import find_equalization
-from export.quantize.layers import Layer, Round, find_layers, own_errors, save, with_outputs, with_weights, worst
+from export.quantize.layers import Layer, Round, find_layers, layer_errors, save, with_outputs, with_weights
 from export.quantize.qdq import int8_rounded, w8a8
 from export.quantize.ranges import activation_rounded, thresholds
 from export.quantize.report import LayerReport, Report
@@ -40,9 +40,9 @@ HELD_OUT_FRAMES = 8
 def quantize_vision(
     model: onnx.ModelProto, directory: Path, stages: Sequence[str], grid: Sequence[int], clips: Clips, budget: float | None
 ) -> tuple[onnx.ModelProto, Report]:
-    """(the graph over all frames with Q/DQ and its weights in memory, what it cost).
+    """(the graph over all frames with Q/DQ and its weights in memory, the report).
 
-    model: its weights lie in `directory` or inside; stages: those of its outputs that served a comparison; grid: (H, W);
+    model: with its weights in `directory` or inside; stages: those of its outputs that were compared with torch; grid: (H, W);
     budget: BUDGET where None. ExportError where the clips are too few.
     """
     budget = BUDGET if budget is None else budget
@@ -71,26 +71,24 @@ def quantize_vision(
     def round_weight(layer: Layer) -> Round:
         return lambda weight: int8_rounded(weight * equal.of(layer.input)[:, None])
 
-    errors = own_errors(encoder, directory, layers, inputs, round_input, round_weight)
+    errors = layer_errors(encoder, directory, layers, inputs, round_input, round_weight)
     del engine, inputs
 
-    chosen = {layer.node for layer in layers}
-    for rounds in itertools.count():
-        quantized = w8a8(equal.fold(with_weights(encoder, directory)), limits, chosen)
-        found = relative_error(np.concatenate(list(_features(quantized, held_out))), np.concatenate(exact))
-        if found <= budget or not chosen:
-            break
-        chosen -= set(worst(errors, chosen, rounds))
-    kept = [
-        LayerReport(layer.node, "int8" if layer.node in chosen else "fp32", errors[layer.node], layer.input in equal.inputs)
-        for layer in layers
-    ]
-    quantized = w8a8(equal.fold(with_weights(model, directory)), limits, chosen)
-    return quantized, Report("int8", found, budget, clips.source, kept)
+    def quantized(graph: onnx.ModelProto, chosen: Mapping[str, str]) -> onnx.ModelProto:
+        nodes = {node for node, precision in chosen.items() if precision == "int8"}
+        return w8a8(equal.fold(with_weights(graph, directory)), limits, nodes)
+
+    def measure(chosen: Mapping[str, str]) -> float:
+        features = list(_features(quantized(encoder, chosen), held_out))
+        return relative_error(np.concatenate(features), np.concatenate(exact))
+
+    chosen, error = meet_budget({layer.node: "int8" for layer in layers}, ("int8", "fp32"), errors, measure, budget)
+    rows = [LayerReport(layer.node, chosen[layer.node], errors[layer.node], layer.input in equal.inputs) for layer in layers]
+    return quantized(model, chosen), Report("int8", error, budget, clips.source, rows)
 
 
 def _features(encoder: onnx.ModelProto, frames: np.ndarray) -> Iterator[np.ndarray]:
-    """Of each frame; the encoder's weights are in memory, and are gone from it afterwards."""
+    """The features of each frame; the encoder, whose weights are in memory, must not be used afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
         save(encoder, Path(scratch) / "encoder.onnx")
         engine = OnnxEngine.load(Path(scratch) / "encoder.onnx")

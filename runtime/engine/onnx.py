@@ -1,7 +1,7 @@
 """ONNX Runtime: the engine that runs everywhere. CPU, or CUDA where the GPU wheel and a device are present.
 
-The state of a graph lives in OrtValues on the device; each is bound as input and as output of one run, and ONNX Runtime's
-ScatterElements/TensorScatter then update it where it is, copying nothing.
+The state of a graph is kept in OrtValues on the device; each is bound as input and as output of a run, and ONNX Runtime's
+ScatterElements/TensorScatter then update it in place, without a copy.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _DTYPES: dict[str, np.dtype] = {
     "tensor(bool)": np.dtype(np.bool_),
 }
 
-# By default ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, and takes memory in powers of two: at 0.5B 11.0 GB for a
-# clip's features where 8.3 GB are as fast (benchmarks/RESULTS.md).
+# By default ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, and allocates memory in powers of two: at 0.5B 11.0 GB for
+# a clip's features where 8.3 GB are as fast (benchmarks/RESULTS.md).
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 
 
@@ -44,15 +44,14 @@ CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 class OnnxState:
     """pairs: {input name: output name}; values: {input name: the OrtValue that both are bound to}.
 
-    rows: which entries of the first axis a run sees, None for all.
+    entries: of the first axis, those that a run sees; None for all.
     """
 
     pairs: dict[str, str]
     values: dict[str, Any]
-    rows: slice | None = None
+    entries: slice | None = None
 
     def batch_slice(self, start: int, stop: int) -> OnnxState:
-        """The same buffers, of which a run sees entries start … stop - 1 of the first axis as its batch."""
         return OnnxState(self.pairs, self.values, slice(start, stop))
 
 
@@ -92,10 +91,9 @@ class OnnxEngine:
     def load(
         cls, model: Path | bytes, options: EngineOptions = EngineOptions(), data: Path | None = None, as_written: bool = False
     ) -> OnnxEngine:
-        """Load an ONNX file, or a serialised model whose external data lie in directory `data`; on the CPU where no device
-        is named.
+        """Load an ONNX file, or a serialised model whose external data are in directory `data`; device "auto" is the CPU.
 
-        as_written: node by node, without ONNX Runtime's own optimisations, which would keep float32 copies of float16 weights.
+        as_written: node by node, without ONNX Runtime's optimisations, which would keep float32 copies of float16 weights.
         """
         options = options.on("cpu")
         reason = cls.unavailable(options.device)
@@ -124,7 +122,6 @@ class OnnxEngine:
         return cls(session, options.device)
 
     def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OnnxState:
-        """batch: entries of a first axis that the graph leaves open."""
         import onnxruntime
 
         def zeros(spec: TensorSpec) -> Any:
@@ -151,13 +148,13 @@ class OnnxEngine:
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, output in state.pairs.items():
-            if state.rows is None:
+            if state.entries is None:
                 binding.bind_ortvalue_input(name, state.values[name])
                 binding.bind_ortvalue_output(output, state.values[name])
             else:
-                part = _rows_of(state.values[name], state.rows, self._state_dtypes[name], self.device)
-                binding.bind_input(name, *part)
-                binding.bind_output(output, *part)
+                buffer = _buffer_of(state.values[name], state.entries, self._state_dtypes[name], self.device)
+                binding.bind_input(name, *buffer)
+                binding.bind_output(output, *buffer)
         for name in wanted:
             binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
@@ -166,7 +163,7 @@ class OnnxEngine:
 
 
 def has_cuda_provider() -> bool:
-    """Whether the installed ONNX Runtime is one for NVIDIA GPUs, be there one or not."""
+    """Whether the installed ONNX Runtime is the one for NVIDIA GPUs, with or without such a GPU here."""
     try:
         import onnxruntime
     except ImportError:
@@ -174,7 +171,7 @@ def has_cuda_provider() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-# y = x + x of one float, as onnx.helper.make_model serialises it: what must run before a device is believed to work
+# y = x + x of one float, as onnx.helper.make_model serialises it: it must run before a device counts as usable
 _ADDITION = (
     b'\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -182,10 +179,9 @@ _ADDITION = (
 
 
 def _preload_cuda() -> None:
-    """Load CUDA and cuDNN from NVIDIA's wheels, where they are installed: in site-packages the loader does not look for libraries.
+    """Load CUDA and cuDNN from NVIDIA's wheels, where they are installed: the loader does not look into site-packages.
 
-    ONNX Runtime prints to stdout what it did not find. A library may still come from elsewhere, and where it does not, the first
-    session says so.
+    ONNX Runtime prints to stdout what it did not find. A library may still come from elsewhere; if not, the first session fails.
     """
     import onnxruntime
 
@@ -196,7 +192,7 @@ def _preload_cuda() -> None:
 
 @functools.cache
 def _cuda_fault() -> str | None:
-    """Why the CUDA provider computes nothing on the GPU of this machine, asked once a process; None where it does."""
+    """Why the CUDA provider can't compute on the GPU of this machine, tried once per process; None where it can."""
     import onnxruntime
 
     _preload_cuda()
@@ -213,15 +209,15 @@ def _cuda_fault() -> str | None:
     return None
 
 
-def _rows_of(value: Any, rows: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:
-    """What a binding needs to see `rows` of a buffer's first axis where it lies: device, its number, dtype, shape, address."""
+def _buffer_of(value: Any, entries: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:
+    """The arguments that bind `entries` of a buffer's first axis in place: device, its number, dtype, shape, address."""
     shape = value.shape()
     stride = int(np.prod(shape[1:])) * dtype.itemsize
-    return device, 0, dtype, [rows.stop - rows.start, *shape[1:]], value.data_ptr() + rows.start * stride
+    return device, 0, dtype, [entries.stop - entries.start, *shape[1:]], value.data_ptr() + entries.start * stride
 
 
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
     if node.type not in _DTYPES:
-        raise EngineError(f"{node.name} is {node.type}, which this runtime can't feed")
+        raise EngineError(f"{node.name} is {node.type}, which this runtime does not support")
     return TensorSpec(node.name, _DTYPES[node.type], shape)

@@ -1,10 +1,10 @@
 """TensorRT and TensorRT-RTX: engines that `python -m runtime build` made, run on the GPU.
 
 Device and page-locked buffers are allocated once, at the largest shape of the engine's profile, and reused by every run.
-A graph of static shapes is captured as a CUDA graph after its first run, which takes the launch of its hundreds of kernels
-off the CPU; where capture fails it goes on without, and says so. A state (the KV cache) never leaves the GPU: it is one
-buffer where TensorRT declares output and input to be the same memory (its KV-cache layer), else two that change places
-after each run, because TensorRT promises nothing for other layers that write what they read.
+A graph of static shapes is captured as a CUDA graph after its first run, so that the CPU no longer launches its hundreds of kernels
+one by one; where capture fails that is logged, and runs go on without. A state (the KV cache) never leaves the GPU: it is one buffer
+where TensorRT declares output and input to be the same memory (its KV-cache layer), else two that swap after each run, because
+TensorRT guarantees nothing for other layers that write what they read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TensorRTState:
         raise EngineError("a TensorRT engine of this runtime decodes one conversation at a time; it has no batch to slice")
 
     def advance(self) -> None:
-        """What the last run wrote is what the next one reads."""
+        """Let the next run read what the last one wrote."""
         self.reads, self.writes = self.writes, self.reads
 
 
@@ -53,14 +53,14 @@ class TensorRTEngine:
     package, extra = "tensorrt", "gpu"
 
     def __init__(self, engine: Any, gpu: cuda.Cuda, names: Mapping[str, list[int | str]] | None = None):
-        """engine: an ICudaEngine; names: {input: shape with the names of its dynamic dimensions}."""
+        """engine: an ICudaEngine; names: {input: its shape, with dynamic dimensions by name}."""
         self._gpu, self._engine = gpu, engine
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"{self.backend} could not make an execution context: {facade.last_error(self.backend)}")
         self.inputs, self.outputs = self._specs(names or {})
         self._largest = self._largest_shapes()
-        self._device: dict[str, int] = {}  # buffers of the tensors that no state holds, made when first needed
+        self._device: dict[str, int] = {}  # buffers of the tensors that are in no state, allocated when first needed
         self._host: dict[str, np.ndarray] = {}
         self._graph: int | None = None
         self._may_capture = not any(spec.is_dynamic for spec in self.inputs)
@@ -76,7 +76,7 @@ class TensorRTEngine:
             facade.load(cls.backend)
         except UserError as error:
             return str(error)
-        return cuda.no_gpu()  # TensorRT itself is not asked: it only fails, deep inside, without one
+        return cuda.no_gpu()  # TensorRT itself is not asked: without a GPU it fails deep inside
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> TensorRTEngine:
@@ -116,13 +116,13 @@ class TensorRTEngine:
         for spec in self.inputs:
             if spec.name in feeds:
                 self._bind_input(spec, feeds[spec.name])
-        held = set()
+        bound = set()
         if state:
             for name, output in state.pairs.items():
                 self._bind(name, state.reads[name])
                 self._bind(output, state.writes[name])
-                held.add(output)
-        wanted = [spec for spec in self.outputs if spec.name not in held]
+                bound.add(output)
+        wanted = [spec for spec in self.outputs if spec.name not in bound]
         for spec in wanted:
             self._bind(spec.name, self._device_buffer(spec))
         self._launch(alone=state is None)
@@ -130,7 +130,7 @@ class TensorRTEngine:
         self._gpu.synchronize()
         if state:
             state.advance()
-        return {name: array.copy() for name, array in results.items()}  # the page-locked original is the next run's
+        return {name: array.copy() for name, array in results.items()}  # the next run overwrites the page-locked original
 
     def close(self) -> None:
         if self._graph is not None:
@@ -147,7 +147,7 @@ class TensorRTEngine:
             name = self._engine.get_tensor_name(index)
             dtype = self._engine.get_tensor_dtype(name)
             if dtype not in dtypes:
-                raise EngineError(f"{name} is {dtype}, which this runtime can't feed; export with --precision fp32 or fp16")
+                raise EngineError(f"{name} is {dtype}, which this runtime does not support; export with --precision fp32 or fp16")
             shape = tuple(self._engine.get_tensor_shape(name))
             known = names.get(name, [f"{name}.{axis}" for axis in range(len(shape))])
             spec = TensorSpec(name, dtypes[dtype], tuple(n if size < 0 else size for size, n in zip(shape, known, strict=True)))
@@ -188,8 +188,8 @@ class TensorRTEngine:
             raise EngineError(f"{self.backend} refused the buffer of {name}: {facade.last_error(self.backend)}")
 
     def _launch(self, alone: bool) -> None:
-        """Put one inference on the stream, from the second one on as a CUDA graph; alone: no state is bound."""
-        if alone and self._may_capture and self._is_warm:  # not at first: a first run allocates, which capture forbids
+        """Queue one inference, from the second one on as a CUDA graph; alone: no state is bound."""
+        if alone and self._may_capture and self._is_warm:  # a first run allocates, which capture forbids
             self._may_capture = False
             try:
                 self._graph = self._gpu.capture(self._enqueue)
@@ -223,7 +223,7 @@ class TensorRTEngine:
 
 
 class TensorRTRTXEngine(TensorRTEngine):
-    """The same on TensorRT-RTX; its kernels are compiled for the GPU when the first run needs them."""
+    """TensorRT-RTX, whose kernels are compiled for the GPU at the first run."""
 
     backend = "tensorrt-rtx"
     package, extra = "tensorrt_rtx", "rtx"
@@ -233,7 +233,7 @@ def _deserialize(backend: str, path: Path, bundle: Path) -> Any:
     trt = facade.load(backend)
     logger = facade.logger(backend)
     if backend == "tensorrt":
-        trt.init_libnvinfer_plugins(logger, "")  # ScatterElements is one of the library's own plugins
+        trt.init_libnvinfer_plugins(logger, "")  # ScatterElements is one of the library's plugins
     runtime = trt.Runtime(logger)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         engine = runtime.deserialize_cuda_engine(content)

@@ -1,9 +1,8 @@
-"""TensorRT and TensorRT-RTX behind one door: the only file that imports either package.
+"""The facade of TensorRT and TensorRT-RTX: the only file that imports either package.
 
-`load("tensorrt")` is the enterprise library (10.3 of JetPack 6.2 to 11.x), `load("tensorrt-rtx")` the one for GeForce and
-RTX PRO cards, whose builder also runs on a machine without a GPU. What both share is used as it is; what they do not is
-asked for here: the parser's errors as one line, the library's chatter off stdout, attention that may be decomposed, a
-build that Ctrl-C ends.
+`load("tensorrt")` is the enterprise library (10.3 of JetPack 6.2 to 11.x), `load("tensorrt-rtx")` the one for GeForce and RTX PRO
+cards, whose builder also runs on a machine without a GPU. Callers use what both have in common directly; the rest is here: the
+parser's errors as one line, the library's output kept off stdout, attention that may be decomposed, a build that Ctrl-C ends.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ def load(backend: str) -> ModuleType:
 
 @functools.cache
 def logger(backend: str) -> Any:
-    """The library's logger, which passes warnings and errors on to Python's logging and keeps the last error.
+    """The library's logger, which forwards warnings to Python's logging and keeps the last error.
 
-    One a process and backend: TensorRT wants the same logger for as long as any of its objects lives.
+    One per process and backend: TensorRT requires the same logger for as long as any of its objects lives.
     """
     trt: Any = load(backend)
     levels = {trt.ILogger.INTERNAL_ERROR: logging.ERROR, trt.ILogger.ERROR: logging.ERROR, trt.ILogger.WARNING: logging.WARNING}
@@ -71,26 +70,26 @@ def logger(backend: str) -> Any:
 
 
 def last_error(backend: str) -> str:
-    """What the library said last of an error; its calls only return None or False."""
+    """The last error that the library logged; its calls only return None or False."""
     return type(logger(backend)).last_error or "no reason given"
 
 
 def parse(backend: str, path: Path, plugin: bool = False) -> tuple[Any, Any, Any]:
     """Parse an ONNX file, external data included, into a strongly typed network: (builder, network, parser).
 
-    plugin: take registered plugins before the bodies of the functions that they stand for.
+    plugin: use a registered plugin rather than the body of the function that it replaces.
     Keep all three for as long as one is used. EngineError names the first node that the parser refused.
     """
     parsed = _parse(backend, path, plugin)
     errors = parser_errors(parsed[2])
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise EngineError(f"{backend} {load(backend).__version__} can't take {path}: {errors[0]}{more}")
+        raise EngineError(f"{backend} {load(backend).__version__} can't parse {path}: {errors[0]}{more}")
     return parsed
 
 
 def parser_errors(parser: Any) -> list[str]:
-    """The parser's errors, each one line that begins with the node where it has one."""
+    """The parser's errors, one line each, which begins with the node where there is one."""
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -101,12 +100,12 @@ def parser_errors(parser: Any) -> list[str]:
 
 
 def parse_errors(backend: str, path: Path) -> list[str]:
-    """What the real parser says of an ONNX file; empty where it takes all of it."""
+    """The parser's errors for an ONNX file; empty where it accepts all of it."""
     return parser_errors(_parse(backend, path)[2])
 
 
 def decompose_attention(backend: str, network: Any) -> int:
-    """Let TensorRT spell out attention layers for which it has no fused kernel (fp32 is one); how many there are."""
+    """Let TensorRT decompose attention layers that it has no fused kernel for (those in fp32, for one); returns their number."""
     trt: Any = load(backend)
     if not hasattr(trt, "IAttentionInputLayer"):
         return 0  # before TensorRT 10.14 there is no such layer
@@ -123,15 +122,15 @@ def decompose_attention(backend: str, network: Any) -> int:
 def serialize(backend: str, builder: Any, network: Any, config: Any, progress: Callable[[str, int, int], None]) -> Any:
     """Build an engine and return its bytes (a buffer); `progress(phase, done, steps)` is called as it goes.
 
-    The builder works in a second thread, so that Ctrl-C reaches this one at once: the build is then told to stop at its
-    next step, and KeyboardInterrupt goes on.
+    The builder works in a second thread, so that Ctrl-C reaches this one at once: the build is then stopped at its next step, and
+    KeyboardInterrupt is raised.
     """
     type(logger(backend)).last_error = ""
     monitor = config.progress_monitor = _monitor(backend, progress)
     result: list[Any] = []
     failure: list[BaseException] = []
-    allowed = threading.Event()  # set once this thread is ready to be interrupted, which it is not within Thread.start
-    ended = threading.Event()  # not Thread.join: interrupted, it takes the thread for ended (before Python 3.13)
+    allowed = threading.Event()  # set once this thread may be interrupted, which it may not within Thread.start
+    ended = threading.Event()  # not Thread.join, which when interrupted considers the thread ended (before Python 3.13)
 
     def work() -> None:
         allowed.wait()
@@ -161,7 +160,7 @@ def serialize(backend: str, builder: Any, network: Any, config: Any, progress: C
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
-    """Send what the C++ libraries print on stdout to stderr: stdout carries results."""
+    """Redirect what the C++ libraries print to stdout to stderr: stdout is for results."""
     sys.stdout.flush()
     saved = os.dup(1)
     try:
@@ -183,8 +182,8 @@ def _parse(backend: str, path: Path, plugin: bool = False) -> tuple[Any, Any, An
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger(backend))
         bare = _prefer_plugin(trt, parser, path) if plugin else None
-        taken = parser.parse_from_file(str(path)) if bare is None else parser.parse(bare, str(path))
-    if not parser.num_errors and not (taken and network.num_outputs):
+        parsed = parser.parse_from_file(str(path)) if bare is None else parser.parse(bare, str(path))
+    if not parser.num_errors and not (parsed and network.num_outputs):
         raise EngineError(f"{backend} can't read {path}: {last_error(backend)}")
     return builder, network, parser
 
@@ -207,7 +206,7 @@ def _monitor(backend: str, progress: Callable[[str, int, int], None]) -> Any:
     trt: Any = load(backend)
 
     class Monitor(trt.IProgressMonitor):
-        """Reports the steps of the outermost phase and of those right under it, and ends the build where it was told to."""
+        """Reports the steps of the outermost phase and of its direct children, and ends the build after `stop`."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

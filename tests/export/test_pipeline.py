@@ -118,7 +118,7 @@ def test_an_llm_alone_is_compared_within_a_context_that_has_room_for_little_more
 
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "split"])
 def test_large_weights_are_in_one_file_that_all_graphs_of_a_component_share(tmp_path, monkeypatch, bundle, split):
-    monkeypatch.setattr("export.trace._INLINE_BYTES", 1000)
+    monkeypatch.setattr("export.trace.INLINE_BYTES", 1000)
     monkeypatch.setattr("export.surgeon.graph.SMALL", 4096)  # else every weight of the tiny model is small enough to go inline
     large = _export(tmp_path, split=split)
     graphs = (VISION, VISION_ENCODER, VISION_COMPRESSOR) if split else (VISION, VISION_LOOP)

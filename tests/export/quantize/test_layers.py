@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.quantize import layers
-from export.quantize.layers import Layer, find_layers, own_errors, sampled, with_outputs
+from export.quantize.layers import Layer, find_layers, layer_errors, sampled, with_outputs
 from export.quantize.llm import _lowest
 
 
@@ -70,7 +70,7 @@ def test_a_layer_s_own_error_is_that_of_its_weight_and_its_input_alone():
 
     def error(of_input: float, of_weight: float) -> float:
         scaled = (lambda layer: lambda x: x * of_input), (lambda layer: lambda weight: weight * of_weight)
-        return own_errors(model(), Path(), found, {"x": x}, *scaled)[layer.node]
+        return layer_errors(model(), Path(), found, {"x": x}, *scaled)[layer.node]
 
     assert error(1, 1) == 0
     assert [error(1.5, 1), error(1, 1.5)] == pytest.approx([0.5, 0.5], rel=1e-5)
@@ -92,7 +92,7 @@ def test_large_weights_are_written_beside_the_file_and_old_ones_go(tmp_path, mon
     del large.graph.initializer[:]
     large.graph.initializer.append(numpy_helper.from_array(np.ones(256, np.float32), "w"))  # 1024 bytes
     large.graph.node.append(helper.make_node("Constant", [], ["c"], value=large.graph.initializer[0]))
-    monkeypatch.setattr(layers, "_INLINE_BYTES", most)
+    monkeypatch.setattr(layers, "INLINE_BYTES", most)
     (tmp_path / "m.onnx.data").write_bytes(b"of an older file")
     written = layers.save(large, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").exists() == external

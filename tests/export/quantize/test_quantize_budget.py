@@ -11,7 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.quantize import llm, llm_precision
-from export.quantize.layers import find_layers, worst
+from export.quantize.budget import worst
+from export.quantize.layers import find_layers
 from export.quantize.report import LayerReport, Report
 from runtime.core.errors import ExportError
 from runtime.tools.compare import relative_error

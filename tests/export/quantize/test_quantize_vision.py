@@ -45,7 +45,7 @@ def seen(monkeypatch):
         noted.calibrated = list(samples)
         return {"xa": 127.0, "xb": 254.0}
 
-    def own_errors(encoder, directory, layers, inputs, round_input, round_weight):
+    def layer_errors(encoder, directory, layers, inputs, round_input, round_weight):
         noted.inputs = inputs
         noted.rounded = [round_input(layer)(np.array([[1.4, 2.6]], np.float32)) for layer in layers[:2]]
         noted.weights = [round_weight(layer)(np.array([[126, 1], [127, 0.3]], np.float32)) for layer in layers[:2]]
@@ -72,7 +72,7 @@ def seen(monkeypatch):
     monkeypatch.setattr(
         vision, "w8a8", lambda model, limits, chosen: noted.chosen.append((model, sorted(chosen))) or f"{model} in int8"
     )
-    for name in ("find_equalization", "thresholds", "own_errors"):
+    for name in ("find_equalization", "thresholds", "layer_errors"):
         monkeypatch.setattr(vision, name, locals()[name])
     monkeypatch.setattr(vision, "_features", features)
     return noted

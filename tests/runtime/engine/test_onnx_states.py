@@ -14,7 +14,7 @@ from cache_graph import PAIRS, feeds, save_cache_graph
 from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda
 from runtime.engine import onnx as onnx_engine
-from runtime.engine.onnx import OnnxEngine, OnnxState, _rows_of, _spec
+from runtime.engine.onnx import OnnxEngine, OnnxState, _buffer_of, _spec
 
 ROWS = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
 
@@ -27,7 +27,7 @@ def engine(tmp_path_factory) -> OnnxEngine:
 def test_a_state_is_updated_where_it_is(engine):
     state = engine.new_state(PAIRS)
     value = state.values["past_key_values.0.key"]
-    assert value.shape() == [1, 1, 5, 2] and not value.numpy().any() and state.pairs == PAIRS and state.rows is None
+    assert value.shape() == [1, 1, 5, 2] and not value.numpy().any() and state.pairs == PAIRS and state.entries is None
     address = value.data_ptr()
     first = engine.run(feeds(ROWS[:1], [[0, 1]], 2), state)
     assert set(first) == {"logits"} and first["logits"].tolist() == [[(2 * ROWS[0]).tolist()]]
@@ -70,9 +70,9 @@ def test_an_array_that_is_not_contiguous_is_fed_in_its_order(engine):
 
 
 @pytest.mark.parametrize(("dtype", "stride"), [(np.float32, 2 * 3 * 4), (np.float16, 2 * 3 * 2)])
-def test_rows_of_a_buffer_begin_at_their_own_address(dtype, stride):
+def test_buffer_of_a_buffer_begin_at_their_own_address(dtype, stride):
     value = SimpleNamespace(shape=lambda: [8, 2, 3], data_ptr=lambda: 1000)
-    assert _rows_of(value, slice(3, 5), np.dtype(dtype), "cuda") == ("cuda", 0, dtype, [2, 2, 3], 1000 + 3 * stride)
+    assert _buffer_of(value, slice(3, 5), np.dtype(dtype), "cuda") == ("cuda", 0, dtype, [2, 2, 3], 1000 + 3 * stride)
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,8 @@ class TestState:
         ("length", "capacity", "read"),
         [(1, 64, 32), (31, 40, 32), (32, 40, 32), (33, 64, 64), (33, 40, 40), (40, 40, 40), (8, 8, 8)],
     )
-    def test_a_mask_is_lengthened_by_rows_that_are_not_attended_to(self, length, capacity, read):
-        mask = openvino._lengthened(np.ones((2, length), np.int64), capacity)
+    def test_a_mask_is_padded_with_rows_that_are_not_attended_to(self, length, capacity, read):
+        mask = openvino._padded_mask(np.ones((2, length), np.int64), capacity)
         assert mask.tolist() == [[1] * length + [0] * (read - length)] * 2
 
 
@@ -166,8 +166,8 @@ class TestSettings:
         )
         monkeypatch.setattr(openvino, "core", lambda: core)
         monkeypatch.setattr(openvino, "_readable", lambda model: model)
-        monkeypatch.setattr(openvino, "_rows_out", lambda network: None)
-        monkeypatch.setattr(openvino, "_state_held_in", lambda network, held: f"{network} in {held.to_string()}")
+        monkeypatch.setattr(openvino, "_output_new_rows", lambda network: None)
+        monkeypatch.setattr(openvino, "_state_typed", lambda network, held: f"{network} in {held.to_string()}")
         monkeypatch.setattr(OpenVINOEngine, "__init__", lambda self, compiled, device: None)
         return told
 

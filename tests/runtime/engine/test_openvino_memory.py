@@ -16,7 +16,7 @@ import pytest
 
 from runtime.engine import EngineOptions
 from runtime.engine import openvino_memory as memory
-from runtime.engine.openvino_memory import released_after
+from runtime.engine.openvino_memory import release_mapped_pages
 
 SMAPS = Path("/proc/self/smaps")
 pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="no /proc/self/smaps to see what is resident")
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_what_was_mapped_within_leaves_memory_and_reads_the_same(file):
     expected = file.read_bytes()
-    with released_after(file.parent):
+    with release_mapped_pages(file.parent):
         values = np.memmap(file, np.uint8, "r")
         assert values.tobytes() == expected
         assert resident(file) == SIZE
@@ -53,7 +53,7 @@ def test_what_was_mapped_before_or_elsewhere_stays(file, tmp_path):
     other.write_bytes(file.read_bytes())
     earlier = np.memmap(file, np.uint8, "r")
     earlier.sum()
-    with released_after(file.parent):
+    with release_mapped_pages(file.parent):
         elsewhere = np.memmap(other, np.uint8, "r")
         elsewhere.sum()
     assert resident(file) == resident(other) == SIZE
@@ -61,16 +61,16 @@ def test_what_was_mapped_before_or_elsewhere_stays(file, tmp_path):
 
 @pytest.mark.parametrize("mode", ["c", "r+"])
 def test_changes_are_kept(file, mode):
-    with released_after(file.parent):
+    with release_mapped_pages(file.parent):
         values = np.memmap(file, np.uint8, mode)
         values[:] = 7
     assert (values == 7).all()
 
 
 def test_a_load_that_fails_releases_nothing_and_lets_the_next_one_in(file):
-    with pytest.raises(ValueError, match="broken"), released_after(file.parent):
+    with pytest.raises(ValueError, match="broken"), release_mapped_pages(file.parent):
         raise ValueError("broken")
-    with released_after(file.parent):
+    with release_mapped_pages(file.parent):
         pass
 
 
@@ -102,7 +102,7 @@ def test_pages_of_new_maps_alone_are_let_go(monkeypatch):
     libc = SimpleNamespace(madvise=lambda start, length, advice: told.append((start.value, length.value, advice)))
     monkeypatch.setattr(memory, "_maps_of", lambda directory: next(maps))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: libc if name is None else None)
-    with released_after(Path("a")):
+    with release_mapped_pages(Path("a")):
         assert memory._loading.locked() and not told
     assert told == [(0x5000, 0x4000, 4)] and not memory._loading.locked()
 
@@ -114,7 +114,7 @@ def test_the_threshold_of_large_blocks_is_4_mib_unless_one_was_chosen(monkeypatc
     if chosen:
         monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", chosen)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *arguments: told.append(arguments) or answer))
-    assert memory.large_blocks_apart() is apart
+    assert memory.lower_mmap_threshold() is apart
     assert told == ([] if chosen else [(-3, 4 << 20)])  # M_MMAP_THRESHOLD of malloc.h
 
 
@@ -124,7 +124,7 @@ def test_without_glibc_blocks_stay_as_they_are(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", fail)
-    assert memory.large_blocks_apart() is False
+    assert memory.lower_mmap_threshold() is False
 
 
 def test_an_openvino_engine_keeps_no_second_copy(tmp_path):
@@ -156,12 +156,12 @@ def test_an_openvino_engine_keeps_no_second_copy(tmp_path):
 GROWING = """
 import ctypes
 from pathlib import Path
-from runtime.engine.openvino_memory import large_blocks_apart
+from runtime.engine.openvino_memory import lower_mmap_threshold
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 if {apart}:
-    print(large_blocks_apart())
+    print(lower_mmap_threshold())
 libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(31 << 20))))  # glibc learns that such blocks come again
 for size in range(8 << 20, 24 << 20, 1 << 19):
     block = libc.malloc(ctypes.c_size_t(size))
@@ -175,14 +175,14 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
 # Whether a frame of 720p is mapped, and one of 1080p.
 FRAMES = """
 import ctypes
-from runtime.engine.openvino_memory import large_blocks_apart
+from runtime.engine.openvino_memory import lower_mmap_threshold
 
 class Info(ctypes.Structure):  # mallinfo2 of glibc's malloc.h; hblks: the blocks that are mapped
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep".split()]
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, Info
-large_blocks_apart()
+lower_mmap_threshold()
 for size in (1280 * 720 * 3, 1920 * 1080 * 3):
     before = libc.mallinfo2().hblks
     libc.malloc(ctypes.c_size_t(size))

@@ -34,7 +34,7 @@ def test_the_specs_name_what_is_open_and_the_batch(batched):
 
 def test_rows_are_written_into_the_buffers_and_read_from_them(batched):
     state, other = batched.new_state(PAIRS), batched.new_state(PAIRS)
-    assert (state.pairs, state.rows, list(state.buffers)) == (PAIRS, None, [NAME]) and state.buffers[NAME].shape == (1, 1, 40, 2)
+    assert (state.pairs, state.entries, list(state.buffers)) == (PAIRS, None, [NAME]) and state.buffers[NAME].shape == (1, 1, 40, 2)
     first = batched.run(feeds(ROWS[:1], [[0, 1]], 2), state)
     expected = np.zeros((1, 1, 40, 2), np.float32)
     expected[0, 0, :2] = ROWS[0]
@@ -171,7 +171,7 @@ def test_what_can_t_be_read_or_inlined_is_said(tmp_path, monkeypatch):
 def test_there_is_one_core_and_large_blocks_are_apart_before_it(monkeypatch):
     made = []
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: made.append("core") or SimpleNamespace()))
-    monkeypatch.setattr(openvino, "large_blocks_apart", lambda: made.append("apart"))
+    monkeypatch.setattr(openvino, "lower_mmap_threshold", lambda: made.append("apart"))
     openvino.core.__wrapped__()
     assert made == ["apart", "core"]
     monkeypatch.undo()

@@ -177,7 +177,7 @@ class TestParse:
     def test_the_first_node_that_is_refused_is_named(self, library, count, more) -> None:
         library.takes, library.outputs = False, 0
         library.errors = [Problem(f"reason\n {number}", f"n{number}", "Det") for number in range(count)]
-        with pytest.raises(EngineError, match=rf"^tensorrt 1\.7 can't take m\.onnx: node n0 \(Det\): reason 0{more}$"):
+        with pytest.raises(EngineError, match=rf"^tensorrt 1\.7 can't parse m\.onnx: node n0 \(Det\): reason 0{more}$"):
             trt.parse("tensorrt", Path("m.onnx"))
         assert trt.parse_errors("tensorrt", Path("m.onnx")) == [f"node n{n} (Det): reason {n}" for n in range(count)]
 
