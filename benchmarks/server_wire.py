@@ -95,6 +95,7 @@ class _Receiver:
         """(seconds to build the body, seconds to send it and have it loaded there)."""
         from runtime.llm.chat import Chat, ClipTokens
         from runtime.llm.remote import LLMOptions, RemoteLLM
+        from runtime.llm.wire import request_body
 
         url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         bundle = SimpleNamespace(has_llm=False, manifest=SimpleNamespace(tokens_per_clip=len(tokens)))
@@ -102,7 +103,7 @@ class _Receiver:
         content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
         chat = Chat([{"role": "user", "content": content}], [ClipTokens("clip", tokens)])
         start = time.perf_counter()
-        llm._body(chat)
+        request_body(chat, "m", llm.clip_data)
         built = time.perf_counter()
         chat = Chat(chat.messages, chat.clips)
         llm.close()

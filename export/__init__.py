@@ -1,1 +1,1 @@
-"""The build host's half: checkpoint -> bundle. Needs torch; nothing here is imported on the device."""
+"""The build host's package: checkpoint -> bundle. Needs torch; the device imports nothing of it."""

@@ -56,23 +56,23 @@ def _run(args: argparse.Namespace) -> int:
 
 def summary(result: ExportResult) -> str:
     """A few lines for a person: what was written, the checks, the passes that rewrote something."""
-    facts = result.as_dict()
-    ratio = facts["patch_tokens"] / facts["tokens_per_clip"]
+    values = result.as_dict()
+    ratio = values["patch_tokens"] / values["tokens_per_clip"]
     lines = [
-        f"{facts['bundle']}: {facts['frames']} frames, {facts['patch_tokens']} patch tokens -> {facts['tokens_per_clip']} visual tokens "
-        f"({ratio:.1f}:1), {_precisions(facts)}, {facts['bytes'] / 1e6:.1f} MB",
-        f"compression  {facts['compression']['spec']} {facts['compression']['place']}",
+        f"{values['bundle']}: {values['frames']} frames, {values['patch_tokens']} patch tokens -> {values['tokens_per_clip']} visual tokens "
+        f"({ratio:.1f}:1), {_precisions(values)}, {values['bytes'] / 1e6:.1f} MB",
+        f"compression  {values['compression']['spec']} {values['compression']['place']}",
     ]
-    for report in facts["passes"]:
+    for report in values["passes"]:
         if report["rewrites"]:
             lines.append(f"pass         {report['graph']}: {report['pass']} {report['rewrites']}  {report['note']}".rstrip())
-    lines += [f"TensorRT     {check}: {said}" for check, said in facts["tensorrt"].items()]
-    lines += [f"verified     {row['stage']:<24} error {row['error']:.1e}" for row in facts["verified"]]
+    lines += [f"TensorRT     {check}: {outcome}" for check, outcome in values["tensorrt"].items()]
+    lines += [f"verified     {row['stage']:<24} error {row['error']:.1e}" for row in values["verified"]]
     return "\n".join(lines)
 
 
-def _precisions(facts: dict[str, Any]) -> str:
-    vision, llm = facts["precision"], facts["llm_precision"]
+def _precisions(values: dict[str, Any]) -> str:
+    vision, llm = values["precision"], values["llm_precision"]
     return vision if vision == llm else f"vision {vision}, LLM {llm}"
 
 

@@ -1,8 +1,8 @@
-"""A checkpoint directory in Hugging Face layout: where it is, and what its JSON files say.
+"""A checkpoint directory in Hugging Face layout: where it is and what its JSON files say.
 
 In: nothing (the checkpoint that ships with this package), a local directory, or a hub id.
-Out: its directory and its configs as dicts; `export.weights` reads the rest. Of a checkpoint on the hub the weights are
-downloaded when they are first asked for, after everything that its small files make impossible was refused.
+Out: its directory and its configs as dicts; `export.weights` reads the rest. The weights of a checkpoint on the hub are downloaded
+when they are first needed, after its small files were checked.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """path: its directory; id: the hub id, or the directory's name; demo: it is the one that ships with the package;
-    hub: its weights are still to be downloaded."""
+    """path: its directory; id: the hub id, or the directory's name; demo: whether it is the one that ships with the package;
+    hub: whether its weights are still to be downloaded."""
 
     path: Path
     id: str
@@ -49,7 +49,7 @@ class Checkpoint:
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
-            raise CheckpointError(f"{file} holds a {type(values).__name__}, expected a JSON object")
+            raise CheckpointError(f"{file} is a JSON {type(values).__name__}, expected a JSON object")
         return values
 
     def config(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Checkpoint:
         return values
 
     def adapter(self) -> str:
-        """What a directory with nothing but an adapter is, and what to do with it."""
+        """Says of a directory with nothing but an adapter what it is and what to do with it."""
         base = (self.json(ADAPTER) or {}).get("base_model_name_or_path")
         return (
             f"an adapter without its base model{f' {base}' if isinstance(base, str) and base else ''} ({ADAPTER}); merge the two "
@@ -72,13 +72,13 @@ class Checkpoint:
         )
 
     def fetch(self, patterns: Sequence[str]) -> None:
-        """Download files of a checkpoint that is on the hub; nothing for a local one."""
+        """Download files of a checkpoint on the hub; does nothing for a local one."""
         if self.hub:
             _download(self.id, tuple(patterns), self.path.name)  # a snapshot's directory is named after its commit
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether Git left a pointer in the file's place: a clone without Git LFS has nothing else."""
+    """Whether the file is a pointer, as a clone without Git LFS has it."""
     with file.open("rb") as opened:
         return opened.read(len(_LFS)) == _LFS
 
@@ -93,7 +93,7 @@ def open_checkpoint(source: str | None) -> Checkpoint:
     if path.exists():
         raise CheckpointError(f"{path} is a file; expected a Hugging Face checkpoint directory or a hub id")
     if not _HUB_ID.match(source):
-        raise CheckpointError(f"no checkpoint at {source}: no such directory; expected one, or a hub id such as llava-hf/NAME")
+        raise CheckpointError(f"no checkpoint at {source}: no such directory; pass one, or a hub id such as llava-hf/NAME")
     return Checkpoint(_download(source, _HUB_FILES), source, hub=True)
 
 

@@ -1,16 +1,16 @@
-"""The LLM half, written for export: one graph for prefill, chunked prefill and decode, with a KV cache of fixed capacity.
+"""The LLM, written for export: one graph for prefill, chunked prefill and decode, with a KV cache of fixed capacity.
 
 | input                    | shape            | dtype   |                                                            |
 |--------------------------|------------------|---------|------------------------------------------------------------|
 | inputs_embeds            | [1, S, D]        | float   | token embeddings and visual tokens, spliced by the runtime |
 | position_ids             | [1, S]           | int64   | absolute positions of the S entries, also their cache rows |
-| past_key_values.L.key    | [1, K, M, d]     | float   | and .value; the whole cache, M = max_context               |
+| past_key_values.L.key    | [1, K, M, d]     | float   | and .value; all of the cache, M = max_context              |
 | attention_mask           | [1, P]           | int64   | its length P says how much of the cache is read            |
 | output                   |                  |         |                                                            |
 | logits                   | [1, 1, V]        | float   | of the last position                                       |
 | present.L.key            | [1, K, M, d]     | float   | and .value; bind the buffer of the past for an in-place update |
 
-Two spellings of the same maths. `portable` (ScatterElements, grouped MatMul and Softmax; opset 20 and below) runs in
+Two variants of the same maths. `portable` (ScatterElements, grouped MatMul and Softmax; opset 20 and below) runs in
 ONNX Runtime, OpenVINO and TensorRT from 10.3. `standard` (TensorScatter, Attention, RotaryEmbedding,
 RMSNormalization; opset 24) is what newer TensorRT fuses. The cache is sliced to P before it is read, because ONNX
 Runtime does not skip masked rows, and the mask is an explicit bool, because TensorRT ignores `nonpad_kv_seqlen`.
@@ -40,14 +40,14 @@ _MASKED = -1e30  # added to a float32 score: no real score is as low, and a row 
 
 
 class Decoder(nn.Module):
-    """Export spelling of a transformers Qwen2ForCausalLM; parameters are shared, not copied."""
+    """A transformers Qwen2ForCausalLM written for export; parameters are shared, not copied."""
 
     def __init__(self, llm: nn.Module, max_context: int, attention: str = "portable"):
         super().__init__()
         config = llm.config
         if getattr(config, "use_sliding_window", False):
             raise ExportError(
-                "the LLM uses sliding-window attention, which the decoder export does not spell; expected full attention"
+                "the LLM uses sliding-window attention, which the decoder export does not support; expected full attention"
             )
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         rotate = self.rotary(position_ids)
         hidden, present = inputs_embeds, []
         for index, layer in enumerate(self.layers):
-            kept = 1 if index + 1 == len(self.layers) else None  # of the last layer the last position alone is asked for
+            kept = 1 if index + 1 == len(self.layers) else None  # of the last layer only the last position is needed
             hidden, key, value = layer(hidden, position_ids, rotate, past[2 * index], past[2 * index + 1], mask, kept)
             present += [key, value]
         return (self.lm_head(self.norm(hidden)), *present)
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
     def record(self) -> dict[str, Any]:
-        """The `llm` entry of the manifest, without the attention spelling."""
+        """The `llm` entry of the manifest, without attention and precision."""
         return {
             "layers": len(self.layers),
             "kv_heads": self.kv_heads,
@@ -159,14 +159,14 @@ class _Rotary(nn.Module):
 
     def __init__(self, source: nn.Module, max_context: int, attention: str):
         super().__init__()
-        cos, sin = source(torch.zeros(1, 1), torch.arange(max_context)[None])  # [1, M, d], both halves alike
-        half = cos.shape[-1] // 2
-        self.register_buffer("cos", cos[0, :, :half].contiguous())
-        self.register_buffer("sin", sin[0, :, :half].contiguous())
+        cos, sin = source(torch.zeros(1, 1), torch.arange(max_context)[None])  # [1, M, d], each row twice
+        width = cos.shape[-1] // 2
+        self.register_buffer("cos", cos[0, :, :width].contiguous())
+        self.register_buffer("sin", sin[0, :, :width].contiguous())
         self.standard = attention == "standard"
 
     def _apply(self, fn, recurse=True):
-        return self  # decoder.half() converts the weights, and leaves the tables in float32
+        return self  # decoder.half() converts the weights and leaves the tables in float32
 
     def forward(self, position_ids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         """The rotation [1, heads, S, d] float32 -> same shape at these positions; the table is read once for all layers."""

@@ -16,7 +16,7 @@ from torch import nn
 
 @contextmanager
 def in_float64(module: nn.Module) -> Iterator[None]:
-    """Let every submodule that owns parameters compute in float64; they are as they were afterwards. Inputs must be float64.
+    """Let every submodule that owns parameters compute in float64; afterwards they are as before. Inputs must be float64.
 
     Memory: the parameters of the largest such submodule twice more. Gradients are off.
     """

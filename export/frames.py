@@ -1,12 +1,12 @@
-"""What `--input frames` puts before the encoder: uint8 frames -> pixel_values, in the graph and with Pillow's own bits.
+"""What `--input frames` puts before the encoder: uint8 frames -> pixel_values in the graph, bit for bit as Pillow makes them.
 
     frames uint8 [T, h, w, 3] -> resize along rows, along columns -> rescale, normalise -> pixel_values float32 [T, 3, h', w']
 
 Pillow resizes 8-bit images in two passes, each a weighted sum with weights of 22 binary places, rounded half up and clipped to a
 grey level. So a pass is a product with a constant matrix; what Pillow makes of the identity matrix is that matrix, for any of
-its filters. A float32 product would have to round sums of 30 bits, so each weight is taken apart into a high and a low part:
-both products are then whole numbers below 2^24, which float32 (and TF32) adds up exactly in any order. The result is
-Pillow's on every engine, not one near it. Which pass comes first depends on the sizes and on Pillow's release: a probe tells.
+its filters. A float32 product would have to round sums of 30 bits, so each weight is split into a high and a low part:
+both products are then integers below 2^24, which float32 (and TF32) adds up exactly in any order. The result is
+Pillow's on all engines, not close to it. Which pass comes first depends on the sizes and on Pillow's release: a probe tells.
 
 The matrices stay float32 in an fp16 graph; pixel_values are rounded to fp16 at the end, as the runtime rounds them.
 
@@ -30,11 +30,11 @@ LARGEST = 8192  # rows or columns of a source frame
 
 _PLACES = 22  # binary places of Pillow's weights (Resample.c, PRECISION_BITS)
 _PROBES = 32  # to tell the order of the passes; for a camera's frames the first one does
-_EXACT = 1 << 24  # whole numbers below it are exact in float32
+_EXACT = 1 << 24  # integers below it are exact in float32
 
 
 def source_size(text: str, size: list[int]) -> tuple[int, int] | None:
-    """(h, w) of --input: None for "pixels", the model's own `size` for "frames", and what "frames:HxW" says."""
+    """(h, w) of --input: None for "pixels", the model's `size` for "frames", H and W for "frames:HxW"."""
     if text == PIXELS:
         return None
     match = re.fullmatch(rf"{FRAMES}(?::(\d+)x(\d+))?", text)
@@ -72,7 +72,7 @@ class FrameInput(nn.Module):
         """Set the order of the passes that makes of probes what Pillow makes of them.
 
         The order shows where a pass rounds: in noise between black and white, which clips, or in noise of all levels, which has ties.
-        The two may agree on every probe where the result has a few pixels; then Pillow 13's order is taken, which runs along columns
+        The two may agree on every probe where the result has a few pixels; then Pillow 13's order is used, which runs along columns
         first where that leaves it less to do (the condition was found by trying; earlier releases never do).
         """
         (height, width), (new_height, new_width) = self.source, self.size
@@ -87,7 +87,7 @@ class FrameInput(nn.Module):
             if len(orders) < 2:
                 break
         if not orders:
-            raise ExportError("this release of Pillow resizes in a way that the graph does not know; take --input pixels")
+            raise ExportError("this release of Pillow resizes in a way that the graph does not support; use --input pixels")
         self.down_first = orders[0]
 
     def _of_probe(self, probe: np.ndarray, down_first: bool) -> torch.Tensor:
@@ -102,7 +102,7 @@ class _Pass(nn.Module):
         super().__init__()
         self.changes, self.from_left = length != target, from_left
         if self.changes:
-            high, low, self.bits = taken_apart(weights(length, target, resample))
+            high, low, self.bits = split_weights(weights(length, target, resample))
             self.high, self.low = (
                 torch.from_numpy((part.T if from_left else part).astype(np.float32).copy()) for part in (high, low)
             )
@@ -114,9 +114,9 @@ class _Pass(nn.Module):
         low = self.low @ levels if self.from_left else levels @ self.low
         # high * 2^bits + low, in units of 2^-22, rounded half up; nothing on the way reaches 2^24
         unit = 1 << (_PLACES - self.bits)
-        whole = torch.floor(high * (1 / unit))
-        rest = (high - whole * unit) * (1 << self.bits) + low
-        return (whole + torch.floor((rest + (1 << (_PLACES - 1))) * 2.0**-_PLACES)).clamp(0, 255)
+        levels = torch.floor(high * (1 / unit))
+        rest = (high - levels * unit) * (1 << self.bits) + low
+        return (levels + torch.floor((rest + (1 << (_PLACES - 1))) * 2.0**-_PLACES)).clamp(0, 255)
 
 
 def weights(length: int, target: int, resample: int) -> np.ndarray:
@@ -130,7 +130,7 @@ def weights(length: int, target: int, resample: int) -> np.ndarray:
     return np.concatenate(strips)
 
 
-def taken_apart(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def split_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """(high, low, bits) with weights == high * 2^bits + low, so that no sum over grey levels reaches 2^24 in either part."""
     for bits in range(11, 0, -1):  # 11: both parts then fit TF32's mantissa too
         high = (weights + (1 << (bits - 1))) >> bits
@@ -138,4 +138,4 @@ def taken_apart(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         sums = [255 * int(np.abs(part).sum(axis=0, dtype=np.int64).max()) for part in (high, low)]
         if sums[0] < _EXACT and sums[1] + (3 << (_PLACES - 1)) < _EXACT:
             return high, low, bits
-    raise ExportError(f"frames of {weights.shape[0]} pixels can't be resized exactly to {weights.shape[1]}; take --input pixels")
+    raise ExportError(f"frames of {weights.shape[0]} pixels can't be resized exactly to {weights.shape[1]}; use --input pixels")

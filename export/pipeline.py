@@ -1,4 +1,4 @@
-"""The whole way from a checkpoint to a bundle, on one screen.
+"""The way from a checkpoint to a bundle, on one screen.
 
 check options and checkpoint -> read, export and check each component -> write the manifest, all in a temporary directory that takes
 the bundle's name only at the end: an interrupted export leaves an older bundle as it was.
@@ -23,7 +23,7 @@ from runtime.core.progress import log, step
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The written bundle, the verification table, what the TensorRT checks said, and settings that the runtime does not apply."""
+    """The written bundle, the verification table, {TensorRT check: its result}, and settings that the runtime does not apply."""
 
     bundle: Bundle
     verified: list[dict[str, Any]]
@@ -57,7 +57,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     kind = family(options.model)
     from export.compress import expand
 
-    expand(kind.COMPRESS if options.compress is None else options.compress)  # a misspelt preset needs no checkpoint
+    expand(kind.COMPRESS if options.compress is None else options.compress)  # a wrong spec is refused without a checkpoint
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
         log(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
@@ -72,7 +72,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
         plan = make_plan(options, kind, checkpoint)
     with step("hashing the weights"):
         digest = weights_sha256(checkpoint)
-        if options.only is None:  # of the LLM alone: they are found when it is loaded, and nothing is lost by then
+        if options.only is None:  # of the LLM alone: wrong values are found when it is loaded, before anything else is done
             kind.check_llm_weights(checkpoint, values=True)
     with atomic_directory(out) as directory:  # one component at a time: the LLM is read when the encoder is gone
         vision = Component() if options.only == "llm" else export_vision(directory, plan)
@@ -92,13 +92,13 @@ def _output_directory(options: ExportOptions) -> Path:
         raise ExportError(f"{out} is a file; choose another --out")
     if out.is_dir() and any(out.iterdir()):
         if not (out / MANIFEST).exists():
-            raise ExportError(f"{out} is a directory with other things in it; choose another --out")
+            raise ExportError(f"{out} is a directory with other files in it; choose another --out")
         if not options.force:
-            raise ExportError(f"{out} holds a bundle; pass --force to replace it, or another --out")
+            raise ExportError(f"{out} contains a bundle; pass --force to replace it, or another --out")
         foreign = foreign_files(out)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ExportError(
-                f"{out} holds {foreign[0]}{more}, which is not part of the bundle and --force would delete; move it away"
+                f"{out} contains {foreign[0]}{more}, which is not part of the bundle and --force would delete; move it away"
             )
     return out

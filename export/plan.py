@@ -32,7 +32,7 @@ CHAT_TEMPLATE = "chat_template.jinja"  # the bundle's file
 
 _QUESTION = "What happens in the video?"  # of the prompt that the export compares the LLM on
 _ANSWER_POSITIONS = 1024  # room for question and answer in the default context
-_SHORTEST_ANSWER = 16  # positions that any context must have room for: so many ids are compared with transformers'
+_SHORTEST_ANSWER = 16  # positions that any context must have room for: as many ids are compared with transformers'
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
     vision             what the configs say of the vision encoder
     frames             T
     input              what makes pixel values of uint8 frames in the graph; None where the runtime does
-    preprocessing      the manifest's: of the checkpoint, with the size of the frames where the graph takes those
+    preprocessing      the manifest's: the checkpoint's, and the size of frames where the graph takes those
     tokens             N, tokens that close a clip included
     llm                None for --only vision
     not_applied        settings of generation_config.json that the runtime does not apply
@@ -161,13 +161,13 @@ def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> tuple[
 
 
 def _is_placeholder(token: int, checkpoint: Checkpoint) -> bool:
-    """Whether a token stands for an image or a video, whose embedding is never read."""
+    """Whether a token marks an image or a video: its embedding is never read."""
     keys = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     return token in [checkpoint.config().get(key) for key in keys]
 
 
 def _log_settings(checkpoint: Checkpoint, chat: Chat) -> list[str]:
-    """Log what of generation_config.json the runtime will do and what it will not; the names of the latter."""
+    """Log which settings of generation_config.json the runtime applies and which it does not; the names of the latter."""
     file, names = checkpoint.path / "generation_config.json", settings_not_applied(checkpoint)
     if chat.repetition_penalty != 1:
         log(f"{file}: repetition_penalty {chat.repetition_penalty:g} goes into the bundle")
@@ -188,11 +188,11 @@ def _frames(options: ExportOptions, vision: VisionInfo, checkpoint: Checkpoint) 
 
 
 def _max_context(chosen: int | None, tokens: int, prompt_ids: int, limit: int) -> int:
-    """KV positions for `tokens` visual tokens in a prompt of `prompt_ids` others; limit: that the LLM was made for."""
+    """KV positions for `tokens` visual tokens in a prompt of `prompt_ids` others; limit: positions that the LLM was trained for."""
     needed = tokens + prompt_ids + _SHORTEST_ANSWER
     if needed > limit:
         raise ExportError(
-            f"the clip has {tokens} visual tokens, the LLM was made for {limit} positions; take fewer --frames or a stronger --compress"
+            f"the clip has {tokens} visual tokens, the LLM was trained for {limit} positions; use fewer --frames or a stronger --compress"
         )
     if chosen is None:
         return min(limit, -(-max(needed, tokens + _ANSWER_POSITIONS) // 256) * 256)
@@ -204,5 +204,5 @@ def _max_context(chosen: int | None, tokens: int, prompt_ids: int, limit: int) -
             f"expected at least {needed}"
         )
     if chosen > limit:
-        raise ExportError(f"--max-context is {chosen}, the LLM was made for {limit} positions at most")
+        raise ExportError(f"--max-context is {chosen}, the LLM was trained for at most {limit} positions")
     return chosen

@@ -50,7 +50,7 @@ def _refuse_without_effect(options: ExportOptions) -> None:
 
 
 def _check_tensorrt(options: ExportOptions, version: str) -> None:
-    """Refuse options whose graphs need a newer ONNX opset than the parser of that TensorRT takes."""
+    """Refuse options whose graphs need a newer ONNX opset than that TensorRT's parser supports."""
     from export.decoder import OPSET
     from export.quantize.qdq import OPSET_OF_INT4
     from export.tensorrt import PARSERS, release_of
@@ -68,7 +68,7 @@ def _check_tensorrt(options: ExportOptions, version: str) -> None:
     needs = " and ".join(f"{option} needs ONNX opset {opset}" for option, (opset, _) in needed.items())
     instead = " and ".join(instead for _, instead in needed.values())
     newer = f", or for TensorRT {first} or newer" if first else ""
-    raise ExportError(f"{needs}, TensorRT {version} takes up to {newest}; export with {instead}{newer}")
+    raise ExportError(f"{needs}, TensorRT {version} supports up to {newest}; export with {instead}{newer}")
 
 
 def check_several_frames(options: ExportOptions, frames: int) -> None:

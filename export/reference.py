@@ -1,4 +1,4 @@
-"""What torch computes for a fixed input, stage by stage, with the libraries' own modules: the truth of a bundle.
+"""What torch computes for a fixed input, stage by stage, with the libraries' own modules: what a bundle is compared with.
 
 Written to `reference/` in Polygraphy's formats, so that the stock command checks a bundle too:
     polygraphy run vision.onnx --onnxrt --load-inputs reference/inputs.json --load-outputs reference/torch.json
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from export.frames import FrameInput
 
-LLM_VISUAL_TOKENS = 1024  # visual tokens of the LLM's reference prompt at most: parity needs no longer one
+LLM_VISUAL_TOKENS = 1024  # most visual tokens of the LLM's reference prompt: parity needs no longer one
 GREEDY = 16
-_ROUNDING_PATCHES = 729  # at least as many, where the clip has them, show what float32 does to the features
+_ROUNDING_PATCHES = 729  # at least as many, if the clip has them, to measure what float32 does to the features
 _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages are thinned to every k-th value
 
 
@@ -55,7 +55,7 @@ class VisionReference:
 
 
 def make_clip(source: VisionModel, frames: int, frame_input: FrameInput | None) -> ReferenceClip:
-    """T seeded frames; frame_input: what the graph makes pixel values with, where it takes frames: here Pillow makes them."""
+    """T seeded frames; frame_input: how the graph makes pixel values of frames, where it takes those; here Pillow makes them."""
     if frame_input is None:
         pixels = pixel_values(frames, source.preprocessing["size"])
         return ReferenceClip(pixels, pixels)

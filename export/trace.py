@@ -1,7 +1,7 @@
 """torch.nn.Module -> ONNX, through torch.export and torch's ONNX exporter.
 
 The weights go straight into `<graph>.onnx.data` where they are large, and the returned ModelProto refers to them there:
-the passes that follow read and rewrite only the structure, so a graph of any size costs its structure's memory.
+the passes that follow read and rewrite only the structure, so a graph of any size needs the memory of its structure only.
 
 S prompt positions, P positions read.
 """

@@ -1,7 +1,7 @@
-"""The weight files of a checkpoint: which of them are the model, what they hold, and a module filled from them.
+"""The weight files of a checkpoint: which of them are the model, which tensors they have, and a module filled from them.
 
     weight_files(checkpoint)     model.safetensors, or the shards of its index, as transformers chooses them
-    check_weights(...)           refuses, from the files' headers alone, what `load_weights` would refuse by name, shape or type
+    check_weights(...)           from the files' headers alone, refuses what `load_weights` would refuse by name, shape or type
     load_weights(...)            fills a module; refuses values that are not finite
 
 Weights are read shard by shard, only those that the module asks for, so that exporting the vision encoder of a 7B model never
@@ -190,7 +190,7 @@ def _finite_tensors(checkpoint: Checkpoint, rename: Rename) -> Iterator[tuple[st
             continue
         tensor = shard.get_tensor(key)
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{checkpoint.path}: {key} holds NaN or infinite values; download or train it again")
+            raise CheckpointError(f"{checkpoint.path}: {key} has NaN or infinite values; download or train it again")
         yield name, tensor
 
 

@@ -4,15 +4,15 @@
     output  tokens  [T, H', W', D]  the same type;  H' = (H + 2*padding) // window,  W' likewise
 
     attribute     type    meaning
-    sizes         ints    frames tiled into one summary, per level of Pyramid Temporal Gridding; left out where there is none
-    strides       ints    every how many frames one is sampled, per level; left out with sizes
+    sizes         ints    frames tiled into one summary, per level of Pyramid Temporal Gridding; omitted without a pyramid
+    strides       ints    every how many frames one is sampled, per level; omitted with sizes
     window        int     side of the pooled square (Norm-based Spatial Pooling)
     temperature   float   factor on the norms before the softmax
     order         float   p of the norm, inf for the largest magnitude
-    padding       int     rings of zero tokens around each frame; they take part in the softmax
+    padding       int     rings of zero tokens around each frame, which take part in the softmax
     plan          ints    the schedule as tables (plugins/plan.py); only in graphs, made from the rest and T, H, W
 
-An empty list has no type in ONNX and no length in a TensorRT plugin field: no pyramid is no attribute.
+(An empty list has no type in ONNX and no length in a TensorRT plugin field, so without a pyramid the attributes are omitted.)
 
 T frames, H, W patch rows and columns, D hidden, H', W' windows.
 """
@@ -146,7 +146,7 @@ def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int,
 
 
 def not_covered(spec: StGridPool, shape: Sequence[int], dtype: str) -> str:
-    """Why the CUDA kernel declines, as one line; "" where it takes the op. The plain graph computes what it declines."""
+    """Why the CUDA kernel does not cover a call, in one line; "" where it does. The plain graph computes what it does not cover."""
     if len(shape) != 4:
         return f"the input has shape {_shape(shape)}; expected [T, H, W, D]"
     frames, *_, hidden = shape

@@ -25,7 +25,6 @@ from runtime.core.options import check_limits, option
 from runtime.engine import EngineOptions
 from runtime.media.preprocess import Preprocessor
 from runtime.media.stream import Stream, is_live
-from runtime.prompt import Prompt
 from runtime.vision.live import LiveEncoder
 
 _SAME = 1e-9  # seconds: times are sums of fractions
@@ -79,8 +78,7 @@ class Watch:
     """A bundle that watches a stream; `encodes_once`: whether each frame is encoded once, see LiveEncoder."""
 
     def __init__(self, bundle: Bundle, backend: str = "auto", engine: EngineOptions = EngineOptions()):
-        bundle.file("llm/decoder.onnx")  # its error says how to get one
-        self._chat = VideoChat.open(bundle, backend, engine, Prompt(bundle))
+        self._chat = VideoChat.open(bundle, backend, engine)
         self._live = LiveEncoder(bundle, self._chat.vision.engine)
 
     @property

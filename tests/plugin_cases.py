@@ -85,7 +85,7 @@ def worst(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def cuda_array(address: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-    """Device memory as plugins.arrays sees it; bfloat16 looks like a torch tensor, because the interface has no name for it."""
+    """Device memory as plugins.kernel.arrays sees it; bfloat16 looks like a torch tensor, because the interface has no name for it."""
     if dtype != DTYPES["bfloat16"]:
         interface = {"shape": shape, "typestr": dtype.str, "data": (address, False), "version": 3}
         return SimpleNamespace(__cuda_array_interface__=interface)

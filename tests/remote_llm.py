@@ -23,10 +23,10 @@ from export.demo import CHECKPOINT
 
 
 class RemoteLLMServer:
-    """`requests`: the bodies that came; `bytes`: their sizes; `stopped`: answers whose reader went away."""
+    """`requests`: the bodies that came; `bytes`: their sizes; `reader_left`: set once the reader of an answer went away."""
 
     def __init__(self, faults: dict[str, Any]):
-        self.faults, self.requests, self.bytes, self.stopped = faults, [], [], 0
+        self.faults, self.requests, self.bytes, self.reader_left = faults, [], [], threading.Event()
         self.tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
         self.model = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
@@ -94,7 +94,7 @@ class RemoteLLMServer:
                     self.event({"choices": [], "usage": usage})
                     self.wfile.write(b"data: [DONE]\n\n")
                 except OSError:
-                    remote.stopped += 1
+                    remote.reader_left.set()
 
             def event(self, data: dict[str, Any]) -> None:
                 self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")

@@ -54,7 +54,7 @@ BOXES = {
     "plugins": {
         "spec": "spec op errors schedule reference",
         "plan": "plan",
-        "kernel": "__init__ arrays cuda driver nvrtc",
+        "kernel": "__init__ driver kernel",
         "tensorrt": "tensorrt",
     },
 }

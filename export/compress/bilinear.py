@@ -1,6 +1,6 @@
 """Bilinear pooling, what LLaVA-OneVision does itself: [T, H, W, D] -> [T, ceil(H/stride), ceil(W/stride), D].
 
-The same call as transformers' `apply_pooling` (half-pixel centres, no antialiasing), so the tokens are the model's own to the bit.
+The same call as transformers' `apply_pooling` (half-pixel centres, no antialiasing), so the tokens equal the model's to the bit.
 """
 
 from __future__ import annotations

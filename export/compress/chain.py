@@ -26,7 +26,7 @@ class Compressor(nn.Module):
         super().__init__()
         if min(frames, height, width) < 1:
             raise SpecError(
-                f"a clip of {frames} frames of {height}x{width} tokens has nothing to compress; expected at least one of each"
+                f"a clip of {frames} frames of {height}x{width} tokens can't be compressed; expected at least one of each"
             )
         self.spec = spec
         self.grid_in = (frames, height, width)
@@ -57,8 +57,8 @@ class Compressor(nn.Module):
     def outputs(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, output) of the stages in order; the last is what `forward` flattens.
 
-        A PTG before frame-wise stages puts out its summaries alone [S, H, W, D]: they and the clip go through those stages side
-        by side and are joined behind the last one, at pooled size.
+        A PTG before frame-wise stages outputs only its summaries [S, H, W, D]: they and the clip pass those stages side by side and
+        are joined behind the last one, at pooled size.
         """
         stages = self.stages
         ptg: PTG | None = None  # whose summaries have not joined the clip yet

@@ -1,9 +1,9 @@
 """Efficient Video Sampling (arXiv 2510.14624, "token selection"): [T, H, W, D] -> [K, D], K = max(H * W, floor(keep * T * H * W)).
 
-A token that looks like the token at its place one frame before says nothing new: the score of a token is 1 - cosine similarity to
-it, the first frame is kept whole, and the K highest scores of the clip stay, in raster order. The paper scores pixel patches; the
-serving stacks that ship the method score embeddings, which is what a stage behind the encoder can see, and so does this one.
-K is the constant that they compute from the pruning rate q = 1 - keep.
+A token that looks like the one at its place in the frame before adds nothing new: the score of a token is 1 - cosine similarity to
+it, all of the first frame is kept, and the K highest scores of the clip stay, in raster order. The paper scores pixel patches;
+serving stacks that ship the method score embeddings, which is what a stage behind the encoder sees, and so does this one. K is the
+constant that they compute from the pruning rate q = 1 - keep.
 
 T frames, H, W patch rows and columns, D hidden, K tokens kept.
 """

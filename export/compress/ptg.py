@@ -6,8 +6,7 @@ with constant indices, small constant matmuls for the resize, and a single conca
 summaries: no scatter, and no copy of the clip per level. Resizing a frame does not depend on the group that it is tiled into, so
 each frame is resized once, and what the levels pass around are the small frames. A clip too short for any group passes unchanged.
 
-T frames, H, W patch rows and columns, h, w rows and columns of a resized frame, D hidden, G groups of a level, n frames at
-hand.
+T frames, H, W patch rows and columns, h, w rows and columns of a resized frame, D hidden, G groups of a level, n frames.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class PTG(Stage):
         layouts = {_key(size): tile_layout(size) for size in options.sizes}
         self.resize = nn.ModuleDict({key: _Resize(layouts[key], sorted(frames), height, width) for key, frames in read.items()})
 
-        # where the latest value of a frame lies: (source, row); source 0 is the clip, source i the summaries of the i-th level
+        # where the latest value of a frame is: (source, row); source 0 is the clip, source i the summaries of the i-th level
         self.level = nn.ModuleDict()
         self.key_of: dict[str, str] = {}
         self.latest: dict[int, tuple[int, int]] = {}
@@ -65,7 +64,7 @@ class PTG(Stage):
             self.latest |= {group.writes: (source, i) for i, group in enumerate(groups)}
 
     def forward(self, x: torch.Tensor, summaries: torch.Tensor | None = None, join: bool = True) -> torch.Tensor:
-        """[T, H, W, D] -> the same shape; in two halves for a chain that works on both between them:
+        """[T, H, W, D] -> the same shape; in two parts for a chain whose stages work on both in between:
 
         ptg(x, join=False)   the summaries [S, H, W, D], in the order of the frames that they replace
         ptg(x, summaries)    the clip with those frames replaced
@@ -125,7 +124,7 @@ class _Resize(nn.Module):
 
 
 class _Level(nn.Module):
-    """The summaries of one level: its resized sources, each [n, h, w, D] -> [G, H, W, D].
+    """The summaries of one level: resized sources, each [n, h, w, D] -> [G, H, W, D].
 
     reads: (source, row) of each frame in reading order.
     """

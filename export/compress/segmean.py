@@ -1,7 +1,7 @@
 """Segment means over time, the article's temporal stage: [T, H, W, D] -> [T', H, W, D].
 
 Level 1 replaces each two adjacent frames by their mean (an odd last frame stays alone), every further level spans twice the frames
-of the one before and takes every other group only; a group must be whole. The means are per position and weighted by the token
+of the one before and uses only every other group; a group must be complete. The means are per position and weighted by the token
 norms. Fine and coarse grids come out in the order of the last frame that they cover, the finer first. The article leaves the number
 of levels and the order of equals open; both are ours.
 
@@ -53,14 +53,14 @@ class SegMean(Stage):
         weighted = x.float() * weight
         means = []
         for level in range(1, self.options.levels + 1):
-            weighted, weight = _pair_sums(weighted, whole=level > 1), _pair_sums(weight, whole=level > 1)
+            weighted, weight = _pair_sums(weighted, complete=level > 1), _pair_sums(weight, complete=level > 1)
             step = 1 if level == 1 else 2
             means.append((weighted[::step] / weight[::step]).to(x.dtype))
         return torch.cat(means).index_select(0, self.arrival)
 
 
-def _pair_sums(x: torch.Tensor, whole: bool) -> torch.Tensor:
-    """Sums of adjacent pairs along the first axis; an odd last row stays alone unless only whole pairs count."""
+def _pair_sums(x: torch.Tensor, complete: bool) -> torch.Tensor:
+    """Sums of adjacent pairs along the first axis; an odd last row stays alone unless only complete pairs count."""
     count, rest = x.shape[0] // 2, x.shape[0] % 2
     sums = x[: 2 * count].reshape(count, 2, *x.shape[1:]).sum(1)
-    return torch.cat([sums, x[-1:]]) if rest and not whole else sums
+    return torch.cat([sums, x[-1:]]) if rest and not complete else sums

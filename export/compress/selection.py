@@ -1,4 +1,4 @@
-"""Exact selection of a constant number of tokens, in operators that every TensorRT takes.
+"""Exact selection of a constant number of tokens, in operators that every TensorRT supports.
 
 TensorRT's TopK ends at K = 3840 (the builder refuses 3841, and its documentation says so for all releases so far) and leaves the
 order of equal scores open; half of a 32-frame clip is 11,664 tokens, and a still video has nothing but equal scores. So nothing
@@ -105,7 +105,7 @@ class _PrefixCounts(nn.Module):
 
 
 def _look_up(counts: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where in each row of inclusive counts [K, n] the token of that rank [K, 1] lies -> index [K] and the rank inside it [K, 1]."""
+    """Where in each row of inclusive counts [K, n] the token of that rank [K, 1] is -> index [K] and the rank inside it [K, 1]."""
     passed = (counts <= rank).to(torch.float32)
     index = passed.sum(-1).clamp(max=counts.shape[-1] - 1).to(torch.int64)
     return index, rank - (counts * passed).amax(-1, keepdim=True)

@@ -79,9 +79,9 @@ class TopK(Stage):
         slot = self.slot.index_select(0, index)
         mass = mass.reshape(-1).index_select(0, slot)
         share = mass / (mass + norm.reshape(-1).index_select(0, index)).clamp(min=1e-12)  # of the mean in the merged token
-        own = x.reshape(-1, d).index_select(0, index).float()
+        token = x.reshape(-1, d).index_select(0, index).float()
         mean = means.reshape(-1, d).index_select(0, slot).float()
-        return (own + share[:, None] * (mean - own)).to(x.dtype)
+        return (token + share[:, None] * (mean - token)).to(x.dtype)
 
     def _best_of_cell(self, score: torch.Tensor) -> torch.Tensor:
         """[T, M] -> bool [T, M]: the highest score of each cell, the first of equals."""

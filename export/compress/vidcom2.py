@@ -5,10 +5,10 @@ Frame compression adjustment: a frame whose tokens are far from the mean of the 
 Adaptive token compression: inside a frame the tokens least similar to the frame's mean and to the video's mean stay. Similarity is
 the authors' sum of Gaussians exp(-d^2 / 2a), a = 1/8 .. 2, of the distance of unit tokens to the mean of the unit tokens.
 
-Adapted, so that a graph can hold it: the paper rounds each frame's budget, and the total varies with the clip; here the budgets
+Adapted to a static graph: the paper rounds each frame's budget, and the total varies with the clip; here the budgets
 are rounded by largest remainders to exactly K, what exceeds a frame's H * W goes to the other frames in proportion to their room,
 and a frame may end with no token where K/T is 1. All channels take part (the authors' code scores on the half with the least
-variance, a choice of its own that costs passes over the clip).
+variance, which costs passes over the clip).
 
 T frames, H, W patch rows and columns, M = H * W, D hidden, K tokens kept.
 """
@@ -84,11 +84,11 @@ class VidCom2(Stage):
         capped = quota.clamp(max=size)
         room = size - capped
         capped = capped + room * ((quota - capped).sum() / room.sum().clamp(min=1e-6))
-        whole = (capped + 1e-4).floor().clamp(max=size)  # 7.99999 is 8
+        floors = (capped + 1e-4).floor().clamp(max=size)  # 7.99999 is 8
         # in steps, so that remainders which differ by rounding noise are equal in every engine
-        remainder = torch.where(whole < size, torch.round((capped - whole) * 4096), -4096.0)
-        left = tokens - whole.sum()
+        remainder = torch.where(floors < size, torch.round((capped - floors) * 4096), -4096.0)
+        left = tokens - floors.sum()
         # rank of each remainder, the earlier frame first among equals
         order = torch.arange(frames, dtype=torch.float32, device=uniqueness.device)
         above = (remainder > remainder[:, None]) | ((remainder == remainder[:, None]) & (order < order[:, None]))
-        return whole + (above.to(torch.float32).sum(-1) < left).to(torch.float32)
+        return floors + (above.to(torch.float32).sum(-1) < left).to(torch.float32)

@@ -3,13 +3,13 @@
 A family module offers
     NAME, MODEL_TYPE, HUB_ID        registry name, the config's model_type, a published checkpoint to name in messages
     FRAMES, COMPRESS                defaults of --frames and --compress
-    describe_vision(checkpoint) -> VisionInfo    from the JSON files alone; refuses what they make impossible
+    describe_vision(checkpoint) -> VisionInfo    from the JSON files alone; refuses what can't be exported
     describe_llm(checkpoint) -> LLMInfo          the same
-    check_vision_weights(checkpoint)             refuses, from the headers of the weight files, what does not belong to the config
+    check_vision_weights(checkpoint)             from the headers of the weight files, refuses what does not belong to the config
     check_llm_weights(checkpoint, values=False)  the same; values: NaN and infinite ones too, which reads every weight
     load_vision(checkpoint) -> VisionModel
     load_llm(checkpoint) -> nn.Module            the library's own causal LM (transformers), float32
-Each component is read alone, so that an export never holds both.
+Each component is read alone, so that an export never has both in memory.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class VisionInfo:
 
 @dataclass(frozen=True)
 class LLMInfo:
-    """chat: template, tokens, generation; max_positions: that the LLM was made for; vocabulary: rows of its embeddings."""
+    """chat: template, tokens, generation; max_positions: that the LLM was trained for; vocabulary: rows of its embeddings."""
 
     chat: Chat
     max_positions: int
@@ -119,9 +119,9 @@ def _original(config: dict[str, Any]) -> str:
 
 @contextmanager
 def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
-    """What the library raises while it makes a config or an empty module of one, as a CheckpointError.
+    """Turn what the library raises while it makes a config, or an empty module of one, into a CheckpointError.
 
-    It is the config that is wrong there, and the library says so with exceptions of many kinds.
+    The config is wrong then, and the library says so with exceptions of many kinds.
     """
     try:
         yield
@@ -130,5 +130,5 @@ def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{checkpoint.path / 'config.json'} describes no model that transformers can make ({reason}); copy the checkpoint's own"
+            f"{checkpoint.path / 'config.json'} does not describe a model that transformers can make ({reason}); copy the checkpoint's own"
         ) from None

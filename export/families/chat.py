@@ -18,7 +18,7 @@ from runtime.media.preprocess import Preprocessor
 
 @dataclass(frozen=True)
 class Chat:
-    """What the manifest's `prompt` is made of, and the file that the chat template stands in, for messages about it."""
+    """What the manifest's `prompt` is made of, and the chat template's file for messages about it."""
 
     template: str
     template_file: str
@@ -46,7 +46,7 @@ def read_chat(checkpoint: Checkpoint, video_token_id: Any, vocabulary: int, publ
     tokens = _added_tokens(checkpoint)
     if video_token_id not in tokens:
         raise CheckpointError(
-            f"{checkpoint.path}: config's video token id {video_token_id} is no special token of tokenizer.json; "
+            f"{checkpoint.path}: config's video token id {video_token_id} is not a special token of tokenizer.json; "
             f"copy the tokenizer of a checkpoint for video, such as {published}"
         )
     template, file = _chat_template(checkpoint)
@@ -179,7 +179,7 @@ def _repetition_penalty(checkpoint: Checkpoint) -> float:
 
 
 def _chat_template(checkpoint: Checkpoint) -> tuple[str, str]:
-    """(the template, the file that it stands in)."""
+    """(the template, its file)."""
     file = checkpoint.path / "chat_template.jinja"
     if file.exists():
         try:

@@ -1,6 +1,6 @@
 """LLaVA-OneVision: a SigLIP encoder, a two-layer projector, a Qwen2 LLM, one `image_newline` token after a clip.
 
-Facts of the family: the encoder's features are `hidden_states[vision_feature_layer]`, and -1 there is *before* SigLIP's
+The encoder's features are `hidden_states[vision_feature_layer]`, and -1 there is *before* SigLIP's
 post_layernorm; its own token compression is bilinear to half the grid, rounded up; video frames are resized without
 keeping the aspect ratio. Both key layouts are read, today's transformers' and that of the published llava-hf files.
 
@@ -37,7 +37,7 @@ _RENAMES = [
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 ]
 _PARTS = ("vision_tower.", "multi_modal_projector.", "image_newline", "language_model.", "lm_head.")
-# Buffers that old files hold, and SigLIP's pooling head, which LLaVA-OneVision has no use for.
+# Buffers in old files, and SigLIP's pooling head, which LLaVA-OneVision does not use.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.")
 
 
@@ -149,7 +149,7 @@ def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
 def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     """A layer slides where `layer_types` says so, which follows from use_sliding_window and max_window_layers if it is absent."""
     full = {"full_attention"}
-    if (text.sliding_window or 0) >= text.max_position_embeddings:  # a window that every position sees all others through
+    if (text.sliding_window or 0) >= text.max_position_embeddings:  # a window that is never full
         full.add("sliding_attention")
     other = [kind for kind in text.layer_types if kind not in full]
     if not other:
@@ -158,7 +158,7 @@ def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     window = f" (sliding_window {text.sliding_window})" if first == "sliding_attention" else ""
     raise CheckpointError(
         f"{checkpoint.path / 'config.json'}: {len(other)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
-        "the export writes full attention only; choose a checkpoint with full attention, "
+        "the export supports full attention only; choose a checkpoint with full attention, "
         "such as one with use_sliding_window false"
     )
 
@@ -174,7 +174,7 @@ def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
 
 
 def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
-    """A rope_theta or factor of 0, below it or NaN gives frequencies that are no numbers, and so do all logits."""
+    """A rope_theta or factor of 0, below it or NaN gives frequencies that are not finite, and then no logit is."""
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     with reading_config(checkpoint):
@@ -209,7 +209,7 @@ def _config(checkpoint: Checkpoint) -> Any:
                     f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
                 )
             layers = values.get("num_hidden_layers")
-            if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is looked for
+            if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is read
                 raise CheckpointError(
                     f"{checkpoint.path / 'config.json'}: {part} has num_hidden_layers {layers}; expected at most {_MOST_LAYERS}, "
                     "copy the checkpoint's own"
@@ -223,7 +223,7 @@ def _config(checkpoint: Checkpoint) -> Any:
 
 
 class _VisionParts(nn.Module):
-    """The vision half under the checkpoint's own names; parameters are not initialised, `load_weights` brings them."""
+    """The vision encoder under the checkpoint's names; parameters are not initialised, `load_weights` fills them."""
 
     def __init__(self, config: Any):
         from transformers import SiglipVisionModel
@@ -238,7 +238,7 @@ class _VisionParts(nn.Module):
 
 
 class _LLMParts(nn.Module):
-    """The LLM half, likewise."""
+    """The LLM, likewise."""
 
     def __init__(self, config: Any):
         from transformers import Qwen2ForCausalLM
@@ -275,10 +275,10 @@ def _tied(config: Any) -> dict[str, str]:
     return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
-def _canonical(key: str, halves: tuple[str, ...]) -> str | None:
-    """Today's name of a weight, None for what no model uses and for the known parts that `halves` leaves out."""
+def _canonical(key: str, wanted: tuple[str, ...]) -> str | None:
+    """Today's name of a weight, None for what no model uses and for known parts that are not `wanted`."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
-    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(halves)):
+    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(wanted)):
         return None
     return key

@@ -1,8 +1,8 @@
-"""SigLIP's vision transformer, spelled for export; its weights are those of transformers' module, not copies.
+"""SigLIP's vision transformer, written for export; its weights are those of transformers' module, not copies.
 
 pixel_values [T, 3, h, w] float -> patch features [T, P, C]
 
-T frames, P patches a frame (H*W), C width, A heads, F MLP width. Layers after the last one that is asked for, and
+T frames, P patches a frame (H*W), C width, A heads, F MLP width. Layers after the last one that is needed, and
 post_layernorm, are left out.
 """
 
@@ -65,7 +65,7 @@ class _Attention(nn.Module):
         def heads(projected: torch.Tensor) -> torch.Tensor:
             return projected.view(frames, patches, self.heads, self.head_dim).transpose(1, 2)  # [T, A, P, C/A]
 
-        # Spelled out: the exporter's decomposition of scaled_dot_product_attention adds six nodes a layer and gains nothing.
+        # Written out: the exporter's decomposition of scaled_dot_product_attention adds six nodes a layer and gains nothing.
         # Scores and softmax are float32 where the weights are float16, as in fused attention kernels.
         wide = torch.promote_types(x.dtype, torch.float32)
         query, key, value = heads(self.q_proj(x)).to(wide) * self.scale, heads(self.k_proj(x)).to(wide), heads(self.v_proj(x))

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(K == 3 ? kMaxThreads : 256)
   run<T, ORDER, kScratch, K, 1>(args, plan, x, scratch, out, launch);
 }
 
-// The second bound is how many blocks must fit a multiprocessor, which bounds a thread's registers; plugins/nvrtc.py names the same.
+// The second bound is how many blocks must fit a multiprocessor, which bounds a thread's registers; plugins/kernel/variants.py names the same.
 constexpr int resident_blocks(int threads) { return 112 * threads > 65536 ? 1 : 65536 / (112 * threads); }
 
 template <class T, int ORDER, int NV, int STAGES, int THREADS>

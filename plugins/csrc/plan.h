@@ -8,7 +8,7 @@
 namespace gridpool {
 
 // Which kernel a clip takes: window 0 is the generic way; a block has `groups` units of `threads` threads, a thread `vectors` vectors of a
-// token. stages: of a walk (walk.cuh), else 0. plugins/nvrtc.py chooses alike.
+// token. stages: of a walk (walk.cuh), else 0. plugins/kernel/variants.py chooses alike.
 struct Choice {
   int window, vectors, threads, groups, stages;
 

@@ -1,7 +1,7 @@
 """StGridPool in TensorRT: a library with an IPluginV3 (plugin.cpp), or an ahead-of-time plugin from Python (aot.py).
 
-Either must be there before a graph with calls of `gridpool::StGridPool` is parsed: TensorRT's parser then takes the plugin where its
-release has ENABLE_PLUGIN_OVERRIDE, or where the graph holds no body (export/surgeon/fuse_gridpool.py); else it takes the body.
+Either must be registered before a graph with calls of `gridpool::StGridPool` is parsed: TensorRT's parser then uses the plugin if its
+release has ENABLE_PLUGIN_OVERRIDE, or if the graph has no body (`drop_body`); otherwise it uses the body.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ LIBRARY = "libst_gridpool_plugin.so"
 def load_library(trt: Any, path: Path) -> None:
     """Load libst_gridpool_plugin.so into the plugin registry of `trt`, the imported `tensorrt`.
 
-    Engines with the plugin need this before they are deserialized. EngineError where the file is not there, does not load, or
+    Engines with the plugin need this before they are deserialized. EngineError where the file does not exist, does not load, or
     registers another version.
     """
     if not path.is_file():
-        raise EngineError(f"{path} is not there; build it with cmake -S plugins, or use an engine built without the plugin")
+        raise EngineError(f"{path} does not exist; build it with cmake -S plugins, or use an engine built without the plugin")
     registry = trt.get_plugin_registry()
     if is_registered(trt):
         return
     if registry.load_library(str(path)) is None or not is_registered(trt):
         raise EngineError(
-            f"{path} gives TensorRT {trt.__version__} no plugin {DOMAIN}::{NAME} of version {VERSION}; build it against this TensorRT"
+            f"{path} does not register {DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}; build it against this TensorRT"
         )
 
 
@@ -38,7 +38,7 @@ def is_registered(trt: Any) -> bool:
 
 
 def prefer_plugin(trt: Any, parser: Any) -> bool:
-    """Let `parser` take a registered plugin before a function's body; False where its release (before 10.16) has no such choice."""
+    """Let `parser` use a registered plugin instead of a function's body; False where its release (before 10.16) has no such flag."""
     flag = getattr(getattr(trt, "OnnxParserFlag", None), "ENABLE_PLUGIN_OVERRIDE", None)
     if flag is None:
         return False
@@ -47,7 +47,7 @@ def prefer_plugin(trt: Any, parser: Any) -> bool:
 
 
 def drop_body(model: Any) -> bool:
-    """Remove the function's body from an ONNX model, for parsers without that choice; False where the model does not have it.
+    """Remove the function's body from an ONNX model, for parsers without that flag; False where the model has no such function.
 
     Only a TensorRT with the plugin can read what is left.
     """

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plugins.cuda import args_of
 from plugins.errors import EngineError, SpecError
-from plugins.nvrtc import KERNEL, compile_kernel, launches, variant_for
+from plugins.kernel.compile import KERNEL, compile_kernel
+from plugins.kernel.variants import args_of, launches, variant_for
 from plugins.op import DOMAIN, DTYPES, NAME, StGridPool, not_covered
 from plugins.plan import Plan, in_one_launch
 
 PTX_TARGET = "compute_80"
-MOST_LEVELS = 4  # each level of summaries is another inlined loop
+MAX_LEVELS = 4  # each level of summaries is another inlined loop
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Kernel:
 def kernel_for(
     ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str, target: str = PTX_TARGET
 ) -> Kernel:
-    """The kernel of one call of the op. SpecError where it does not cover the call."""
+    """The kernel for one call of the op; SpecError where it does not cover the call."""
     plan = Plan(tuple(ints))
     spec = StGridPool((), (), plan.ints[6], temperature, order, plan.ints[7])  # the pyramid is in the plan
     reason = not_covered(spec, (*plan.ints[1:4], hidden), dtype)
-    if not reason and plan.depth > MOST_LEVELS:
-        reason = f"{plan.depth} levels that read each other; expected at most {MOST_LEVELS}"
+    if not reason and plan.depth > MAX_LEVELS:
+        reason = f"{plan.depth} levels that read each other; expected at most {MAX_LEVELS}"
     if reason:
         raise SpecError(f"the ahead-of-time plugin does not cover this call: {reason}; parse a graph with the plain body")
     plan = in_one_launch(plan)
@@ -60,7 +60,7 @@ def kernel_for(
 
 
 def register(trt: Any) -> None:
-    """Tell `trt`, the imported `tensorrt`, of the plugin. EngineError where the release has no ahead-of-time plugins."""
+    """Register the plugin with `trt`, the imported `tensorrt`. EngineError where the release has no ahead-of-time plugins."""
     if not hasattr(trt, "QuickPluginCreationRequest"):
         raise EngineError(
             f"TensorRT {trt.__version__} has no ahead-of-time Python plugins; use 10.9 or newer, or the plugin library"

@@ -111,7 +111,7 @@ class OpenVINOEngine:
             if options.threads:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
         elif options.bf16:
-            raise EngineError(f"bf16 is a choice of OpenVINO's CPU; on {options.device} leave it out")
+            raise EngineError(f"bf16 is an option of OpenVINO on a CPU; leave it out on {options.device}")
         try:
             with release_mapped_pages(model.parent):
                 network = core().read_model(_readable(model))

@@ -1,4 +1,4 @@
-"""The bundle's own decoder as an async LLM: requests go to the scheduler's thread, pieces come back to the event loop.
+"""The bundle's decoder as an async LLM: requests go to the scheduler's thread, pieces come back to the event loop.
 
 N visual tokens, S prompt positions, D hidden.
 """

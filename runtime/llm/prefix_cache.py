@@ -1,4 +1,4 @@
-"""Which prompt positions each slot's KV cache holds, and the slot that a new prompt takes to start behind an equal beginning."""
+"""Which prompt positions each slot's KV cache holds, and which slot a new prompt takes."""
 
 from __future__ import annotations
 

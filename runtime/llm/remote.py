@@ -102,7 +102,7 @@ class RemoteLLM:
     async def answer(self, chat: Chat) -> AsyncGenerator[Piece, None]:
         import httpx
 
-        body = await asyncio.to_thread(request_body, chat, self.options.model, self._data)
+        body = await asyncio.to_thread(request_body, chat, self.options.model, self.clip_data)
         ours = await asyncio.to_thread(self.check, chat.messages)
         start = time.perf_counter()
         self._running += 1
@@ -183,7 +183,8 @@ class RemoteLLM:
             response.status_code,
         )
 
-    def _data(self, clip: ClipTokens) -> str:
+    def clip_data(self, clip: ClipTokens) -> str:
+        """base64 of the tokens as they are sent; those of the latest clips are kept."""
         if clip.key not in self._encoded:
             while len(self._encoded) >= _CLIPS:
                 del self._encoded[next(iter(self._encoded))]

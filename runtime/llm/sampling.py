@@ -1,4 +1,4 @@
-"""Choosing the next token from logits [V]: greedy, or temperature and nucleus sampling with its own seeded generator.
+"""Choosing the next token from logits [V]: greedy, or temperature and nucleus sampling from a seeded generator.
 
 A repetition penalty comes before either, as in transformers' generate. V vocabulary.
 """
@@ -18,7 +18,7 @@ GREEDY_BELOW = 1e-5  # temperatures under this are greedy: the quotients of logi
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0, or below GREEDY_BELOW, is greedy; top_p in (0, 1] keeps the smallest set of tokens that holds that much probability."""
+    """temperature 0, or below GREEDY_BELOW, is greedy; top_p in (0, 1] keeps the smallest set of tokens with that much probability."""
 
     temperature: float = option(0.0, "0 is greedy (default)", at_least=0, at_most=100)
     top_p: float = option(1.0, "sample from the likeliest tokens that hold this much probability", above=0, at_most=1)

@@ -39,7 +39,7 @@ def torch_save(array: np.ndarray, bfloat16: bool = False) -> bytes:
 
 
 def _bfloat16(array: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 values, rounded to nearest, ties to even: uint16."""
+    """The upper 16 bits of float32 values, rounded to nearest, ties to even: uint16."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

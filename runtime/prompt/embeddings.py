@@ -1,7 +1,7 @@
 """The table of the LLM's word embeddings on disk, memory-mapped: only the rows that are asked for are read.
 
     llm/embed_tokens.npy    [V, D] float32, float16, or int8 with
-    llm/embed_scales.npy    [V] float32, what a step of each row is worth
+    llm/embed_scales.npy    [V] float32, the scale of each row
 
 V vocabulary, D hidden.
 """
@@ -31,11 +31,11 @@ class Embeddings:
         self.dtype = np.dtype(np.float32) if quantized else self._rows.dtype
         if self._scales is not None and self._scales.shape != (len(self._rows),):
             raise BundleError(
-                f"{SCALES} has the shape {self._scales.shape}, {ROWS} {len(self._rows)} rows; export the bundle again"
+                f"{SCALES} has the shape {self._scales.shape}, expected one scale for each of the {len(self._rows)} rows; export the bundle again"
             )
         if self.shape[1] != bundle.manifest.hidden_size:
             raise BundleError(
-                f"{self._path} has rows of {self.shape[1]} values, the manifest says {bundle.manifest.hidden_size}; export the bundle again"
+                f"{self._path} has rows of {self.shape[1]} values, expected {bundle.manifest.hidden_size} (hidden_size); export the bundle again"
             )
 
     def __len__(self) -> int:

@@ -146,7 +146,7 @@ class TestChat:
     @pytest.mark.parametrize("tokenizer", [{}, {"added_tokens": None}, {"added_tokens": [{"id": 5, "content": "<video>"}]}])
     def test_the_video_token_is_an_added_one(self, tokenizer: dict[str, Any]) -> None:
         with pytest.raises(
-            CheckpointError, match=r"video token id 4 is no special token of tokenizer\.json; .* such as a/published"
+            CheckpointError, match=r"video token id 4 is not a special token of tokenizer\.json; .* such as a/published"
         ):
             self.read(tokenizer=tokenizer)
 

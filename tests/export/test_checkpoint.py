@@ -61,7 +61,7 @@ def test_a_file_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize("source", ["nothing", "a/b/c", "/a/b", "-a/b", "a/b c", "a/"])
 def test_what_is_no_directory_and_no_hub_id_is_refused(hub, tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="no such directory; expected one, or a hub id such as llava-hf/NAME"):
+    with pytest.raises(CheckpointError, match="no such directory; pass one, or a hub id such as llava-hf/NAME"):
         open_checkpoint(source)
     assert hub == []
 
@@ -106,7 +106,7 @@ class TestFiles:
             Checkpoint(tmp_path, "x").json("a.json")
         assert str(raised.value).startswith(f"{tmp_path / 'a.json'} {said}")
 
-    @pytest.mark.parametrize(("content", "said"), [("[1]", "holds a list"), ("3", "holds a int"), ('""', "holds a str")])
+    @pytest.mark.parametrize(("content", "said"), [("[1]", "is a JSON list"), ("3", "is a JSON int"), ('""', "is a JSON str")])
     def test_other_values_are_refused_by_their_kind(self, tmp_path, content, said):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(CheckpointError, match=f"a.json {said}, expected a JSON object"):

@@ -232,9 +232,9 @@ def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mi
     assert called == [(mix, torch.float32)]
 
 
-def test_facts_names_and_the_empty_cache():
+def test_names_and_the_empty_cache():
     made = decoder(3).half()
-    assert made.facts() == {"layers": 3, "kv_heads": KV_HEADS, "head_dim": WIDTH, "vocab_size": 9}
+    assert made.record() == {"layers": 3, "kv_heads": KV_HEADS, "head_dim": WIDTH, "vocab_size": 9}
     past, present = made.tensor_names()
     assert past == [f"past_key_values.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]
     assert present == [f"present.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]

@@ -187,11 +187,11 @@ def test_a_context_that_the_clip_overflows_says_both_numbers(refusal: Callable[.
 
 
 def test_a_context_beyond_the_llm_says_both_numbers(refusal: Callable[..., str]) -> None:
-    assert "--max-context is 5000, the LLM was made for 4096 positions at most" in refusal("--max-context", "5000")
+    assert "--max-context is 5000, the LLM was trained for at most 4096 positions" in refusal("--max-context", "5000")
 
 
 def test_frames_that_no_context_holds_say_both_numbers(refusal: Callable[..., str]) -> None:
-    assert "the clip has 5121 visual tokens, the LLM was made for 4096 positions" in refusal("--frames", "320")
+    assert "the clip has 5121 visual tokens, the LLM was trained for 4096 positions" in refusal("--frames", "320")
 
 
 @pytest.mark.parametrize(("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "flash"), ("only", "text")])
@@ -227,26 +227,26 @@ class TestOut:
 
     def test_a_directory_with_other_things(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "thesis.tex").write_text("mine")
-        assert "is a directory with other things in it" in refused(capsys, main, "--out", tmp_path, "--force")
+        assert "is a directory with other files in it" in refused(capsys, main, "--out", tmp_path, "--force")
         assert names_under(tmp_path) == ["thesis.tex"]
 
     def test_a_manifest_of_something_else_is_no_bundle_to_replace(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
         (tmp_path / "index.html").write_text("mine")
         line = refused(capsys, main, "--out", tmp_path, "--force")
-        assert "holds index.html and 1 more, which is not part of the bundle" in line
+        assert "contains index.html and 1 more, which is not part of the bundle" in line
         assert names_under(tmp_path) == ["index.html", "manifest.json"]
 
     def test_an_existing_bundle_needs_force(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {}}))
-        assert "holds a bundle; pass --force to replace it" in refused(capsys, main, "--out", tmp_path)
+        assert "contains a bundle; pass --force to replace it" in refused(capsys, main, "--out", tmp_path)
 
     def test_force_does_not_delete_what_somebody_put_into_the_bundle(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": {}}))
         (tmp_path / "engines").mkdir()
         (tmp_path / "engines" / "vision.engine").write_bytes(b"built")  # what a build wrote may go
         (tmp_path / "answers.txt").write_text("mine")
-        assert "holds answers.txt, which is not part of the bundle" in refused(capsys, main, "--out", tmp_path, "--force")
+        assert "contains answers.txt, which is not part of the bundle" in refused(capsys, main, "--out", tmp_path, "--force")
         assert (tmp_path / "answers.txt").read_text() == "mine"
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

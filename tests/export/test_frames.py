@@ -17,7 +17,7 @@ from refusal import refused
 
 import runtime.__main__
 from export.__main__ import main
-from export.frames import FrameInput, taken_apart, weights
+from export.frames import FrameInput, split_weights, weights
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import Bundle
@@ -110,14 +110,14 @@ class TestPillow:
     @pytest.mark.parametrize(("length", "target"), [(1280, 384), (3840, 224), (8192, 384), (50, 400)])
     def test_both_parts_of_the_weights_sum_exactly_in_float32(self, length, target):
         table = weights(length, target, FILTERS.index("lanczos"))
-        high, low, bits = taken_apart(table)
+        high, low, bits = split_weights(table)
         np.testing.assert_array_equal((high.astype(np.int64) << bits) + low, table)
         assert (255 * np.abs(high).sum(0)).max() < 2**24
         assert (255 * np.abs(low).sum(0)).max() + 2**22 + 2**21 < 2**24
 
     def test_camera_sizes_fit_tf32_too(self):
         for length in (720, 1080, 1280, 1920):
-            high, low, _ = taken_apart(weights(length, 384, FILTERS.index("bicubic")))
+            high, low, _ = split_weights(weights(length, 384, FILTERS.index("bicubic")))
             assert max(np.abs(high).max(), np.abs(low).max()) <= 2**11
 
 
@@ -209,10 +209,10 @@ def test_what_is_no_input_is_refused(tmp_path, capsys, args, message):
 
 def test_sums_that_float32_can_not_hold_are_refused():
     with pytest.raises(ExportError, match="frames of 8192 pixels can't be resized exactly to 14"):
-        taken_apart(weights(8192, 14, FILTERS.index("lanczos")))
+        split_weights(weights(8192, 14, FILTERS.index("lanczos")))
 
 
 def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: frame[:30, :40] ^ 1)
-    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not know"):
+    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not support"):
         FrameInput(FACTS | {"size": [30, 40], "resample": "bicubic"}, (77, 91))

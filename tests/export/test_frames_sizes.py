@@ -109,7 +109,7 @@ def test_the_order_of_the_passes_is_found_whichever_it_is(monkeypatch, shape, si
 def test_another_pillow_is_refused_also_where_one_pass_does_it_all(monkeypatch, shape, size):
     resize = Preprocessor.resize
     monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: resize(self, frame) ^ 1)
-    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not know"):
+    with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not support"):
         FrameInput(plain(size, "bicubic"), shape)
 
 

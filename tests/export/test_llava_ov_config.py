@@ -58,7 +58,7 @@ def test_a_window_as_wide_as_the_context_is_full_attention(values):
 def test_other_attention_is_refused_by_its_kind(values, said):
     with pytest.raises(CheckpointError) as raised:
         llava_ov._refuse_sliding_window(C, text(**values))
-    assert str(raised.value).startswith(f"C/config.json: {said} export writes full attention only")
+    assert str(raised.value).startswith(f"C/config.json: {said} export supports full attention only")
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"rope_type": "yarn"}, {"rope_type": "longrope"}])
@@ -179,7 +179,9 @@ def test_the_config_of_the_right_family_is_passed_on(monkeypatch):
 def test_what_the_library_raises_about_a_config_is_said_in_one_line_and_our_own_errors_pass():
     with pytest.raises(CheckpointError) as raised, reading_config(C):
         raise ValueError("two\n lines")
-    assert str(raised.value).startswith("C/config.json describes no model that transformers can make (ValueError: two lines); copy")
+    assert str(raised.value).startswith(
+        "C/config.json does not describe a model that transformers can make (ValueError: two lines); copy"
+    )
     with pytest.raises(ExportError, match=r"^ours$"), reading_config(C):
         raise ExportError("ours")
     with reading_config(C):
@@ -246,7 +248,7 @@ def test_the_halves_of_the_shipped_checkpoint_are_described(monkeypatch):
         ("vision_config", {"num_attention_heads": 0}, "the encoder has 0 attention heads; expected at least 1"),
         ("vision_config", {"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; expected"),
         ("vision_config", {"image_size": 140}, "frames are resized to [126, 126], the encoder takes [140, 140]"),
-        (None, {"projector_hidden_act": "swosh"}, "describes no model that transformers can make"),
+        (None, {"projector_hidden_act": "swosh"}, "does not describe a model that transformers can make"),
     ],
 )
 def test_an_encoder_that_can_not_be_exported_is_refused(monkeypatch, part, values, said):
@@ -264,7 +266,7 @@ def test_an_encoder_that_can_not_be_exported_is_refused(monkeypatch, part, value
         ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "give rotations that are not finite"),
         ({"rms_norm_eps": math.inf}, "rms_norm_eps is inf; expected"),
-        ({"hidden_act": "swosh"}, "describes no model that transformers can make"),
+        ({"hidden_act": "swosh"}, "does not describe a model that transformers can make"),
         ({"num_key_value_heads": 3}, "4 attention heads can't share 3 KV heads evenly"),
         ({"vocab_size": 2}, "none of them a token of the LLM (its vocab_size is 2)"),
     ],

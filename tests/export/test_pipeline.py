@@ -190,7 +190,7 @@ def test_a_graph_for_a_batch_that_differs_is_refused(tmp_path, monkeypatch):
 def test_the_standard_variant_is_refused_for_a_jetsons_parser_with_its_opset(tmp_path):
     with pytest.raises(
         ExportError,
-        match=r"^--attention standard needs ONNX opset 24, TensorRT 10\.3 takes up to 20; export with --attention portable",
+        match=r"^--attention standard needs ONNX opset 24, TensorRT 10\.3 supports up to 20; export with --attention portable",
     ):
         _export(tmp_path, only="llm", attention="standard", tensorrt="10.3")
     assert not list(tmp_path.iterdir())

@@ -229,20 +229,20 @@ def test_what_is_quantised_follows_from_the_precisions_and_the_components(option
         (
             {"manifest.json": "{}", "a.txt": "", "b.txt": "", "c.txt": ""},
             True,
-            r"holds a\.txt and 3 more, which is not part of the bundle",
+            r"contains a\.txt and 3 more, which is not part of the bundle",
         ),
         (
             {"manifest.json": '{"schema_version": 1, "files": {}}', "a.txt": "", "b.txt": ""},
             True,
-            r"holds a\.txt and 1 more, which is not part",
+            r"contains a\.txt and 1 more, which is not part",
         ),
         (
             {"manifest.json": '{"schema_version": 1, "files": {}}', "a.txt": ""},
             True,
-            r"holds a\.txt, which is not part of the bundle",
+            r"contains a\.txt, which is not part of the bundle",
         ),
-        ({"manifest.json": '{"schema_version": 1, "files": {}}'}, False, "holds a bundle; pass --force"),
-        ({"a.txt": ""}, False, "with other things in it"),
+        ({"manifest.json": '{"schema_version": 1, "files": {}}'}, False, "contains a bundle; pass --force"),
+        ({"a.txt": ""}, False, "with other files in it"),
     ],
 )
 def test_a_directory_that_must_not_be_replaced(tmp_path, files, force, message):

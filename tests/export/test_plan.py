@@ -221,7 +221,7 @@ def test_weights_of_a_component_that_is_left_out_are_not_read(only: str | None, 
 
 
 class TestContext:
-    """A clip's tokens, the prompt's others, and 16 positions for an answer, in what the LLM was made for."""
+    """A clip's tokens, the prompt's others, and 16 positions for an answer, in what the LLM was trained for."""
 
     @pytest.mark.parametrize(
         ("chosen", "tokens", "prompt", "limit", "expected"),
@@ -244,11 +244,11 @@ class TestContext:
     @pytest.mark.parametrize(
         ("chosen", "tokens", "prompt", "limit", "message"),
         [
-            (None, 81, 4, 100, "the clip has 81 visual tokens, the LLM was made for 100 positions; take fewer"),
+            (None, 81, 4, 100, "the clip has 81 visual tokens, the LLM was trained for 100 positions; use fewer"),
             (80, 80, 4, 200, "--max-context is 80, the clip alone has 80 visual tokens; expected more than that"),
             (81, 80, 4, 200, "a short question and answer 20; expected at least 100"),
             (99, 80, 4, 200, "--max-context is 99, the clip has 80 visual tokens and a short question and answer 20; expected at least 100"),
-            (201, 80, 4, 200, "--max-context is 201, the LLM was made for 200 positions at most"),
+            (201, 80, 4, 200, "--max-context is 201, the LLM was trained for at most 200 positions"),
         ],
     )  # fmt: skip
     def test_one_without_it_is_refused(self, chosen: int | None, tokens: int, prompt: int, limit: int, message: str) -> None:

@@ -131,7 +131,7 @@ class TestVision:
             (None, {"vision_feature_layer": -9}, "vision_feature_layer is [-9], the encoder has 3 layers"),
             (None, {"vision_feature_layer": []}, "vision_feature_layer is []"),
             (None, {"vision_feature_select_strategy": "default"}, 'vision_feature_select_strategy is "default"'),
-            (None, {"projector_hidden_act": "swosh"}, "describes no model that transformers can make"),
+            (None, {"projector_hidden_act": "swosh"}, "does not describe a model that transformers can make"),
             ("vision_config", {"num_channels": 4}, "the encoder takes 4 channels; expected 3"),
             ("vision_config", {"num_attention_heads": -1}, "the encoder has -1 attention heads; expected at least 1"),
             ("vision_config", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan; expected a small number from 0 on"),
@@ -198,7 +198,7 @@ class TestChatTemplate:
                 checkpoint / file
             ).write_text(json.dumps({"chat_template": IMAGES_ONLY}))
         line = refusal()
-        assert line.startswith(f'{checkpoint / file}: the chat template puts "<video>" 0 times into the prompt, expected once')
+        assert line.startswith(f"{checkpoint / file}: the chat template puts 0 clips into the prompt")
         assert "copy the chat template of a checkpoint for video, such as llava-hf/llava-onevision-qwen2-0.5b-ov-hf" in line
 
     @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ class TestChatTemplate:
                 "{{ messages[0].content | strftime }}",
                 "the chat template does not work (TemplateAssertionError: No filter named 'strftime'",
             ),
-            ("{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}", 'puts "<video>" 0 times'),
-            ("{% for m in messages %}<video> <video> {{ m.content[1].text }}{% endfor %}", 'puts "<video>" 2 times'),
+            ("{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}", "puts 0 clips into the prompt"),
+            ("{% for m in messages %}<video> <video> {{ m.content[1].text }}{% endfor %}", "puts 2 clips into the prompt"),
         ],
     )
     def test_one_that_makes_no_prompt(self, checkpoint: Path, refusal: Callable[..., str], template: str, message: str) -> None:
@@ -234,7 +234,7 @@ class TestTokenizer:
     def test_a_file_that_is_no_tokenizer(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         added = json.loads((checkpoint / "tokenizer.json").read_text())["added_tokens"]
         (checkpoint / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-        assert refusal().startswith(f"{checkpoint / 'tokenizer.json'} is no tokenizer (")
+        assert refusal().startswith(f"{checkpoint / 'tokenizer.json'} is not a tokenizer (")
 
     def test_one_without_the_video_token(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
         tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
@@ -242,7 +242,7 @@ class TestTokenizer:
             checkpoint / "tokenizer.json", added_tokens=[one for one in tokenizer["added_tokens"] if one["content"] != "<video>"]
         )
         line = refusal()
-        assert "config's video token id 4 is no special token of tokenizer.json" in line
+        assert "config's video token id 4 is not a special token of tokenizer.json" in line
         assert "copy the tokenizer of a checkpoint for video, such as llava-hf/" in line
 
     def test_tokens_that_the_llm_has_no_embedding_for(self, checkpoint: Path, refusal: Callable[..., str]) -> None:
@@ -388,7 +388,7 @@ class TestOtherLayouts:
 class TestOptions:
     def test_a_clip_that_leaves_no_room_for_a_question(self, refusal: Callable[..., str]) -> None:
         line = refusal("--frames", "320", "--max-context", "4096")
-        assert "the clip has 5121 visual tokens, the LLM was made for 4096 positions; take fewer --frames" in line
+        assert "the clip has 5121 visual tokens, the LLM was trained for 4096 positions; use fewer --frames" in line
 
     def test_a_context_without_room_for_a_question(self, refusal: Callable[..., str]) -> None:
         line = refusal("--max-context", "270")

@@ -17,14 +17,14 @@ INT4 = "--llm-precision int4:64 needs ONNX opset 21"
 @pytest.mark.parametrize(
     ("release", "options", "message"),
     [
-        ("10.3", {"attention": "standard"}, f"{STANDARD}, TensorRT 10.3 takes up to 20; export with --attention portable, or for TensorRT 10.15 or newer"),
-        ("10.7", {"attention": "standard"}, f"{STANDARD}, TensorRT 10.7 takes up to 20; export with --attention portable, or for TensorRT 10.15 or newer"),
-        ("10.3", {"llm_precision": "int4:64"}, f"{INT4}, TensorRT 10.3 takes up to 20; export with --llm-precision int8, or for TensorRT 10.13 or newer"),
-        ("10.3", {"llm_precision": "int4:64", "attention": "standard"}, f"{STANDARD} and {INT4}, TensorRT 10.3 takes up to 20; export with "
+        ("10.3", {"attention": "standard"}, f"{STANDARD}, TensorRT 10.3 supports up to 20; export with --attention portable, or for TensorRT 10.15 or newer"),
+        ("10.7", {"attention": "standard"}, f"{STANDARD}, TensorRT 10.7 supports up to 20; export with --attention portable, or for TensorRT 10.15 or newer"),
+        ("10.3", {"llm_precision": "int4:64"}, f"{INT4}, TensorRT 10.3 supports up to 20; export with --llm-precision int8, or for TensorRT 10.13 or newer"),
+        ("10.3", {"llm_precision": "int4:64", "attention": "standard"}, f"{STANDARD} and {INT4}, TensorRT 10.3 supports up to 20; export with "
          "--attention portable and --llm-precision int8, or for TensorRT 10.15 or newer"),
-        ("10.13", {"llm_precision": "int4:64", "attention": "standard"}, f"{STANDARD}, TensorRT 10.13 takes up to 22; export with "
+        ("10.13", {"llm_precision": "int4:64", "attention": "standard"}, f"{STANDARD}, TensorRT 10.13 supports up to 22; export with "
          "--attention portable, or for TensorRT 10.15 or newer"),
-        ("10.3", {"only": "llm", "llm_precision": "int4:64"}, f"{INT4}, TensorRT 10.3 takes up to 20; export with --llm-precision int8, or for "
+        ("10.3", {"only": "llm", "llm_precision": "int4:64"}, f"{INT4}, TensorRT 10.3 supports up to 20; export with --llm-precision int8, or for "
          "TensorRT 10.13 or newer"),
     ],
 )  # fmt: skip
@@ -53,7 +53,9 @@ def test_options_that_a_release_takes(release: str, options: dict[str, Any]) -> 
 
 def test_where_no_release_takes_it_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.decoder.OPSET", {"standard": 25})
-    with pytest.raises(ExportError, match=r"needs ONNX opset 25, TensorRT 11\.1 takes up to 24; export with --attention portable$"):
+    with pytest.raises(
+        ExportError, match=r"needs ONNX opset 25, TensorRT 11\.1 supports up to 24; export with --attention portable$"
+    ):
         check_options(ExportOptions(tensorrt="11.1", attention="standard"))
 
 

@@ -161,7 +161,7 @@ class TestHub:
         source = open_checkpoint("llava-hf/demo")
         assert "config.json" in downloads and "model.safetensors" not in downloads
         (source.path / "chat_template.jinja").write_text("images only")
-        with pytest.raises(CheckpointError, match='puts "<video>" 0 times'):
+        with pytest.raises(CheckpointError, match="puts 0 clips into the prompt"):
             make_plan(ExportOptions(), family("llava-ov"), source)
         assert "model.safetensors" not in downloads
         shutil.copyfile(CHECKPOINT / "chat_template.jinja", source.path / "chat_template.jinja")

@@ -69,7 +69,7 @@ class TestLoading:
         check_weights(checkpoint, torch.nn.Linear(2, 3, device="meta"), rename)
         for call, arguments in ((check_finite, ()), (load_weights, (torch.nn.Linear(2, 3),))):
             line = refused(lambda: call(checkpoint, *arguments, rename))  # noqa: B023
-            assert line == f"{checkpoint.path}: net.weight holds NaN or infinite values; download or train it again"
+            assert line == f"{checkpoint.path}: net.weight has NaN or infinite values; download or train it again"
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     def test_every_float_is_taken(self, checkpoint, dtype):
@@ -80,9 +80,9 @@ class TestLoading:
     def test_finite_values_pass_and_those_of_another_half_are_not_looked_at(self, checkpoint):
         save(checkpoint, net_weight=W, llm_weight=torch.tensor([torch.inf]))
         check_finite(checkpoint, rename)
-        assert "llm.weight holds NaN" in refused(check_finite, checkpoint, str)
+        assert "llm.weight has NaN" in refused(check_finite, checkpoint, str)
         save(checkpoint, net_weight=torch.tensor([[1.0, torch.inf]]))
-        assert "net.weight holds NaN" in refused(check_finite, checkpoint, rename)
+        assert "net.weight has NaN" in refused(check_finite, checkpoint, rename)
 
     @pytest.mark.parametrize(
         ("shape", "said"),

@@ -1,4 +1,4 @@
-"""Run by test_plugin_launch.py in an interpreter whose libcuda is the stand-in: worst error of each case, as JSON."""
+"""Run by test_launch_on_stand_in.py in an interpreter whose libcuda is the stand-in: worst error of each case, as JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from plugin_cases import BLOCK_CASES, DTYPES, cuda_array, random_clip, worst
 
 import plugins
-import plugins.cuda
+import plugins.kernel.launch
 from plugins.reference import st_gridpool
 
 
 def main() -> int:
     dtype = os.environ["STAND_IN_DTYPE"]
-    plugins.cuda.compile_kernel = lambda variant, target: SimpleNamespace(code=f"{variant} {target}".encode())
+    plugins.kernel.launch.compile_kernel = lambda variant, target: SimpleNamespace(code=f"{variant} {target}".encode())
     errors = []
     for seed, (spec, shape) in enumerate(BLOCK_CASES):
         x = aligned(random_clip(shape, dtype, seed))

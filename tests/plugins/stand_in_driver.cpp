@@ -1,6 +1,6 @@
 // A libcuda.so.1 without a GPU: device memory is the host's, and a launch runs the kernel's own entry, `run`, on the CPU.
 //
-// cuda-bindings loads it like NVIDIA's, so plugins/cuda.py is tested with the real bindings, up to grid, block and argument layout,
+// cuda-bindings loads it like NVIDIA's, so plugins/kernel/launch.py is tested with the real bindings, up to grid, block and argument layout,
 // and the kernel with its threads, shuffles and barriers. STAND_IN_DTYPE names the dtype, which a launch does not carry.
 #include "cuda_on_cpu.h"
 

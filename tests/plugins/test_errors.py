@@ -29,7 +29,7 @@ def test_a_name_is_near_where_half_of_it_is_right(name: str, known: list[str], s
 
 def test_a_missing_package_names_what_needs_it_and_the_command() -> None:
     said = str(missing_package("av", "decoding a video", "runtime"))
-    assert said == 'decoding a video needs the package "av", which is not installed: pip install "st-gridpool[runtime]"'
+    assert "decoding a video" in said and '"av"' in said and said.endswith('pip install "st-gridpool[runtime]"')
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from plugins.nvrtc import DECLARED_SHARED, LATE_STEPS, TARGETS, Variant, compile_kernel, variant_for
+from plugins.kernel.compile import TARGETS, compile_kernel
+from plugins.kernel.variants import DECLARED_SHARED, LATE_STEPS, Variant, variant_for
 from plugins.op import StGridPool
 from runtime.core.errors import EngineError
 

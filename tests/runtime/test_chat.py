@@ -154,7 +154,7 @@ class TestOpening:
     def opened(self, monkeypatch) -> list[tuple]:
         opened: list[tuple] = []
         for name in ("VisionEncoder", "LocalDecoder"):
-            stand_in = SimpleNamespace(open=lambda *given, name=name: opened.append((name, *given)) or name)
+            stand_in = SimpleNamespace(open=lambda *arguments, name=name: opened.append((name, *arguments)) or name)
             monkeypatch.setattr(pipeline, name, stand_in)
         monkeypatch.setattr(pipeline, "Prompt", lambda of: opened.append(("Prompt", of)) or Prompt(of))
         return opened

@@ -109,15 +109,15 @@ def test_a_question_must_have_some_text(video, question):
     chat.check(str(video), "what ?")
 
 
-@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(threads=2))])
-def test_opening_needs_the_vision_encoder_alone(monkeypatch, given):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(threads=2))])
+def test_opening_needs_the_vision_encoder_alone(monkeypatch, arguments):
     asked, bundle = [], SimpleNamespace(model=lambda name: asked.append(name))
     vision = SimpleNamespace(bundle=bundle)
-    monkeypatch.setattr(remote_chat.VisionEncoder, "open", lambda *arguments: asked.append(arguments) or vision)
-    monkeypatch.setattr(remote_chat, "RemoteLLM", lambda *arguments: arguments)
-    chat = RemoteChat.open(bundle, "the remote", *given)
+    monkeypatch.setattr(remote_chat.VisionEncoder, "open", lambda *passed: asked.append(passed) or vision)
+    monkeypatch.setattr(remote_chat, "RemoteLLM", lambda *passed: passed)
+    chat = RemoteChat.open(bundle, "the remote", *arguments)
     assert (chat.vision, chat.bundle, chat.llm) == (vision, bundle, (bundle, "the remote"))
-    assert asked == ["vision", (bundle, *(given or ("auto", EngineOptions())))]
+    assert asked == ["vision", (bundle, *(arguments or ("auto", EngineOptions())))]
 
     def none(name: str) -> None:
         raise BundleError("no vision graph")

@@ -1,4 +1,4 @@
-"""`VideoChat`: what is wrong with a question or a file is said before weights are loaded; repeated frames are known before the text."""
+"""`VideoChat`: a wrong question or file is refused before weights are loaded; repeated frames are known before the text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_counts_are_there_before_the_first_text(bundle, clip):
     assert "".join(pieces) == chat.answer.text != ""
 
 
-def test_a_short_clip_is_said_to_repeat_frames(bundle_path, tmp_path, capsys):
+def test_repeated_frames_of_a_short_clip_are_reported(bundle_path, tmp_path, capsys):
     write_mp4(tmp_path / "short.mp4", np.zeros((2, 126, 126, 3), np.uint8))  # each held for four frames of the file
     assert main(["run", str(bundle_path), str(tmp_path / "short.mp4"), "how many objects are there ?", "--json"]) == 0
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""When answers are given and which frames wait, with a camera and an engine that take no time."""
+"""When there are answers and which frames wait, with a camera and an engine that take no time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Live:
 
 @pytest.fixture
 def times_of(monkeypatch):
-    """times_of(frame times, options): the times at which answers are given."""
+    """times_of(frame times, options): the times of the answers."""
 
     def run(times, **options) -> list[float]:
         seen = Watch.__new__(Watch)
@@ -52,15 +52,12 @@ def times_of(monkeypatch):
 
 @pytest.mark.parametrize("once", [True, False])
 def test_frames_go_through_the_engine_of_the_chat(monkeypatch, once):
-    opened, needed, options = [], [], EngineOptions(threads=2)
+    opened, options = [], EngineOptions(threads=2)
     chat = SimpleNamespace(vision=SimpleNamespace(engine="the chat's engine"))
-    monkeypatch.setattr(watch, "Prompt", lambda bundle: ("prompt of", bundle))
     monkeypatch.setattr(watch.VideoChat, "open", lambda *arguments: opened.append(arguments) or chat)
     monkeypatch.setattr(watch, "LiveEncoder", lambda *arguments: opened.append(arguments) or SimpleNamespace(encodes_once=once))
-    bundle = SimpleNamespace(file=needed.append)
-    assert Watch(bundle, "onnx", options).encodes_once is once
-    assert opened == [(bundle, "onnx", options, ("prompt of", bundle)), (bundle, "the chat's engine")]
-    assert needed == ["llm/decoder.onnx"]
+    assert Watch("the bundle", "onnx", options).encodes_once is once
+    assert opened == [("the bundle", "onnx", options), ("the bundle", "the chat's engine")]
 
 
 def test_an_answer_is_due_every_few_seconds_and_at_the_end(times_of):
@@ -79,7 +76,7 @@ def test_an_answer_that_is_less_than_a_nanosecond_early_is_due(times_of):
 def test_by_default_there_is_an_answer_every_two_seconds_about_the_last_eight(times_of):
     assert times_of([0, 1, 2, 3, 4, 5]) == [2, 4, 5]
     assert (WatchOptions().window, WatchOptions().realtime) == (8, False)
-    assert watch.Observation(1.0, "said", 0).lost == 0
+    assert watch.Observation(1.0, "the answer", 0).lost == 0
 
 
 def test_where_the_last_frame_was_answered_there_is_no_answer_more(times_of):
@@ -88,7 +85,7 @@ def test_where_the_last_frame_was_answered_there_is_no_answer_more(times_of):
     assert times_of([0], every=1) == [0]
 
 
-def test_as_many_answers_are_given_as_were_asked_for(times_of):
+def test_there_are_as_many_answers_as_were_asked_for(times_of):
     assert times_of([0, 1, 2, 3, 4], every=1, count=2) == [1, 2]
 
 
@@ -125,7 +122,7 @@ class Lossy:
         return self.asked
 
 
-def test_what_a_slow_engine_and_the_network_lost_is_told_with_the_next_answer(monkeypatch):
+def test_the_next_answer_counts_what_a_slow_engine_and_the_network_lost(monkeypatch):
     taken, sent = threading.Event(), threading.Event()
 
     class Slow(Live):
@@ -142,12 +139,14 @@ def test_what_a_slow_engine_and_the_network_lost_is_told_with_the_next_answer(mo
 
     seen = Watch.__new__(Watch)
     seen._live = Slow()
-    seen._chat = SimpleNamespace(prompt=SimpleNamespace(ids=lambda question: None), ask_about=lambda *_: iter(()), answer="said")
+    seen._chat = SimpleNamespace(
+        prompt=SimpleNamespace(ids=lambda question: None), ask_about=lambda *_: iter(()), answer="the answer"
+    )
     monkeypatch.setattr(watch, "sampled", frames)
     monkeypatch.setattr(watch, "Stream", Lossy)
     got = list(seen.answers("file", "what ?", WatchOptions(every=1, realtime=True)))
     assert [(one.time, one.dropped, one.lost) for one in got] == [(6, 5, 1), (7, 0, 2), (8, 0, 3), (9, 0, 4)]
-    assert seen._live.times == [0, 6, 7, 8, 9] and got[0].answer == "said"
+    assert seen._live.times == [0, 6, 7, 8, 9] and got[0].answer == "the answer"
 
 
 @pytest.mark.parametrize(
@@ -172,8 +171,8 @@ def test_a_camera_takes_frames_in_a_thread_that_ends_with_the_watching(monkeypat
         def stop(self):
             self.stopped = True
 
-    def frames(*given):
-        sampled.append(given)
+    def frames(*arguments):
+        sampled.append(arguments)
         return iter([(0.0, "a"), (3.0, "b")])
 
     seen = Watch.__new__(Watch)
@@ -181,17 +180,19 @@ def test_a_camera_takes_frames_in_a_thread_that_ends_with_the_watching(monkeypat
     seen._live.push(None, -1.0)
     seen._live.preprocessor = "preprocessor"
     seen._chat = SimpleNamespace(
-        prompt=SimpleNamespace(ids=steps.append), ask_about=lambda *given: asked.append(given) or iter(["word"]), answer="said"
+        prompt=SimpleNamespace(ids=steps.append),
+        ask_about=lambda *arguments: asked.append(arguments) or iter(["word"]),
+        answer="the answer",
     )
     monkeypatch.setattr(watch, "_Camera", Camera)
     monkeypatch.setattr(watch, "sampled", frames)
     monkeypatch.setattr(watch, "Stream", lambda source: steps.append(source) or Lossy(source))
     options = WatchOptions(every=2.5, window=8, realtime=realtime)
     (got,) = seen.answers(source, "what ?", options, "how")
-    assert (got.time, got.answer, got.dropped) == (3.0, "said", 5 if waits else 0)
+    assert (got.time, got.answer, got.dropped) == (3.0, "the answer", 5 if waits else 0)
     assert steps == ["what ?", source] and asked == [(source, "what ?", "how")] and seen._live.times == [0.0, 3.0]
-    ((stream, step, preprocessor, given),) = sampled
-    assert (stream.source, step, preprocessor, given) == (source, 2.0, "preprocessor", options)
+    ((stream, step, preprocessor, passed),) = sampled
+    assert (stream.source, step, preprocessor, passed) == (source, 2.0, "preprocessor", options)
     assert [(camera.stopped, capacity) for camera, capacity in made] == [(True, 4)] * waits
 
 

@@ -50,7 +50,7 @@ def test_an_odd_number_of_pairs_leaves_its_last_one_out_of_the_next_level(frames
     np.testing.assert_allclose(result.numpy(), reference(x, 2).reshape(-1, 3), rtol=1e-5, atol=1e-5)
 
 
-def test_the_mean_of_tokens_next_to_zero_lies_between_them():
+def test_the_mean_of_tokens_next_to_zero_is_between_them():
     """Its weights are norms, which may be as small as what keeps 0 / 0 from happening."""
     x = torch.tensor([1.5e-12, 0.5e-12]).reshape(2, 1, 1, 1)
     assert 0.5e-12 < make("segmean:levels=1", 2, 1, 1)(x).item() < 1.5e-12
@@ -58,12 +58,12 @@ def test_the_mean_of_tokens_next_to_zero_lies_between_them():
 
 def test_every_level_is_summed_once_from_the_one_before(monkeypatch):
     lengths, pair_sums = [], segmean._pair_sums
-    monkeypatch.setattr(segmean, "_pair_sums", lambda x, whole: lengths.append(len(x)) or pair_sums(x, whole))
+    monkeypatch.setattr(segmean, "_pair_sums", lambda x, complete: lengths.append(len(x)) or pair_sums(x, complete))
     make("segmean:levels=3", 16, 1, 1)(torch.ones(16, 1, 1, 2))
     assert lengths == [16, 16, 8, 8, 4, 4]  # of the weighted tokens and of the weights
 
 
-@pytest.mark.parametrize(("whole", "sums"), [(False, [3, 7, 5]), (True, [3, 7])])
-def test_an_odd_last_row_stays_alone_or_is_left_out(whole, sums):
-    assert segmean._pair_sums(torch.arange(1.0, 6)[:, None], whole)[:, 0].tolist() == sums
-    assert segmean._pair_sums(torch.arange(1.0, 5)[:, None], whole)[:, 0].tolist() == [3, 7]
+@pytest.mark.parametrize(("complete", "sums"), [(False, [3, 7, 5]), (True, [3, 7])])
+def test_an_odd_last_row_stays_alone_or_is_left_out(complete, sums):
+    assert segmean._pair_sums(torch.arange(1.0, 6)[:, None], complete)[:, 0].tolist() == sums
+    assert segmean._pair_sums(torch.arange(1.0, 5)[:, None], complete)[:, 0].tolist() == [3, 7]

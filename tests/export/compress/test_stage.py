@@ -24,9 +24,8 @@ def test_a_window_may_be_as_large_as_the_smaller_side():
     refuse_misfit("nsp", "window", 4, 4, 9)
     refuse_misfit("nsp", "window", 4, 9, 4)
     for height, width in ((4, 9), (9, 4)):
-        with pytest.raises(SpecError) as raised:
+        with pytest.raises(SpecError, match=f"window 5 .*{height}x{width}.* 4$"):
             refuse_misfit("nsp", "window", 5, height, width)
-        assert str(raised.value) == f"nsp: window 5 does not fit a grid of {height}x{width} tokens; choose window <= 4"
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, 3.0, math.inf])

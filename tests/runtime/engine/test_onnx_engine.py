@@ -184,7 +184,7 @@ def test_bytes_that_are_no_model_have_no_name():
 def test_a_device_of_another_backend_is_refused_by_name():
     assert OnnxEngine.unavailable("npu") == "ONNX Runtime runs on cpu and cuda here, not on npu; --backend openvino has that device"
     assert OnnxEngine.unavailable("cpu") is None
-    with pytest.raises(EngineError, match=r"^backend onnx can't run on gpu: ONNX Runtime runs on cpu and cuda here, not on gpu;"):
+    with pytest.raises(EngineError, match=r"^backend onnx .*not on gpu"):
         OnnxEngine.load(b"", EngineOptions(device="gpu"))
 
 

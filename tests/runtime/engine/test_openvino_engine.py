@@ -186,7 +186,7 @@ class TestSettings:
         assert told == [(network, device, {"PERFORMANCE_HINT": "LATENCY"} | settings)]
 
     def test_bf16_is_a_choice_of_the_cpu_alone(self, told, tmp_path):
-        with pytest.raises(EngineError, match=r"^bf16 is a choice of OpenVINO's CPU; on gpu leave it out$"):
+        with pytest.raises(EngineError, match=r"^bf16 .*gpu"):
             OpenVINOEngine.load(tmp_path / "m.onnx", EngineOptions(device="gpu", bf16=True))
 
     @pytest.mark.parametrize(("device", "here"), [("cpu", True), ("gpu", True), ("gpu.0", True), ("gpu.1", False), ("npu", True)])

@@ -161,7 +161,7 @@ def test_what_can_t_be_read_or_inlined_is_said(tmp_path, monkeypatch):
     inlined = SimpleNamespace(SerializeToString=lambda: too_large(None))
     monkeypatch.setattr("onnx.inliner.inline_local_functions", lambda model: inlined)
     monkeypatch.setattr(onnx, "load_external_data_for_model", lambda model, directory: None)
-    with pytest.raises(EngineError, match=r"m\.onnx is too large to be inlined for OpenVINO; export with --split"):
+    with pytest.raises(EngineError, match=r"m\.onnx .*--split"):
         openvino._readable(tmp_path / "m.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r'"onnx".*\[runtime\]'):

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-import runtime.engine.trt_build
 from runtime.__main__ import main
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER
 from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, backend_class, cuda, open_engine
 from runtime.engine import onnx as onnx_engine
-from runtime.engine import trt_api as facade
 from runtime.engine.open import _order
 from runtime.engine.place import place
-from runtime.engine.trt_build import BuildOptions, build
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -220,77 +215,6 @@ class TestCommands:
         assert main([words[0], str(bundle_path), *words[1:]]) == 0
         said = capsys.readouterr()
         assert said.err.count("device cpu: ") == 1 and said.out.strip()
-
-
-class TestBuild:
-    """The backend that `build` takes, as far as its first check."""
-
-    @pytest.fixture
-    def bundle(self, bundle: Bundle, tmp_path: Path) -> Bundle:
-        """One of this test's own: a build leaves a directory."""
-        return Bundle.open(shutil.copytree(bundle.path, tmp_path / "bundle"))
-
-    @pytest.fixture
-    def installed(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-        def install(**versions: str) -> None:
-            named = {name.replace("_", "-"): version for name, version in versions.items()}
-
-            def load(backend: str) -> types.SimpleNamespace:
-                if backend not in named:
-                    raise EngineError(f"{backend} is not installed: pip install it")
-                return types.SimpleNamespace(__version__=named[backend], ComputeCapability=types.SimpleNamespace(__members__={}))
-
-            monkeypatch.setattr(facade, "installed", lambda backend: backend in named)
-            monkeypatch.setattr(facade, "load", load)
-
-        return install
-
-    @pytest.fixture
-    def made(self, bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The backends that graphs were built with; nothing is built."""
-        backends: list[str] = []
-
-        def build_graph(bundle, graph, options, target, plugin, goal):
-            backends.append(options.backend)
-            raise EngineError("stop")
-
-        monkeypatch.setattr(runtime.engine.trt_build, "_build_graph", build_graph)
-        return backends
-
-    def built(self, bundle, made: list[str], **options: Any) -> str:
-        with pytest.raises(EngineError, match="stop"):
-            build(bundle, BuildOptions(force=True, **options))
-        return made[-1]
-
-    def test_tensorrt_on_a_jetson(self, bundle, gpu, installed, made, capsys):
-        installed(tensorrt="10.3.0", tensorrt_rtx="1.7")
-        assert self.built(bundle, made) == "tensorrt"
-        assert "backend tensorrt: 10.3.0, for Orin\n" in capsys.readouterr().err
-
-    def test_rtx_where_tensorrt_is_not(self, bundle, gpu, installed, made, capsys):
-        installed(tensorrt_rtx="1.7")
-        assert self.built(bundle, made) == "tensorrt-rtx"
-        assert "backend tensorrt-rtx, not tensorrt: tensorrt is not installed" in capsys.readouterr().err
-
-    def test_rtx_where_there_is_no_gpu(self, bundle, no_gpu, installed, made, capsys):
-        installed(tensorrt="10.3.0", tensorrt_rtx="1.7")
-        assert self.built(bundle, made) == "tensorrt-rtx"
-        assert "backend tensorrt-rtx, not tensorrt: tensorrt builds on the GPU" in capsys.readouterr().err
-
-    def test_a_backend_that_is_named_stays(self, bundle, gpu, installed, made, capsys):
-        installed(tensorrt="10.3.0", tensorrt_rtx="1.7")
-        assert self.built(bundle, made, backend="tensorrt-rtx") == "tensorrt-rtx"
-        assert "backend" not in capsys.readouterr().err
-
-    def test_a_plugin_asks_for_tensorrt(self, bundle, no_gpu, installed):
-        installed(tensorrt_rtx="1.7")
-        with pytest.raises(EngineError, match="tensorrt is not installed"):
-            build(bundle, BuildOptions(plugin="aot"))
-
-    def test_nothing_installed_says_what_to_install(self, bundle, no_gpu, installed):
-        installed()
-        with pytest.raises(EngineError, match="tensorrt is not installed: pip install it; tensorrt-rtx is not installed"):
-            build(bundle, BuildOptions())
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugins.op import DOMAIN
-from plugins.tensorrt import drop_body
-from runtime.core.errors import EngineError, UserError
+from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda, place
-from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import PluginChoice, has_plugin_layer
-from runtime.engine.trt_target import backend_that_builds
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
@@ -61,7 +56,7 @@ def test_tensorrt_has_the_gpu_alone(here, backend):
     here()
     assert place.place(bundle_of(*GRAPHS), backend, EngineOptions(threads=2)) == place.Placement(EngineOptions("cuda", 2))
     here(gpus=())
-    with pytest.raises(EngineError, match=rf"^backend {backend} can't run here: no NVIDIA driver; use --device cpu; or none$"):
+    with pytest.raises(EngineError, match=rf"^backend {backend} .*: no NVIDIA driver"):
         place.place(bundle_of(*GRAPHS), backend)
 
 
@@ -131,87 +126,3 @@ def test_a_cpu_encodes_frame_by_frame_where_the_bundle_has_such_a_graph(files, s
     bundle = bundle_of(*files, split=split)
     assert place.vision_graphs(bundle, "cpu") == on_cpu
     assert [place.vision_graphs(bundle, device) for device in ("cuda", "gpu", "npu")] == [on_gpu] * 3
-
-
-class TestBuildBackend:
-    @pytest.fixture
-    def installed(self, monkeypatch: pytest.MonkeyPatch):
-        """installed({backend: version, or what is wrong with it}, no_gpu)"""
-
-        def make(packages: dict[str, object], no_gpu: str | None) -> None:
-            def load(backend: str) -> SimpleNamespace:
-                if not isinstance(packages.get(backend), str):
-                    raise packages.get(backend) or UserError(f"{backend} is not installed")
-                return SimpleNamespace(__version__=packages[backend])
-
-            monkeypatch.setattr(facade, "installed", lambda backend: backend in packages)
-            monkeypatch.setattr(facade, "load", load)
-            monkeypatch.setattr(cuda, "gpus", lambda: () if no_gpu else (GPU,))
-            monkeypatch.setattr(cuda, "no_gpu", lambda: no_gpu)
-
-        return make
-
-    @pytest.mark.parametrize("choice", ["aot", "a.so"])
-    def test_a_plugin_is_for_tensorrt(self, installed, choice):
-        installed({}, "no GPU")
-        assert backend_that_builds(choice) == ("tensorrt", "backend tensorrt: only it takes a plugin")
-
-    @pytest.mark.parametrize(
-        ("packages", "no_gpu", "backend", "line"),
-        [
-            ({"tensorrt": "10.3", "tensorrt-rtx": "1.7"}, None, "tensorrt", "backend tensorrt: 10.3, for Orin"),
-            ({"tensorrt-rtx": "1.7"}, None, "tensorrt-rtx", "backend tensorrt-rtx, not tensorrt: tensorrt is not installed"),
-            ({"tensorrt-rtx": "1.7"}, "no GPU", "tensorrt-rtx", "backend tensorrt-rtx, not tensorrt: tensorrt is not installed"),
-            ({"tensorrt": UserError("no libnvinfer"), "tensorrt-rtx": "1"}, None, "tensorrt-rtx",
-             "backend tensorrt-rtx, not tensorrt: no libnvinfer"),
-            ({"tensorrt": "10.3", "tensorrt-rtx": "1.7"}, "no GPU; buy one; soon", "tensorrt-rtx",
-             "backend tensorrt-rtx, not tensorrt: tensorrt builds on the GPU that it builds for, and no GPU"),
-        ],
-    )  # fmt: skip
-    def test_tensorrt_where_it_can_build_else_rtx(self, installed, packages, no_gpu, backend, line):
-        installed(packages, no_gpu)
-        assert backend_that_builds("none") == (backend, line)
-
-    def test_where_none_builds_both_reasons_are_said(self, installed):
-        installed({}, None)
-        with pytest.raises(
-            EngineError, match=r"^nothing here builds .*: tensorrt is not installed; tensorrt-rtx is not installed$"
-        ):
-            backend_that_builds("none")
-
-
-class TestPlugin:
-    def test_a_choice_is_none_aot_or_a_file(self, tmp_path):
-        library = tmp_path / "a.so"
-        library.write_bytes(b"abc")
-        assert PluginChoice() == PluginChoice("none", None) and PluginChoice().key == "none"
-        for backend in ("tensorrt", "tensorrt-rtx"):
-            assert PluginChoice.parse("none", backend) == PluginChoice("none")
-        assert PluginChoice.parse("aot", "tensorrt") == PluginChoice("aot") and PluginChoice("aot").key == "aot"
-        choice = PluginChoice.parse(str(library), "tensorrt")
-        assert choice == PluginChoice("library", library)
-        sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
-        assert choice.key == f"library:{sha}"
-        for text in ("aot", str(library)):
-            with pytest.raises(EngineError, match=r"is for --backend tensorrt; tensorrt-rtx builds the plain nodes"):
-                PluginChoice.parse(text, "tensorrt-rtx")
-        for missing in (tmp_path, tmp_path / "b.so"):
-            with pytest.raises(EngineError, match=rf"^no plugin library at {missing}; "):
-                PluginChoice.parse(str(missing), "tensorrt")
-
-    @pytest.mark.parametrize(
-        ("domains", "kept"), [([DOMAIN], []), (["other", DOMAIN, "more"], ["other", "more"]), (["other"], ["other"]), ([], [])]
-    )
-    def test_only_the_plugin_s_function_loses_its_body(self, domains, kept):
-        model = SimpleNamespace(functions=[SimpleNamespace(domain=domain) for domain in domains])
-        assert drop_body(model) is (DOMAIN in domains)
-        assert [function.domain for function in model.functions] == kept
-
-    @pytest.mark.parametrize(
-        ("kinds", "has_one"), [([], False), (["A"], False), (["P"], True), (["A", "P"], True), (["P", "A"], True)]
-    )
-    def test_a_network_took_the_plugin_where_any_layer_is_one(self, monkeypatch, kinds, has_one):
-        monkeypatch.setattr(facade, "load", lambda backend: SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="P")))
-        layers = [SimpleNamespace(type=kind) for kind in kinds]
-        network = SimpleNamespace(num_layers=len(kinds), get_layer=layers.__getitem__)
-        assert has_plugin_layer("tensorrt", network) is has_one

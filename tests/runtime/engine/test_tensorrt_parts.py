@@ -172,7 +172,7 @@ def test_a_state_is_two_buffers_or_one_where_tensorrt_says_so(alias) -> None:
 def test_a_pair_needs_both_tensors(pairs) -> None:
     engine, _, gpu = opened(cache())
     ((name, output),) = pairs.items()
-    with pytest.raises(EngineError, match=rf"^no pair {name} -> {output} in this engine; it has x, past, y, present$"):
+    with pytest.raises(EngineError, match=rf"{name} -> {output} .*x, past, y, present"):
         engine.new_state(pairs)
     assert not gpu.calls
 
@@ -192,7 +192,7 @@ def test_an_input_may_be_as_large_as_the_profile(rows, columns, fits) -> None:
     if fits:
         assert engine.run(feed)["y"].tolist() == [5]
         return
-    with pytest.raises(EngineError, match=rf"^x has shape \[{rows}, {columns}\], the engine was built for at most \[6, 8\]$"):
+    with pytest.raises(EngineError, match=rf"^x .*\[{rows}, {columns}\].*\[6, 8\]$"):
         engine.run(feed)
     assert not [asked for asked in raw.asked if asked[0] == "run"]
 
@@ -224,7 +224,7 @@ def test_why_it_can_t_run_is_the_first_reason_of_four(monkeypatch, engine, backe
     assert engine.unavailable("cuda") == "no GPU"
     monkeypatch.setattr(cuda, "no_gpu", lambda: None)
     assert engine.unavailable("cuda") is None
-    with pytest.raises(EngineError, match=rf"^backend {backend} can't run here: TensorRT engines run on a GPU, not on cpu"):
+    with pytest.raises(EngineError, match=rf"^backend {backend} .*--device cuda"):
         engine.open(SimpleNamespace(), "vision", EngineOptions(device="cpu"))
 
 

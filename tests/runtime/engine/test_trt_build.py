@@ -21,8 +21,7 @@ from runtime.engine import trt_api as trt
 from runtime.engine import trt_build as build_module
 from runtime.engine.trt_build import BuildOptions, build
 from runtime.engine.trt_plugin import LIBRARY, NONE, PluginChoice
-from runtime.engine.trt_records import dimension_names, find_engine
-from runtime.engine.trt_target import resolved_target, runs_on
+from runtime.engine.trt_records import dimension_names
 
 needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 RTX = BuildOptions(backend="tensorrt-rtx")
@@ -204,7 +203,7 @@ class TestRefusals:
 
     def test_the_current_gpu_is_no_target_without_one(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "gpus", lambda: ())
-        with pytest.raises(EngineError, match='target "current" is the GPU of this machine, and '):
+        with pytest.raises(EngineError, match='"current"'):
             build(bundle, BuildOptions(backend="tensorrt-rtx", target="current"))
 
     def test_an_unknown_graph_names_the_nearest(self, bundle: Bundle) -> None:
@@ -217,83 +216,14 @@ class TestRefusals:
 
     def test_a_dynamic_graph_without_a_context_limit(self, bundle: Bundle) -> None:
         bundle.manifest.limits.clear()
-        with pytest.raises(EngineError, match=r"inputs_embeds has the shape \[1, 'S', 16\] and the manifest no max_context"):
+        with pytest.raises(EngineError, match=r"inputs_embeds .*\[1, 'S', 16\].*max_context"):
             build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(DECODER,)))
-
-
-@needs_rtx
-class TestFindEngine:
-    command = r"run `python -m runtime build .*bundle --backend tensorrt-rtx`"
-
-    def test_what_was_built_is_found(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        built = build(bundle, RTX)
-        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-        assert find_engine(bundle, "tensorrt-rtx", DECODER) == built[1].path
-
-    def test_nothing_built(self, bundle: Bundle) -> None:
-        with pytest.raises(EngineError, match=rf"has no tensorrt-rtx engine for vision: {self.command}"):
-            find_engine(bundle, "tensorrt-rtx", VISION)
-
-    def test_a_graph_that_was_not_built(self, bundle: Bundle) -> None:
-        build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(VISION,)))
-        with pytest.raises(EngineError, match=rf"decoder\.engine was not built: {self.command}"):
-            find_engine(bundle, "tensorrt-rtx", DECODER)
-
-    def test_another_onnx(self, bundle: Bundle) -> None:
-        build(bundle, RTX)
-        changed = make_bundle(bundle.path, seed=1)
-        with pytest.raises(EngineError, match=rf"was built from another ONNX graph: {self.command}"):
-            find_engine(changed, "tensorrt-rtx", VISION)
-
-    def test_another_version(self, bundle: Bundle) -> None:
-        record = build(bundle, RTX)[0].path.parent / "build.json"
-        values = json.loads(record.read_text())
-        record.write_text(json.dumps(values | {"version": "1.2.3.4"}))
-        with pytest.raises(EngineError, match=rf"was built by version 1\.2\.3\.4, here is .*: {self.command}"):
-            find_engine(bundle, "tensorrt-rtx", VISION)
-        assert not build(bundle, RTX)[0].reused
-
-    def test_another_gpu(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        build(bundle, BuildOptions(backend="tensorrt-rtx", target="sm86,sm120", graphs=(VISION,)))
-        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-        with pytest.raises(EngineError, match=rf"was built for sm86,sm120, here is Test GPU \(sm89\): {self.command}"):
-            find_engine(bundle, "tensorrt-rtx", VISION)
-        build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(VISION,)))
-        assert find_engine(bundle, "tensorrt-rtx", VISION).parent.name == "tensorrt-rtx-any-fp32"
-
-    def test_a_truncated_engine_is_refused_and_built_again(self, bundle: Bundle) -> None:
-        engine = build(bundle, RTX)[0].path
-        engine.write_bytes(engine.read_bytes()[:-1])
-        with pytest.raises(EngineError, match=rf"is missing or truncated: {self.command}"):
-            find_engine(bundle, "tensorrt-rtx", VISION)
-        assert [built.reused for built in build(bundle, RTX)] == [False, True]
-
-    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 2, "graphs": {}}'])
-    def test_an_unreadable_record_counts_as_none(self, bundle: Bundle, content: str) -> None:
-        (build(bundle, RTX)[0].path.parent / "build.json").write_text(content)
-        with pytest.raises(EngineError, match="has no tensorrt-rtx engine"):
-            find_engine(bundle, "tensorrt-rtx", VISION)
-        assert not build(bundle, RTX)[0].reused
-
-
-@pytest.mark.parametrize(
-    ("target", "capability", "runs"),
-    [
-        ("any", (8, 0), True),
-        ("any", (7, 5), False),
-        ("ampere-plus", (9, 0), True),
-        ("sm86,sm120", (12, 0), True),
-        ("sm87", (8, 6), False),
-    ],
-)
-def test_which_gpus_a_target_runs_on(target: str, capability: tuple[int, int], runs: bool) -> None:
-    assert runs_on(target, capability) is runs
 
 
 def test_tensorrt_itself_builds_only_on_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "gpus", lambda: ())
     monkeypatch.setattr(trt, "load", lambda backend: type("module", (), {"__version__": "10.3.0"}))
-    with pytest.raises(EngineError, match=r"tensorrt builds on the GPU that it builds for, and .*--backend tensorrt-rtx"):
+    with pytest.raises(EngineError, match="--backend tensorrt-rtx"):
         build(bundle, BuildOptions(backend="tensorrt"))
 
 
@@ -303,77 +233,6 @@ def test_a_missing_package_says_what_brings_it(bundle: Bundle, monkeypatch: pyte
         build(bundle, BuildOptions(backend="tensorrt"))
 
 
-class Configuration:
-    """What an IBuilderConfig is told. flags: those that are on."""
-
-    def __init__(self) -> None:
-        self.flags, self.pools, self.capabilities = {"TF32"}, {}, {}
-
-    def clear_flag(self, flag: str) -> None:
-        self.flags.remove(flag)
-
-    def set_memory_pool_limit(self, pool: str, size: int) -> None:
-        self.pools[pool] = size
-
-    def set_compute_capability(self, capability: str, index: int) -> None:
-        self.capabilities[index] = capability
-
-
-class Library:
-    __version__ = "10.3.0"
-    BuilderFlag = SimpleNamespace(TF32="TF32")
-    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
-    HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
-    ComputeCapability = SimpleNamespace(SM86="86", SM120="120", __members__={"NONE": "", "SM86": "86", "SM120": "120"})
-
-
-class TestConfiguration:
-    @pytest.fixture(autouse=True)
-    def library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(trt, "load", lambda backend: Library)
-
-    @pytest.mark.parametrize(
-        ("options", "target", "expected"),
-        [
-            ({"backend": "tensorrt"}, "sm87", {"flags": set(), "pools": {}}),
-            ({"backend": "tensorrt", "tf32": True}, "sm87", {"flags": {"TF32"}}),
-            ({"backend": "tensorrt", "workspace": 3}, "sm87", {"pools": {"WORKSPACE": 3 * 1024 * 1024}}),
-            ({"backend": "tensorrt"}, "ampere-plus", {"hardware_compatibility_level": "AMPERE_PLUS"}),
-            ({"backend": "tensorrt-rtx"}, "any", {"capabilities": {}}),
-            ({"backend": "tensorrt-rtx"}, "sm86,sm120", {"capabilities": {0: "86", 1: "120"}, "num_compute_capabilities": 2}),
-        ],
-    )
-    def test_a_build_is_told_precision_workspace_and_gpus(self, options, target, expected) -> None:
-        configuration = Configuration()
-        build_module._configure(configuration, BuildOptions(**options), target)
-        told = vars(configuration)
-        assert {name: told[name] for name in expected} == expected
-        others = {"flags", "pools", "capabilities", *expected}
-        assert told.keys() == others
-
-    @pytest.mark.parametrize(
-        ("backend", "asked", "target"),
-        [
-            ("tensorrt", None, "sm89"),
-            ("tensorrt", "current", "sm89"),
-            ("tensorrt", "sm89", "sm89"),
-            ("tensorrt", "ampere-plus", "ampere-plus"),
-            ("tensorrt-rtx", None, "any"),
-            ("tensorrt-rtx", "current", "sm89"),
-            ("tensorrt-rtx", "sm86,sm120,sm86", "sm86,sm120"),
-        ],
-    )
-    def test_the_target_that_is_recorded(self, backend: str, asked: str | None, target: str, monkeypatch) -> None:
-        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-        assert resolved_target(backend, asked) == target
-
-    def test_tensorrt_builds_for_no_other_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
-        message = r'tensorrt builds for the GPU it runs on \(sm89\) or "ampere-plus", not for "sm87"'
-        with pytest.raises(EngineError, match=message):
-            resolved_target("tensorrt", "sm87")
-
-
 def test_kernel_timings_are_kept_between_builds_of_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told: list[object] = []
     config = SimpleNamespace(
@@ -381,7 +240,7 @@ def test_kernel_timings_are_kept_between_builds_of_tensorrt(monkeypatch: pytest.
         set_timing_cache=lambda cache, ignore_mismatch: told.append((cache, ignore_mismatch)),
         get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"timings"),
     )
-    monkeypatch.setattr(trt, "load", lambda backend: Library)
+    monkeypatch.setattr(trt, "load", lambda backend: SimpleNamespace(__version__="10.3.0"))
     monkeypatch.setattr(cuda, "gpus", lambda: (HERE,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):

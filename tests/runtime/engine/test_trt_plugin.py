@@ -54,7 +54,7 @@ def test_the_parser_is_told_to_prefer_plugins_or_left_no_other_choice(bundle, ha
 
 
 def test_a_plugin_is_refused_where_none_can_be(tmp_path):
-    with pytest.raises(EngineError, match="--plugin aot is for --backend tensorrt; tensorrt-rtx builds the plain nodes"):
+    with pytest.raises(EngineError, match=r"--plugin aot .*--backend tensorrt;"):
         PluginChoice.parse("aot", "tensorrt-rtx")
     with pytest.raises(EngineError, match=r"no plugin library at .*absent\.so"):
         PluginChoice.parse(str(tmp_path / "absent.so"), "tensorrt")
@@ -133,7 +133,7 @@ def test_an_engine_that_needs_the_library_is_refused_without_it(tmp_path):
 
     facts["graphs"][VISION]["plugin"] = "library"
     record.write_text(json.dumps(facts))
-    with pytest.raises(EngineError, match=f"needs {LIBRARY_FILE} beside it, which is missing: run `python -m runtime build"):
+    with pytest.raises(EngineError, match=f"{LIBRARY_FILE} .*: run `python -m runtime build"):
         find_engine(bundle, "tensorrt-rtx", VISION)
     library = built.path.parent / LIBRARY_FILE
     library.write_bytes(b"no library")

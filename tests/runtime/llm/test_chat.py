@@ -1,4 +1,4 @@
-"""What a chat asks for where nothing is said."""
+"""The defaults of a chat."""
 
 from __future__ import annotations
 

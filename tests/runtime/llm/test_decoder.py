@@ -22,7 +22,7 @@ class Engine:
         self.inputs = [SimpleNamespace(name=name, dtype=np.dtype(kind)) for name, kind in
                        (("attention_mask", np.int64), ("inputs_embeds", dtype), ("position_ids", np.int64))]  # fmt: skip
         self.fed, self.pairs, self.spoilt = [], None, None
-        caches = [f"{layer}.{half}" for layer in range(layers) for half in ("key", "value")]
+        caches = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self.inputs += [SimpleNamespace(name=f"past_key_values.{cache}", dtype=np.dtype(dtype)) for cache in caches]
         self.outputs = [SimpleNamespace(name=name) for name in ("logits", *(f"present.{cache}" for cache in caches))]
 
@@ -61,13 +61,13 @@ def test_a_conversation_has_a_key_and_a_value_cache_a_layer():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
-def test_opening_loads_the_decoder_s_graph_as_it_is_told(monkeypatch, given):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
+def test_opening_loads_the_decoder_s_graph_on_the_backend_and_device_that_were_asked_for(monkeypatch, arguments):
     asked = []
     bundle = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": 7}, llm={"layers": 1}))
-    monkeypatch.setattr(decoder, "open_engine", lambda *arguments: asked.append(arguments) or Engine(layers=1))
-    assert LocalDecoder.open(bundle, *given).max_context == 7
-    assert asked == [(bundle, "llm/decoder", *(given or ("auto", EngineOptions())))]
+    monkeypatch.setattr(decoder, "open_engine", lambda *passed: asked.append(passed) or Engine(layers=1))
+    assert LocalDecoder.open(bundle, *arguments).max_context == 7
+    assert asked == [(bundle, "llm/decoder", *(arguments or ("auto", EngineOptions())))]
 
 
 def test_a_prompt_is_fed_in_chunks_behind_what_is_there():

@@ -1,4 +1,4 @@
-"""What the local LLM asks its scheduler for and hands on, on a scheduler that answers what it is told."""
+"""What the local LLM asks its scheduler for and passes on, with a scheduler whose answers are scripted."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def clip(rows: int = 4) -> ClipTokens:
     return ClipTokens("clip", np.full((rows, 2), 0.5, np.float32))
 
 
-def test_a_request_is_what_the_chat_says(opened):
+def test_a_request_has_what_the_chat_has(opened):
     llm, scheduler = opened()
     sampling = Sampling(0.5, 0.9, 3)
     chat = Chat([], [about := clip()], 17, sampling, ["zz"], 1e12)
@@ -152,16 +152,16 @@ def test_a_piece_for_a_loop_that_is_gone_is_dropped():
     assert pieces.get_nowait() == Piece("kept") and pieces.empty()
 
 
-@pytest.mark.parametrize("given", [(), ("openvino", EngineOptions(threads=2))])
-def test_a_decoder_is_opened_once_for_bundles_that_share_it(monkeypatch, given):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(threads=2))])
+def test_a_decoder_is_opened_once_for_bundles_that_share_it(monkeypatch, arguments):
     first, second = (SimpleNamespace(manifest=SimpleNamespace(tokens_per_clip=count)) for count in (4, 9))
     asked = []
     monkeypatch.setattr(local, "Prompt", lambda bundle: SimpleNamespace(bundle=bundle))
     monkeypatch.setattr(local, "Scheduler", lambda decoder, prompt: SimpleNamespace(decoder=decoder, prompt=prompt))
-    opening = SimpleNamespace(open=lambda *arguments: asked.append(arguments) or SimpleNamespace(max_context=50))
+    opening = SimpleNamespace(open=lambda *passed: asked.append(passed) or SimpleNamespace(max_context=50))
     monkeypatch.setattr(local, "SlotDecoder", opening)
-    llm = LocalLLM.open(first, 3, *given)
-    assert asked == [(first, 3, *(given or ("auto", EngineOptions())))] and llm.scheduler.prompt is llm.prompt
+    llm = LocalLLM.open(first, 3, *arguments)
+    assert asked == [(first, 3, *(arguments or ("auto", EngineOptions())))] and llm.scheduler.prompt is llm.prompt
     other = llm.sharing(second)
     assert (
         other.shared is llm.shared is llm.scheduler and (llm.tokens_per_clip, other.tokens_per_clip) == (4, 9) and len(asked) == 1

@@ -166,7 +166,7 @@ def test_of_two_caches_the_one_that_has_more_in_common_is_taken_over(bundle, end
     first, other = _request(bundle, 0, 100, max_tokens=2), _request(bundle, 1, 100)
     keys = [*first.keys[:80], *other.keys[80:]]
     second = Request(keys, np.asarray(Prompt(bundle).embeddings[keys]), max_tokens=2)
-    with endless._changed:  # both wait before either is given a slot, so that they get two
+    with endless._changed:  # both wait before either gets a slot, so that they get two
         asked = [Asked(endless, first), Asked(endless, second)]
     assert [one.wait().generation.cached for one in asked] == [0, 0]
     for request in (first, second):
@@ -271,11 +271,11 @@ def test_a_step_that_fails_is_tried_for_each_by_itself(bundle, endless, monkeypa
     alone = [_alone(bundle, request) for request in requests]
     decoder = endless.decoder
 
-    def half_way(slots, embeddings):
+    def fails_midway(slots, embeddings):
         decoder.lengths[slots[0]] += 1  # as an engine that takes one conversation at a time fails at the second
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(decoder, "step", half_way)
+    monkeypatch.setattr(decoder, "step", fails_midway)
     asked = [Asked(endless, request) for request in requests]
     assert [one.wait().generation.ids for one in asked] == alone
 

@@ -82,7 +82,7 @@ def test_a_full_slot_beside_a_step_does_not_break_it(bundle, alone, slots):
     np.testing.assert_allclose(got[1], conversation.extend(step[1][None, None]), atol=2e-4)
     assert slots.lengths[1] >= full - 1
     slots.lengths[1] = full
-    with pytest.raises(ContextError, match=f"needs {full + 1} positions"):
+    with pytest.raises(ContextError, match=str(full + 1)):
         slots.step([1], step[:1])
 
 

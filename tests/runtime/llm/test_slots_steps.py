@@ -36,14 +36,14 @@ class Engine:
     device = "cpu"
 
     def __init__(self, batch: int | str):
-        half = np.dtype(np.float16)
+        float16 = np.dtype(np.float16)
         caches = [f"{layer}.{part}" for layer in range(2) for part in ("key", "value")]
         self.inputs = (
-            TensorSpec("other", half, (5,)),
-            TensorSpec("inputs_embeds", half, (batch, "positions", D)),
-            *(TensorSpec(f"past_key_values.{cache}", half, (batch, 1, 10, D)) for cache in caches),
+            TensorSpec("other", float16, (5,)),
+            TensorSpec("inputs_embeds", float16, (batch, "positions", D)),
+            *(TensorSpec(f"past_key_values.{cache}", float16, (batch, 1, 10, D)) for cache in caches),
         )
-        self.outputs = [TensorSpec(f"present.{cache}", half, (batch, 1, 10, D)) for cache in caches]
+        self.outputs = [TensorSpec(f"present.{cache}", float16, (batch, 1, 10, D)) for cache in caches]
         self.states: list[tuple[dict[str, str], dict[str, int]]] = []
         self.runs: list[tuple] = []
         self.closed = 0
@@ -121,7 +121,7 @@ def test_a_prompt_is_prefilled_in_chunks():
 
 
 def test_a_cache_is_one_for_all_slots_or_one_for_each():
-    pairs = {f"past_key_values.{n}.{half}": f"present.{n}.{half}" for n in (0, 1) for half in ("key", "value")}
+    pairs = {f"past_key_values.{n}.{part}": f"present.{n}.{part}" for n in (0, 1) for part in ("key", "value")}
     one, each = decoder([0] * 3), decoder([0] * 3, 1)
     assert one.engine.states == [(pairs, {"batch": 3})] and each.engine.states == [(pairs, {})] * 3
     for closed in (one, each):

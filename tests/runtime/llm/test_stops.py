@@ -1,4 +1,4 @@
-"""Stop strings, however the text is cut into pieces, end it where a search of the whole text would."""
+"""Stop strings, however the text is cut into pieces, end it where a search of the complete text would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.llm.stops import StopFilter
 
 
 def _reference(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
-    """The text up to the nearest stop as soon as one is complete: the whole text is searched again after every piece."""
+    """The text up to the nearest stop as soon as one is complete: all text so far is searched again after every piece."""
     for count in range(1, len(pieces) + 1):
         text = "".join(pieces[:count])
         ends = [at for at in range(len(text)) if any(text.startswith(stop, at) for stop in stops)]
@@ -43,7 +43,7 @@ def test_what_was_held_back_comes_at_the_end():
 
 
 @pytest.mark.parametrize(
-    ("stops", "pieces", "given"),
+    ("stops", "pieces", "released"),
     [
         ([], ["a", "bc"], ["a", "bc"]),
         ([""], ["a", "bc"], ["a", "bc"]),
@@ -54,6 +54,6 @@ def test_what_was_held_back_comes_at_the_end():
         (["ba"], ["bab", "b"], ["", ""]),
     ],
 )
-def test_no_more_is_held_back_than_may_begin_a_stop(stops, pieces, given):
+def test_no_more_is_held_back_than_may_begin_a_stop(stops, pieces, released):
     one = StopFilter(stops)
-    assert [one.push(piece) for piece in pieces] == given
+    assert [one.push(piece) for piece in pieces] == released

@@ -1,4 +1,4 @@
-"""Rows of the table of word embeddings: which come, as what, and what is said of a table that is not the bundle's."""
+"""Rows of the table of word embeddings: their values and dtypes, and the errors for a table that is not the bundle's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_float_rows_are_those_of_the_file(tmp_path, dtype):
         np.testing.assert_array_equal(got, ROWS[list(ids)])
 
 
-def test_int8_rows_are_worth_their_own_step_each(tmp_path):
+def test_int8_rows_are_multiplied_by_their_scales(tmp_path):
     rows = table(tmp_path, ROWS.astype(np.int8), np.float32([1, 0.5, 2, 0.25]))
     assert (len(rows), rows.dtype) == (4, np.float32)
     got = rows[[3, 1]]
@@ -41,7 +41,7 @@ def test_int8_rows_are_worth_their_own_step_each(tmp_path):
     assert rows[[]].shape == (0, 3)
 
 
-def test_a_table_says_what_it_is_of():
+def test_a_table_is_read_from_the_files_of_its_dtype():
     bundle = SimpleNamespace(file=lambda name: read.append(name) or Path(name), manifest=SimpleNamespace(hidden_size=3))
     for dtype, files in ((np.int8, ["llm/embed_tokens.npy", "llm/embed_scales.npy"]), (np.float16, ["llm/embed_tokens.npy"])):
         asked, read = [], []
@@ -55,15 +55,15 @@ def test_a_table_says_what_it_is_of():
 
 @pytest.mark.parametrize(("ids", "named"), [([4], 4), ([0, 9, 4], 9), ([-1], -1), ([3, -1], -1), ([9, -2], -2)])
 def test_a_token_without_a_row_is_named(tmp_path, ids, named):
-    with pytest.raises(BundleError, match=rf"embed_tokens\.npy has 4 rows and none for token {named}; export the bundle again"):
+    with pytest.raises(BundleError, match=rf"embed_tokens\.npy .*\b4\b.* {named}\b"):
         table(tmp_path, ROWS.astype(np.float32))[ids]
 
 
 @pytest.mark.parametrize(
     ("rows", "scales", "hidden", "message"),
     [
-        (ROWS.astype(np.float32), None, 4, r"embed_tokens\.npy has rows of 3 values, the manifest says 4"),
-        (ROWS.astype(np.int8), np.ones(3, np.float32), 3, r"embed_scales\.npy has the shape \(3,\), llm/embed_tokens\.npy 4 rows"),
+        (ROWS.astype(np.float32), None, 4, r"embed_tokens\.npy.* 3 .* 4"),
+        (ROWS.astype(np.int8), np.ones(3, np.float32), 3, r"embed_scales\.npy .*3,.* 4 "),
         (ROWS.astype(np.int8), np.ones((4, 1), np.float32), 3, r"embed_scales\.npy"),
         (ROWS.astype(np.int8), np.ones(4), 3, r"embed_scales\.npy"),
         (ROWS.astype(np.int16), None, 3, r"embed_tokens\.npy"),

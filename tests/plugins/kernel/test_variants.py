@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
-
 import pytest
 
-from plugins import nvrtc
-from plugins.nvrtc import Compiled, Variant, launches, resident_blocks, variant_for
+from plugins.kernel.variants import Variant, launches, resident_blocks, variant_for
 from plugins.op import StGridPool
 from plugins.plan import make_plan
-from runtime.core.errors import EngineError, UserError
 
 
 @pytest.mark.parametrize(
@@ -117,108 +112,3 @@ def test_the_generic_way_does_windows_and_cells_of_a_task_one_after_the_other():
     plan = make_plan(StGridPool((4,), (1,)), 4, 6, 10)
     generic = Variant("bfloat16", True, -1, 0, 1, 256, 1)
     assert launches(plan, generic) == ((0, 4, 30, 1, 120), (4, 0, 1, 15, 15))
-
-
-def _bindings(monkeypatch, **modules) -> None:
-    package = ModuleType("cuda.bindings")
-    vars(package).update(modules)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
-    for name in ("driver", "nvrtc"):
-        monkeypatch.delitem(sys.modules, f"cuda.bindings.{name}", raising=False)
-
-
-def _raises(*arguments):
-    raise RuntimeError("Failed to dlopen")
-
-
-def test_what_is_missing_to_compile_is_named(monkeypatch):
-    good = SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))
-    _bindings(monkeypatch, nvrtc=good)
-    assert nvrtc._nvrtc() is good
-    _bindings(monkeypatch, nvrtc=SimpleNamespace(nvrtcVersion=_raises))
-    with pytest.raises(
-        UserError, match=r'compiling the plugin\'s kernel needs the package "nvidia-cuda-nvrtc".*st-gridpool\[plugin\]'
-    ):
-        nvrtc._nvrtc()
-    _bindings(monkeypatch)
-    with pytest.raises(UserError, match=r'compiling the plugin\'s kernel needs the package "cuda-bindings".*st-gridpool\[plugin\]'):
-        nvrtc._nvrtc()
-
-
-class Status(int):
-    name = "NO_DEVICE"
-
-
-def test_a_call_that_fails_is_named_and_one_that_does_not_gives_its_value():
-    assert (nvrtc._checked((0, 7)), nvrtc._checked((0, 7, 8)), nvrtc._checked((0,))) == (7, 7, None)
-    with pytest.raises(EngineError, match="NO_DEVICE"):
-        nvrtc._checked((Status(100), 7))
-
-
-def test_what_ptxas_says_is_read_from_its_last_line():
-    said = "Used 7 registers, 16 bytes smem\nUsed 40 registers"
-    assert nvrtc._number(r"Used (\d+) registers", said) == 40
-    assert nvrtc._number(r"(\d+) bytes smem", said) == 16
-    assert nvrtc._number(r"(\d+) bytes lmem", said) == 0
-
-
-class Compiler:
-    """Stands in for cuda.bindings.nvrtc; `status` is what a compilation ends with, `log` what it says."""
-
-    def __init__(self, status: int, log: bytes):
-        self.status, self.log, self.asked, self.destroyed = status, log, [], []
-
-    def nvrtcCreateProgram(self, *asked):
-        self.asked.append(asked)
-        return 0, "program"
-
-    def nvrtcCompileProgram(self, program, count, options):
-        self.asked.append((count, options))
-        return (self.status,)
-
-    def nvrtcDestroyProgram(self, program):
-        self.destroyed.append(program)
-
-    def __getattr__(self, name):
-        content = {"ProgramLog": self.log, "PTX": b"ptx", "CUBIN": b"a cubin"}[name.removeprefix("nvrtcGet").removesuffix("Size")]
-
-        def get(program, buffer=None):
-            if buffer is None:
-                return 0, len(content)
-            buffer[:] = content
-            return (0,)
-
-        return get
-
-
-SAID = b"ptxas info: 16 bytes spill stores, 8 bytes spill loads\nUsed 40 registers, 4096 bytes smem\n\0"
-
-
-@pytest.mark.parametrize(
-    ("target", "compiled"), [("sm_90", Compiled(b"a cubin", 40, 24, 4096)), ("compute_90", Compiled(b"ptx", 0, 0, 0))]
-)
-def test_a_variant_is_compiled_with_its_numbers_as_template_arguments(monkeypatch, target, compiled):
-    compiler = Compiler(0, SAID)
-    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: compiler)
-    compile_kernel = nvrtc.compile_kernel.__wrapped__
-    assert compile_kernel(Variant("float16", True, -1, 2, 2, 64, 1, 2), target) == compiled
-    (source, name, count, texts, names), (number, options) = compiler.asked
-    assert source.startswith(b'#include "st_gridpool.cuh"\nusing namespace gridpool;\n')
-    assert b"__launch_bounds__(64, 9) st_gridpool(" in source
-    assert b"  run_walks<Half, 2, 2, 2, 64>(args, plan, x, scratch, out, launch);\n" in source
-    assert (name, count, len(texts)) == (b"st_gridpool.cu", len(names), len(names))
-    assert b"st_gridpool.cuh" in names and b"struct Args" in texts[names.index(b"clip.cuh")]
-    assert number == len(options) and options == [
-        f"--gpu-architecture={target}".encode(), b"--std=c++17", b"--ptxas-options=-v", b"--device-as-default-execution-space",
-    ]  # fmt: skip
-    assert compiler.destroyed == ["program"]
-    compile_kernel(Variant("bfloat16", False, 3, 3, 1, 96, 1), target, "int before;", "(%d, %d) %s")
-    assert compiler.asked[2][0].endswith(b"namespace gridpool;\nint before;\n(96, 1) <BFloat16, 0, 3, 3, 1>")
-
-
-def test_what_the_compiler_refuses_is_one_line_and_leaves_nothing_behind(monkeypatch):
-    compiler = Compiler(6, b"error:\n  no such type\n\0")
-    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: compiler)
-    with pytest.raises(EngineError, match=r"^NVRTC can't compile the kernel for sm_90: error: no such type$"):
-        nvrtc.compile_kernel.__wrapped__(Variant("float32", True, -1, 2, 2, 64, 2), "sm_90")
-    assert compiler.destroyed == ["program"]

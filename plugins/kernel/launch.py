@@ -1,4 +1,4 @@
-"""`st_gridpool(x, spec)` on a GPU: any CUDA array in, an array of the same kind out, on the caller's stream, nothing copied.
+"""`st_gridpool(x, spec)` on a GPU: any CUDA array in, an array of the same kind out, on the caller's stream, without a copy.
 
 The kernel is compiled by NVRTC at the first call with a spec, D, dtype and GPU, and launched through the driver API (cuda-bindings).
 The first call with a shape also uploads its plan, a few kilobytes: make it before capturing a CUDA graph.
@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from plugins.arrays import View, empty_like, stream_of, view
 from plugins.driver import Device, call_driver, driver
 from plugins.errors import EngineError, SpecError
-from plugins.nvrtc import BYTES, KERNEL, Variant, compile_kernel, launches, variant_for
+from plugins.kernel.arrays import View, empty_like, stream_of, view
+from plugins.kernel.compile import KERNEL, compile_kernel
+from plugins.kernel.variants import BYTES, Args, Variant, args_of, launches, variant_for
 from plugins.op import StGridPool, not_covered, output_shape, spec_from_text
 from plugins.plan import Plan, make_plan
 
@@ -27,7 +28,7 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     """[T, H, W, D] -> [T, H', W', D], queued on `stream` (the current one of x's package where None).
 
     x: float32, float16 or bfloat16 CUDA array, contiguous, of torch, CuPy, or anything with DLPack or `__cuda_array_interface__`;
-    the last kind needs `out`, of the right shape, dtype and device. UserError where the kernel does not cover spec, shape or array.
+    others need `out`, of the right shape, dtype and device. UserError where the kernel does not cover spec, shape or array.
     """
     spec = spec_from_text(spec) if isinstance(spec, str) else spec
     handle = stream_of(x, stream)
@@ -40,7 +41,7 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     gpu = _gpu(_device_of(source))
     result = empty_like(x, shape, handle) if out is None else out
     if result is None:
-        raise EngineError(f"an array of {type(x).__module__} can't be made here; pass out=, {source.dtype} of shape {list(shape)}")
+        raise EngineError(f"cannot allocate an array of {type(x).__module__}; pass out=, {source.dtype} of shape {list(shape)}")
     target = view(result, handle)
     _refuse_layout("out", target)
     if (target.shape, target.dtype, _device_of(target)) != (shape, source.dtype, gpu.ordinal):
@@ -53,25 +54,9 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     return result
 
 
-_INTS = "frames height width rows columns window padding vecs tasks_at versions_at tiles_at pools_at"
-_FLOATS = ("temperature", "order", "inverse_dim")
-
-
-class Args(ctypes.Structure):
-    """`Args` of csrc/st_gridpool.cuh, member by member."""
-
-    _fields_ = tuple((name, ctypes.c_int) for name in _INTS.split()) + tuple((name, ctypes.c_float) for name in _FLOATS)
-
-
-def args_of(plan: Plan, spec: StGridPool, hidden: int, dtype: str) -> Args:
-    sections = [plan.section(name) for name in ("tasks", "versions", "tiles", "pools")]
-    vecs = hidden * BYTES[dtype] // 16
-    return Args(*plan.ints[1:8], vecs, *sections, spec.temperature, spec.order, 1.0 / hidden)
-
-
 @dataclass(frozen=True)
 class _Call:
-    """What is the same in every call with one spec, shape and dtype: a call itself must cost microseconds."""
+    """What calls with one spec, shape and dtype share, so that a call itself costs microseconds."""
 
     plan: Plan
     variant: Variant
@@ -106,7 +91,7 @@ class _Gpu(Device):
 
     @contextlib.contextmanager
     def scratch(self, size: int, stream: int) -> Iterator[int]:
-        """Stream-ordered memory: it is free for others when the kernels that use it have run."""
+        """Stream-ordered memory, which is free again when the kernels that use it have run."""
         pointer = call_driver("cuMemAllocAsync", size, stream) if size else 0
         try:
             yield int(pointer)
@@ -171,4 +156,4 @@ def _refuse_layout(name: str, array: View) -> None:
     if not array.contiguous:
         raise EngineError(f"{name} is not contiguous; expected [T, H, W, D] in row order, make it so with .contiguous()")
     if array.pointer % 16:
-        raise EngineError(f"{name} begins at an address that is no multiple of 16 bytes; copy it to memory of its own")
+        raise EngineError(f"{name} begins at an address that is not a multiple of 16 bytes; copy it")

@@ -1,5 +1,5 @@
-"""What the kernel must know of somebody's CUDA array, without copying it: torch, CuPy, and anything that speaks DLPack or
-`__cuda_array_interface__` (JAX, Numba, …). None of these packages is imported; where an array came from one, it is loaded.
+"""Pointer, shape and dtype of a CUDA array, without a copy: torch, CuPy, and anything with DLPack or `__cuda_array_interface__`
+(JAX, Numba, …). None of these packages is imported: where an array comes from one, it is loaded already.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class View:
 
 
 def view(array: Any, stream: int) -> View:
-    """EngineError where `array` is none that lies on a GPU. What wrote it is ordered before `stream` where DLPack can say so."""
+    """The view of an array on a GPU; EngineError for anything else. With DLPack, what wrote the array is ordered before `stream`."""
     if _package(array) == "torch":
         if not array.is_cuda:
-            raise EngineError(f"x lies on {array.device}; expected a CUDA array, move it with .cuda()")
+            raise EngineError(f"x is on {array.device}; expected a CUDA array, move it with .cuda()")
         dtype = str(array.dtype).removeprefix("torch.")
         return View(array.data_ptr(), tuple(array.shape), dtype, array.is_contiguous(), array.device.index, array)
     try:
         interface = getattr(array, "__cuda_array_interface__", None)
-    except (TypeError, ValueError, RuntimeError):  # a type that the interface can't name: bfloat16
+    except (TypeError, ValueError, RuntimeError):  # a dtype that the interface has no name for: bfloat16
         interface = None
     if interface is not None:
         shape, typestr = tuple(interface["shape"]), interface["typestr"]
@@ -49,13 +49,13 @@ def view(array: Any, stream: int) -> View:
     if hasattr(array, "__dlpack__"):
         kind, device = array.__dlpack_device__()
         if int(kind) not in (_CUDA, _CUDA_MANAGED):
-            raise EngineError(f"x lies on DLPack device type {int(kind)}; expected a CUDA array (type {_CUDA})")
-        return view_of_capsule(array.__dlpack__(stream=stream or 1), device)  # 1 is DLPack's name of stream 0
+            raise EngineError(f"x is on DLPack device type {int(kind)}; expected a CUDA array (type {_CUDA})")
+        return view_of_capsule(array.__dlpack__(stream=stream or 1), device)  # 1 is DLPack's name for stream 0
     raise EngineError(f"x is {type(array).__name__}; expected a CUDA array: torch, CuPy, DLPack or __cuda_array_interface__")
 
 
 def view_of_capsule(capsule: Any, device: int | None) -> View:
-    """A DLPack capsule, unversioned; it is its own owner and frees what it holds, because it is not marked as used."""
+    """The view of an unversioned DLPack capsule, which owns the memory: it is not marked as used, so it frees it."""
     tensor = _Tensor.from_address(_pointer(capsule, b"dltensor"))
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _strides(shape, 1)

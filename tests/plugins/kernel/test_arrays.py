@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import plugins
-from plugins.arrays import empty_like, stream_of, view, view_of_capsule
-from plugins.cuda import Args, args_of
+from plugins.kernel.arrays import empty_like, stream_of, view, view_of_capsule
+from plugins.kernel.variants import Args, args_of
 from plugins.op import StGridPool
 from plugins.plan import make_plan
 from runtime.core.errors import EngineError, SpecError, UserError
@@ -29,7 +29,7 @@ def cuda_array(shape=(8, 6, 6, 16), typestr="<f2", strides=None, pointer=1 << 20
 
 
 def test_an_array_on_the_cpu_is_refused():
-    with pytest.raises(EngineError, match="x lies on cpu"):
+    with pytest.raises(EngineError, match="x is on cpu"):
         plugins.st_gridpool(torch.zeros(8, 6, 6, 16), "nsp:window=2")
     with pytest.raises(EngineError, match="DLPack device type 1"):
         plugins.st_gridpool(np.zeros((8, 6, 6, 16), np.float32), "nsp:window=2")
@@ -189,7 +189,7 @@ def test_an_array_whose_interface_fails_is_taken_through_dlpack_on_a_stream(devi
 
     array = Array()
     if not taken:
-        with pytest.raises(EngineError, match=rf"x lies on DLPack device type {device}; expected a CUDA array \(type 2\)"):
+        with pytest.raises(EngineError, match=rf"x is on DLPack device type {device}; expected a CUDA array \(type 2\)"):
             view(array, stream)
         return
     seen = view(array, stream)
