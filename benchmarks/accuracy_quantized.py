@@ -92,9 +92,7 @@ def _weights(bundle: Bundle) -> int:
     """Bytes of the graphs that run, and of the embeddings."""
     names = [name for name in bundle.manifest.files if name.endswith(".npy") or ".onnx" in name]
     return sum(
-        bundle.manifest.files[name]["size"]
-        for name in names
-        if "reference" not in name and "batch" not in name and "loop" not in name
+        bundle.manifest.files[name].size for name in names if "reference" not in name and "batch" not in name and "loop" not in name
     )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     result = {"import": _IMPORT, "ready": since_start(), "prompts": []}
     if vision:
         manifest = vision.bundle.manifest
-        pixels = pixel_values(manifest.frames, manifest.preprocessing["size"][0])
+        pixels = pixel_values(manifest.frames, manifest.preprocessing.size[0])
         vision.tokens(pixels)
         result["encode"], tokens = timed(lambda: vision.tokens(pixels))
         result["tokens"] = len(tokens)

@@ -18,8 +18,8 @@ CUDA_TESTS = "tests/runtime/engine/test_cuda_on_gpu.py"
 KERNEL_TESTS = "tests/plugins/test_kernel_on_gpu.py"
 # leaks are looked for when the context ends, which a test run leaves to the driver
 PYTEST_THEN_RESET = (
-    "import sys, pytest; status = pytest.main(sys.argv[1:]); from runtime.engine import cuda; "
-    "cuda._runtime().cudaDeviceReset(); sys.exit(int(status))"
+    "import sys, pytest; status = pytest.main(sys.argv[1:]); from plugins.driver import Device, call_driver; "
+    "call_driver('cuDevicePrimaryCtxReset', Device(0).handle); sys.exit(int(status))"
 )
 PASSED_TESTS = r"^=*\s*(\d+) passed(?!.*skipped).*"  # a test that was skipped shows nothing
 CUDA_CALLS = r"^(\d+) facts, 0 wrong"

@@ -118,6 +118,6 @@ def _normal(shape: tuple[int, ...], deviation: float, seed: int) -> np.ndarray:
 def _write_clip(out: Path, manifest: Any) -> None:
     """The reference input as `runtime.tools.reference.clip` reads it."""
     buffer = io.BytesIO()
-    np.save(buffer, pixel_values(manifest.frames, manifest.preprocessing["size"][0]))
+    np.save(buffer, pixel_values(manifest.frames, manifest.preprocessing.size[0]))
     feed = {"pixel_values": {"array": base64.b64encode(buffer.getvalue()).decode()}}
     (out / "reference" / "inputs.json").write_text(json.dumps([feed]), encoding="utf-8")

@@ -103,10 +103,8 @@ def _gpu_bytes(device: str) -> int:
     """Bytes of the GPU in use, by everything on it; 0 on a CPU."""
     if device != "cuda":
         return 0
-    import ctypes
+    from plugins.driver import Device, driver
 
-    from runtime.engine import cuda
-
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    cuda._runtime().cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
-    return total.value - free.value
+    with Device(0).active():
+        _, free, total = driver().cuMemGetInfo()
+    return total - free

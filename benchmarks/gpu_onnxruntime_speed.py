@@ -159,7 +159,7 @@ def _torch(torch: Any, bundle: Any, dtype_name: str, attention: str, args: argpa
         model = kind._from_config(settings, attn_implementation=attention, dtype=dtype).eval()
     side, hidden = shape.image // 14, shape.llm.width
     pixels = torch.from_numpy(pixel_values(frames, shape.image)).to(args.device, dtype)
-    module = make(bundle.manifest.compression["spec"], frames=frames, height=side, width=side).to(args.device).eval()
+    module = make(bundle.manifest.compression.spec, frames=frames, height=side, width=side).to(args.device).eval()
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     embeddings = prompt_embeddings(bundle.manifest.tokens_per_clip + TEXT_POSITIONS, hidden)
     prompt = torch.from_numpy(embeddings).to(args.device, dtype)

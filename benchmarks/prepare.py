@@ -14,7 +14,7 @@ from harness import ROOT, Run, log, run_python
 
 WORK = ROOT / "build" / "benchmarks"
 _DIGITS = 10  # of a digest in a name
-_SOURCES = ("export", "plugins", "runtime/bundle/__init__.py", "benchmarks/random_checkpoint.py", "benchmarks/random_tokenizer.py")
+_SOURCES = ("export", "plugins", "runtime/bundle", "benchmarks/random_checkpoint.py", "benchmarks/random_tokenizer.py")
 
 
 def checkpoint(size: str, threads: int) -> Path:

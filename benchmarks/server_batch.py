@@ -110,7 +110,7 @@ def measure(path: str, backend: str, bf16: bool, threads: int, rounds: int) -> d
         "different": different,
         "answers": answers,
         "positions": positions,
-        "max_context": bundle.manifest.limits["max_context"],
+        "max_context": bundle.max_context,
     }
 
 

@@ -19,6 +19,7 @@ from seek import write_clip
 from workload import timed
 
 sys.path.insert(0, str(ROOT))
+from runtime.bundle.manifest import Preprocessing
 from runtime.media.clip import sample_frames
 from runtime.media.preprocess import Preprocessor, load_clip
 
@@ -29,14 +30,7 @@ ROUNDS = 5
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    preprocessing = {
-        "size": [job["size"]] * 2,
-        "resample": "bicubic",
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    preprocessor = Preprocessor(preprocessing)
+    preprocessor = Preprocessor(Preprocessing((job["size"], job["size"]), "bicubic", 1 / 255, 0.5, 0.5))
     video = Path(job["video"])
     if not video.exists():
         write_clip(video.with_suffix(".writing.mp4"), HEIGHT, KEYFRAMES)

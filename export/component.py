@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 
 from export.quantize.report import Report
-from export.surgeon import PassReport
 from export.tensorrt import parse_with_rtx, require
 from export.verify import StageResult
+from runtime.bundle.manifest import LLMInfo, PassReport, StageTensor
 from runtime.core.errors import ExportError
 
 
@@ -33,9 +32,9 @@ class Component:
     verified: list[StageResult] = field(default_factory=list)
     tensorrt: dict[str, str] = field(default_factory=dict)
     quantized: dict[str, Report] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[StageTensor] = field(default_factory=list)
     visual_tokens: np.ndarray | None = None
-    llm: dict[str, Any] = field(default_factory=dict)
+    llm: LLMInfo | None = None
 
 
 def base_dtype(precision: str) -> str:

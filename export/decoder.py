@@ -26,12 +26,12 @@ S prompt positions, P positions read, M cache capacity, D hidden, V vocabulary, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from runtime.bundle.manifest import LLMInfo
 from runtime.bundle.tensors import PAST, PRESENT, cache_names
 from runtime.core.errors import ExportError
 
@@ -80,14 +80,9 @@ class Decoder(nn.Module):
         """(past names, present names), in the order of `forward`."""
         return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
-    def record(self) -> dict[str, Any]:
-        """The `llm` entry of the manifest, without attention and precision."""
-        return {
-            "layers": len(self.layers),
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-        }
+    def info(self, attention: str, precision: str) -> LLMInfo:
+        """The manifest's `llm`."""
+        return LLMInfo(len(self.layers), self.kv_heads, self.head_dim, self.vocab_size, attention, precision)
 
 
 class _Layer(nn.Module):

@@ -16,12 +16,12 @@ T frames, h, w rows and columns of a source frame, h', w' of the model's input.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError
 from runtime.media.preprocess import Preprocessor
 
@@ -49,7 +49,7 @@ def source_size(text: str, size: list[int]) -> tuple[int, int] | None:
 class FrameInput(nn.Module):
     """frames uint8 [T, h, w, 3] -> pixel_values float32 [T, 3, h', w'], as `runtime.media.preprocess` makes them."""
 
-    def __init__(self, preprocessing: dict[str, Any], source: tuple[int, int]):
+    def __init__(self, preprocessing: Preprocessing, source: tuple[int, int]):
         super().__init__()
         processor = Preprocessor(preprocessing)
         self.source, self.size = source, processor.size
@@ -58,7 +58,7 @@ class FrameInput(nn.Module):
         self.down_first = False
         self._find_order(processor)
         # Plain attributes, not buffers: `.half()` must leave them alone.
-        self.factor = float(preprocessing["rescale_factor"])
+        self.factor = float(preprocessing.rescale_factor)
         self.mean, self.std = (torch.tensor(value)[:, None, None] for value in processor.mean_and_std)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,10 +31,11 @@ from export.quantize.layers import save, with_weights
 from export.quantize.llm import quantize_llm
 from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
-from export.surgeon import PassReport, run_passes
+from export.surgeon import run_passes
 from export.trace import trace_decoder
 from export.verify import StageResult, verify_batch, verify_float16, verify_llm
 from runtime.bundle import DECODER, DECODER_BATCH, Bundle
+from runtime.bundle.manifest import LLMInfo, PassReport
 from runtime.core.progress import step
 from runtime.prompt.embeddings import ROWS, SCALES
 from runtime.tools.float16_rows import compare_llm_float16
@@ -57,7 +58,7 @@ def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) ->
     with step("reading the LLM"):
         causal_lm = plan.family.load_llm(plan.checkpoint)
     decoder = Decoder(causal_lm, llm.max_context, options.attention)
-    record = decoder.record() | {"attention": options.attention, "precision": dtype}
+    info = decoder.info(options.attention, dtype)
     with step("tracing the LLM"):
         traced = trace_decoder(copy.deepcopy(decoder).half() if dtype == "fp16" else decoder, path, options.attention)
     with step("surgeon passes on the LLM"):
@@ -76,37 +77,37 @@ def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) ->
             shown = _random_rows(embeddings, min(_STAND_IN, max(plan.tokens, room)))
         expected = reference.llm(causal_lm, llm.question, shown[: reference.LLM_VISUAL_TOKENS])
     reference.save_llm(directory / "reference", expected)
-    verified = _compare(_bundle(directory, plan, record), expected)
+    verified = _compare(_bundle(directory, plan, info), expected)
 
     quantized = {}
     if precision != dtype:
         with step("quantising the LLM"):
             clip = _random_rows(embeddings, plan.tokens) if visual_tokens is None else None
-            model, reports, quantized[DECODER] = _quantize(_bundle(directory, plan, record), plan, clip)
+            model, reports, quantized[DECODER] = _quantize(_bundle(directory, plan, info), plan, clip)
             passes += reports
             values, scales = rows_to_int8(table)
             np.save(directory / ROWS, values)
             np.save(directory / SCALES, scales)
-        record |= {"precision": precision} | ({"block": block} if block else {})
-        verified += _compare(_bundle(directory, plan, record), expected)
+        info = replace(info, precision=precision, block=block or None)
+        verified += _compare(_bundle(directory, plan, info), expected)
     model, reports = run_passes(model, ["batch"], graph=DECODER_BATCH, directory=path.parent)
     onnx.save(model, str(directory / f"{DECODER_BATCH}.onnx"))
     passes += reports
     tensorrt = check_tensorrt(directory, DECODER, options.tensorrt)
 
-    bundle = _bundle(directory, plan, record)
+    bundle = _bundle(directory, plan, info)
     with step("comparing a batch of conversations with each alone"):
         verified.append(verify_batch(bundle, expected.rounding))
     if dtype == "fp16":
         with step("computing the LLM in float16"):
             verified += verify_float16(compare_llm_float16(bundle, expected), "--llm-precision fp32")
-    return Component(passes, verified, tensorrt, quantized, llm=record)
+    return Component(passes, verified, tensorrt, quantized, llm=info)
 
 
-def _bundle(directory: Path, plan: Plan, record: dict[str, Any]) -> Bundle:
-    """What is written so far, as the runtime opens it; record: the manifest's `llm`."""
+def _bundle(directory: Path, plan: Plan, info: LLMInfo) -> Bundle:
+    """What is written so far, as the runtime opens it; info: the manifest's `llm`."""
     files = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    return Bundle(directory, make_manifest(plan, Component(), Component(llm=record), files=files))
+    return Bundle(directory, make_manifest(plan, Component(), Component(llm=info), files=files))
 
 
 def _compare(bundle: Bundle, expected: LLMReference) -> list[StageResult]:

@@ -12,6 +12,7 @@ from export.plan import Plan
 from export.quantize.qdq import OPSET_OF_INT4
 from runtime import __version__
 from runtime.bundle import Manifest
+from runtime.bundle.manifest import UNHASHED, Checkpoint, Compression, Limits
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 
@@ -22,22 +23,22 @@ def make_manifest(plan: Plan, vision: Component, llm: Component, digest: str = "
     int4 = options.of_llm.startswith("int4") and options.only != "vision"
     return Manifest(
         family=options.model,
-        checkpoint={"id": plan.checkpoint.id, "sha256": digest},
-        compression={"preset": plan.preset, "spec": plan.compress.spec, "place": options.place},
+        checkpoint=Checkpoint(plan.checkpoint.id, digest),
+        compression=Compression(plan.preset, plan.compress.spec, options.place),
         frames=plan.frames,
-        grid=list(plan.vision.grid),
+        grid=plan.vision.grid,
         tokens_per_clip=plan.tokens,
         hidden_size=plan.vision.hidden_size,
         preprocessing=plan.preprocessing,
-        prompt=plan.llm.prompt if plan.llm else {},
+        prompt=plan.llm.prompt if plan.llm else None,
         llm=llm.llm,
         precision=options.precision,
         opset=max(OPSET[options.attention], OPSET_OF_INT4 if int4 else 0),
-        limits={"max_context": plan.llm.max_context} if plan.llm else {},
-        stages=vision.stages,
-        report=[report.as_dict() for report in vision.passes + llm.passes],
+        limits=Limits(plan.llm.max_context) if plan.llm else None,
+        stages=tuple(vision.stages),
+        report=(*vision.passes, *llm.passes),
         versions=_versions(),
-        files={name: {} for name in files},
+        files=dict.fromkeys(files, UNHASHED),
     )
 
 

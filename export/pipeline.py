@@ -16,6 +16,7 @@ from export.options import ExportOptions
 from export.plan import make_plan
 from export.preflight import check_options
 from runtime.bundle import MANIFEST, Bundle, foreign_files, write_manifest
+from runtime.bundle.records import written
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step
@@ -34,16 +35,16 @@ class ExportResult:
         manifest = self.bundle.manifest
         return {
             "bundle": str(self.bundle.path),
-            "checkpoint": manifest.checkpoint,
-            "compression": manifest.compression,
+            "checkpoint": written(manifest.checkpoint),
+            "compression": written(manifest.compression),
             "frames": manifest.frames,
             "patch_tokens": manifest.patch_tokens,
             "tokens_per_clip": manifest.tokens_per_clip,
             "precision": manifest.precision,
             "llm_precision": manifest.llm_precision,
-            "max_context": manifest.limits.get("max_context"),
-            "bytes": sum(entry["size"] for entry in manifest.files.values()),
-            "passes": manifest.report,
+            "max_context": manifest.limits.max_context if manifest.limits else None,
+            "bytes": sum(entry.size for entry in manifest.files.values()),
+            "passes": written(manifest.report),
             "tensorrt": self.tensorrt,
             "verified": self.verified,
             "not_applied": self.not_applied,

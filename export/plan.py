@@ -9,14 +9,15 @@ T frames, N visual tokens, H, W patch rows and columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from export.families import LLMInfo, VisionInfo
 from export.families.chat import Chat, settings_not_applied
 from export.options import ExportOptions
 from export.preflight import check_frames, check_several_frames
+from runtime.bundle.manifest import Preprocessing, PromptInfo
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 from runtime.core.progress import log
 from runtime.prompt.ids import PromptIds, prompt_ids
@@ -46,7 +47,7 @@ class LLMPlan:
     """
 
     chat: Chat
-    prompt: dict[str, Any]
+    prompt: PromptInfo
     question: PromptIds
     max_context: int
 
@@ -74,7 +75,7 @@ class Plan:
     vision: VisionInfo
     frames: int
     input: FrameInput | None
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     tokens: int
     llm: LLMPlan | None
     not_applied: list[str]
@@ -89,12 +90,12 @@ def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint
     vision = family.describe_vision(checkpoint)
     language = family.describe_llm(checkpoint) if options.only != "vision" else None
     frames = _frames(options, vision, checkpoint)
-    size = source_size(options.input, vision.preprocessing["size"])
+    size = source_size(options.input, vision.preprocessing.size)
     compress = make(preset, frames=frames, height=vision.grid[0], width=vision.grid[1])
     tokens = compress.num_tokens + vision.closing_tokens
     llm = _plan_llm(options, checkpoint, language, tokens, family.HUB_ID) if language else None
     frame_input = FrameInput(vision.preprocessing, size) if size else None
-    preprocessing = vision.preprocessing | ({"frames": list(size)} if size else {})
+    preprocessing = replace(vision.preprocessing, frames=size)
     if options.calibrate and options.quantizes:
         from export.quantize.clips import Clips
 
@@ -121,7 +122,7 @@ def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint
 
 def _plan_llm(options: ExportOptions, checkpoint: Checkpoint, info: LLMInfo, tokens: int, published: str) -> LLMPlan:
     question, around = check_prompt(checkpoint, info, published)
-    prompt = info.chat.as_prompt() | {"chat_template": CHAT_TEMPLATE} | ({"around_question": around} if around else {})
+    prompt = replace(info.chat.as_prompt(), chat_template=CHAT_TEMPLATE, around_question=around)
     return LLMPlan(info.chat, prompt, question, _max_context(options.max_context, tokens, len(question), info.max_positions))
 
 

@@ -57,7 +57,7 @@ class VisionReference:
 def make_clip(source: VisionModel, frames: int, frame_input: FrameInput | None) -> ReferenceClip:
     """T seeded frames; frame_input: how the graph makes pixel values of frames, where it takes those; here Pillow makes them."""
     if frame_input is None:
-        pixels = pixel_values(frames, source.preprocessing["size"])
+        pixels = pixel_values(frames, source.preprocessing.size)
         return ReferenceClip(pixels, pixels)
     processor = Preprocessor(source.preprocessing)
     scaled = (pixel_values(frames, frame_input.source) + 1) * 127.5

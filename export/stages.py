@@ -71,6 +71,11 @@ class Vision(nn.Module):
         return [name for part in self.parts() for name in part.names if name != VISUAL_TOKENS]
 
     @property
+    def features(self) -> str:
+        """The last frame-wise stage, whose output compression takes."""
+        return [name for part in self.parts() if part.framewise for name in part.names][-1]
+
+    @property
     def selected(self) -> set[str]:
         """Compression stages whose rows are a choice among patches: from the first select stage on."""
         stages = self.compress.stages

@@ -103,7 +103,7 @@ def verify_batch(bundle: Bundle, rounding: float) -> StageResult:
     rng = np.random.default_rng(0)
     embeddings = Prompt(bundle).embeddings
     scale = float(np.std(embeddings[range(min(512, len(embeddings)))]))
-    lengths = [min(length, bundle.manifest.limits["max_context"] - 1) for length in (5, 17, 9)]
+    lengths = [min(length, bundle.max_context - 1) for length in (5, 17, 9)]
     prompts = [rng.normal(0, scale, (length + 1, bundle.manifest.hidden_size)).astype(np.float32) for length in lengths]
     together = SlotDecoder.open(bundle, len(prompts), "onnx", EngineOptions("cpu"))
     for slot, prompt in enumerate(prompts):

@@ -27,13 +27,14 @@ from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
-from export.stages import ENCODER, PROJECTOR, Vision
-from export.surgeon import PassReport, run_passes
+from export.stages import Vision
+from export.surgeon import run_passes
 from export.surgeon.outputs import drop_outputs
 from export.surgeon.split import split
 from export.trace import trace_vision
 from export.verify import StageResult, verify_float16, verify_frame_by_frame, verify_vision
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
+from runtime.bundle.manifest import PassReport, StageTensor
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.float16_rows import compare_vision_float16
@@ -81,21 +82,12 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         engine.close()
     if dtype == "fp16":
         with step("computing a frame of the vision encoder in float16"):
-            features = expected.outputs[PROJECTOR if options.place == "after-projector" else ENCODER]
+            features = expected.outputs[vision.features]
             rows = compare_vision_float16(directory, clip.inputs, features, expected.outputs[VISUAL_TOKENS], bool(vision.selected))
             remedy = "--precision fp32 (with --llm-precision fp16, if only its vision encoder does)"
             verified += verify_float16(rows, remedy)
     every = reference.save_vision(directory / "reference", expected, vision.input_name)
-    stages = [
-        {
-            "name": name,
-            "graph": VISION,
-            "tensor": traced.stages.get(name, name),
-            "every": every[name],
-            "rounding": expected.rounding,
-        }
-        for name in expected.outputs
-    ]
+    stages = [StageTensor(name, VISION, traced.stages.get(name, name), every[name], expected.rounding) for name in expected.outputs]
     return Component(passes, verified, tensorrt, quantized, stages, expected.outputs[VISUAL_TOKENS])
 
 

@@ -14,14 +14,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         leave_on_ctrl_c()  # the imports below take a second
-    from runtime.cli.commands import parser
+    from runtime.cli.commands import run_command_line
     from runtime.core.errors import exit_code
 
-    def command() -> int:
-        args = parser().parse_args(argv)
-        return args.command(args)
-
-    return exit_code(command)
+    return exit_code(lambda: run_command_line(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -85,17 +85,15 @@ class VideoChat:
 
         prompt: the bundle's, where a caller has it already, so that its tokenizer is not read again.
         """
-        manifest = bundle.manifest
-        bundle.file("llm/decoder.onnx")  # its error says how to get one
-        check_context(manifest.tokens_per_clip + 1, manifest.limits["max_context"])
+        check_context(bundle.manifest.tokens_per_clip + 1, bundle.max_context)
         prompt = prompt or Prompt(bundle)
         return cls(prompt, VisionEncoder.open(bundle, backend, options), LocalDecoder.open(bundle, backend, options))
 
     @staticmethod
     def check(prompt: Prompt, video: str | Path, question: str) -> PromptIds:
         """Refuse a wrong question or file, which takes no weights; return the question's prompt."""
-        ids, manifest = prompt.ids(question), prompt.bundle.manifest
-        check_context(ids.positions(manifest.tokens_per_clip), manifest.limits["max_context"])
+        ids, bundle = prompt.ids(question), prompt.bundle
+        check_context(ids.positions(bundle.manifest.tokens_per_clip), bundle.max_context)
         check_file(Path(video))
         return ids
 

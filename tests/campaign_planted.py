@@ -41,7 +41,7 @@ from benchmarks.campaign.verdicts import Fault  # noqa: E402
 # Where each kind of files must get to: a division by zero there has to be found.
 REACHED = {
     "media": "runtime.media.clip.sample_frames",
-    "manifest": "runtime.bundle._check_values",
+    "manifest": "runtime.bundle.schema.check",
     "tokenizer": "runtime.prompt.prompt.Prompt.__init__",
     "bundle-files": "runtime.bundle.Bundle.open",
     "checkpoint": "export.checkpoint.Checkpoint.config",

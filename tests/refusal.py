@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,3 +30,15 @@ def error_line(stderr: str) -> str:
 def names_under(directory: Path) -> list[str]:
     """Every name under a directory, hidden ones too: what a failed command must leave as it was."""
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
+
+
+def change_json(file: Path, **values: object) -> None:
+    """Set top-level keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def change_config(checkpoint: Path, part: str | None = None, **values: object) -> None:
+    """Set keys of a checkpoint's config.json, or of one of its parts."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (config if part is None else config[part]).update(values)
+    (checkpoint / "config.json").write_text(json.dumps(config))

@@ -205,7 +205,7 @@ class TestOutput:
         for output, message in {
             tmp_path: f"{tmp_path} is a directory",
             tmp_path / "file" / "out": f"{tmp_path / 'file'} is not a directory",
-            Path("/dev/null"): "/dev/null is no regular file",
+            Path("/dev/null"): "/dev/null is not a regular file",
         }.items():
             assert message in refused(capsys, main, command, bundle_path, clip, "-o", output)
         assert names_under(tmp_path) == ["file"]

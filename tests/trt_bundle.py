@@ -6,13 +6,16 @@ llm/decoder  inputs_embeds [1, S, 16], position_ids [1, S], attention_mask [1, T
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+from manifests import MANIFEST
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.bundle import DECODER, VISION, Bundle, Manifest, write_manifest
+from runtime.bundle import DECODER, VISION, Bundle, write_manifest
+from runtime.bundle.manifest import Limits
 
 CONTEXT = 64
 
@@ -22,7 +25,7 @@ def make_bundle(directory: Path, seed: int = 0, vision_op: str = "Tanh") -> Bund
     (directory / "llm").mkdir(exist_ok=True)
     onnx.save(_vision(seed, vision_op), directory / f"{VISION}.onnx")
     onnx.save(_decoder(seed), directory / f"{DECODER}.onnx")
-    write_manifest(directory, _manifest())
+    write_manifest(directory, replace(MANIFEST, limits=Limits(CONTEXT)))
     return Bundle.open(directory)
 
 
@@ -79,24 +82,3 @@ def _model(nodes: list, inputs: dict, outputs: dict, constants: list) -> onnx.Mo
 
     graph = helper.make_graph(nodes, "graph", values(inputs), values(outputs), constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-
-
-def _manifest() -> Manifest:
-    return Manifest(
-        family="llava-ov",
-        checkpoint={"id": "tiny", "sha256": "0" * 64},
-        compression={"preset": "uniform", "spec": "avgpool:window=2", "place": "after-projector"},
-        frames=2,
-        grid=[2, 2],
-        tokens_per_clip=4,
-        hidden_size=16,
-        preprocessing={"size": [8, 8]},
-        prompt={"chat_template": "chat_template.jinja", "video_token": "<video>", "video_token_id": 1, "eos_token_ids": [0]},
-        llm={"layers": 1, "kv_heads": 2, "head_dim": 8, "vocab_size": 32, "attention": "portable"},
-        precision="fp32",
-        opset=20,
-        limits={"max_context": CONTEXT},
-        stages=[],
-        report=[],
-        versions={},
-    )

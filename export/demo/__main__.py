@@ -35,21 +35,21 @@ def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=ClipOptions.seed, help="of the generator (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=ClipOptions.frames, help="to generate (default: %(default)s)")
     parser.add_argument("--scale", type=int, default=ClipOptions.scale, help="pixels of the file a pixel (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, as it lies beside the sample clips")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, as in the files beside the sample clips")
     parser.set_defaults(run=_clip)
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="gets checkpoint/, the log, the run's state")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for checkpoint/, the log and the run's state")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="of weights and clips (default: %(default)s)")
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,
         default=Recipe.pooling,
-        help="what visual tokens go through: a fair mix of reductions, or the family's own pooling only (default: %(default)s)",
+        help="what visual tokens go through: a fair mix of reductions, or only the family's pooling (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=Recipe.threads, help="default: %(default)s")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the steps of every stage; small ones show that it runs")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of every stage's steps; a small one is for a trial run")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_train)
 
@@ -83,8 +83,8 @@ def _train(options: argparse.Namespace) -> None:
     recipe = Recipe(seed=options.seed, pooling=options.pooling, threads=options.threads).scaled(options.scale)
     training = Training(recipe, options.out, log)
     checkpoint = training.run()
-    facts = {"checkpoint": str(checkpoint), "seconds": round(training.seconds, 1), "steps": recipe.steps}
-    print(json.dumps(facts) if options.json else f"{checkpoint}: {recipe.steps} steps, {training.seconds / 60:.0f} minutes")
+    values = {"checkpoint": str(checkpoint), "seconds": round(training.seconds, 1), "steps": recipe.steps}
+    print(json.dumps(values) if options.json else f"{checkpoint}: {recipe.steps} steps, {training.seconds / 60:.0f} minutes")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

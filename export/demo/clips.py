@@ -1,7 +1,7 @@
-"""Generated clips as video files: what a camera's file is to a real checkpoint, they are to the demo's.
+"""Generated clips as video files: the demo checkpoint's counterpart of a camera's files.
 
 Each generated frame is shown for HOLD frames of the file, so that a clip of 16 lasts four seconds at RATE frames a second,
-and magnified without smoothing, so that the file has an ordinary size and the model's own resizing something to do.
+and magnified without smoothing, so that the file has an ordinary size and the model must resize it.
 """
 
 from __future__ import annotations

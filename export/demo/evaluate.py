@@ -39,7 +39,7 @@ _RATES = (10, 16, 25, 30)
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """`clips` clips of `seed` in `split`; compress: a preset or spec, which a bundle brings itself; checkpoint: a directory in the
+    """`clips` clips of `seed` in `split`; compress: a preset or spec, unless a bundle is evaluated; checkpoint: a directory in the
     layout of the shipped one."""
 
     seed: int = 0
@@ -61,7 +61,7 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions, progress: Callable[[int, int], None] = lambda done, clips: None) -> dict[str, Any]:
     """{"accuracy", "questions", "clips", "seed", "split", "compress", "tokens_per_clip", "compression", "kinds": {kind: {"accuracy",
     "chance", "questions"}}}. SpecError, CheckpointError and BundleError say what does not fit."""
-    facts, answered = _by_bundle(options) if options.bundle else _by_torch(options)
+    compression, answered = _by_bundle(options) if options.bundle else _by_torch(options)
     kinds: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for done, (questions, words) in enumerate(answered, 1):
         for question, word in zip(questions, words, strict=True):
@@ -74,7 +74,7 @@ def evaluate(options: EvaluateOptions, progress: Callable[[int, int], None] = la
         "clips": options.clips,
         "seed": options.seed,
         "split": options.split,
-        **facts,
+        **compression,
         "kinds": {
             kind: {
                 "accuracy": round(float(np.mean([hit for hit, _ in asked])), 4),
@@ -93,17 +93,17 @@ def clips_of(split: str, seed: int, count: int) -> Iterator[DrawnClip]:
 
 
 def load_model(checkpoint: Path) -> LlavaOnevisionForConditionalGeneration:
-    """The library's model of a demo checkpoint in float32; ExportError where it is not one of this world."""
+    """The library's model of a demo checkpoint in float32; ExportError where it has other words than the generated questions."""
     from transformers import LlavaOnevisionForConditionalGeneration
     from transformers.utils import logging
 
     if not (checkpoint / "config.json").is_file():
-        raise ExportError(f"{checkpoint} is no checkpoint: it has no config.json; python -m export.demo train makes one")
+        raise ExportError(f"{checkpoint} is not a checkpoint: it has no config.json; python -m export.demo train makes one")
     logging.disable_progress_bar()
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     words = model.config.text_config.vocab_size
     if words != len(VOCABULARY):
-        raise ExportError(f"{checkpoint} has {words} words, this world has {len(VOCABULARY)}; train it again")
+        raise ExportError(f"{checkpoint} has {words} words, generated questions have {len(VOCABULARY)}; train it again")
     use_blocked_attention(model)
     return model
 
@@ -130,7 +130,7 @@ def _by_torch(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple[
             for questions in asked:
                 yield questions, [next(words) for _ in questions]
 
-    return _facts(expand(options.compress), compress.num_tokens), run()
+    return _compression(expand(options.compress), compress.num_tokens), run()
 
 
 def _by_bundle(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple[list[Question], list[str]]]]:
@@ -155,10 +155,10 @@ def _by_bundle(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple
                     words.append(text.split()[0] if text.split() else "")
                 yield clip.questions, words
 
-    return _facts(bundle.manifest.compression["spec"], bundle.manifest.tokens_per_clip - 1), run()
+    return _compression(bundle.manifest.compression.spec, bundle.manifest.tokens_per_clip - 1), run()
 
 
-def _facts(spec: str, tokens: int) -> dict[str, Any]:
+def _compression(spec: str, tokens: int) -> dict[str, Any]:
     return {"compress": spec, "tokens_per_clip": tokens, "compression": round(FRAMES * GRID * GRID / tokens, 2)}
 
 

@@ -1,4 +1,4 @@
-"""What the visual tokens go through while the demo model is trained: a draw from families of reductions, none of them a compared method.
+"""What the visual tokens go through while the demo model is trained: a draw from families of reductions, none of which is a compared method.
 
 First a rate is drawn, each of 1, 2, 4, 8 and 16 to one equally often (shorter clips, which come first, only have the lower ones), then
 reductions until one comes out within a factor of sqrt(2) of it:
@@ -6,11 +6,11 @@ reductions until one comes out within a factor of sqrt(2) of it:
     over time    nothing | every s-th frame | mean of s frames | some frames overwritten by 2 x 2 summaries of others
     over space   nothing | bilinear resize to any smaller grid | windows, weighted by softmax(t * norm)
                  with t = 0, t > 0 or t < 0 equally often
-    selection    nothing | a share of the tokens, of each frame or of the whole clip, by random scores, high norm, low norm,
+    selection    nothing | a share of the tokens, of each frame or of the clip, by random scores, high norm, low norm,
                  unlikeness to the frame before or unlikeness to the clip's mean
 
-The choices of a line are equally likely, so are the signs: a model trained on them is at home with tokens that were averaged,
-weighted, resized, dropped and moved, at all these rates, and has no reason to prefer high norms to low ones.
+The choices of a line are equally likely, and so are the signs: for a model trained on them, tokens that were averaged, weighted,
+resized, dropped and moved are in-distribution at all these rates, and high norms mean no more than low ones.
 
 B clips, T frames, H, W patch rows and columns, D hidden.
 """

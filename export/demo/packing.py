@@ -1,9 +1,9 @@
-"""Many questions about one clip in one pass: they share the clip's prefix and see nothing of each other.
+"""Many questions about one clip in one pass: they share the clip's prefix and can't see each other.
 
     <|im_start|> user  visual tokens  image_newline | question 1 answer 1 | question 2 answer 2 | …
 
 A block mask hides the questions from each other and positions start again after the prefix, so that each question's logits are
-those of a prompt of its own (tests/export/demo/test_packing.py). B clips, N visual tokens, K questions, L tokens of the longest,
+those of a separate prompt (tests/export/demo/test_packing.py). B clips, N visual tokens, K questions, L tokens of the longest,
 V words.
 """
 
@@ -58,8 +58,8 @@ def blocked_attention(
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention as plain matrix products. Under a mask, which must hide the future, BLOCK queries at a time over the keys that they
-    can see, with each key head's queries side by side. On a CPU the backward pass of the library's own kernel reads everything, and
-    slowly: with this one a training step takes about half as long.
+    can see, with each key head's queries side by side. On a CPU the backward pass of the library's kernel reads everything,
+    slowly; with this one a training step takes about half the time.
 
     query [B, heads, S, d], key and value [B, key heads, S, d], attention_mask [1 or B, 1, S, S] or None -> [B, S, heads, d].
     """

@@ -22,16 +22,16 @@ WEIGHTS = {
     "where": 0.8,
     "camera": 1.2,
 }
-# Weight of the squared distance of the tokens' RMS from 1, over all tokens at once: it holds their common scale, which is free in front
-# of the LLM's normalisation, where softmax over norms means something, and says nothing about which token is larger.
+# Weight of the squared distance of the tokens' RMS from 1, over all tokens at once: it keeps their common scale, which the LLM's
+# normalisation would leave free, where softmax over norms is meaningful, and prefers no token to be larger than another.
 SCALE_LOSS = 0.02
 
 
 @dataclass(frozen=True)
 class Stage:
     """`steps` batches of clips of `frames` frames; `tokens` bounds a batch's tokens in the LLM, `clips` its clips; rates: of
-    the mix, all equally likely (one that stands there three times is three times as likely); tower: whether the vision tower
-    goes on learning."""
+    the mix, all equally likely (one that is listed three times is three times as likely); tower: whether the vision tower
+    is trained further."""
 
     frames: int
     steps: int

@@ -1,6 +1,6 @@
 """The small LLaVA-OneVision of the demo before training: its tokenizer, its sizes, its initial weights, and how it is saved.
 
-A Hugging Face model of the library's own classes, so that the checkpoint has the published layout. T frames, M patch tokens of a
+A Hugging Face model of the library's classes, so that the checkpoint has the published layout. T frames, M patch tokens of a
 frame, C width of the tower, D hidden.
 """
 

@@ -1,12 +1,12 @@
-"""Training the demo checkpoint from nothing: one recipe in steps, seeded, resumable.
+"""Training the demo checkpoint from scratch: one recipe in steps, seeded, resumable.
 
     warm-up    the vision tower and the projector on crowded single pictures (export/demo/warmup.py)
     joint      everything on single pictures and then on clips of 4, 8 and 16 frames, several questions sharing a pass over their clip; the visual tokens
                go through a reduction that is drawn for each batch (export/demo/mix.py), or, with `pooling="family"`, always
-               through the family's own bilinear pooling
+               through the family's bilinear pooling
     polish     the last stage's clips again at a lower rate, most of them uncompressed
 
-Each batch is drawn from (seed, stage, step) alone, so that a run that is taken up again sees the batches that it would have seen.
+Each batch is drawn from (seed, stage, step) alone, so that a resumed run sees the batches that it would have seen.
 bfloat16 autocast, AdamW.
 """
 
@@ -46,7 +46,7 @@ class _Batch:
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Batch n of stages that follow each other; part: 1 for the joint stages, 2 for the polish, which draw from streams of their own."""
+    """Batch n of stages that follow each other; part: 1 for the joint stages, 2 for the polish, with separate random streams."""
 
     def __init__(self, recipe: Recipe, part: int):
         self.recipe, self.part = recipe, part
@@ -86,7 +86,7 @@ class _Pictures(torch.utils.data.Dataset):
 
 
 class Training:
-    """A run of a recipe in `directory`, which holds its state, its log and at the end `checkpoint/`."""
+    """A run of a recipe in `directory`, with its state, its log and at the end `checkpoint/`."""
 
     def __init__(self, recipe: Recipe, directory: Path, report: Callable[[str], None] = print):
         self.recipe, self.directory, self.report = recipe, directory, report
@@ -133,7 +133,7 @@ class Training:
             loss, right = self.heads(tokens.float(), shown, 2 + step % 2, words.weight)
             self._step(optimizer, loss)
             if (step + 1) % REPORT_EVERY == 0:
-                self._say(f"warm-up {step + 1}/{steps}", loss=loss.item(), patches=right)
+                self._log(f"warm-up {step + 1}/{steps}", loss=loss.item(), patches=right)
             self._save(optimizer, "warmup", step + 1, steps)
 
     def _clips(self, part: str, batches: _Batches, rate: Callable[[float], float]) -> None:
@@ -165,16 +165,16 @@ class Training:
             if (step + 1) % REPORT_EVERY == 0:
                 shares = {kind: right[kind] / max(1, asked[kind]) for kind in KINDS}
                 everything = sum(right.values()) / max(1, sum(asked.values()))
-                self._say(f"{part} T={stage.frames} {step + 1}/{steps}", loss=float(np.mean(losses)), all=everything, **shares)
+                self._log(f"{part} T={stage.frames} {step + 1}/{steps}", loss=float(np.mean(losses)), all=everything, **shares)
                 right, asked, losses = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), []
             self._save(optimizer, part, step + 1, steps)
 
     def _reduce(self, tokens: torch.Tensor, reduction: mix.Reduction | None) -> torch.Tensor:
         if reduction:
             return reduction(tokens)
-        half = (GRID + 1) // 2
+        side = (GRID + 1) // 2
         frames = tokens.flatten(0, 1).permute(0, 3, 1, 2)
-        pooled = functional.interpolate(frames, size=(half, half), mode="bilinear")
+        pooled = functional.interpolate(frames, size=(side, side), mode="bilinear")
         return pooled.flatten(2).transpose(1, 2).reshape(tokens.shape[0], -1, tokens.shape[-1])
 
     def _batches(self, dataset: Any, start: int) -> Iterator[tuple[int, Any]]:
@@ -225,7 +225,7 @@ class Training:
         then = json.loads(json.dumps(state["recipe"] | {"threads": 0}))
         if now != then:
             differing = ", ".join(name for name in now if now[name] != then.get(name))
-            raise ExportError(f"{self.state_file} is of a run with another {differing}; give --out another directory")
+            raise ExportError(f"{self.state_file} is of a run with another {differing}; pass another --out")
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.done, self.seconds = state["done"], state["seconds"]
@@ -235,9 +235,9 @@ class Training:
         if self._optimizer_state and self._optimizer_state["of"] == stage:
             optimizer.load_state_dict(self._optimizer_state["state"])
 
-    def _say(self, where: str, /, **numbers: float) -> None:
+    def _log(self, where: str, /, **numbers: float) -> None:
         seconds = time.monotonic() - self._started
         line = f"{where}  {seconds:.0f} s  " + " ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         self.report(line)
-        with (self.directory / "log.txt").open("a") as log:
-            log.write(line + "\n")
+        with (self.directory / "log.txt").open("a") as file:
+            file.write(line + "\n")

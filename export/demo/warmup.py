@@ -58,8 +58,8 @@ def _most(cells: np.ndarray, classes: int) -> np.ndarray:
 
 
 class Heads(nn.Module):
-    """Readings of the projected tokens: what and which colour a patch shows, which corner it lies in, its row and column, and what stands
-    in a window of patches. Things, colours and corners are read with the LLM's own embeddings of their words, so that tokens and
+    """Readings of the projected tokens: what and which colour a patch shows, which corner it is in, its row and column, and what is
+    in a window of patches. Things, colours and corners are read with the LLM's embeddings of their words, so that tokens and
     words end in one space; with less than a full grid of tokens the LLM has no other way to know a place."""
 
     def __init__(self, hidden: int):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from export.checkpoint import Checkpoint
 from export.families.chat import Chat
 from export.weights import refuse_quantized
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import CheckpointError, ExportError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class VisionInfo:
     grid: tuple[int, int]
     frames: int
     hidden_size: int
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     closing_tokens: int
 
 
@@ -79,7 +80,7 @@ class VisionModel:
     reference_encoder: nn.Module
     projector: nn.Module
     newline: torch.Tensor
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
 
 
 def family(name: str) -> ModuleType:

@@ -11,9 +11,10 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
-from runtime.bundle.manifest import RESAMPLING
+from runtime.bundle.manifest import RESAMPLING, Preprocessing, PromptInfo
+from runtime.bundle.records import read
+from runtime.bundle.schema import check
 from runtime.core.errors import BundleError, CheckpointError
-from runtime.media.preprocess import Preprocessor
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,10 @@ class Chat:
     eos_token_ids: list[int]
     repetition_penalty: float  # 1 for none
 
-    def as_prompt(self) -> dict[str, Any]:
+    def as_prompt(self) -> PromptInfo:
         """The manifest's `prompt`, with the template's text in place of its file."""
-        penalty = {"repetition_penalty": self.repetition_penalty} if self.repetition_penalty != 1 else {}
-        return {
-            "chat_template": self.template,
-            "video_token": self.video_token,
-            "video_token_id": self.video_token_id,
-            "eos_token_ids": self.eos_token_ids,
-        } | penalty
+        penalty = self.repetition_penalty if self.repetition_penalty != 1 else None
+        return PromptInfo(self.template, self.video_token, self.video_token_id, tuple(self.eos_token_ids), penalty)
 
 
 def read_chat(checkpoint: Checkpoint, video_token_id: Any, vocabulary: int, published: str) -> Chat:
@@ -92,7 +88,7 @@ def settings_not_applied(checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | None]:
+def read_preprocessing(checkpoint: Checkpoint) -> tuple[Preprocessing, int | None]:
     """(preprocessing for the manifest, the checkpoint's own number of frames or None)."""
     name, values = _frame_processor(checkpoint)
     where = checkpoint.path / name
@@ -116,10 +112,10 @@ def read_preprocessing(checkpoint: Checkpoint) -> tuple[dict[str, Any], int | No
         "image_std": values.get("image_std") if normalised else 1.0,
     }
     try:
-        Preprocessor(preprocessing)
-    except BundleError as error:  # it is the checkpoint's fault here
-        raise CheckpointError(f"{where} describes no usable preprocessing ({error}); copy the checkpoint's own file") from None
-    return preprocessing, frames
+        check(preprocessing, f"{where} describes no usable preprocessing", "preprocessing", "copy the checkpoint's own file")
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    return read(Preprocessing, preprocessing), frames
 
 
 def _frame_processor(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:

@@ -63,8 +63,10 @@ def describe_vision(checkpoint: Checkpoint) -> VisionInfo:
     _refuse_epsilon(checkpoint, "layer_norm_eps", config.vision_config.layer_norm_eps)
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
     preprocessing, frames = read_preprocessing(checkpoint)
-    if preprocessing["size"] != [size, size]:
-        raise CheckpointError(f"{checkpoint.path}: frames are resized to {preprocessing['size']}, the encoder takes {[size, size]}")
+    if preprocessing.size != (size, size):
+        raise CheckpointError(
+            f"{checkpoint.path}: frames are resized to {list(preprocessing.size)}, the encoder takes {[size, size]}"
+        )
     with reading_config(checkpoint), torch.device("meta"):
         _VisionParts(config)
     return VisionInfo(

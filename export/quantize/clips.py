@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from export.scenes.draw import make_clip
 from export.scenes.scene import clip_rng
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError
 from runtime.media.clip import sample_frames
 from runtime.media.preprocess import Preprocessor
@@ -37,7 +37,7 @@ _MOST_CLIPS = 32  # of a directory: calibration needs no more frames than that
 class Clips:
     """Calibration clips, generated without a directory; ExportError for a directory without videos."""
 
-    preprocessing: dict[str, Any]
+    preprocessing: Preprocessing
     directory: str | Path | None = None
 
     def __post_init__(self) -> None:

@@ -11,12 +11,12 @@ its structure's memory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.surgeon.context import Context
+from runtime.bundle.manifest import PassReport
 from runtime.core.errors import ExportError, nearest
 
 if TYPE_CHECKING:
@@ -33,19 +33,6 @@ PASSES: dict[str, str] = {
     "batch": "export.surgeon.batch",
 }
 ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # run only where they are named
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """What one pass did to one graph; goes to the manifest and into the export's output."""
-
-    graph: str
-    name: str
-    rewrites: int
-    note: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"graph": self.graph, "pass": self.name, "rewrites": self.rewrites, "note": self.note}
 
 
 def run_passes(

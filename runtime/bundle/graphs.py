@@ -19,6 +19,7 @@ VISION_COMPRESSOR = "vision.compressor"
 SPLIT = (VISION_ENCODER, VISION_COMPRESSOR)
 DECODER = "llm/decoder"
 DECODER_BATCH = "llm/decoder.batch"
+COMPONENTS = (VISION, DECODER)
 GRAPHS = (VISION, VISION_LOOP, *SPLIT, DECODER, DECODER_BATCH)
 BATCH = "B"  # the name of DECODER_BATCH's first axis
 
@@ -26,3 +27,8 @@ BATCH = "B"  # the name of DECODER_BATCH's first axis
 def file_of(graph: str) -> str:
     """The ONNX file of a graph, relative to the bundle."""
     return f"{graph}.onnx"
+
+
+def component_of(graph: str) -> str:
+    """VISION or DECODER, whose weights the graph shares."""
+    return graph.partition(".")[0]

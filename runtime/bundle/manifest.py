@@ -14,8 +14,15 @@ from typing import Any, Literal
 from runtime.bundle.records import key
 
 SCHEMA_VERSION = 1
+RESAMPLING = (
+    "nearest",
+    "lanczos",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+)  # Pillow's filters, each at the index that is its number
 REPETITION_PENALTIES = 1e-3, 1e3  # least and most; logits divided by less, or times more, may overflow
-RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's names, at the index that is Pillow's number
 
 _COUNT: dict[str, Any] = {"minimum": 1, "maximum": 2**31 - 1}  # products of two counts fit 64 bits
 _ID: dict[str, Any] = {"minimum": -(2**31), "maximum": 2**31 - 1}
@@ -79,7 +86,9 @@ class LLMInfo:
     head_dim: int = key("width of a head", **_COUNT)
     vocab_size: int | None = key("V", None, **_COUNT)
     attention: str = key("portable, or standard for ONNX's Attention", "portable")
-    precision: Literal["fp32", "fp16", "int8", "int4"] | None = key("of the weights; that of the manifest where it is absent", None)
+    precision: str | None = key(
+        "of the weights; that of the manifest where it is absent", None, enum=["fp32", "fp16", "int8", "int4"]
+    )
     block: int | None = key("weights that share a scale, of int4 alone", None, **_COUNT)
 
 
@@ -119,6 +128,9 @@ class FileEntry:
     sha256: str = key("hex digest")
 
 
+UNHASHED = FileEntry(0, "")  # of a file that is still being written
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A bundle's contents, in the order of the file."""
@@ -133,10 +145,20 @@ class Manifest:
     preprocessing: Preprocessing = key("from frames to pixel values")
     prompt: PromptInfo | None = key("{} without an LLM")
     llm: LLMInfo | None = key("{} without an LLM")
-    precision: Literal["fp32", "fp16", "int8"] = key("of the vision encoder's weights and activations")
+    precision: str = key("of the vision encoder's weights and activations", enum=["fp32", "fp16", "int8"])
     opset: int = key("ONNX opset, the higher one where the graphs have two", **_COUNT)
     limits: Limits | None = key("{} without an LLM")
     stages: tuple[StageTensor, ...] = key("tensors that parity compares, in order")
     report: tuple[PassReport, ...] = key("what the graph passes did")
     versions: dict[str, str] = key("{tool: version} of everything that wrote the bundle")
     files: dict[str, FileEntry] = field(default_factory=dict, metadata={"description": "by path below the bundle's directory"})
+
+    @property
+    def llm_precision(self) -> str:
+        """Of the LLM's weights; int8 and int4 compute and keep their cache in float32."""
+        return (self.llm and self.llm.precision) or self.precision
+
+    @property
+    def patch_tokens(self) -> int:
+        """Patch tokens of a clip before compression, T * H * W."""
+        return self.frames * self.grid[0] * self.grid[1]

@@ -2,8 +2,8 @@
 
     python -m runtime.bundle.schema     write schema.json anew, after a change of the records
 
-It keeps to what small validators know. Two rules of JSON schema are stricter here: an integer has no decimal point (3.0 is none),
-and a number is finite. Sizes and hashes of files are for `runtime.bundle.files`.
+It uses only keywords that small validators support. Two rules are stricter than JSON schema's: an integer has no decimal point (3.0
+is a number), and a number is finite. `runtime.bundle.files` checks the sizes and hashes of files.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def manifest_schema() -> dict[str, Any]:
     }
 
 
-def check(values: Any, what: str, part: str = "") -> None:
+def check(values: Any, what: str, part: str = "", remedy: str = "export the bundle again") -> None:
     """BundleError, one line that begins with `what`, for the first of JSON `values` that the schema refuses.
 
-    part: the key of the manifest that the values are of, "" for all of it.
+    part: the key of the manifest that the values belong to, "" for the whole manifest.
     """
     for error in _validator(part).iter_errors(values):
-        raise BundleError(f"{what}{_fault(error)}; export the bundle again")
+        raise BundleError(f"{what}{_fault(error)}; {remedy}")
 
 
 @cache

@@ -37,7 +37,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The options of a command that runs a bundle's engines and has none of its own about them."""
+    """The options of a command that runs a bundle's engines and has no engine options of its own."""
 
     backend: str = backend_option()
     engine: EngineOptions = nested(EngineOptions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 from runtime.cli.arguments import ArgumentParser
 
@@ -22,14 +23,21 @@ COMMANDS = {
 }
 
 
-def parser() -> ArgumentParser:
-    """Its namespace's `command` is the function that runs the command."""
-    whole = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+def run_command_line(words: Sequence[str]) -> int:
+    """Parse the words after the program's name and run their command; returns the exit code."""
+    args = parser(words[0] if words and words[0] in COMMANDS else "").parse_args(words)
+    return args.command(args)
+
+
+def parser(only: str = "") -> ArgumentParser:
+    """The parser of all commands, or of `only` one, whose module alone is imported. `command` in the namespace is what runs it."""
+    main = ArgumentParser(prog="python -m runtime", description="Answer questions about videos from a bundle, without torch.")
+    commands = main.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        module = importlib.import_module(f"runtime.cli.{name}")
         command = commands.add_parser(name, help=text, description=text)
-        module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-        command.set_defaults(command=module.run)
-    return whole
+        if only in ("", name):
+            module = importlib.import_module(f"runtime.cli.{name}")
+            module.add_arguments(command)
+            command.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+            command.set_defaults(command=module.run)
+    return main

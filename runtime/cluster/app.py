@@ -2,7 +2,7 @@
 
     serve run runtime.cluster.app:build bundle=/bundles/ov replicas=2
 
-The front takes the request, hands it whole to a replica and passes on what comes back. A response that is not a stream of events
+The front reads the request, passes it to a replica and returns the response. A response that is not a stream of events
 leaves the front only when it is complete, so when its replica dies before that, another one gets the same request: what was
 accepted is answered. A stream that has begun can't be begun again; it ends with an error event.
 """
@@ -68,12 +68,12 @@ class Replica:
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[dict[str, Any], None]:
         """The ASGI messages of the response."""
         messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(16)
-        given = asyncio.Event()
+        sent = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
-            if given.is_set():
+            if sent.is_set():
                 await asyncio.Event().wait()  # the client is there until this generator is closed
-            given.set()
+            sent.set()
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def run() -> None:

@@ -1,6 +1,6 @@
 """`python -m runtime batch`: videos to rows of compressed tokens in Parquet, on Ray or in a pool of this process.
 
-Workers encode, this process alone writes, in the order of the input, a part as soon as its rows are there. Nobody works far
+Workers encode, this process alone writes, in the order of the input, a part as soon as its rows are there. No worker is far
 ahead of the writer, so memory does not grow with the job. Killed at any point, workers or this process, the same command goes
 on with what is missing.
 """
@@ -55,9 +55,9 @@ class BatchResult:
 
 
 def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOptions = BatchOptions()) -> BatchResult:
-    """Work on what is not done yet. UserError where the job can't be; a file's own error is its row's."""
+    """Encode the files that are not done yet. UserError if the job can't run; a file's error goes into its row."""
     bundle = Bundle.open(bundle_path)
-    bundle.file("vision.onnx")  # says how to get one where the bundle has none
+    bundle.file("vision.onnx")  # its error says how to get one
     parts, videos, start = Parts(out, bundle), videos_of(arguments), time.perf_counter()
     runner = _runner(options)
     note = place(bundle, options.backend, options.engine).note if runner == "local" else ""
@@ -95,7 +95,7 @@ def _runner(options: BatchOptions) -> str:
 
 
 def _local_rows(bundle: str, left: Sequence[str], options: BatchOptions) -> Iterator[dict[str, Any]]:
-    """Rows in order; at most two clips a worker are ahead of whoever takes them."""
+    """Rows in order; at most two clips a worker are ahead of the consumer."""
     encode = Worker(bundle, options.backend, options.engine).row
     with ThreadPoolExecutor(options.workers, thread_name_prefix="batch") as pool:
         ahead: deque[Future[dict[str, Any]]] = deque()

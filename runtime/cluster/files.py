@@ -1,4 +1,4 @@
-"""Which videos a batch job is about: files, directories, globs and lists in, absolute paths in order out."""
+"""The videos of a batch job: files, directories, globs and lists in, absolute paths in order out."""
 
 from __future__ import annotations
 
@@ -8,26 +8,9 @@ from pathlib import Path
 
 from runtime.core.errors import UsageError
 
-SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".flv",
-        ".ts",
-        ".mts",
-        ".mpg",
-        ".mpeg",
-        ".wmv",
-        ".ogv",
-        ".3gp",
-        ".mxf",
-        ".gif",
-    ]
-)
+SUFFIXES = frozenset([
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mts", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp", ".mxf", ".gif",
+])  # fmt: skip
 
 
 def videos_of(arguments: Sequence[str]) -> list[str]:

@@ -2,9 +2,9 @@
 
     path string · sha256 string · bundle string · spec string · tokens float16 [N, D] · error string · size, mtime_ns int64
 
-One row a file; `tokens` is null where `error` is not. Only the job's own process writes, under a lock, so a row is in exactly one
-part whatever dies when. What a finished part says is done; a row whose file has changed since, or that is to be tried again, is
-taken out of its part before the file is worked on.
+One row a file; `tokens` is null where `error` is not. Only the job's process writes, under a lock, so a row is in exactly one part
+whatever dies when. Rows of finished parts are done; a row whose file has changed since, or that is to be tried again, is removed from
+its part before the file is encoded.
 
 N visual tokens, D hidden.
 """
@@ -40,7 +40,7 @@ class Parts:
         self.arrow, self.parquet = pyarrow, pyarrow.parquet
         manifest = bundle.manifest
         self.out, self.shape = out, (manifest.tokens_per_clip, manifest.hidden_size)
-        self.identity, self.spec = bundle.sha256(VISION), manifest.compression["spec"]
+        self.identity, self.spec = bundle.sha256(VISION), manifest.compression.spec
         text = pyarrow.string()
         self.schema = pyarrow.schema(
             [
@@ -74,7 +74,7 @@ class Parts:
             yield
 
     def done(self, retry_errors: bool = False) -> set[str]:
-        """Paths whose rows stand, for this bundle. Rows of files that have changed, and errors to retry, are taken out."""
+        """Paths whose rows stand, for this bundle. Rows of files that have changed, and errors to retry, are removed."""
         found: set[str] = set()
         for part in self._files():
             rows = self._read(part, ["path", "bundle", "error", "size", "mtime_ns"])
@@ -87,9 +87,9 @@ class Parts:
     def write(self, rows: Sequence[dict[str, Any]]) -> Path:
         """The next part."""
         numbers = [int(match[1]) for part in self._files() if (match := _PART.fullmatch(part.name))]
-        goal = self.out / f"part-{max(numbers, default=-1) + 1:06d}.parquet"
-        self._store(goal, self._table(rows))
-        return goal
+        file = self.out / f"part-{max(numbers, default=-1) + 1:06d}.parquet"
+        self._store(file, self._table(rows))
+        return file
 
     def _table(self, rows: Sequence[dict[str, Any]]) -> Any:
         arrow, count, size = self.arrow, len(rows), int(np.prod(self.shape))
@@ -131,8 +131,8 @@ class Parts:
             kept = self.parquet.read_table(part).filter(self.arrow.array(stands))
         self._store(part, kept)
 
-    def _store(self, goal: Path, table: Any) -> None:
-        with atomic_file(goal) as temporary:
+    def _store(self, file: Path, table: Any) -> None:
+        with atomic_file(file) as temporary:
             self.parquet.write_table(table, temporary, compression="zstd")
 
     def _read(self, part: Path, columns: list[str]) -> list[dict[str, Any]]:
@@ -144,12 +144,12 @@ class Parts:
 
     @contextmanager
     def _understanding(self, part: Path) -> Iterator[None]:
-        """OutputError where what is read within is no part of a batch job."""
+        """OutputError if what is read within is not a part of a batch job."""
         try:
             yield
         except (OSError, KeyError, ValueError, MemoryError, self.arrow.ArrowException) as error:
             reason = " ".join(str(error).split())
-            raise OutputError(f"{part} is no part of a batch job ({reason}); move it away or choose another directory") from None
+            raise OutputError(f"{part} is not a part of a batch job ({reason}); move it away or choose another directory") from None
 
     def _files(self) -> list[Path]:
         return sorted(path for path in self.out.glob("part-*.parquet") if _PART.fullmatch(path.name))

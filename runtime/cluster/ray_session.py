@@ -1,4 +1,4 @@
-"""Ray for the length of a job: joined where there is a cluster, started here otherwise; the caller's own is left alone."""
+"""Ray for the length of a job: joined if there is a cluster, started here otherwise; one that the caller started is left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does with one file: hash, encode, and a row that says what came out or why nothing did.
+"""What a worker does with one file: hash it, encode it, and return a row with the tokens or the error.
 
 N visual tokens, D hidden.
 """
@@ -37,7 +37,7 @@ class Worker:
             if not np.isfinite(tokens).all():
                 raise UserError("the tokens are out of float16's range")
             row["tokens"] = tokens.tobytes()
-        except (UserError, OSError) as error:  # a file that is no good stops nobody
+        except (UserError, OSError) as error:  # a bad file does not stop the job
             row["error"] = " ".join(str(error).split())
         return row
 

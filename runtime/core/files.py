@@ -1,11 +1,11 @@
-"""Writing files and directories so that nobody ever sees half of one.
+"""Writing files and directories so that nobody ever sees an incomplete one.
 
-Everything is written under a temporary name beside its goal and renamed at the end. A directory that replaces another
+Everything is written under a temporary name beside its target and renamed at the end. A directory that replaces another
 is exchanged with it in one system call where the kernel has it (Linux `renameat2`), so that even `kill -9` between two
 instructions leaves either the old directory or the new one. Elsewhere two renames do it, and a run that is killed between
 them leaves the old directory under a name from which the next `sweep` brings it back.
 
-A goal that is a symbolic link stays one: what it points to is replaced.
+A target that is a symbolic link stays one: the file it points to is replaced.
 """
 
 from __future__ import annotations
@@ -28,89 +28,91 @@ _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-(?P<pid>\d+)", re.DOT
 
 
 @contextmanager
-def atomic_file(goal: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `goal`; on success it is flushed to disk and renamed to `goal`, else removed.
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it is flushed to disk and renamed to `target`, else removed.
 
     Leftovers of killed runs are swept first.
-    OutputError, before anything is done, where `goal` can't be written.
+    OutputError, before anything is done, where `target` can't be written.
     """
-    goal = Path(goal).resolve()
-    sweep(goal)
-    if os.path.exists(goal) and not goal.is_file():  # Path.exists raises for a name that is too long
-        raise OutputError(f"{goal} is {'a directory' if goal.is_dir() else 'no regular file'}; choose another name for the output")
-    temporary = _beside(goal, "tmp")
+    target = Path(target).resolve()
+    sweep(target)
+    if os.path.exists(target) and not target.is_file():  # Path.exists raises for a name that is too long
+        raise OutputError(
+            f"{target} is {'a directory' if target.is_dir() else 'not a regular file'}; choose another name for the output"
+        )
+    temporary = _beside(target, "tmp")
     try:
-        with _refusing(goal):
+        with _refusing(target):
             temporary.touch()
-        with _naming(goal):
+        with _naming(target):
             yield temporary
             _sync(temporary)
             with postponing_ctrl_c():
                 raise_if_interrupted()
-                os.replace(temporary, goal)
+                os.replace(temporary, target)
     finally:
         with postponing_ctrl_c(), contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_directory(goal: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `goal`; on success it takes `goal`'s name, else it is removed.
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `target`; on success it takes `target`'s name, else it is removed.
 
-    An existing `goal` stays as it was until the new directory is complete. Leftovers of killed runs are swept first.
-    OutputError, before anything is done, where `goal` can't be written.
+    An existing `target` stays as it was until the new directory is complete. Leftovers of killed runs are swept first.
+    OutputError, before anything is done, where `target` can't be written.
     """
-    goal = Path(goal).resolve()
-    if os.path.exists(goal) and not goal.is_dir():
-        raise OutputError(f"{goal} is a file; choose another directory for the output")
-    temporary, made = _beside(goal, "tmp"), False
+    target = Path(target).resolve()
+    if os.path.exists(target) and not target.is_dir():
+        raise OutputError(f"{target} is a file; choose another directory for the output")
+    temporary, made = _beside(target, "tmp"), False
     try:
-        with _refusing(goal):
-            sweep(goal)
+        with _refusing(target):
+            sweep(target)
             with postponing_ctrl_c():
                 temporary.mkdir()
                 made = True
-        with _naming(goal):
+        with _naming(target):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
             with postponing_ctrl_c():
                 raise_if_interrupted()
-                if goal.exists():
-                    _exchange(temporary, goal)
+                if target.exists():
+                    _exchange(temporary, target)
                 else:
-                    os.rename(temporary, goal)
+                    os.rename(temporary, target)
     finally:  # what was written, or the older content
         with postponing_ctrl_c():
             if made:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_writable(goal: Path) -> None:
-    """OutputError where `goal` can't be created or replaced, found without creating anything."""
-    parent = Path(goal).resolve().parent
+def require_writable(target: Path) -> None:
+    """OutputError where `target` can't be created or replaced; nothing is created to find out."""
+    parent = Path(target).resolve().parent
     existing = next(folder for folder in (parent, *parent.parents) if os.path.lexists(folder))
     if not existing.is_dir():
-        raise OutputError(f"{goal} can't be written: {existing} is not a directory; choose another path")
+        raise OutputError(f"{target} can't be written: {existing} is not a directory; choose another path")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{goal} can't be written: no permission to write in {existing}; choose another path")
+        raise OutputError(f"{target} can't be written: no permission to write in {existing}; choose another path")
 
 
-def sweep(goal: Path) -> None:
-    """Remove the temporary names that killed runs (processes that are gone) left beside `goal`.
+def sweep(target: Path) -> None:
+    """Remove the temporary names that killed runs (processes that are gone) left beside `target`.
 
-    Where `goal` itself is missing because its replacement was cut off half-way, the old content gets its name back.
-    What can't be listed or removed, such as another user's file in /tmp, stays.
+    Where `target` itself is missing because its replacement was cut off half-way, the old content gets its name back.
+    What can't be listed or removed, such as another user's file in /tmp, is left alone.
     """
-    goal, names = Path(goal), []
+    target, names = Path(target), []
     with contextlib.suppress(OSError):
-        names = os.listdir(goal.parent)
+        names = os.listdir(target.parent)
     for name in names:
         match = _LEFTOVER.fullmatch(name)
-        if match and match["name"] == goal.name and not _alive(int(match["pid"])):
+        if match and match["name"] == target.name and not _alive(int(match["pid"])):
             with contextlib.suppress(OSError):
-                _remove_or_restore(goal.parent / name, goal, match["kind"])
+                _remove_or_restore(target.parent / name, target, match["kind"])
 
 
 def sha256_of(path: Path) -> str:
@@ -119,9 +121,9 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 
-def _remove_or_restore(leftover: Path, goal: Path, kind: str) -> None:
-    if kind == "old" and not os.path.lexists(goal):
-        os.rename(leftover, goal)
+def _remove_or_restore(leftover: Path, target: Path, kind: str) -> None:
+    if kind == "old" and not os.path.lexists(target):
+        os.rename(leftover, target)
     elif leftover.is_dir() and not leftover.is_symlink():
         shutil.rmtree(leftover, ignore_errors=True)
     else:
@@ -136,32 +138,32 @@ def _digest(file) -> str:  # Python 3.10
 
 
 @contextmanager
-def _refusing(goal: Path) -> Iterator[None]:
-    """Make `goal`'s parent and let the caller make the temporary name; OutputError where the file system allows neither."""
-    require_writable(goal)
+def _refusing(target: Path) -> Iterator[None]:
+    """Create `target`'s parent and let the caller create the temporary file; OutputError where either fails."""
+    require_writable(target)
     try:
-        goal.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise OutputError(f"{goal} can't be written: {error.strerror}; choose another path") from None
+        raise OutputError(f"{target} can't be written: {error.strerror}; choose another path") from None
 
 
 @contextmanager
-def _naming(goal: Path) -> Iterator[None]:
-    """Errors of writing say what was being written: a full disk does not name a file, and NumPy not even the reason."""
+def _naming(target: Path) -> Iterator[None]:
+    """Name the file in errors of writing: those of a full disk do not, and NumPy's do not even give the reason."""
     try:
         yield
     except UserError:
         raise
     except OSError as error:
         if error.errno is None:
-            raise OutputError(f"{goal} could not be written in full ({error}); free some space or choose another disk") from None
-        error.filename = error.filename or str(goal)
+            raise OutputError(f"{target} could not be written in full ({error}); free some space or choose another disk") from None
+        error.filename = error.filename or str(target)
         raise
 
 
-def _beside(goal: Path, kind: str) -> Path:
-    return goal.parent / f".{goal.name}.{kind}-{os.getpid()}"
+def _beside(target: Path, kind: str) -> Path:
+    return target.parent / f".{target.name}.{kind}-{os.getpid()}"
 
 
 def _alive(pid: int) -> bool:
@@ -179,29 +181,29 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _exchange(new: Path, goal: Path) -> None:
+def _exchange(new: Path, target: Path) -> None:
     """Swap two directories; afterwards `new` holds the old content."""
-    if _exchange_at_once(new, goal):
+    if _exchange_at_once(new, target):
         return
-    aside = _beside(goal, "old")
-    os.rename(goal, aside)
+    aside = _beside(target, "old")
+    os.rename(target, aside)
     try:
-        os.rename(new, goal)
+        os.rename(new, target)
     except BaseException:
-        os.rename(aside, goal)
+        os.rename(aside, target)
         raise
     os.rename(aside, new)
 
 
-def _exchange_at_once(new: Path, goal: Path) -> bool:
-    """One system call, False where this system or file system has none."""
+def _exchange_at_once(new: Path, target: Path) -> bool:
+    """Swap with one system call; False where this system or file system has none."""
     at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    if renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(goal), exchange) == 0:
+    if renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(target), exchange) == 0:
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
-    raise OSError(number, os.strerror(number), str(goal))
+    raise OSError(number, os.strerror(number), str(target))

@@ -1,8 +1,8 @@
-"""Ctrl-C that can't get lost.
+"""Ctrl-C that is never lost.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, a weak reference's callback or a
-callback out of C that is nowhere: the exception is printed and dropped, and the command would go on to its end. So a
-command line notes the signal as well, and whoever is about to make something final, or to begin a long step, asks.
+callback from C nobody catches it: the exception is printed and dropped, and the command would run to its end. So commands
+record the signal as well, and check for it before they make a result final or begin a long step.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _pressed = threading.Event()
 
 @contextmanager
 def noting_ctrl_c() -> Iterator[None]:
-    """Within, SIGINT is noted before it is raised, and Python does not print one that it dropped.
+    """Inside, SIGINT is recorded before KeyboardInterrupt is raised, and Python does not print one that it dropped.
 
     After `leave_on_ctrl_c`, when the process has nothing else to do, SIGINT is ignored from then on: the exit code stands.
-    Nothing changes where somebody else handles or ignores the signal, and in other threads than the first.
+    Nothing changes where another handler is installed or the signal is ignored, nor in threads other than the main one.
     """
     main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
     if not main or before not in (signal.default_int_handler, _leave):
         yield
         return
-    # a handler of Python's own is taken down while the interpreter shuts down, and the signal would kill the process
+    # Python removes its handler while it shuts down, and the signal would kill the process
     after = signal.SIG_IGN if before is _leave else signal.default_int_handler
     unraisable = sys.unraisablehook
 
@@ -60,14 +60,14 @@ def leave_on_ctrl_c() -> None:
 
 
 def raise_if_interrupted() -> None:
-    """KeyboardInterrupt, anew, where Ctrl-C was pressed since the command began."""
+    """Raise KeyboardInterrupt, again, if Ctrl-C was pressed since the command began."""
     if _pressed.is_set():
         raise KeyboardInterrupt
 
 
 @contextmanager
 def postponing_ctrl_c() -> Iterator[None]:
-    """Within, SIGINT is noted and not raised: for what must not stop between its first and its last change.
+    """Inside, SIGINT is recorded but not raised: for changes that must be made together or not at all.
 
     Afterwards a command line goes on until it asks (`raise_if_interrupted`): what came to its end is no longer interrupted. Elsewhere,
     under Python's own handler, KeyboardInterrupt is raised then. Nothing changes under other handlers and in other threads.

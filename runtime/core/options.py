@@ -34,7 +34,7 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says of itself beyond its name, type and default; see `option`."""
+    """What an option has beyond the field's name, type and default; see `option`."""
 
     help: str = ""
     flag: str | None = ""
@@ -83,7 +83,7 @@ def secret_option(help: str, **more: Any) -> Any:
 
 
 def nested(default: Any, without: Collection[str] = ()) -> Any:
-    """A dataclass field that is a frozen dataclass with options of its own; its fields in `without` are not offered."""
+    """A dataclass field that is itself a frozen dataclass with options; those in `without` are not offered."""
     return field(default=default, metadata={_KEY: frozenset(without)})
 
 
@@ -203,7 +203,7 @@ def _instance(base: Any, values: Mapping[str, Any], without: Collection[str] = (
 
 
 def _offered(base: Any, without: Collection[str]) -> Iterator[tuple[str, Option | frozenset[str]]]:
-    """The names of the fields that are options or hold some, with what they say of themselves."""
+    """The fields that are options or contain some: their names, and what `option` or `nested` said."""
     for entry in fields(base):
         about = entry.metadata.get(_KEY)
         if about is not None and getattr(about, "flag", "") is not None and entry.name not in without:

@@ -11,7 +11,7 @@ from runtime.core.interrupts import raise_if_interrupted
 
 
 def log(message: str) -> None:
-    """One line of log on stderr."""
+    """Print one line of log on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -19,7 +19,7 @@ def log(message: str) -> None:
 def step(title: str) -> Iterator[None]:
     """Show that a long step runs and, when it ends, how long it took in seconds.
 
-    KeyboardInterrupt at either end where Ctrl-C was pressed and nobody heard it.
+    KeyboardInterrupt at either end if Ctrl-C was pressed and the exception was lost.
     """
     raise_if_interrupted()
     start = time.perf_counter()

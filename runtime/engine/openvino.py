@@ -90,7 +90,7 @@ class OpenVINOEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
-        if graph in (DECODER, DECODER_BATCH) and bundle.manifest.llm.get("attention") == "standard":
+        if graph in (DECODER, DECODER_BATCH) and bundle.llm.attention == "standard":
             raise EngineError(
                 f"openvino can't run {bundle.path}'s decoder with standard attention; export with --attention portable"
             )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import cuda
 from runtime.engine.onnx import has_cuda_provider
@@ -56,25 +56,14 @@ def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = Engine
     return Placement(on_cpu, f"device cpu, not {gpus[0].name}: {'; '.join(reasons)}")
 
 
-def vision_graphs(bundle: Bundle, device: str) -> tuple[str, ...]:
-    """The graphs that encode a clip on `device`: encoder and compressor, or one graph of all frames.
-
-    On a CPU the frames of a clip one by one are faster and need less memory than all at once.
-    """
-    if bundle.is_split:
-        return VISION_ENCODER, VISION_COMPRESSOR
-    return (VISION_LOOP,) if device == "cpu" and f"{VISION_LOOP}.onnx" in bundle.manifest.files else (VISION,)
-
-
 def _missing(bundle: Bundle, backend: str) -> str | None:
     """Why `backend` can't run all graphs of `bundle` on the GPU; None where it can."""
     reason = backend_class(backend).unavailable("cuda")
     if reason or backend == "onnx":
         return reason
     try:
-        for graph in (*vision_graphs(bundle, "cuda"), DECODER):
-            if f"{graph}.onnx" in bundle.manifest.files:
-                find_engine(bundle, backend, graph)
+        for graph in bundle.graphs("cuda"):
+            find_engine(bundle, backend, graph)
     except UserError as error:
         return str(error)
     return None

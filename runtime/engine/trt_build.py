@@ -24,6 +24,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, B
 from runtime.bundle.tensors import MASK
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file
+from runtime.core.machine import cache_directory
 from runtime.core.options import option
 from runtime.core.progress import log, phases
 from runtime.engine import cuda
@@ -121,11 +122,11 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
 
 
 def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
-    has = [graph for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
+    has = [graph for graph in (VISION, VISION_ENCODER, VISION_COMPRESSOR, DECODER) if bundle.has(graph)]
     for graph in graphs:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
-    return list(dict.fromkeys(graphs)) or [graph for graph in has if graph != VISION or not bundle.is_split]
+    return list(dict.fromkeys(graphs)) or list(bundle.graphs("cuda"))
 
 
 def _build_graph(
@@ -137,11 +138,11 @@ def _build_graph(
     builder, network, parser = facade.parse(backend, bundle.model(graph), plugin.kind != NONE)
     with_plugin = plugin.kind != NONE and has_plugin_layer(backend, network)
     if plugin.kind != NONE and graph in (VISION, VISION_COMPRESSOR) and not with_plugin:
-        log(f"{graph}: compression {bundle.manifest.compression['spec']} is built as plain nodes, the plugin does not cover it")
+        log(f"{graph}: compression {bundle.manifest.compression.spec} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()
     _configure(config, options, target)
-    inputs = _add_profile(builder, network, config, bundle.manifest.limits.get("max_context"))
+    inputs = _add_profile(builder, network, config, bundle.max_context if bundle.has_llm else None)
     with _timing_cache(backend, config), phases(f"building {graph} for {target} with {backend}") as progress:
         engine = facade.serialize(backend, builder, network, config, progress)
     del parser  # it owns the weights that the network refers to, so it had to live until here
@@ -197,8 +198,7 @@ def _timing_cache(backend: str, config: Any) -> Iterator[None]:
     if backend != "tensorrt":
         yield
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "st-gridpool" / "timing"
-    file = root / f"{facade.load(backend).__version__}-{cuda.gpus()[0].target}.cache"
+    file = cache_directory("timing") / f"{facade.load(backend).__version__}-{cuda.gpus()[0].target}.cache"
     cache = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
     config.set_timing_cache(cache, False)
     yield

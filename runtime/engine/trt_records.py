@@ -55,7 +55,7 @@ def reusable_engines(bundle: Bundle, directory: Path, key: dict[str, Any]) -> di
     return {
         graph: entry
         for graph, entry in record["graphs"].items()
-        if f"{graph}.onnx" in bundle.manifest.files
+        if bundle.has(graph)
         and entry["onnx_sha256"] == bundle.sha256(graph)
         and _size(directory / engine_file(graph)) == entry["size"]
     }

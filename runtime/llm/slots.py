@@ -43,7 +43,7 @@ class SlotDecoder(DecoderStep):
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
         """The graph for a batch where the bundle has one and the backend can run it: ONNX Runtime, and OpenVINO."""
         options = place(bundle, backend, options).options
-        if f"{DECODER_BATCH}.onnx" not in bundle.manifest.files or backend.startswith("tensorrt"):
+        if not bundle.has(DECODER_BATCH) or backend.startswith("tensorrt"):
             return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
         if backend == "auto" and options.device == "cuda":
             try:

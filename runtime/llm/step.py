@@ -40,10 +40,10 @@ class DecoderStep:
 
     def __init__(self, bundle: Bundle, engine: Engine):
         self.engine = engine
-        self.max_context: int = bundle.manifest.limits["max_context"]
+        self.max_context: int = bundle.max_context
         self.dtype = {spec.name: spec.dtype for spec in engine.inputs}.get(EMBEDDINGS, np.dtype(np.float32))
         self.cache_pairs = cache_pairs(engine.inputs)
-        _check_caches(engine, self.cache_pairs, bundle.manifest.llm["layers"])
+        _check_caches(engine, self.cache_pairs, bundle.llm.layers)
         self.chunk = GPU_PREFILL_CHUNK if engine.device == "cuda" else PREFILL_CHUNK
 
     def run(self, state: State, embeddings: np.ndarray, starts: Sequence[int], read: int | None = None) -> np.ndarray:

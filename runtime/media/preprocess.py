@@ -12,18 +12,14 @@ T frames, h, w rows and columns of the model's input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.bundle.manifest import RESAMPLING
-from runtime.core.errors import BundleError, VideoError, missing_package, nearest
+from runtime.bundle.manifest import RESAMPLING, Preprocessing
+from runtime.core.errors import VideoError, missing_package
 from runtime.media.clip import Clip, sample_frames
-
-_LARGEST_SIDE = 1 << 15  # pixels
-_LARGEST = float(np.finfo(np.float32).max) / 255  # the largest rescale_factor without overflow
 
 
 def load_clip(path: str | Path, frames: int, preprocessor: Preprocessor) -> tuple[np.ndarray, Clip]:
@@ -39,25 +35,17 @@ def load_clip(path: str | Path, frames: int, preprocessor: Preprocessor) -> tupl
 class Preprocessor:
     """The image processor that a manifest's `preprocessing` describes.
 
-    preprocessing: {"size": [h, w], "resample": "bicubic" | Pillow's number, "rescale_factor", "image_mean", "image_std"},
-    mean and std as three numbers, or one for all channels; "frames": [h, w] where the graph takes uint8 frames of that size.
-    Raises BundleError for what is missing or makes no sense.
-
     size, frames    (h, w) of the model's input, and of the frames that the graph takes (None where it takes pixel values)
+    resample        Pillow's number of the filter
+    mean_and_std    float32 [3] each
     """
 
-    def __init__(self, preprocessing: Mapping[str, Any]) -> None:
-        missing = sorted({"size", "resample", "rescale_factor", "image_mean", "image_std"} - preprocessing.keys())
-        if missing:
-            raise BundleError(f"the bundle's preprocessing lacks {', '.join(missing)}; export the bundle again")
-        self.size = _size("size", preprocessing["size"])
-        self.frames = _size("frames", preprocessing["frames"]) if "frames" in preprocessing else None
-        self.resample = _resample(preprocessing["resample"])
-        self.mean_and_std = (
-            _channels("image_mean", preprocessing["image_mean"]),
-            _channels("image_std", preprocessing["image_std"]),
-        )
-        self._levels = _levels(preprocessing)
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.size, self.frames = preprocessing.size, preprocessing.frames
+        resample = preprocessing.resample
+        self.resample = RESAMPLING.index(resample) if isinstance(resample, str) else resample
+        self.mean_and_std = _channels(preprocessing.image_mean), _channels(preprocessing.image_std)
+        self._levels = _levels(preprocessing, *self.mean_and_std)
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """RGB uint8 [any, any, 3] -> uint8 [h, w, 3]; VideoError where the graph takes frames of another size.
@@ -96,40 +84,11 @@ class Preprocessor:
         return pixel_values
 
 
-def _levels(preprocessing: Mapping[str, Any]) -> np.ndarray:
-    """float32 [3, 256]: the normalised value of each of a channel's 256 levels."""
-    mean = _channels("image_mean", preprocessing["image_mean"])
-    std = _channels("image_std", preprocessing["image_std"])
-    factor = preprocessing["rescale_factor"]
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not abs(factor) <= _LARGEST:
-        raise BundleError(f"the bundle's preprocessing has rescale_factor {factor!r}; expected a number, export the bundle again")
-    if not std.all():
-        raise BundleError("the bundle's preprocessing has a zero in image_std; export the bundle again")
-    rescaled = (np.arange(256, dtype=np.float64) * factor).astype(np.float32)
+def _levels(preprocessing: Preprocessing, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """float32 [3, 256]: what each of a channel's 256 values becomes."""
+    rescaled = (np.arange(256, dtype=np.float64) * preprocessing.rescale_factor).astype(np.float32)
     return (rescaled[None] - mean[:, None]) / std[:, None]
 
 
-def _channels(name: str, value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        array = np.empty(0, np.float32)
-    if array.shape not in ((), (3,)) or not np.isfinite(array).all():
-        raise BundleError(f"the bundle's preprocessing has {name} {value!r}; expected one number or three, export the bundle again")
-    return np.broadcast_to(array, 3)
-
-
-def _size(name: str, size: Any) -> tuple[int, int]:
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
-        raise BundleError(f"the bundle's preprocessing has {name} {size!r}; expected [height, width], export the bundle again")
-    if max(size) > _LARGEST_SIDE:
-        raise BundleError(f"the bundle's preprocessing has {name} {size!r}; expected at most {_LARGEST_SIDE} a side")
-    return size[0], size[1]
-
-
-def _resample(resample: Any) -> int:
-    if type(resample) is int and 0 <= resample < len(RESAMPLING):
-        return resample
-    if resample in RESAMPLING:
-        return RESAMPLING.index(resample)
-    raise BundleError(f'the bundle\'s preprocessing has no resample "{resample}"{nearest(str(resample), RESAMPLING)}')
+def _channels(value: float | tuple[float, float, float]) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, np.float32), 3)

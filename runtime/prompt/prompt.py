@@ -22,13 +22,13 @@ class Prompt:
     """A bundle's tokenizer, chat template and word embeddings, each read when it is first used."""
 
     def __init__(self, bundle: Bundle):
-        self.bundle, info = bundle, bundle.manifest.prompt
-        self.video_token_id: int = info["video_token_id"]
-        self.eos = frozenset(info["eos_token_ids"])
-        self.repetition_penalty: float = info.get("repetition_penalty", 1.0)
+        self.bundle, info = bundle, bundle.prompt
+        self.video_token_id = info.video_token_id
+        self.eos = frozenset(info.eos_token_ids)
+        self.repetition_penalty = info.repetition_penalty or 1.0
         self.tokenizer = Tokenizer(bundle.file("llm/tokenizer.json"))
         try:
-            self.template = ChatTemplate(bundle.file(f"llm/{info['chat_template']}").read_text(encoding="utf-8"))
+            self.template = ChatTemplate(bundle.file(f"llm/{info.chat_template}").read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise broken_template(error) from None
 

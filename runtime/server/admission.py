@@ -1,7 +1,7 @@
-"""Who may come in: a bounded number of requests at a time, none while the server drains, each with a deadline.
+"""Which requests are accepted: a bounded number at a time, none while the server drains, each with a deadline.
 
-A request counts from the end of its body until its answer is complete, clip decoding included. While its body is read it
-takes no place: how long that may last and how many bytes it may hold is bounded by body.py and memory.py.
+A request counts from the end of its body until its answer is complete, clip decoding included. It does not count while its body is
+read: body.py and memory.py bound how long that may last and how many bytes it may take.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.server.options import ServerOptions
 
 
 class Admission:
-    """`accepted` now; `draining` once SIGTERM came; `ended` once the time for draining is over."""
+    """`accepted` requests now; `draining` from SIGTERM on."""
 
     def __init__(self, options: ServerOptions):
         self.options = options
@@ -29,7 +29,7 @@ class Admission:
 
     @contextmanager
     def request(self) -> Iterator[float]:
-        """Hold a place and yield the deadline, of time.monotonic(). ApiError 429 with Retry-After, or 503."""
+        """Count a request and yield its deadline, of time.monotonic(). ApiError 429 with Retry-After, or 503."""
         self.check()
         self.accepted += 1
         start = time.monotonic()
@@ -40,10 +40,10 @@ class Admission:
             self._seconds += 0.1 * (time.monotonic() - start - self._seconds)
 
     def check(self) -> None:
-        """ApiError where there is no place now."""
+        """ApiError if no request can be accepted now."""
         self.check_open()
         if self.accepted >= self.limit:
-            # when about one place in the batch should be free again
+            # about when one of the batch should be done
             wait = max(1, min(60, round(self._seconds / self.options.batch)))
             message = f"{self.accepted} requests are being worked on, the most that this server takes; try again in {wait} s"
             raise ApiError(429, message, "queue_full", headers={"Retry-After": str(wait)})
@@ -53,7 +53,7 @@ class Admission:
             raise _closed()
 
     def drain(self) -> None:
-        """Take nothing more, bodies that are not complete included; call it in the event loop."""
+        """Accept nothing more, bodies that are not complete included; call it in the event loop."""
         self.draining = True
         self._closing.set()
 

@@ -1,4 +1,4 @@
-"""The ASGI app: routes, the key, one way for errors, and what happens when a client goes away or the server ends.
+"""The ASGI app: routes, one form of errors, and what happens when a client goes away or the server ends.
 
 POST /v1/chat/completions   POST /v1/video/tokens   POST /v1/video/inspect   GET /v1/models[/{model}]
 GET /health   GET /health/ready   GET /metrics   GET / (the page)
@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from runtime.server import body, chat, video
+from runtime.server.chat_job import Job
 from runtime.server.errors import ApiError, api_error, forget_frames
 from runtime.server.guard import Guard
 from runtime.server.memory import Held
@@ -39,15 +40,15 @@ _Result = TypeVar("_Result")
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; however they end, their source is closed and what the request held is let go."""
+    """Server-sent events; however they end, their source is closed and the request's resources are released."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack):
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx holds answers back without the second
+    def __init__(self, events: AsyncGenerator[bytes, None], resources: AsyncExitStack):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx buffers answers without the second
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self.events, self.held = events, held
+        self.events, self.resources = events, resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self.held, aclosing(self.events):
+        async with self.resources, aclosing(self.events):
             await super().__call__(scope, receive, send)
 
 
@@ -71,7 +72,7 @@ def _add_routes(app: FastAPI, state: State) -> None:
     options, admission = state.options, state.admission
 
     async def read(request: Request, kind: type[_Request], share: Held) -> _Request:
-        """The body, which takes no place while it is read; its bytes are counted in `share`."""
+        """The parsed body; it does not count as accepted while it is read, its bytes count in `share`."""
         admission.check()
         return await unless(body.read(request, kind, options, share), admission.until_draining())
 
@@ -79,26 +80,26 @@ def _add_routes(app: FastAPI, state: State) -> None:
     async def completions(request: Request) -> Response:
         start = time.perf_counter()
 
-        async def work(held: AsyncExitStack) -> Response:
-            share = held.enter_context(state.memory.hold())
-            job = chat.Job.of(await read(request, ChatRequest, share))
-            deadline = held.enter_context(admission.request())
+        async def work(resources: AsyncExitStack) -> Response:
+            share = resources.enter_context(state.memory.hold())
+            job = Job.of(await read(request, ChatRequest, share))
+            deadline = resources.enter_context(admission.request())
             ready = await _working(request, state, chat.check(state, job, share))
-            held.callback(ready.close)
+            resources.callback(ready.close)
             if not job.stream:
                 return JSONResponse(await _working(request, state, chat.complete(state, ready, deadline, start)))
-            answer = await held.enter_async_context(Stream(state, ready, deadline, start))
+            answer = await resources.enter_async_context(Stream(state, ready, deadline, start))
             await _working(request, state, answer.grace())
-            return EventStream(answer.events(), held.pop_all())
+            return EventStream(answer.events(), resources.pop_all())
 
         return await _answered(request, state, work)
 
     @app.post("/v1/video/tokens")
     async def tokens(request: Request) -> Response:
-        async def work(held: AsyncExitStack) -> Response:
-            share = held.enter_context(state.memory.hold())
+        async def work(resources: AsyncExitStack) -> Response:
+            share = resources.enter_context(state.memory.hold())
             asked = video.Job.of(await read(request, VideoRequest, share))
-            deadline = held.enter_context(admission.request())
+            deadline = resources.enter_context(admission.request())
             content, headers = await _working(request, state, video.tokens(state, asked, deadline, share))
             return Response(content, media_type=video.CONTENT_TYPES[asked.format], headers=headers)
 
@@ -106,10 +107,10 @@ def _add_routes(app: FastAPI, state: State) -> None:
 
     @app.post("/v1/video/inspect")
     async def inspect(request: Request) -> Response:
-        async def work(held: AsyncExitStack) -> Response:
-            share = held.enter_context(state.memory.hold())
+        async def work(resources: AsyncExitStack) -> Response:
+            share = resources.enter_context(state.memory.hold())
             asked = video.Job.of(await read(request, VideoRequest, share))
-            deadline = held.enter_context(admission.request())
+            deadline = resources.enter_context(admission.request())
             return JSONResponse(await _working(request, state, video.inspect(state, asked, deadline, share)))
 
         return await _answered(request, state, work)
@@ -147,10 +148,10 @@ def _file(path: Path) -> Callable[[], Awaitable[Response]]:
 
 
 async def _answered(request: Request, state: State, work: Callable[[AsyncExitStack], Awaitable[Response]]) -> Response:
-    """Run `work`; an error becomes its response, once what it held is let go."""
-    async with AsyncExitStack() as held:
+    """Run `work`; an error becomes its response, once the request's resources are released."""
+    async with AsyncExitStack() as resources:
         try:
-            return await work(held)
+            return await work(resources)
         except Exception as error:
             failed = _api_error(request, error)
             forget_frames(error)
@@ -158,7 +159,7 @@ async def _answered(request: Request, state: State, work: Callable[[AsyncExitSta
 
 
 async def _working(request: Request, state: State, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of `work`, which ends when the client hangs up and when the server has no more time."""
+    """The result of `work`, which ends when the client hangs up or the server's drain is over."""
     return await unless(work, _until_hung_up(request), state.admission.until_ended())
 
 
@@ -170,19 +171,19 @@ async def _until_hung_up(request: Request) -> NoReturn:
 
 def _add_errors(app: FastAPI, state: State) -> None:
     @app.exception_handler(ApiError)
-    async def ours(request: Request, error: ApiError) -> Response:
+    async def of_this_server(request: Request, error: ApiError) -> Response:
         return await body.refuse(request, error, state)
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
-        path = request.scope["path"][:200]  # not of request.url, which can't be made of every Host
+        path = request.scope["path"][:200]  # not request.url, which can't be built from every Host
         text = {404: f"no such path: {path}", 405: f"{request.method} is not for {path}"}
         message = text.get(error.status_code, str(error.detail))
         return await body.refuse(request, ApiError(error.status_code, message, headers=dict(error.headers or {})), state)
 
     @app.exception_handler(Exception)
-    async def everything_else(request: Request, error: Exception) -> Response:
-        return body.response(_api_error(request, error), complete=False)  # the request comes without its body here
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return body.response(_api_error(request, error), complete=False)  # the request has no body here
 
 
 def _api_error(request: Request, error: Exception) -> ApiError:

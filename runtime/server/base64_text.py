@@ -1,6 +1,6 @@
 """base64 as clients write it -> bytes, a piece at a time: padded or not, wrapped into lines, of either alphabet, %-escaped.
 
-A clip's text is the largest thing that a request has; it is never copied as a whole here.
+A clip's text is the largest part of a request; it is never copied in one piece here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STANDARD = str.maketrans("-_", "+/")
 
 
 def decoded(text: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """The bytes that text[start:stop] stands for. ApiError 400 where it is no base64."""
+    """The bytes that text[start:stop] stands for. ApiError 400 if it is not base64."""
     stop = len(text) if stop is None else stop
     if text.find("%", start, stop) >= 0:
         text, start = unquote(text[start:stop]), 0

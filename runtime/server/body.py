@@ -1,8 +1,8 @@
 """Reading a request: JSON only, within limits of size, time and memory, parsed off the event loop.
 
-The limits hold while reading, whatever Content-Length says. A body has some seconds, and one more for each half MiB that came,
-so that one that stalls is given up soon and a slow line still gets through. What comes beyond a limit is read for a while and
-discarded, because a client that is still sending would see a reset connection instead of the error.
+The limits are checked while reading, whatever Content-Length says. A body has some seconds, and one more for each half MiB received:
+one that stalls is given up soon, and a slow connection still gets through. What comes beyond a limit is read for a while and discarded,
+because a client that is still sending would see a reset connection instead of the error.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ async def read(request: Request, model: type[_Model], options: ServerOptions, he
 
 
 async def refuse(request: Request, error: ApiError, state: State) -> JSONResponse:
-    """The response that says so, once what the client still sends has been read; else the connection must close with it."""
+    """The error's response, once what the client still sends has been read; otherwise the connection closes with it."""
     waits = error.status == 408 or state.admission.draining
     complete = getattr(request.state, "body_read", False) or (not waits and await _discard(request, 4 * state.options.max_body))
     return response(error, complete)
 
 
 def response(error: ApiError, complete: bool) -> JSONResponse:
-    """What says so; the connection closes with it where the request was not read to its end."""
+    """The error's response; the connection closes with it if the request was not read to its end."""
     headers = error.headers if complete else error.headers | {"Connection": "close"}
     return JSONResponse(error.body(), error.status, headers)
 

@@ -1,7 +1,8 @@
 """Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}} and a status that picks their class.
 
 400 the request, 401 the key, 403 the host, 404 model or path, 408 too slow, 413 too large, 422 a clip that can't be
-used, 429 the queue or memory is full, 503 not now (draining, or the remote LLM is away), 504 the deadline. What is nobody's fault but ours is 500 without details.
+used, 429 the queue or memory is full, 503 not now (draining, or the remote LLM is away), 504 the deadline. A fault of the server is 500
+without details.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 class ApiError(UserError):
-    """An answer that is an error; headers: more than the usual ones, e.g. Retry-After."""
+    """An error with its HTTP status; headers: in addition to the usual ones, e.g. Retry-After."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None, headers: dict[str, str] | None = None
@@ -28,10 +29,10 @@ class ApiError(UserError):
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Drop the tracebacks of an error that was dealt with.
+    """Drop the tracebacks of an error that was handled.
 
-    Their frames hold what the request held, its body above all, and the error itself: a cycle, which lives until Python looks
-    for cycles, while more requests come.
+    Their frames refer to the request, its body above all, and to the error itself: a cycle, which stays in memory until Python collects
+    cycles, while more requests come.
     """
     while error is not None:
         error.__traceback__ = None
@@ -39,7 +40,7 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def api_error(error: BaseException) -> ApiError:
-    """The answer for any exception; what is not a user's error keeps its text to itself."""
+    """The answer for any exception; only a user's error shows its text."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
@@ -49,7 +50,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, VideoError):
         return ApiError(422, str(error), "invalid_video", "messages")
     if isinstance(error, RemoteError):
-        # what the remote says of the request is the client's; everything else is the remote's or the operator's fault
+        # what the remote refuses in the request is the client's error; everything else is the remote's or the operator's
         known = error.status in (400, 413, 422, 429)
         headers = {"Retry-After": "5"} if error.status == 429 or not known else {}
         return ApiError(error.status if known and error.status else 503, str(error), "remote_llm", headers=headers)

@@ -1,7 +1,7 @@
 """Where a clip may come from: a data: URL; https from hosts that were named; files below directories that were named.
 
-The bytes are written to a private temporary file as they come, because decoders seek and memory is dear, and are known by their
-SHA-256 from then on. A clip may also be a list of such URLs, its frames.
+The bytes are written to a private temporary file as they come, because decoders seek and memory is scarce, and are identified by
+their SHA-256 from then on. A clip may also be a list of such URLs, its frames.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from runtime.server.schema import MAX_FRAMES, MediaUrl
 
 _HEAD = 1024  # characters in which a data: URL names its type
 _DATA = re.compile(r"\s*data:(?P<type>[^,;]*)(?P<parameters>;.*?)?;\s*base64\s*,", re.IGNORECASE | re.DOTALL)
-_KINDS = ("video", "image", "application", "binary", "")  # what is in them is found out by decoding
+_KINDS = ("video", "image", "application", "binary", "")  # decoding tells what they contain
 _CHUNK = 1 << 18
 
 
 class Media:
-    """A clip in temporary files, which go with `close()`, or when nobody holds it any more.
+    """A clip in temporary files, which `close()` removes, at the latest when the object is garbage.
 
     paths    one file, or one for each frame
     fps      frames a second of a clip that is frames, else None
@@ -132,9 +132,9 @@ def _of_file(url: str, options: ServerOptions) -> Iterator[bytes]:
         raise ApiError(400, "this server reads no files; send a data: URL", "media_not_allowed")
     try:
         parts = urlsplit(url)
-        path = Path(unquote(parts.path)).resolve()  # links and .. first, then the question where it lies
+        path = Path(unquote(parts.path)).resolve()  # links and .. first, then the question whether it is allowed
         allowed = parts.netloc in ("", "localhost") and any(path.is_relative_to(root.resolve()) for root in options.media_paths)
-        # one answer for what is outside and what is not there: nobody learns from it which files exist
+        # one answer for what is outside and what does not exist: it does not tell which files exist
         if not allowed or not path.is_file():
             raise _no_file()
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """How many bytes of requests are in memory at once: bodies that are being read, and clips that wait for their encoding.
 
-A request may grow as long as it is no larger than what is left of the whole, so n equal ones get 1/(n + 1) of it each, and
-however many large ones there are, a small one still gets in.
+A request may grow as long as it is no larger than what is left of the capacity, so n equal ones get 1/(n + 1) of it each, and however
+many large ones there are, a small one is still accepted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runtime.server.errors import ApiError
 
 
 class Memory:
-    """`held` of `capacity` bytes, used from the event loop alone; parsing: for one large body at a time, which is there twice then."""
+    """`held` of `capacity` bytes, used from the event loop alone; parsing: one large body at a time, which is in memory twice then."""
 
     def __init__(self, capacity: int):
         self.capacity, self.held = capacity, 0
@@ -22,7 +22,7 @@ class Memory:
 
     @contextmanager
     def hold(self) -> Iterator[Held]:
-        """A request's share, which is given back at the end."""
+        """A request's share, released at the end."""
         share = Held(self)
         try:
             yield share
@@ -37,7 +37,7 @@ class Held:
         self.memory, self.size = memory, 0
 
     def grow(self, count: int) -> None:
-        """`count` bytes more; ApiError 429 where they are more than this request's due, which is then given back."""
+        """`count` bytes more; ApiError 429 if that is more than this request may have, whose share is then released."""
         if self.size + count > self.memory.capacity - self.memory.held - count:
             others = self.memory.held - self.size
             self.shrink(0)  # at once, so that not all that grow together are refused

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of its own: `Metrics(...).text()` is what /metrics says."""
+"""Prometheus metrics of one server, in a separate registry: `Metrics(...).text()` is what /metrics returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class Metrics:
-    """Counters that the routes fill, and gauges that are read when somebody asks."""
+    """Counters that the routes fill, and gauges that are read on request."""
 
     def __init__(self, admission: Admission, memory: Memory, clips: ClipStore, llms: Iterable[LanguageModel]):
         self.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What is loaded: bundles by name, each with its vision half, and the LLMs that they share where they can.
+"""What is loaded: bundles by name, each with its vision encoder, and the LLMs that they share where they can.
 
 Bundles exported from one checkpoint with different compression have the same decoder; it is loaded once and its batch serves
 all of them, which is how a page offers several presets on a small machine.
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import DECODER, Bundle
+from runtime.bundle.records import written
 from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.llm.chat import LanguageModel
 from runtime.llm.local import LocalLLM
 from runtime.llm.remote import RemoteLLM
 from runtime.llm.step import check_context
-from runtime.server.clips import ClipEncoder
+from runtime.server.clip_encoder import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions
 
@@ -29,22 +30,22 @@ class ServedModel:
     name: str
     bundle: Bundle
     encoder: ClipEncoder
-    llm: LanguageModel | None  # None for a bundle without one, whose tokens alone are served
+    llm: LanguageModel | None  # None for a bundle without one, which serves tokens only
 
     def card(self) -> dict[str, Any]:
-        """What GET /v1/models says."""
+        """Its entry in GET /v1/models."""
         manifest = self.bundle.manifest
         return {
             "id": self.name,
             "object": "model",
             "created": int((self.bundle.path / "manifest.json").stat().st_mtime),
-            "owned_by": manifest.checkpoint["id"],
+            "owned_by": manifest.checkpoint.id,
             "max_model_len": self.llm.max_context if self.llm else None,
             "tokens_per_clip": manifest.tokens_per_clip,
             "patch_tokens_per_clip": manifest.patch_tokens,
             "frames": manifest.frames,
             "hidden_size": manifest.hidden_size,
-            "compression": manifest.compression,
+            "compression": written(manifest.compression),
         }
 
 
@@ -65,7 +66,7 @@ class Models:
             raise BundleError(f"{paths[0]} has no LLM; export without --only vision, or name a remote one with --llm URL")
         for bundle in bundles.values():
             if local and bundle.has_llm:
-                check_context(bundle.manifest.tokens_per_clip + 1, bundle.manifest.limits["max_context"])
+                check_context(bundle.manifest.tokens_per_clip + 1, bundle.max_context)
         decoders: dict[str, LocalLLM] = {}
         served = []
         for name, bundle in bundles.items():
@@ -73,7 +74,7 @@ class Models:
             if not local:
                 llm = RemoteLLM(bundle, options.llm)
             elif bundle.has_llm:
-                same = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"]["sha256"]
+                same = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"].sha256
                 if same not in decoders:
                     decoders[same] = LocalLLM.open(bundle, options.batch, backend, engine)
                 llm = decoders[same].sharing(bundle)

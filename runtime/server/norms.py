@@ -1,6 +1,6 @@
 """The vision engine with one more output: the norm of every token just before compression, for the page's heat map.
 
-    token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the tokens that the first compression stage is given
+    token_norms [T, H*W] (or [T, H, W]) float: the root mean square of the first compression stage's input tokens
 
 A few nodes more in the graph, so that a clip's norms cost no second run and its full tokens never leave the engine. Where the
 backend is not ONNX Runtime, or the tensor can't be found, the engine is the plain one and the page shows no heat map.
@@ -14,7 +14,7 @@ from runtime.bundle import VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.place import place, vision_graphs
+from runtime.engine.place import place
 from runtime.tools.stages import is_compression
 from runtime.vision.engine import VisionEngine, open_vision, vision_engine
 
@@ -24,7 +24,7 @@ TOKEN_NORMS = "token_norms"
 def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> VisionEngine:
     """The vision engine of `bundle`, with TOKEN_NORMS where that is possible."""
     options = place(bundle, backend, options).options
-    if backend in ("auto", "onnx") and vision_graphs(bundle, options.device) == (VISION_LOOP,):
+    if backend in ("auto", "onnx") and bundle.vision_graphs(options.device) == (VISION_LOOP,):
         model = _with_norms(bundle)
         if model is not None:
             return vision_engine(OnnxEngine.load(model, options, data=bundle.path))
@@ -38,10 +38,10 @@ def _with_norms(bundle: Bundle) -> bytes | None:
     except ImportError:
         return None
     stages = bundle.manifest.stages
-    first = next((at for at, stage in enumerate(stages) if is_compression(stage["name"])), 0)
+    first = next((at for at, stage in enumerate(stages) if is_compression(stage.name)), 0)
     if not first:
         return None
-    tensor = stages[first - 1]["tensor"]
+    tensor = stages[first - 1].tensor
     model = read_graph(bundle.model(VISION_LOOP))
     if not any(tensor in node.output for node in model.graph.node):
         return None

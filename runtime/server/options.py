@@ -45,18 +45,18 @@ class ServerOptions:
     backend: str = backend_option()
     engine: EngineOptions = nested(EngineOptions())
     header_seconds: float = option(10.0, "for the head of a request, from the connection or the first byte on", flag=None, above=0)
-    body_seconds: float = option(20.0, "for a request's body, and a second more for each half MiB that came", flag=None, above=0)
+    body_seconds: float = option(20.0, "for a request's body, and a second more for each half MiB received", flag=None, above=0)
     grace_seconds: float = option(0.5, "that a stream waits for its first token, or for an error, before it begins", flag=None)
     fetch_seconds: float = option(30.0, "for one fetched clip, from first to last byte", flag=None, above=0)
 
     @property
     def memory(self) -> int:
-        """Bytes of bodies and clips that all requests together may hold."""
+        """Bytes of bodies and clips of all requests together."""
         return 4 * self.max_body
 
     @property
     def keyless_loopback(self) -> bool:
-        """Whether anybody on this machine may ask: then web pages that its browsers show must not."""
+        """Whether anybody on this machine may ask without a key: then web pages in its browsers must be kept out."""
         return self.api_key is None and is_loopback(self.host)
 
     def __post_init__(self) -> None:

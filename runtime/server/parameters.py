@@ -36,7 +36,7 @@ def _all(*names: str) -> dict[str, Inert]:
 
 _TOOLS, _SAMPLING = "this server calls no tools; leave it out", "leave it out, or use temperature and top_p"
 
-# OpenAI's own
+# of OpenAI
 OPENAI: Mapping[str, Inert] = {
     **_all("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier", "metadata"),
     "store": Inert((False,), "nothing is stored here; leave it out"),
@@ -138,7 +138,7 @@ MESSAGE: Mapping[str, Inert] = {
 # of a text
 TEXT: Mapping[str, Inert] = _all("cache_control", "annotations")
 
-# of a clip: every one becomes the bundle's number of frames, of the bundle's size, and is known by its content
+# of a clip: all are sampled to the bundle's number and size of frames, and identified by their content
 CLIP: Mapping[str, Inert] = _all(
     "uuid", "format", "filename", "detail", "size", "max_pixels", "min_pixels", "total_pixels", "resized_height", "resized_width",
     "max_frames", "min_frames", "do_sample_frames", "cache_control",

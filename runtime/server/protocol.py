@@ -2,7 +2,7 @@
 
 Headers end within 64 KiB and some seconds. The number of connections is limited; beyond it the one that has been without a
 request for longest makes room. A client that does not read its answer is cut off. (uvicorn's faster protocol, httptools,
-limits none of this.) What is not HTTP is answered in the server's own form of errors.
+limits none of this.) What is not HTTP gets an error in the server's form.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def bounded_protocol(header_seconds: float) -> type[H11Protocol]:
 
 
 def connection_limit() -> int:
-    """Connections that a server holds: three quarters of the files that the process may open, at most 1,000."""
+    """The most connections of a server: three quarters of the files that the process may open, at most 1,000."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1000 if files == resource.RLIM_INFINITY else max(16, min(1000, files * 3 // 4))
 
@@ -126,7 +126,7 @@ class BoundedH11(H11Protocol):
         self._refuse(ApiError(408, f"no complete request came in {self.header_seconds:g} s", "request_timeout"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Say why and hang up; nothing is said where an answer has begun already."""
+        """Send the error, unless an answer has begun already, and hang up."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             content = json.dumps(error.body()).encode()
             headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), ("Connection", "close")]

@@ -37,7 +37,7 @@ def run(paths: Sequence[Path], options: ServerOptions) -> int:
     except ImportError as error:
         raise missing_package(str(error.name), "serving", "serve") from None
 
-    listening = _listen(options)  # a taken port is said before gigabytes are loaded
+    listening = _listen(options)  # a port that is in use is reported before gigabytes are loaded
     if options.api_key is None and not is_loopback(options.host):
         log(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
     with step("loading"):
@@ -65,7 +65,7 @@ def server(state: State, lifespan: bool = True) -> uvicorn.Server:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
             admission.draining = True  # at once: connections that are open send no new work
-            # uvicorn's own handler would raise the signal again at the end; a server that drained has ended well
+            # uvicorn's handler would raise the signal again at the end; a server that drained exits with 0
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 

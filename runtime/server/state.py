@@ -19,7 +19,7 @@ class State:
         self.metrics = Metrics(self.admission, self.memory, self.clips, models.llms)
 
     def not_ready(self) -> str | None:
-        """Why a load balancer should send requests elsewhere."""
+        """Why a load balancer should send requests elsewhere; None if it should not."""
         if self.admission.draining:
             return "draining"
         if not all(llm.healthy for llm in self.models.llms):

@@ -1,7 +1,7 @@
-"""A streamed answer as server-sent events, with something on the line from the start.
+"""A streamed answer as server-sent events, which begin at once.
 
-A proxy that hears nothing for a minute gives up, and a first token may take longer where others are answered first. So a stream
-waits for its first token, or an error with a status of its own, for a moment only; then it begins with a comment, which clients
+A proxy that receives nothing for a minute gives up, and a first token may take longer while others are answered. So a stream waits
+for its first token, or an error with an HTTP status, for a moment only; then it begins with a comment, which clients
 skip, and a comment every few seconds keeps it open. An error after that is an event, as of OpenAI and vLLM.
 """
 

@@ -1,4 +1,4 @@
-"""POST /v1/video/tokens: a clip's compressed tokens, for clients with an LLM of their own; /v1/video/inspect: what the page shows.
+"""POST /v1/video/tokens: a clip's compressed tokens, for clients that run their own LLM; /v1/video/inspect: what the page shows.
 
 N visual tokens, D hidden.
 """
@@ -17,11 +17,11 @@ from plugins.schedule import summary_levels
 from plugins.spec import parse
 from runtime.bundle import Bundle
 from runtime.core.errors import UserError, missing_package
-from runtime.server.chat import check_frames, encode, stored
-from runtime.server.clips import EncodedClip
+from runtime.server.clip_encoder import EncodedClip
 from runtime.server.errors import ApiError
 from runtime.server.memory import Held
 from runtime.server.models import ServedModel
+from runtime.server.request_clips import check_frames, encode, stored
 from runtime.server.schema import MediaUrl, VideoRequest
 from runtime.server.state import State
 
@@ -46,27 +46,27 @@ class Job:
 
 
 async def tokens(state: State, request: Job, deadline: float, held: Held) -> tuple[bytes, dict[str, str]]:
-    """(the file, headers that say what is in it)."""
+    """(the file, headers that describe it)."""
     model, clip = await _clip(state, request, deadline, held)
     array = clip.tokens.astype(request.dtype)
     if not np.isfinite(array).all():
         raise ApiError(422, "the tokens are out of float16's range; ask for dtype float32", "not_finite", "dtype")
     manifest = model.bundle.manifest
-    facts = {
+    metadata = {
         "bundle": model.encoder.identity,
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "tokens_in": str(manifest.patch_tokens),
         "tokens_out": str(len(array)),
         "frames": json.dumps(clip.frames),
         "timestamps": json.dumps([round(time, 6) for time in clip.timestamps]),
     }
-    headers = {f"x-gridpool-{name.replace('_', '-')}": facts[name] for name in ("bundle", "spec", "tokens_in", "tokens_out")}
+    headers = {f"x-gridpool-{name.replace('_', '-')}": metadata[name] for name in ("bundle", "spec", "tokens_in", "tokens_out")}
     headers["content-disposition"] = f'attachment; filename="visual_tokens.{request.format}"'
-    return _file(array, clip, facts, request.format), headers
+    return _file(array, clip, metadata, request.format), headers
 
 
 async def inspect(state: State, request: Job, deadline: float, held: Held) -> dict[str, Any]:
-    """Frames as small pictures, heat per patch in 0 … 1, and the frames that hold summaries."""
+    """Frames as small pictures, heat per patch in 0 … 255, and the frames that PTG replaces by summaries."""
     model, clip = await _clip(state, request, deadline, held)
     manifest = model.bundle.manifest
     summaries = written_levels(model.bundle)
@@ -75,7 +75,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
         "model": model.name,
         "tokens_in": manifest.patch_tokens,
         "tokens_out": len(clip.tokens),
-        "spec": manifest.compression["spec"],
+        "spec": manifest.compression.spec,
         "grid": manifest.grid,
         "repeated_frames": clip.repeated,
         "seconds": clip.seconds,
@@ -94,7 +94,7 @@ async def inspect(state: State, request: Job, deadline: float, held: Held) -> di
 
 def written_levels(bundle: Bundle) -> dict[int, list[int]]:
     """{sampled frame: levels of Pyramid Temporal Gridding, from 1, that write a summary into it}."""
-    first = parse(bundle.manifest.compression["spec"], OPTIONS, others=True)[0]
+    first = parse(bundle.manifest.compression.spec, OPTIONS, others=True)[0]
     if first.name != "ptg":
         return {}  # behind another stage the frames may be others
     return summary_levels(bundle.manifest.frames, first.options.sizes, first.options.strides)
@@ -120,7 +120,7 @@ def _heat(norms: np.ndarray | None) -> list[list[int]] | None:
     return scaled.round().astype(int).reshape(len(norms), -1).tolist()
 
 
-def _file(array: np.ndarray, clip: EncodedClip, facts: dict[str, str], form: str) -> bytes:
+def _file(array: np.ndarray, clip: EncodedClip, metadata: dict[str, str], form: str) -> bytes:
     if form == "npz":
         file = io.BytesIO()
         np.savez(file, visual_tokens=array, frames=clip.frames, timestamps=clip.timestamps)
@@ -130,4 +130,4 @@ def _file(array: np.ndarray, clip: EncodedClip, facts: dict[str, str], form: str
     except ImportError:
         error: UserError = missing_package("safetensors", "format safetensors", "serve")
         raise ApiError(400, f"{error}; or ask for format npz", "unsupported_value", "format") from None
-    return save({"visual_tokens": np.ascontiguousarray(array)}, metadata=facts)
+    return save({"visual_tokens": np.ascontiguousarray(array)}, metadata=metadata)

@@ -1,7 +1,7 @@
 """How long each stage of an answer takes here: median and 90th percentile over rounds, after a warm-up that does not count.
 
 In: a bundle, and a video or else the bundle's reference input. Out: rows by stage, memory, and the hardware they were
-measured on. A round is one whole answer of `new_tokens` tokens: decode and preprocess the video (where one is given), encode
+measured on. A round is one complete answer of `new_tokens` tokens: decode and preprocess the video (if there is one), encode
 and compress, prefill, then greedy decoding that no end-of-answer token shortens.
 
 T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
@@ -9,7 +9,6 @@ T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -23,11 +22,11 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
+from runtime.core.machine import cores, cpu_model, total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
 from runtime.engine.place import place
-from runtime.engine.tuning import cpu_model
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
@@ -85,15 +84,15 @@ class BenchReport:
 
 def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport:
     """Measure; UserError for what can't be loaded, decoded or fed here."""
-    halves = [graph for graph in (VISION, DECODER) if f"{graph}.onnx" in bundle.manifest.files]
-    if not halves:
+    graphs = bundle.components
+    if not graphs:
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
-    pixels = reference.clip(bundle) if VISION in halves and options.video is None else None
+    pixels = reference.clip(bundle) if VISION in graphs and options.video is None else None
     _reset_peak()
     engine_options = place(bundle, options.backend, options.engine).options
     start = time.perf_counter()
-    vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in halves else None
-    decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in halves else None
+    vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in graphs else None
+    decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in graphs else None
     load_seconds = time.perf_counter() - start
     run = _Round(bundle, vision, decoder, pixels, options)
     seconds: dict[str, list[float]] = {}
@@ -111,16 +110,18 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         peak_rss=_peak_rss(),
         tokens=run.tokens,
         rounds=options.rounds,
-        backends={name: f"{half.engine.backend} on {half.engine.device}" for name, half in engines.items() if half},
+        backends={
+            name: f"{component.engine.backend} on {component.engine.device}" for name, component in engines.items() if component
+        },
         hardware=hardware(engine_options.device, options.engine.threads),
     )
 
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": _cores(), "threads": threads or "backend's choice"}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
+    if memory := total_memory():
+        facts["memory"] = memory
     if device == "cuda":
         from runtime.engine import cuda
 
@@ -174,7 +175,7 @@ class _Round:
         if decoder:
             self.prompt = Prompt(bundle)
             self.ids = self.prompt.ids(QUESTION)
-            # Without a vision half (--only llm) the reference prompt's tokens stand in for a clip's.
+            # without a vision encoder (--only llm) the reference prompt's tokens stand in for a clip's.
             self.visual = None if vision else reference.llm(bundle).visual_tokens
             visual = bundle.manifest.tokens_per_clip if self.visual is None else len(self.visual)
             check_context(len(self.ids) + visual + options.new_tokens, decoder.max_context)
@@ -260,7 +261,3 @@ def _peak_rss() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """What is installed and usable on this machine, and what each missing thing would give, with the command that brings it.
 
-`report()` returns the facts, `text()` lays them out. Nothing here fails: a package that does not even import is reported
-as broken, with its own words.
+`report()` returns the checks, `text()` formats them. Nothing here fails: a package that can't be imported is reported as broken, with
+its error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from runtime.core.errors import UserError, install_command
+from runtime.core.machine import available_memory, cores, total_memory
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.tools.table import size, table
@@ -27,7 +27,7 @@ from runtime.tools.table import size, table
 
 @dataclass(frozen=True)
 class Check:
-    """name: of the thing; ok: usable here; found: version and details, or what is wrong; gives: what it is for, how to get it."""
+    """ok: usable here; found: version and details, or what is wrong; gives: what it is for, and how to get it."""
 
     name: str
     ok: bool
@@ -42,9 +42,9 @@ def report() -> list[Check]:
     """Every check, in the order in which data travels: machine, decoding, prompt, engines, GPU."""
     return [
         _python(),
-        Check("processor", True, f"{_cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
+        Check("processor", True, f"{cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
         Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
-        _package("numpy", "every array", install_command("runtime")),
+        _package("numpy", "all arrays", install_command("runtime")),
         _package("av", "decoding video", install_command("runtime"), _av),
         _package("PIL", "resizing frames as the checkpoint's processor does", install_command("runtime"), distribution="pillow"),
         _package("tokenizers", "the prompt's tokens; without it `tokens` still works", install_command("runtime")),
@@ -65,7 +65,7 @@ def report() -> list[Check]:
 
 
 def text(checks: list[Check]) -> str:
-    """The checks as a table: what is usable first seen, then what it gives or would give."""
+    """The checks as a table: what is usable, and what it is for."""
     rows = [[check.name, "yes" if check.ok else "no", check.found, check.gives] for check in checks]
     return table(["", "usable", "found", "gives"], rows)
 
@@ -92,12 +92,12 @@ def _av(module: Any) -> str:
 
 
 def _onnxruntime() -> Check:
-    """The CPU and the GPU wheel put their files into the same directory: with both, neither is whole."""
+    """The CPU and the GPU wheel put their files into the same directory: with both, neither is complete."""
     wheels = [wheel for wheel in ("onnxruntime", "onnxruntime-gpu") if _version(wheel)]
     if len(wheels) == 2:
         found = " and ".join(f"{wheel} {_version(wheel)}" for wheel in wheels)
-        mend = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
-        return Check("onnxruntime", False, found, f"the two wheels exclude each other: {mend}")
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
+        return Check("onnxruntime", False, found, f"the two wheels exclude each other: {remedy}")
     gives = "the onnx backend, on every machine"
     check = _package("onnxruntime", gives, install_command("runtime"), _providers, wheels[0] if wheels else "onnxruntime")
     on_gpu = "CUDAExecutionProvider" in check.found
@@ -146,26 +146,16 @@ def _tensorrt(backend: str, gives: str, install: str) -> Check:
 
 
 def _plugin() -> Check:
-    """The fused compression kernel, which TensorRT can take in place of the graph's own nodes."""
+    """The fused compression kernel, which TensorRT can run instead of the graph's nodes."""
     root = Path(__file__).parents[2]
     found = sorted(path for part in ("plugins", "build") for path in (root / part).rglob(PLUGIN_LIBRARY))
     gives = "compression in one kernel (`build --plugin`); without it TensorRT runs the same nodes one by one"
     return Check("plugin library", bool(found), str(found[0]) if found else "not built: cmake -S plugins -B build/plugins", gives)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        free = next(
-            int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
-        )
-    except (OSError, ValueError, StopIteration):
-        return "memory unknown"
-    return f"{size(free)} of {size(total)} memory free"
+    total, free = total_memory(), available_memory()
+    return f"{size(free)} of {size(total)} memory free" if total and free else "memory unknown"
 
 
 def _version(distribution: str) -> str | None:

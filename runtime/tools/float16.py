@@ -2,7 +2,7 @@
 
 ONNX Runtime's CPU provider computes float16 graphs in float32 and rounds only where a value enters or leaves: it can't show
 what float16 does to a model. Here every node that computes reads its float16 inputs as float32, computes in float32, and its
-output is rounded to float16 by a Cast of its own, which ONNX Runtime honours. That is what a GPU does that runs one kernel a
+output is rounded to float16 by a Cast, which ONNX Runtime honours. That is what a GPU does that runs one kernel a
 node with float32 accumulators; fused kernels round less. Nodes that only move values are left alone, and an Attention in
 float16 is replaced by the function that defines it, because its scores are then float16 too.
 
@@ -29,7 +29,7 @@ _MOVES = {
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, every float16 result of which is rounded; `model` stays as it is. Weights may be external."""
+    """A copy of the graph in which every float16 result is rounded. Weights may be external."""
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     types = _types(model)

@@ -1,7 +1,7 @@
 """Rows of the parity table for a float16 bundle, computed as a device with float16 arithmetic computes it.
 
-The vision encoder takes one frame, whatever T is, and the compression takes the features of all frames, so the whole graph is
-seen in little more than a frame's time; the LLM takes the reference prompt and a few greedy ids, alone and in a batch.
+The vision encoder runs on one frame, whatever T is, and the compression on the features of all frames, so the graph is covered in
+little more than a frame's time; the LLM runs on the reference prompt and a few greedy ids, alone and in a batch.
 
 T frames, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden, S prompt positions.
 """
@@ -52,8 +52,8 @@ def compare_vision_float16(
 ) -> list[Row]:
     """The features of one frame, and the tokens of features [T, H*W, C], of the vision graphs in `directory`.
 
-    pixels: the clip as the graph takes it; features: what leaves the frame-wise part, right to float16; visual_tokens [N, D]:
-    torch's; selected: whether those are a choice.
+    pixels: the graph's input; features: of the frame-wise part, exact to float16; visual_tokens [N, D]: torch's; selected: whether
+    those are a choice.
     """
     rows = []
     parts = _parts(directory)
@@ -68,8 +68,8 @@ def compare_vision_float16(
         rows.append(row_of(FRAME, OnnxEngine.backend, frame, compare(frame, truth, _PRECISION)))
     engine = OnnxEngine.load(rounded(parts[-1]).SerializeToString(), data=directory, as_written=True)
     (spec,) = engine.inputs
-    given = pixels if len(parts) == 1 else features.reshape(spec.shape)
-    tokens = engine.run({spec.name: given.astype(spec.dtype, copy=False)})[VISUAL_TOKENS]
+    inputs = pixels if len(parts) == 1 else features.reshape(spec.shape)
+    tokens = engine.run({spec.name: inputs.astype(spec.dtype, copy=False)})[VISUAL_TOKENS]
     engine.close()
     difference = compare(tokens, visual_tokens, _PRECISION, selected)
     rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, difference, _PRECISION if selected else None))

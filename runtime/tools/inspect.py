@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.bundle.manifest import Checkpoint, Compression, Preprocessing
 from runtime.engine.trt_records import BUILD, ENGINES, read_record
 from runtime.media.preprocess import Preprocessor
 from runtime.tools.memory import GraphMemory, bundle_memory, decoder_activations_on_gpu, graph_memory, server_memory
@@ -43,10 +44,10 @@ class BundleReport:
 
     bundle: str
     family: str
-    checkpoint: dict[str, str]
-    compression: dict[str, str]
+    checkpoint: Checkpoint
+    compression: Compression
     frames: int
-    grid: list[int]
+    grid: tuple[int, int]
     input: str
     precision: str
     llm_precision: str
@@ -72,14 +73,14 @@ def inspect(bundle: Bundle, batch: int = 1, cache: int = 0) -> BundleReport:
     """
     manifest = bundle.manifest
     known = (VISION, VISION_LOOP, VISION_ENCODER, VISION_COMPRESSOR, DECODER)
-    graphs = [graph_memory(bundle, graph) for graph in known if f"{graph}.onnx" in manifest.files]
+    graphs = [graph_memory(bundle, graph) for graph in known if bundle.has(graph)]
     budget: dict[str, Any] = {
         "patch_tokens": manifest.patch_tokens,
         "visual_tokens": manifest.tokens_per_clip,
         "ratio": round(manifest.patch_tokens / manifest.tokens_per_clip, 2),
     }
     if manifest.limits:
-        context = manifest.limits["max_context"]
+        context = manifest.limits.max_context
         budget |= {"max_context": context, "prompt_room": context - manifest.tokens_per_clip}
     return BundleReport(
         bundle=str(bundle.path),
@@ -91,20 +92,20 @@ def inspect(bundle: Bundle, batch: int = 1, cache: int = 0) -> BundleReport:
         input=_input(manifest.preprocessing),
         precision=manifest.precision,
         llm_precision=manifest.llm_precision,
-        quantized={one["graph"]: f"{one['pass']}: {one['note']}" for one in manifest.report if one["pass"].startswith("quantize")},
+        quantized={one.graph: f"{one.name}: {one.note}" for one in manifest.report if one.name.startswith("quantize")},
         opset=manifest.opset,
         budget=budget,
         memory=bundle_memory(bundle, graphs, decoder_activations_on_gpu(bundle)),
         serve=server_memory(bundle, batch, cache),
         graphs=graphs,
         engines=_built_engines(bundle),
-        files={name: entry["size"] for name, entry in manifest.files.items()},
+        files={name: entry.size for name, entry in manifest.files.items()},
         versions=manifest.versions,
         notes=[f"{graph.graph}: {graph.note}" for graph in graphs if graph.note],
     )
 
 
-def _input(preprocessing: dict[str, Any]) -> str:
+def _input(preprocessing: Preprocessing) -> str:
     processor = Preprocessor(preprocessing)
     height, width = processor.frames or processor.size
     return f"{'uint8 frames' if processor.frames else 'pixel values'} of {height}×{width}"
@@ -113,12 +114,12 @@ def _input(preprocessing: dict[str, Any]) -> str:
 def text(report: BundleReport) -> str:
     """The report for people."""
     compression = report.compression
-    preset = f" ({compression['preset']})" if compression["preset"] != compression["spec"] else ""
+    preset = f" ({compression.preset})" if compression.preset != compression.spec else ""
     budget = report.budget
     lines = [
         f"bundle       {report.bundle}",
-        f"model        {report.family}, checkpoint {report.checkpoint['id']} (sha256 {report.checkpoint['sha256'][:12]}…)",
-        f"compression  {compression['spec']}{preset}, {compression['place']}",
+        f"model        {report.family}, checkpoint {report.checkpoint.id} (sha256 {report.checkpoint.sha256[:12]}…)",
+        f"compression  {compression.spec}{preset}, {compression.place}",
         f"graphs       vision {report.precision}, LLM {report.llm_precision}, opset {report.opset}, {report.frames} frames of {report.grid[0]}×{report.grid[1]} patches",
         f"input        {report.input}",
         *(f"{graph:<12} {note}" for graph, note in report.quantized.items()),
@@ -156,7 +157,7 @@ def _built_engines(bundle: Bundle) -> list[BuiltEngines]:
         if record is None:
             continue
         entries = record["graphs"]
-        current = {graph: f"{graph}.onnx" in bundle.manifest.files and bundle.sha256(graph) for graph in entries}
+        current = {graph: bundle.has(graph) and bundle.sha256(graph) for graph in entries}
         found.append(
             BuiltEngines(
                 directory=file.parent.relative_to(bundle.path).as_posix(),

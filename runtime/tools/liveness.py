@@ -49,7 +49,7 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
                 named[dim.dim_param] = length
             dim.dim_value = length
     if named:
-        del model.graph.value_info[:]  # inferred anew: what the file says has names where sizes now are
+        del model.graph.value_info[:]  # inferred again: the file's shapes have names where sizes now are
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in named:
@@ -99,9 +99,9 @@ def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
     for node in graph.node:
         if node.op_type in _SHARES_INPUT or (node.op_type in _IN_PLACE and owner(node.input[0]) in state):
             shared = root[node.output[0]] = owner(node.input[0])
-            if size.get(shared) is None:  # a Loop's output has no length of its own; what it is reshaped to has
+            if size.get(shared) is None:  # the length of a Loop's output is unknown, that of its reshape is not
                 size[shared] = size.get(node.output[0])
-    # Inputs stay the caller's, outputs become so: both live to the end.
+    # the caller owns inputs and outputs: both live to the end
     last = {owner(value.name): len(graph.node) for value in [*graph.input, *graph.output]}
     for index, node in enumerate(graph.node):
         for name in [*node.input, *(name for body in _bodies(node) for inner in body.node for name in inner.input)]:
@@ -114,7 +114,7 @@ def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
             if owner(name) == name and name not in uncounted:
                 unknown += size.get(name) is None
                 alive[name] = size.get(name) or 0
-        inside = [_peak(body) for body in _bodies(node)]  # a Loop holds one pass of its body at a time
+        inside = [_peak(body) for body in _bodies(node)]  # one pass of a Loop's body is in memory at a time
         unknown += sum(body.unknown for body in inside)
         total = sum(alive.values()) + max((body.bytes for body in inside), default=0)
         if total > best:
@@ -129,7 +129,7 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def _bring_sizes_inside(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorProto]) -> None:
-    """Give the body of a Loop its own copy of the whole numbers it uses from outside: inference looks for sizes only there."""
+    """Copy the integers that the body of a Loop uses from outside into it: inference looks for sizes only there."""
     from onnx import helper
 
     known = {**outer, **{tensor.name: tensor for tensor in graph.initializer if _is_small_integer(tensor)}}
@@ -142,7 +142,7 @@ def _bring_sizes_inside(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorP
 
 
 def _count_passes(model: onnx.ModelProto) -> int:
-    """Give what a Loop of a constant trip count stacks up its length, which inference leaves open; how many tensors."""
+    """Set the length of what a Loop of a constant trip count stacks, which inference leaves open; returns how many tensors."""
     from onnx import numpy_helper
 
     known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if _is_small_integer(t)}
@@ -159,7 +159,7 @@ def _count_passes(model: onnx.ModelProto) -> int:
 
 
 def _fold_sizes(model: onnx.ModelProto) -> int:
-    """Turn Shape nodes of known shapes, and whole-number arithmetic on them, into Constant nodes; how many."""
+    """Turn Shape nodes of known shapes, and integer arithmetic on them, into Constant nodes; returns how many."""
     import numpy as np
     from onnx import helper, numpy_helper, reference
 
@@ -206,8 +206,8 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
 def _is_small_integer(tensor: onnx.TensorProto) -> bool:
     import onnx
 
-    whole = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
-    return whole and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
+    integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+    return integer and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
 
 
 def _untyped(name: str) -> onnx.ValueInfoProto:

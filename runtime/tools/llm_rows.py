@@ -15,7 +15,7 @@ PREFILL, GREEDY = "llm/prefill", "llm/greedy_ids"
 
 
 def compare_llm(decoder: LocalDecoder, prompt: Prompt, expected: LLMReference, precision: str) -> list[Row]:
-    """The decoder's prefill logits, and its greedy ids, each after transformers' own ids before it.
+    """The decoder's prefill logits, and its greedy ids, each after transformers' ids before it.
 
     An id may differ where transformers' best two were closer than the tolerance: that is a tie.
     """

@@ -1,6 +1,6 @@
 """How fast machines compute and read, for predictions.
 
-This machine's rates are measured, through ONNX Runtime's own matrix products: one that is all arithmetic, one that is all reading. The
+This machine's rates are measured, with ONNX Runtime's matrix products: one that is all arithmetic, one that is all reading. The
 others' are the makers' numbers without sparsity, and `reached` is the share of them that engines commonly reach on dense transformers,
 an assumption and labelled so.
 """

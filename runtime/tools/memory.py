@@ -39,7 +39,7 @@ def graph_memory(bundle: Bundle, graph: str) -> GraphMemory:
     """Count `graph`; without the package onnx its weights alone, by the size of its files."""
     path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
-    on_disk = sum(bundle.manifest.files[name]["size"] for name in (f"{graph}.onnx", *shared))
+    on_disk = sum(bundle.manifest.files[name].size for name in (f"{graph}.onnx", *shared))
     try:
         from runtime.tools import liveness
 
@@ -74,11 +74,10 @@ def bundle_memory(bundle: Bundle, graphs: list[GraphMemory], decoder_on_gpu: int
 
 def kv_cache_bytes(bundle: Bundle) -> int:
     """Bytes of one conversation's cache; 0 without an LLM."""
-    llm, manifest = bundle.manifest.llm, bundle.manifest
-    if not llm:
+    if not bundle.has_llm:
         return 0
-    values = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * manifest.limits["max_context"]
-    return values * _ITEMSIZE[manifest.llm_precision]
+    llm = bundle.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_dim * bundle.max_context * _ITEMSIZE[bundle.manifest.llm_precision]
 
 
 def server_memory(bundle: Bundle, batch: int, cache: int) -> dict[str, int]:
@@ -109,7 +108,7 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
     """{input: {axis: size}} of the dynamic axes at their largest: a full prefill chunk that reads the whole cache."""
     if graph != DECODER:
         return {}
-    context = bundle.manifest.limits["max_context"]
+    context = bundle.max_context
     held = _positions(read_graph(bundle.model(graph)))
     if context > held:
         raise BundleError(

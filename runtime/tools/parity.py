@@ -54,7 +54,7 @@ class ParityReport:
 
 
 def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions = EngineOptions()) -> ParityReport:
-    """Compare every stage of `bundle` on each of `backends`; () for all that there are, those that can't run being listed.
+    """Compare every stage of `bundle` on each of `backends`; () for all backends, of which those that can't run are listed.
 
     A backend that was named and can't run is an EngineError.
     """
@@ -62,7 +62,7 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
     not_run: dict[str, str] = {}
     for backend in dict.fromkeys(backends or BACKENDS):
         kind = backend_class(backend)
-        # Who checks all backends on one device means those that have it; TensorRT has only the GPU.
+        # --device is for backends that have the choice; TensorRT has only the GPU
         if backend.startswith("tensorrt"):
             placed = replace(options, device="cuda")
         else:
@@ -87,29 +87,12 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
 
 def text(report: ParityReport) -> str:
     """The table for people."""
-    rows = [
-        [
-            row.stage,
-            row.backend,
-            "×".join(map(str, row.shape)),
-            f"{row.max_abs:.1e}",
-            f"{row.error:.1e}",
-            f"{row.tolerance:.0e}",
-            "ok" if row.ok else "FAIL",
-            row.note,
-        ]
-        for row in report.rows
-    ]
-    header = [
-        "stage",
-        "backend",
-        "shape",
-        "max abs",
-        "error",
-        "allowed",
-        "",
-        "note" if any(row.note for row in report.rows) else "",
-    ]
+    rows = []
+    for row in report.rows:
+        numbers = [f"{row.max_abs:.1e}", f"{row.error:.1e}", f"{row.tolerance:.0e}"]
+        rows.append([row.stage, row.backend, "×".join(map(str, row.shape)), *numbers, "ok" if row.ok else "FAIL", row.note])
+    note = "note" if any(row.note for row in report.rows) else ""
+    header = ["stage", "backend", "shape", "max abs", "error", "allowed", "", note]
     lines = [table(header, rows, right=(3, 4, 5))] if rows else []
     lines += [f"{backend} was not run: {reason}" for backend, reason in report.not_run.items()]
     failed = [f"{row.stage} on {row.backend}" for row in report.rows if not row]
@@ -124,11 +107,11 @@ def text(report: ParityReport) -> str:
 
 def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
     rows: list[Row] = []
-    if f"{VISION}.onnx" in bundle.manifest.files:
-        with step(f"comparing the vision half on {backend}"):
+    if bundle.has(VISION):
+        with step(f"comparing the vision encoder on {backend}"):
             rows += compare_vision(bundle, backend, options)
-    if f"{DECODER}.onnx" in bundle.manifest.files:
-        with step(f"comparing the LLM half on {backend}"):
+    if bundle.has(DECODER):
+        with step(f"comparing the LLM on {backend}"):
             decoder = LocalDecoder.open(bundle, backend, options)
             try:
                 rows += compare_llm(decoder, Prompt(bundle), reference.llm(bundle), bundle.manifest.llm_precision)
@@ -137,6 +120,6 @@ def _compare_backend(bundle: Bundle, backend: str, options: EngineOptions) -> li
         if backend == "onnx" and bundle.manifest.llm_precision == "fp16":
             from runtime.tools import float16_rows
 
-            with step("computing the LLM half in float16"):
+            with step("computing the LLM in float16"):
                 rows += float16_rows.compare_llm_float16(bundle, reference.llm(bundle))
     return rows

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8  # frames side by side
-_LEVEL_COLORS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: told apart by every eye
+_LEVEL_COLORS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: distinguishable by colour-blind readers
 _INK, _PALE = "#1b1f24", "#6b7280"
 
 
@@ -70,11 +70,11 @@ def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOpti
 def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptions()) -> Picture:
     """Run the video through the graph and take norms and weights from its stages."""
     manifest = bundle.manifest
-    names = [stage["name"] for stage in manifest.stages]
+    names = [stage.name for stage in manifest.stages]
     first = next((at for at, name in enumerate(names) if is_compression(name)), 0)
     if first == 0:
         raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
-    spec = parse(manifest.compression["spec"], OPTIONS, others=True)
+    spec = parse(manifest.compression.spec, OPTIONS, others=True)
     kinds = [stage.name for stage in spec]
     before = [names[names.index(f"compress/{name}") - 1] for name in unique_names(kinds)]
 
@@ -106,9 +106,9 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
         window=pool.window if nsp is not None else 0,
         levels=levels[ptg] if ptg is not None else {},
         title=f"{manifest.patch_tokens:,} patch tokens → {manifest.tokens_per_clip:,} visual tokens  ({saved:.1f}:1)",
-        subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint['id']}   ·   "
-        f"{manifest.compression['place'].replace('-', ' the ')}",
-        spec=manifest.compression["spec"],
+        subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint.id}   ·   "
+        f"{manifest.compression.place.replace('-', ' the ')}",
+        spec=manifest.compression.spec,
     )
 
 
@@ -256,7 +256,7 @@ def _color(level: int) -> str:
     return _LEVEL_COLORS[(level - 1) % len(_LEVEL_COLORS)]
 
 
-def _grid(tokens: np.ndarray, grid: list[int]) -> np.ndarray:
+def _grid(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """[T, H*W, C] or [T, H', W', C] -> [T, rows, columns, C]."""
     return tokens.reshape(len(tokens), *grid, -1) if tokens.ndim == 3 else tokens
 

@@ -43,9 +43,9 @@ def predict(bundle: Bundle, name: str) -> Prediction:
         raise EngineError(f'no machine "{name}"{nearest(name, ["cpu", *MACHINES])}')
     machine = measured() if name == "cpu" else MACHINES[name]
     stages = []
-    if f"{VISION}.onnx" in bundle.manifest.files:
+    if bundle.has(VISION):
         stages.append(_stage(f"encode and compress {bundle.manifest.frames} frames", vision_work(bundle), machine))
-    if f"{DECODER}.onnx" in bundle.manifest.files:
+    if bundle.has(DECODER):
         positions = bundle.manifest.tokens_per_clip + _TEXT
         stages.append(_stage(f"prefill {positions:,} positions", prefill_work(bundle, positions), machine))
         if len(stages) == 2:

@@ -46,7 +46,7 @@ def clip(bundle: Bundle) -> np.ndarray:
         (feed,) = json.loads(path.read_text())
         (value,) = feed.values()
         array = np.load(io.BytesIO(base64.b64decode(value["array"])), allow_pickle=False)
-    except Exception as error:  # NumPy's own header parser raises errors of many kinds
+    except Exception as error:  # NumPy's header parser raises errors of many kinds
         raise BundleError(f"{path} is not a list of one feed with one input ({_line(error)}); export the bundle again") from None
     return array
 
@@ -74,7 +74,7 @@ def outputs(bundle: Bundle, name: str, needed: str | None = None) -> dict[str, n
 
 
 def llm(bundle: Bundle) -> LLMReference:
-    """What transformers' own LLM answered."""
+    """What transformers' LLM answered."""
     path = bundle.file("reference/llm.json")
     try:
         values = json.loads(path.read_text())
@@ -103,7 +103,7 @@ def quiet_polygraphy() -> Iterator[None]:
 
 def _id(value: object) -> int:
     if type(value) is not int or not 0 <= value < 1 << 31:
-        raise ValueError(f"{value!r} is no token id")
+        raise ValueError(f"{value!r} is not a token id")
     return value
 
 

@@ -17,7 +17,7 @@ NOT_FINITE = "values that are not finite"
 class Row:
     """One stage on one backend; true where it is within tolerance.
 
-    max_abs is in the stage's own unit, `error` relative to its largest value; both are inf for a wrong shape or values that
+    max_abs is in the stage's unit, `error` relative to its largest value; both are inf for a wrong shape or values that
     are not finite. For the greedy ids `error` is the share of ids that differ by more than a tie.
     """
 

@@ -1,4 +1,4 @@
-"""A bundle's vision graph with its stages as outputs, for the tools that look inside: parity and plot.
+"""A bundle's vision graph with its stages as outputs, for the tools that need them: parity and plot.
 
 The stages that `manifest.stages` names are tensors of `vision.onnx`; here they become outputs of the graph, in memory: the
 file stays as it is and its external weights are not read twice. Only ONNX Runtime can do that; a built engine has one output.
@@ -19,7 +19,7 @@ from runtime.core.errors import BundleError, missing_package
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 
-VISUAL_TOKENS = "visual_tokens"  # the vision graph's own output, the last stage
+VISUAL_TOKENS = "visual_tokens"  # the vision graph's output, the last stage
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run_stages(
     bundle: Bundle, pixel_values: np.ndarray, options: EngineOptions = EngineOptions(), names: Iterable[str] | None = None
 ) -> Stages:
     """Run pixel_values [T, 3, h, w] float32 through ONNX Runtime and keep the outputs of the stages `names` (None for all)."""
-    tensors = {stage["name"]: stage["tensor"] for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    tensors = {stage.name: stage.tensor for stage in bundle.manifest.stages if stage.graph == VISION}
     engine, tensors = _engine(bundle, tensors, options)
     wanted = list(tensors) if names is None else list(names)
     try:

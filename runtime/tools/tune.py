@@ -1,9 +1,9 @@
-"""Which CPU backend, with how many threads, runs each half of a bundle fastest here: measured, and recorded for `--backend auto`.
+"""Which CPU backend, with how many threads, runs the vision encoder and the LLM fastest here: measured, and recorded for `--backend auto`.
 
-A candidate is loaded, run once to warm up, then timed `rounds` times: the vision half on the reference clip (of a split bundle,
-one frame and the compressor), the LLM half on an answer about a clip: the prefill of its tokens, of which the chunk in the middle is
-run and counted for all (attention grows evenly with the depth), and 32 decode steps behind it. ONNX Runtime with its own number of
-threads stays unless another's median is below its fastest round: what noise can explain changes nothing.
+A candidate is loaded, run once to warm up, then timed `rounds` times: the vision encoder on the reference clip (of a split
+bundle, one frame and the compressor), the LLM on an answer about a clip: the prefill of its tokens, of which the chunk in the middle is
+run and counted for all (attention grows evenly with the depth), and 32 decode steps after it. ONNX Runtime with its default number of
+threads stays unless another's median is below its fastest round: a difference that noise can explain changes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an an
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate of one half: seconds of a round; note: why there is no time, where it could not run."""
+    """One candidate for "vision" or "llm": seconds of a round; note: why it could not run."""
 
     half: str
     backend: str
@@ -46,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """choices by half, all that was measured, and the file that `auto` will read."""
+    """choices for "vision" and "llm", all that was measured, and the file that `auto` will read."""
 
     choices: dict[str, Choice]
     measured: tuple[Measured, ...]
@@ -61,7 +61,7 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
     """Measure every CPU backend that is installed and write the record; UserError where none runs."""
     if rounds < 1:
         raise EngineError(f"rounds is {rounds}, expected at least 1")
-    halves = {half: graph for half, graph in tuning.HALVES.items() if f"{graph}.onnx" in bundle.manifest.files}
+    halves = [tuning.component_name(graph) for graph in bundle.components]
     measured = [_measure(bundle, half, candidate, rounds) for half in halves for candidate in candidates()]
     choices = {half: choose([row for row in measured if row.half == half]) for half in halves}
     file = tuning.write(bundle, choices, [asdict(row) for row in measured])
@@ -69,7 +69,7 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
 
 
 def candidates() -> list[Choice]:
-    """The default first, then every CPU backend that can run here with its own threads, 1, 2, 4, … below the number of cores."""
+    """The default first, then every CPU backend that can run here with its default threads, 1, 2, 4, … below the number of cores."""
     backends = [name for name in BACKENDS if backend_class(name).unavailable("cpu") is None]
     cores = tuning.machine()["cores"]
     counts = [0, *(1 << power for power in range(12) if 1 << power < cores)]
@@ -77,7 +77,7 @@ def candidates() -> list[Choice]:
 
 
 def choose(rows: list[Measured]) -> Choice:
-    """The fastest, unless the default's own spread explains the difference; EngineError where nothing ran."""
+    """The fastest, unless the default's spread explains the difference; EngineError where nothing ran."""
     ran = [row for row in rows if row.median is not None]
     if not ran:
         raise EngineError("no backend could run: " + "; ".join(f"{row.backend}: {row.note}" for row in rows))
@@ -92,10 +92,10 @@ def text(report: TuneReport) -> str:
     """The table for people."""
     rows = []
     for row in report.measured:
-        taken = report.choices[row.half] == Choice(row.backend, row.threads)
+        is_chosen = report.choices[row.half] == Choice(row.backend, row.threads)
         times = ["", ""] if row.median is None else [f"{row.median:.4f}", f"{row.fastest:.4f}"]
-        rows.append([row.half, row.backend, str(row.threads or "its own"), *times, "chosen" if taken else row.note])
-    header = ["half", "backend", "threads", "median s", "fastest s", ""]
+        rows.append([row.half, row.backend, str(row.threads or "default"), *times, "chosen" if is_chosen else row.note])
+    header = ["component", "backend", "threads", "median s", "fastest s", ""]
     facts = report.machine
     return "\n".join(
         [f"{facts['cpu']}, {facts['cores']} cores", table(header, rows, right=(3, 4)), f"--backend auto reads {report.file}"]
@@ -104,7 +104,7 @@ def text(report: TuneReport) -> str:
 
 def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measured:
     options = EngineOptions("cpu", candidate.threads)
-    log(f"{half} on {candidate.backend}, {candidate.threads or 'its own number of'} threads")
+    log(f"{half} on {candidate.backend}, {candidate.threads or 'the default number of'} threads")
     try:
         with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:
             run()

@@ -1,8 +1,8 @@
 """The vision encoder's rows of the parity table.
 
 `visual_tokens` come from the engine that answers questions. The stages before come from the same graph with those tensors as outputs,
-on ONNX Runtime, the only backend that can show them. Of a split bundle every backend also shows the features that its encoder hands
-to its compressor.
+on ONNX Runtime, the only backend that can show them. For a split bundle each backend also shows the features that its encoder
+passes to its compressor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.tools.stages import VISUAL_TOKENS, Stages, is_compression, run_stag
 from runtime.vision.engine import open_vision
 
 BATCHED = f"{VISUAL_TOKENS} (batched)"  # of vision.onnx, where the engine that answers runs frame by frame through other graphs
-FEATURES = "features (split)"  # what the encoder of a split bundle hands to its compressor
+FEATURES = "features (split)"  # what the encoder of a split bundle passes to its compressor
 
 
 def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list[Row]:
@@ -37,28 +37,28 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
         answered[VISUAL_TOKENS] = engine.compress(features)[VISUAL_TOKENS]
     finally:
         engine.close()
-    every = {stage["name"]: stage.get("every", 1) for stage in bundle.manifest.stages if stage["graph"] == VISION}
+    strides = {stage.name: stage.every for stage in bundle.manifest.stages if stage.graph == VISION}
     # a built engine shows its output alone; which rows are a choice, ONNX's shapes still tell
     inner = run_stages(bundle, pixels, options) if backend == "onnx" else run_stages(bundle, pixels, EngineOptions(), [])
     got = dict(inner.tensors)
     batched = got.pop(VISUAL_TOKENS, None)
-    if batched is not None and (bundle.is_split or f"{VISION_LOOP}.onnx" in bundle.manifest.files):
+    if batched is not None and (bundle.is_split or bundle.has(VISION_LOOP)):
         got[BATCHED] = batched
     got |= answered
-    first = next((at for at, name in enumerate(every) if is_compression(name)), 0)
-    before = list(every)[first - 1] if FEATURES in got else None
+    first = next((at for at, name in enumerate(strides) if is_compression(name)), 0)
+    before = list(strides)[first - 1] if FEATURES in got else None
     expected = reference.outputs(bundle, "stages", before) if len(got) > 1 else {}
-    truth = reference.outputs(bundle, "torch", VISUAL_TOKENS)[VISUAL_TOKENS]  # of the tokens, every value is kept
+    truth = reference.outputs(bundle, "torch", VISUAL_TOKENS)[VISUAL_TOKENS]  # all values of the tokens are kept
     if before is not None:
-        expected[FEATURES], every[FEATURES] = expected[before], every[before]
+        expected[FEATURES], strides[FEATURES] = expected[before], strides[before]
     expected = {name: expected.get(name, truth) for name in got} | {VISUAL_TOKENS: truth}
-    every |= {VISUAL_TOKENS: 1, BATCHED: 1}
-    rounding = max((float(stage.get("rounding", 0.0)) for stage in bundle.manifest.stages), default=0.0)
-    rows = _judge(got, expected, every, inner, backend, bundle.manifest.precision, rounding)
+    strides |= {VISUAL_TOKENS: 1, BATCHED: 1}
+    rounding = max((stage.rounding for stage in bundle.manifest.stages), default=0.0)
+    rows = _judge(got, expected, strides, inner, backend, bundle.manifest.precision, rounding)
     if backend == "onnx" and bundle.manifest.precision == "fp16":
         from runtime.tools import float16_rows
 
-        with step("computing the vision half in float16"):
+        with step("computing the vision encoder in float16"):
             last = list(inner.ranks)[next(at for at, name in enumerate(inner.ranks) if is_compression(name)) - 1]
             selected = VISUAL_TOKENS in inner.selected
             rows += float16_rows.compare_vision_float16(bundle.path, feed, inner.tensors[last], truth, selected)
@@ -68,7 +68,7 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
 def _judge(
     got: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
-    every: Mapping[str, int],
+    strides: Mapping[str, int],
     stages: Stages,
     backend: str,
     precision: str,
@@ -87,9 +87,9 @@ def _judge(
         def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
             array, truth = np.asarray(array), np.asarray(truth)
             selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
-            if every[name] == 1 and truth.size == array.size and truth.ndim == 1:
+            if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
                 truth = truth.reshape(array.shape)  # stages.json keeps stages flat
-            difference = compare(array, truth, precision, selected, every[name], rounding)
+            difference = compare(array, truth, precision, selected, strides[name], rounding)
             return row_of(name, backend, array, difference, precision if selected else None)
 
         runs = RunResults(

@@ -44,49 +44,49 @@ def vision_work(bundle: Bundle) -> Work:
     floats = "fp16" if bundle.manifest.precision == "fp16" else "fp32"
     operations = dict.fromkeys(("int8", floats), 0.0)
     for node in graph.node:
-        whole = all(name in quantised for name in node.input[:2])
-        operations["int8" if whole else floats] += _operations(node, shapes)
+        quantised_both = all(name in quantised for name in node.input[:2])
+        operations["int8" if quantised_both else floats] += _operations(node, shapes)
     clip = _bytes(graph.input[0].type.tensor_type.elem_type) * math.prod(shapes[graph.input[0].name])
     features = bundle.manifest.patch_tokens * bundle.manifest.hidden_size * (2 if floats == "fp16" else 4)
     return Work({name: count for name, count in operations.items() if count}, _weights(graph) + clip + 2 * features)
 
 
 def prefill_work(bundle: Bundle, positions: int) -> Work:
-    """A prompt of `positions`, chunk by chunk as the runtime runs it; behind the last layer's cache goes only a chunk's last position."""
+    """A prompt of `positions`, chunk by chunk as the runtime runs it; after the last layer's cache only a chunk's last position is computed."""
     chunks = -(-positions // PREFILL_CHUNK)
     read = [min(start + PREFILL_CHUNK, positions) for start in range(0, positions, PREFILL_CHUNK)]
-    whole = bundle.manifest.llm["layers"] - 1  # layers whose queries are all positions
-    queries = [whole * (stop - start) + 1 for start, stop in zip([0, *read], read, strict=False)]
+    full = bundle.llm.layers - 1  # layers whose queries are all positions
+    queries = [full * (stop - start) + 1 for start, stop in zip([0, *read], read, strict=False)]
     attention = sum(4 * asked * stop * bundle.manifest.hidden_size for asked, stop in zip(queries, read, strict=True))
-    every, last, stored = _decoder(bundle)
-    operations = 2 * (every * positions + last * chunks) + attention
+    all_positions, last_only, stored = _decoder(bundle)
+    operations = 2 * (all_positions * positions + last_only * chunks) + attention
     return Work({_floats(bundle): float(operations)}, float(stored * chunks + sum(read) * _cache_row(bundle)))
 
 
 def decode_work(bundle: Bundle, positions: int) -> Work:
     """One token whose attention reads `positions`."""
-    every, last, stored = _decoder(bundle)
-    operations = 2 * (every + last) + 4 * positions * bundle.manifest.llm["layers"] * bundle.manifest.hidden_size
+    all_positions, last_only, stored = _decoder(bundle)
+    operations = 2 * (all_positions + last_only) + 4 * positions * bundle.llm.layers * bundle.manifest.hidden_size
     return Work({_floats(bundle): float(operations)}, float(stored + positions * _cache_row(bundle)))
 
 
 def _decoder(bundle: Bundle) -> tuple[int, int, float]:
-    """(weights that every position meets, weights that only the last of a run meets, bytes of all stored weights).
+    """(weights used by all positions, weights used only by the last one of a run, bytes of all stored weights).
 
-    The latter are those behind the last layer's cache: its output projection, its MLP, and lm_head.
+    The second are those after the last layer's cache: its output projection, its MLP, and lm_head.
     """
     graph = _graph(bundle, DECODER)
     shapes = _shapes(graph)
     stored = _stored(graph)
-    last_cache = cache_names(PRESENT, bundle.manifest.llm["layers"])[-1]
-    every = last = 0
+    last_cache = cache_names(PRESENT, bundle.llm.layers)[-1]
+    all_positions = last_only = 0
     behind = False
     for node in graph.node:
         behind = behind or last_cache in node.output
         if node.op_type == "MatMul" and node.input[1] in stored:
             size = math.prod(shapes[node.input[1]])
-            every, last = (every, last + size) if behind else (every + size, last)
-    return every, last, _weights(graph)
+            all_positions, last_only = (all_positions, last_only + size) if behind else (all_positions + size, last_only)
+    return all_positions, last_only, _weights(graph)
 
 
 def _stored(graph: onnx.GraphProto) -> set[str]:
@@ -102,8 +102,8 @@ def _floats(bundle: Bundle) -> str:
 
 
 def _cache_row(bundle: Bundle) -> int:
-    llm = bundle.manifest.llm
-    return 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * (2 if _floats(bundle) == "fp16" else 4)
+    llm = bundle.llm
+    return 2 * llm.layers * llm.kv_heads * llm.head_dim * (2 if _floats(bundle) == "fp16" else 4)
 
 
 def _operations(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:

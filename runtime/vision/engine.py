@@ -16,7 +16,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.core.errors import BundleError
 from runtime.engine import Engine, EngineOptions, TensorSpec, check_feeds, open_engines
-from runtime.engine.place import place, vision_graphs
+from runtime.engine.place import place
 
 FEATURES = "features"
 
@@ -112,7 +112,7 @@ class SplitEngine:
 def open_vision(bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> VisionEngine:
     """The vision component of `bundle`; EngineError says why nothing can run it."""
     options = place(bundle, backend, options).options
-    engines = open_engines(bundle, vision_graphs(bundle, options.device), backend, options)
+    engines = open_engines(bundle, bundle.vision_graphs(options.device), backend, options)
     return vision_engine(*engines)
 
 

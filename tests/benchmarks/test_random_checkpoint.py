@@ -160,7 +160,7 @@ def test_a_bundle_comes_out_of_it(checkpoints, tmp_path):
     export_bundle(ExportOptions(checkpoint=str(checkpoints["published"]), out=str(out), frames=8, max_context=512))
     bundle = Bundle.open(out)
     assert bundle.manifest.tokens_per_clip == 8 * 4 * 4 + 1
-    assert bundle.manifest.prompt["video_token_id"] == 504
+    assert bundle.prompt.video_token_id == 504
     assert len(Prompt(bundle).ids("What is it?")) > 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from export.families.chat import read_chat, read_preprocessing, settings_not_applied
+from runtime.bundle.manifest import PromptInfo
 from runtime.core.errors import CheckpointError
 
 SIZE = {"height": 30, "width": 40}
@@ -43,7 +45,7 @@ class TestPreprocessing:
     def test_a_processor_for_videos_comes_before_one_for_images(self, first: int) -> None:
         entries = [(*place, processor(0.1 * number)) for number, place in enumerate(self.FILES)]
         preprocessing, _ = read_preprocessing(checkpoint(self.files(*entries[first:])))
-        assert preprocessing["image_mean"] == [0.1 * first] * 3
+        assert preprocessing.image_mean == (0.1 * first,) * 3
 
     @pytest.mark.parametrize("useless", [{"image_mean": [0] * 3}, {"size": SIZE}, ["size", "image_mean"]])
     def test_one_that_does_not_say_size_and_mean_is_passed_over(self, useless: Any) -> None:
@@ -51,7 +53,7 @@ class TestPreprocessing:
         with pytest.raises(CheckpointError, match=r"^C has no preprocessor_config\.json with size and image_mean; copy"):
             read_preprocessing(checkpoint(self.files(*entries)))
         last = (*self.FILES[3], processor(0.25))
-        assert read_preprocessing(checkpoint(self.files(*entries, last)))[0]["image_mean"] == [0.25] * 3
+        assert read_preprocessing(checkpoint(self.files(*entries, last)))[0].image_mean == (0.25,) * 3
 
     @pytest.mark.parametrize("place", FILES)
     def test_a_fault_is_told_with_the_file_that_has_it(self, place: tuple[str, str | None]) -> None:
@@ -61,7 +63,7 @@ class TestPreprocessing:
     @pytest.mark.parametrize(
         ("values", "expected"),
         [
-            ({}, {"size": [30, 40], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": [0.25] * 3, "image_std": [0.5] * 3}),
+            ({}, {"size": (30, 40), "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": (0.25,) * 3, "image_std": (0.5,) * 3}),
             ({"resample": 0}, {"resample": "nearest"}),
             ({"resample": 1}, {"resample": "lanczos"}),
             ({"resample": 2}, {"resample": "bilinear"}),
@@ -70,15 +72,15 @@ class TestPreprocessing:
             ({"rescale_factor": 0.5}, {"rescale_factor": 0.5}),
             ({"do_rescale": False, "rescale_factor": 0.5}, {"rescale_factor": 1}),
             ({"do_normalize": False}, {"image_mean": 0, "image_std": 1}),
-            ({"do_rescale": None, "do_normalize": None, "do_resize": None}, {"rescale_factor": 1 / 255, "image_mean": [0.25] * 3}),
-            ({"do_center_crop": True, "crop_size": SIZE}, {"size": [30, 40]}),
-            ({"do_center_crop": True}, {"size": [30, 40]}),
-            ({"do_center_crop": False, "crop_size": {"height": 9, "width": 9}}, {"size": [30, 40]}),
+            ({"do_rescale": None, "do_normalize": None, "do_resize": None}, {"rescale_factor": 1 / 255, "image_mean": (0.25,) * 3}),
+            ({"do_center_crop": True, "crop_size": SIZE}, {"size": (30, 40)}),
+            ({"do_center_crop": True}, {"size": (30, 40)}),
+            ({"do_center_crop": False, "crop_size": {"height": 9, "width": 9}}, {"size": (30, 40)}),
         ],
     )  # fmt: skip
     def test_what_is_not_said_is_what_transformers_takes(self, values: dict[str, Any], expected: dict[str, Any]) -> None:
         preprocessing, frames = read_preprocessing(checkpoint({"preprocessor_config.json": processor(0.25, **values)}))
-        assert preprocessing == preprocessing | expected and frames is None
+        assert preprocessing == replace(preprocessing, **expected) and frames is None
 
     @pytest.mark.parametrize(("frames", "said"), [(1, True), (32, True), (0, False), (-3, False), (2.0, False), (True, False)])
     def test_a_number_of_frames_is_a_whole_one_from_1(self, frames: Any, said: bool) -> None:
@@ -91,10 +93,10 @@ class TestPreprocessing:
 
     @pytest.mark.parametrize("resample", [True, [3], 3.0, 6, None])
     def test_a_filter_is_a_number_of_pillows_or_a_name(self, resample: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing \(.*copy the"):
+        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing: .*copy the"):
             read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample=resample)}))
         named = read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample="box")}))[0]
-        assert named["resample"] == "box"
+        assert named.resample == "box"
 
     @pytest.mark.parametrize(
         ("values", "said"),
@@ -112,7 +114,7 @@ class TestPreprocessing:
 
     def test_a_size_may_say_more_than_height_and_width(self) -> None:
         size = SIZE | {"longest_edge": None}
-        assert read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, size=size)}))[0]["size"] == [30, 40]
+        assert read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, size=size)}))[0].size == (30, 40)
 
 
 class TestChat:
@@ -123,14 +125,12 @@ class TestChat:
         return read_chat(checkpoint(given, config=config), 4, vocabulary, "a/published")
 
     def test_the_video_token_the_ends_and_no_penalty(self) -> None:
-        assert self.read().as_prompt() == {
-            "chat_template": "T", "video_token": "<video>", "video_token_id": 4, "eos_token_ids": [2],
-        }  # fmt: skip
+        assert self.read().as_prompt() == PromptInfo("T", "<video>", 4, (2,))
 
     @pytest.mark.parametrize(("penalty", "given"), [(1e-3, 1e-3), (1e3, 1e3), (1.1, 1.1), (2, 2.0)])
     def test_a_penalty_goes_into_the_prompt(self, penalty: float, given: float) -> None:
         chat = self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
-        assert chat.as_prompt()["repetition_penalty"] == given and type(chat.repetition_penalty) is float
+        assert chat.as_prompt().repetition_penalty == given and type(chat.repetition_penalty) is float
 
     @pytest.mark.parametrize("penalty", [9.9e-4, 1001])
     def test_a_penalty_that_logits_do_not_bear_is_refused(self, penalty: float) -> None:
@@ -174,7 +174,7 @@ class TestChat:
     )
     def test_a_penalty_of_1_is_none(self, generation: dict[str, Any]) -> None:
         chat = self.read(generation_config=generation)
-        assert chat.repetition_penalty == 1 and "repetition_penalty" not in chat.as_prompt()
+        assert chat.repetition_penalty == 1 and chat.as_prompt().repetition_penalty is None
 
     @pytest.mark.parametrize(
         "value",

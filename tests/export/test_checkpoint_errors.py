@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from refusal import names_under, refused
+from refusal import change_json, names_under, refused
 from safetensors.torch import load_file, save_file
 
 from export.__main__ import main
@@ -43,10 +43,6 @@ def refusal(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, mon
         return line
 
     return run
-
-
-def change_json(file: Path, **values: object) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def change_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -195,8 +191,8 @@ class TestProcessorAndTokenizer:
             ({"size": {"shortest_edge": 112}}, "preprocessor size is {'shortest_edge': 112}"),
             ({"size": {"height": 64, "width": 64}}, "frames are resized to [64, 64], the encoder takes [126, 126]"),
             ({"resample": 9}, "resample"),
-            ({"image_std": [1, 0, 1]}, "zero in image_std"),
-            ({"image_mean": "grey"}, "image_mean 'grey'"),
+            ({"image_std": [1, 0, 1]}, "image_std is"),
+            ({"image_mean": "grey"}, 'image_mean is "grey"'),
             ({"num_frames": "many"}, "num_frames is 'many'"),
             ({"num_frames": 5000}, "5000"),
         ],

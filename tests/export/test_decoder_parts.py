@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from export.decoder import OPSET, Decoder, _Attention, _Norm, _Rotary
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ExportError
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, CAPACITY = 4, 2, 6, 10, 8
@@ -234,7 +235,7 @@ def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mi
 
 def test_names_and_the_empty_cache():
     made = decoder(3).half()
-    assert made.record() == {"layers": 3, "kv_heads": KV_HEADS, "head_dim": WIDTH, "vocab_size": 9}
+    assert made.info("standard", "fp16") == LLMInfo(3, KV_HEADS, WIDTH, 9, "standard", "fp16")
     past, present = made.tensor_names()
     assert past == [f"past_key_values.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]
     assert present == [f"present.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]

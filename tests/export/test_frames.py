@@ -21,6 +21,7 @@ from export.frames import FrameInput, split_weights, weights
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError, VideoError
 from runtime.media.preprocess import Preprocessor
 from runtime.tools.inspect import inspect, text
@@ -29,7 +30,7 @@ from runtime.vision.encoder import VisionEncoder
 from runtime.vision.live import LiveEncoder
 
 FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-FACTS = {"rescale_factor": 1 / 255, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+FACTS = Preprocessing((30, 40), "bicubic", 1 / 255, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
 
 
 def resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
@@ -99,7 +100,7 @@ class TestPillow:
         assert resized(image, (1, 2), "box")[0, :, 0].tolist() == pillow(image, (1, 2), "box")[0, :, 0].tolist() == [1, 6]
 
     def test_pixel_values_are_those_of_the_runtime(self):
-        facts = FACTS | {"size": [30, 40], "resample": "bicubic"}
+        facts = FACTS
         image = extreme(np.random.default_rng(1), (77, 91))
         processor = Preprocessor(facts)
         expected = processor.normalise(processor.resize(image)[None])
@@ -135,7 +136,7 @@ class TestBundle:
         assert got.clip.frames.shape == (16, 378, 378, 3)
 
     def test_the_graphs_take_uint8_and_the_manifest_says_so(self, frames_bundle):
-        assert frames_bundle.manifest.preprocessing["frames"] == [378, 378]
+        assert frames_bundle.manifest.preprocessing.frames == (378, 378)
         for graph, frames_ in (("vision", 16), ("vision.encoder", 1)):
             (given,) = onnx.load(str(frames_bundle.model(graph))).graph.input
             assert given.name == "frames" and given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -175,7 +176,7 @@ class TestBundle:
 def test_frames_of_the_models_own_size_may_have_any_size(tmp_path, bundle, clip, capsys):
     assert main(["--input", "frames", "--only", "vision", "--precision", "fp16", "--out", str(tmp_path / "b"), "--json"]) == 0
     own = Bundle.open(tmp_path / "b")
-    assert own.manifest.preprocessing["frames"] == [126, 126]
+    assert own.manifest.preprocessing.frames == (126, 126)
     (row,) = (row for row in json.loads(capsys.readouterr().out)["verified"] if row["stage"] == "vision/input")
     assert row["error"] < 1e-3  # fp16's rounding; a grey level is 8e-3
     expected = VisionEncoder.open(bundle).encode(clip).tokens
@@ -215,4 +216,4 @@ def test_sums_that_float32_can_not_hold_are_refused():
 def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: frame[:30, :40] ^ 1)
     with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not support"):
-        FrameInput(FACTS | {"size": [30, 40], "resample": "bicubic"}, (77, 91))
+        FrameInput(FACTS, (77, 91))

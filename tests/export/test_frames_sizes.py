@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from export.frames import FrameInput, source_size, taken_apart, weights
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError
 from runtime.media.preprocess import Preprocessor
 
@@ -115,7 +116,7 @@ def test_another_pillow_is_refused_also_where_one_pass_does_it_all(monkeypatch, 
 
 @pytest.mark.parametrize("size", [(3, 5), (3, 9), (8, 5), (8, 9)])
 def test_frames_are_rescaled_and_normalised_channel_by_channel(size):
-    facts = {"rescale_factor": 0.5, "image_mean": [1, 2, 3], "image_std": [4, 5, 8], "size": [3, 5], "resample": "bicubic"}
+    facts = Preprocessing((3, 5), "bicubic", 0.5, (1, 2, 3), (4, 5, 8))
     images = np.full((2, *size, 3), [10, 20, 30], np.uint8)
     got = FrameInput(facts, size)(torch.from_numpy(images))
     assert got.shape == (2, 3, 3, 5)

@@ -76,7 +76,7 @@ def test_the_llm_equals_transformers(hf):
     with torch.inference_mode():
         torch.testing.assert_close(causal_lm(ids).logits, hf(input_ids=ids).logits)
     prompt = llava_ov.describe_llm(open_checkpoint(None)).chat.as_prompt()
-    assert prompt["video_token"] == "<video>" and prompt["eos_token_ids"] == [2]
+    assert prompt.video_token == "<video>" and prompt.eos_token_ids == (2,)
 
 
 @pytest.mark.parametrize("layout", ["published", "today's", "sharded"])

@@ -233,7 +233,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, part: str | None = None, **values: 
 def test_the_halves_of_the_shipped_checkpoint_are_described(monkeypatch):
     vision = llava_ov.describe_vision(shipped(monkeypatch, "vision_config", num_attention_heads=1, layer_norm_eps=0.0))
     assert (vision.grid, vision.frames, vision.hidden_size, vision.closing_tokens) == ((9, 9), 16, 128, 1)
-    assert all(type(side) is int for side in vision.grid) and vision.preprocessing["size"] == [126, 126]
+    assert all(type(side) is int for side in vision.grid) and vision.preprocessing.size == (126, 126)
     llm = llava_ov.describe_llm(shipped(monkeypatch, "text_config", num_key_value_heads=1, rms_norm_eps=0.0))
     assert (llm.max_positions, llm.vocabulary, llm.chat.video_token_id) == (4096, 66, 4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from export import llm
 from export.options import ExportOptions
 from export.quantize.report import LayerReport, Report
+from runtime.bundle.manifest import LLMInfo
 from runtime.prompt import PromptIds
 
 REPORT = Report("int8", 0.01, 0.05, "clips", [LayerReport("a", "int8", 0.1), LayerReport("b", "fp32", 0.3)])
@@ -26,8 +28,8 @@ EXPECTED = SimpleNamespace(rounding=0.125)
 
 
 class Decoder(torch.nn.Linear):
-    def record(self) -> dict[str, Any]:
-        return {"layers": 2}
+    def info(self, attention: str, precision: str) -> LLMInfo:
+        return LLMInfo(2, 1, 2, 9, attention, precision)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def directory(tmp_path, stub):
     )
     stub("llm", EXPECTED, slice(1, None), owner=llm.reference)
     stub("save_llm", owner=llm.reference)
-    stub("_bundle", lambda directory, plan, record: f"bundle {record.get('precision')}", slice(0))
+    stub("_bundle", lambda directory, plan, info: f"bundle {info.precision}", slice(0))
     stub("verify_batch", "as alone")
     stub("compare_llm_float16", "float16 rows")
     stub("verify_float16", ["in float16"])
@@ -78,7 +80,7 @@ def plan(directory, context: int = 64, tokens: int = 20, **options: Any) -> Simp
         family=SimpleNamespace(load_llm=lambda checkpoint: CAUSAL_LM),
         checkpoint=SimpleNamespace(path=directory.parent),
         llm=SimpleNamespace(chat=chat, question=QUESTION, max_context=context),
-        preprocessing={"size": [2, 2]},
+        preprocessing="how",
         tokens=tokens,
     )
 
@@ -112,7 +114,7 @@ def test_the_steps_of_an_export(directory, calls, stub, precision, dtype, after)
     assert made.passes == [("llm/decoder", traced), *quantized, ("llm/decoder.batch", (["batch"],))]
     compared = [f"bundle {dtype} as torch", *([f"bundle {final} as torch"] if after else [])]
     assert made.verified == [*compared, "as alone", *(["in float16"] if dtype == "fp16" else [])]
-    assert made.llm == {"layers": 2, "attention": "portable", "precision": dtype} | after
+    assert made.llm == replace(LLMInfo(2, 1, 2, 9, "portable", dtype), **after)
     assert made.quantized == ({"llm/decoder": REPORT} if after else {}) and made.tensorrt == {"llm/decoder": "parsed"}
     for graph in ("decoder", "decoder.batch"):
         assert onnx.load(str(directory / "llm" / f"{graph}.onnx")).producer_name == "a model"
@@ -176,7 +178,7 @@ def test_weights_are_quantised_on_prompts_about_calibration_clips(tmp_path, call
     stub("quantize_llm", ("quantized", REPORT))
     made, (join, row), report = llm._quantize(bundle, chosen, "tokens")
     assert calls == [
-        ("Clips", {"size": [2, 2]}, options.get("calibrate")),
+        ("Clips", "how", options.get("calibrate")),
         ("calibration_prompts", bundle, clips, "tokens"),
         ("with_weights", GRAPH, tmp_path),
         ("run_passes", "in memory", ["join_matmuls"]),

@@ -42,7 +42,7 @@ def test_every_choice_gives_a_bundle_that_agrees_with_torch(tmp_path, options, t
     manifest = bundle.manifest
     assert manifest.tokens_per_clip == tokens
     assert manifest.precision == options.get("precision", "fp32")
-    assert manifest.limits["max_context"] == options.get("max_context", manifest.limits["max_context"]) > tokens
+    assert manifest.limits.max_context == options.get("max_context", manifest.limits.max_context) > tokens
     report = parity(bundle, ["onnx"])
     assert report.ok, report.rows
     assert {row.stage for row in report.rows} >= {"vision/encoder", "vision/projector", "visual_tokens", "llm/greedy_ids"}
@@ -113,7 +113,7 @@ def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, 
 @pytest.mark.slow
 def test_an_llm_alone_is_compared_within_a_context_that_has_room_for_little_more_than_the_clip(tmp_path):
     result = export_bundle(ExportOptions(out=str(tmp_path / "b"), only="llm", frames=2, max_context=60))
-    assert result.bundle.manifest.limits["max_context"] == 60 and result.bundle.manifest.tokens_per_clip == 33
+    assert result.bundle.manifest.limits.max_context == 60 and result.bundle.manifest.tokens_per_clip == 33
 
 
 @pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["loop", "split"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from export.pipeline import export_bundle
 from export.quantize.report import Report
 from export.surgeon import PassReport
 from export.verify import StageResult
+from runtime.bundle.manifest import LLMInfo, Preprocessing, PromptInfo, StageTensor
+from runtime.bundle.records import read
 from runtime.core.errors import ExportError, SpecError, UserError
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)
@@ -44,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
             [StageResult("v", 0.5, True)],
             {"v": "parsed"},
             quantized,
-            [STAGE],
+            [StageTensor("s", "vision", "s/output", 1, 0.5)],
             "tokens of the clip",
         )
 
@@ -59,7 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
             [StageResult("l", 0.25, True)],
             {"l": "parsed"},
             quantized,
-            llm=LLM | {"precision": precision},
+            llm=LLMInfo(**LLM, precision=precision),
         )
 
     monkeypatch.setattr("export.weights.weights_sha256", lambda checkpoint: "digest")
@@ -85,8 +88,8 @@ def export(monkeypatch, tmp_path, calls, source=None, **options) -> pipeline.Exp
         return SimpleNamespace(
             options=options, family=family, checkpoint=checkpoint, preset="preset", compress=SimpleNamespace(spec="spec"),
             vision=SimpleNamespace(grid=(9, 7), hidden_size=4), frames=3, tokens=21, not_applied=["min_new_tokens"],
-            preprocessing=PREPROCESSING | ({} if source is None else {"frames": list(source)}),
-            llm=None if options.only == "vision" else SimpleNamespace(prompt=PROMPT, max_context=99),
+            preprocessing=replace(read(Preprocessing, PREPROCESSING), frames=source),
+            llm=None if options.only == "vision" else SimpleNamespace(prompt=read(PromptInfo, PROMPT), max_context=99),
         )  # fmt: skip
 
     monkeypatch.setattr(pipeline, "family", lambda name: kind)

@@ -132,7 +132,7 @@ def test_a_float32_llm_is_judged_by_float64_and_what_float32_does_to_the_referen
 @pytest.mark.slow
 def test_a_float32_encoder_is_judged_by_what_float32_does_to_the_reference(louder, tmp_path):
     result = _export(louder, tmp_path, only="vision")
-    rounding = result.bundle.manifest.stages[0]["rounding"]
+    rounding = result.bundle.manifest.stages[0].rounding
     assert 1e-4 < rounding < 2e-3
     assert 1e-4 < _errors(result)["vision/encoder"] < 4 * rounding
     rows = {row.stage: row for row in parity(result.bundle, ["onnx"], EngineOptions(threads=1)).rows}

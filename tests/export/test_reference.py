@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from export import reference
+from runtime.bundle.manifest import Preprocessing
 
-PREPROCESSING = {"size": [6, 4], "resample": "bicubic", "rescale_factor": 1 / 255, "image_mean": 0.5, "image_std": 0.5}
+PREPROCESSING = Preprocessing((6, 4), "bicubic", 1 / 255, 0.5, 0.5)
 MODEL = SimpleNamespace(preprocessing=PREPROCESSING)
 
 

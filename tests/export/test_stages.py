@@ -90,6 +90,7 @@ def test_stages_are_named_in_their_order(place, takes, names):
     source = SimpleNamespace(encoder=None, projector=None, newline=torch.zeros(1, 2), grid=(2, 2))
     vision = Vision(source, compress, place, None if takes is None else torch.nn.Identity())
     assert vision.stage_names() == names and vision.input_name == (takes or "pixel_values")
+    assert vision.features == ("vision/projector" if place == "after-projector" else "vision/encoder")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
 from export import verify
+from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
 from runtime.tools.rows import Row
@@ -44,10 +46,8 @@ class TestBatch:
         return seen
 
     @staticmethod
-    def bundle(context: int = 64) -> SimpleNamespace:
-        return SimpleNamespace(
-            manifest=SimpleNamespace(llm_precision="fp32", hidden_size=8, limits={"max_context": context}), path="bundle"
-        )
+    def bundle(context: int = 64) -> Bundle:
+        return bundle_of(hidden_size=8, max_context=context)
 
     def test_each_conversation_is_given_the_same_alone_and_in_the_batch(self, seen):
         result = verify.verify_batch(self.bundle(), 0.0)

@@ -16,6 +16,7 @@ from export import vision
 from export.options import ExportOptions
 from export.quantize.report import LayerReport, Report
 from export.reference import ReferenceClip, VisionReference
+from runtime.bundle.manifest import PassReport, StageTensor
 
 REPORT = Report("int8", 0.01, 0.05, "clips", [LayerReport("a", "int8", 0.1), LayerReport("b", "fp32", 0.3)])
 GRAPH = onnx.ModelProto(producer_name="a model")
@@ -56,6 +57,7 @@ class FakeVision(torch.nn.Linear):
     def __init__(self, place: str = "after-projector", selected: frozenset[str] = frozenset()):
         super().__init__(2, 2)
         self.place, self.selected, self.grid, self.input_name = place, selected, (9, 7), "pixel_values"
+        self.features = "vision/projector" if place == "after-projector" else "vision/encoder"
 
 
 def plan(**options: Any) -> SimpleNamespace:
@@ -65,7 +67,7 @@ def plan(**options: Any) -> SimpleNamespace:
         checkpoint="a checkpoint",
         compress=SimpleNamespace(spec="ptg+evs"),
         vision=SimpleNamespace(grid=(9, 7)),
-        preprocessing={"size": [2, 2]},
+        preprocessing="how",
         frames=3,
         input=None,
     )
@@ -144,9 +146,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
     assert made.quantized == ({"vision": REPORT} if precision == "int8" else {})
     assert made.tensorrt == dict.fromkeys(["vision", *graphs] if split else ["vision"], "parsed")
     tensors = zip(OUTPUTS, ("e/output", "p/output", "visual_tokens"), (1, 2, 3), strict=True)
-    assert made.stages == [
-        {"name": name, "graph": "vision", "tensor": tensor, "every": every, "rounding": 0.25} for name, tensor, every in tensors
-    ]
+    assert made.stages == [StageTensor(name, "vision", tensor, every, 0.25) for name, tensor, every in tensors]
     assert made.visual_tokens is OUTPUTS["visual_tokens"]
     assert onnx.load(str(tmp_path / "vision.onnx")).producer_name == "a model"
     assert module.weight.dtype == torch.float32, "a copy is traced in float16"
@@ -198,7 +198,7 @@ def test_quantisation_sees_clips_as_the_graph_takes_them(tmp_path, calls, stub):
     assert calls == [
         ("with_weights", model, tmp_path),
         ("run_passes", "in memory", ["join_matmuls"], {"graph": "vision", "directory": tmp_path}),
-        ("Clips", {"size": [2, 2]}, "videos"),
+        ("Clips", "how", "videos"),
         ("save", "joined", path),
         ("quantize_vision", "joined saved", tmp_path, ["e/output", "p/output"], (9, 7), "clips", 0.3),
         ("save", "quantized", path),
@@ -233,7 +233,7 @@ def test_encoder_and_compressor_are_cut_from_the_loop(tmp_path, calls, stub):
         ("split", "looped without stages", (9, 7)),
         ("run_passes", compressor, ["fuse_gridpool"], {"graph": "vision.compressor", "directory": tmp_path, "compression": "ptg+evs"}),
     ]  # fmt: skip
-    assert row.as_dict() == {"graph": "vision.encoder", "pass": "split", "rewrites": 3, "note": "2 nodes left for the compressor"}
+    assert row == PassReport("vision.encoder", "split", 3, "2 nodes left for the compressor")
     assert fuse == "fuse" and names == ["vision.encoder", "vision.compressor"]
     assert [onnx.load(str(tmp_path / f"{name}.onnx")).graph.name for name in names] == ["e", "c"]
     assert Path(tmp_path / "vision.onnx").exists() is False

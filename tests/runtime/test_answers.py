@@ -49,7 +49,7 @@ def test_ids_equal_transformers_generate_with_the_familys_own_compression(own_co
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
     manifest = own_compression.manifest
-    bundle = Bundle(own_compression.path, replace(manifest, prompt=manifest.prompt | {"repetition_penalty": penalty}))
+    bundle = Bundle(own_compression.path, replace(manifest, prompt=replace(manifest.prompt, repetition_penalty=penalty)))
     chat = VideoChat.open(bundle, "onnx")
     hf = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)

@@ -19,9 +19,8 @@ IDS = PromptIds(([1, 2], [3]))
 
 
 def bundle(max_context: int = 8) -> SimpleNamespace:
-    asked: list[str] = []
-    manifest = SimpleNamespace(tokens_per_clip=5, limits={"max_context": max_context}, patch_tokens=40)
-    return SimpleNamespace(manifest=manifest, asked=asked, file=asked.append)
+    manifest = SimpleNamespace(tokens_per_clip=5, patch_tokens=40)
+    return SimpleNamespace(manifest=manifest, max_context=max_context)
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ class TestOpening:
         of, options = bundle(6), EngineOptions(threads=2)
         chat = VideoChat.open(of, "onnx", options)
         assert opened == [("Prompt", of), ("VisionEncoder", of, "onnx", options), ("LocalDecoder", of, "onnx", options)]
-        assert (chat.vision, chat.decoder, chat.bundle, of.asked) == ("VisionEncoder", "LocalDecoder", of, ["llm/decoder.onnx"])
+        assert (chat.vision, chat.decoder, chat.bundle) == ("VisionEncoder", "LocalDecoder", of)
 
     def test_a_prompt_that_is_there_is_not_read_again(self, opened):
         prompt = Prompt(bundle(6))

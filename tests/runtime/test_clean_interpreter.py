@@ -85,10 +85,10 @@ from runtime import Bundle, LiveEncoder, VideoChat
 assert not hasattr(runtime, "Absent")
 print(json.dumps([one.__module__ for one in (Bundle, LiveEncoder, VideoChat)]))
 """
-    assert json.loads(python(code, blocked=HEAVY).stdout) == ["runtime.bundle", "runtime.vision.live", "runtime.chat"]
+    assert json.loads(python(code, blocked=HEAVY).stdout) == ["runtime.bundle.bundle", "runtime.vision.live", "runtime.chat"]
 
 
-def test_a_bundle_is_opened_and_refused_with_numpy_alone(
+def test_a_bundle_is_opened_and_refused_with_numpy_and_jsonschema_alone(
     python: Callable[..., subprocess.CompletedProcess], bundle_path: Path, tmp_path: Path
 ) -> None:
     code = """

@@ -42,7 +42,7 @@ class Checkpoint(InputKind):
 
         in_child(run.corpus.make_small, folder=run.work("corpus"))
         warm(*(f"transformers.models.{name}.modeling_{name}" for name in ("llava_onevision", "qwen2", "siglip")))
-        warm(*(f"export.{name}" for name in ("__main__", "families.llava_ov", "llm", "quantize.report", "trace", "vision")))
+        warm(*(f"export.{name}" for name in ("pipeline", "families.llava_ov", "llm", "quantize.report", "trace", "vision")))
 
         self.source = run.corpus.checkpoint
         self.texts = {path.name: json.loads(path.read_text()) for path in sorted(self.source.glob("*.json"))}

@@ -57,15 +57,10 @@ class Manifest(InputKind):
 def small_bundle(run: Run) -> Path:
     """The small bundle, made in a child because torch starts threads, and what reads bundles imported."""
     from benchmarks.campaign.child import in_child
+    from runtime.cli.commands import COMMANDS
 
     in_child(run.corpus.make_small, folder=run.work("corpus"))
-    warm(
-        "onnx",
-        "onnxruntime",
-        "runtime.__main__",
-        "runtime.chat",
-        *(f"runtime.tools.{name}" for name in ("inspect", "parity", "predict")),
-    )
+    warm("onnx", "onnxruntime", *(f"runtime.cli.{name}" for name in COMMANDS))
 
     return run.corpus.small
 

@@ -77,7 +77,7 @@ def test_video_files_and_the_exported_bundle_cost_no_accuracy(bundle_path):
     [
         (["--seed", "-1"], "seed -1; expected 0 or more"),
         (["--clips", "0"], "0 clips; expected at least 1"),
-        (["--checkpoint", "nowhere"], "nowhere is no checkpoint"),
+        (["--checkpoint", "nowhere"], "nowhere is not a checkpoint"),
         (["--compress", "nsq"], "nsq"),
         (["--bundle", "nowhere"], "nowhere"),
     ],

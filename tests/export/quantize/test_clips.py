@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ from video_files import write_video
 
 from export.quantize import clips as clips_module
 from export.quantize.clips import Clips
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError, VideoError
 
-PREPROCESSING = {"size": [4, 6], "resample": "bilinear", "rescale_factor": 1 / 255, "image_mean": 0, "image_std": 1}
-OF_FRAMES = PREPROCESSING | {"frames": [2, 3]}
+PREPROCESSING = Preprocessing((4, 6), "bilinear", 1 / 255, 0, 1)
+OF_FRAMES = replace(PREPROCESSING, frames=(2, 3))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The vision half's quantisation: which frames are for what, and which layers stay in int8 within a budget. Engines are stand-ins."""
+"""The vision encoder's quantisation: which frames are for what, and which layers stay in int8 within a budget. Engines are stand-ins."""
 
 from __future__ import annotations
 

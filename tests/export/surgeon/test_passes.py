@@ -12,6 +12,7 @@ from torch import nn
 
 from export.surgeon import ON_REQUEST, PASSES, PassReport, run_passes
 from export.surgeon.names import DECODER_RULES, VISION_RULES, path_of_scope
+from runtime.bundle.records import written
 from runtime.core.errors import ExportError
 
 
@@ -222,4 +223,4 @@ def test_passes_run_in_their_own_order_and_report_as_the_manifest_wants():
     model = model_from_text("g (float[2] x) => (float[2] y) { a = Identity(x)\n y = Relu(a) }")
     _, reports = run_passes(model, ["int64", "names"], graph="vision")
     assert [report.name for report in reports] == ["names", "int64"]
-    assert PassReport("vision", "names", 1, "n").as_dict() == {"graph": "vision", "pass": "names", "rewrites": 1, "note": "n"}
+    assert written(PassReport("vision", "names", 1, "n")) == {"graph": "vision", "pass": "names", "rewrites": 1, "note": "n"}

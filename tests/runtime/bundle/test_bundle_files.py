@@ -46,7 +46,7 @@ def npy(array: np.ndarray) -> bytes:
         (npy(np.array([{}], object)), "is not a .npy file"),
         (npy(np.zeros(4, np.float32)), "holds float32 [4]; expected float32 or float16 or int8 with 2 axes"),
         (npy(np.zeros((66, 128), np.int64)), "holds int64 [66, 128]; expected"),
-        (npy(np.zeros((66, 64), np.float32)), "has rows of 64 values, the manifest says 128"),
+        (npy(np.zeros((66, 64), np.float32)), "has rows of 64 values"),
         (npy(np.zeros((3, 128), np.float32)), "has 3 rows and none for token "),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_batch_part_with_text_that_is_none(copy: Path, clip: Path, tmp_path: P
         pyarrow.array(["a\0b"]),
     ):
         pyarrow.parquet.write_table(table.set_column(0, "path", path), part)
-        assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
+        assert f"{part} is not a part of a batch job (" in refused(capsys, main, *words)
 
 
 def test_a_batch_part_whose_tokens_are_damaged_where_another_row_must_go(
@@ -139,4 +139,4 @@ def test_a_batch_part_whose_tokens_are_damaged_where_another_row_must_go(
     part.write_bytes(content)
     os.utime(clips[0], ns=(0, 0))
     capsys.readouterr()
-    assert f"{part} is no part of a batch job (" in refused(capsys, main, *words)
+    assert f"{part} is not a part of a batch job (" in refused(capsys, main, *words)

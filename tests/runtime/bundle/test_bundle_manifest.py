@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from trt_bundle import make_bundle
 
-import runtime.bundle
+import runtime.bundle.files
 from runtime.bundle import DECODER, VISION, VISION_ENCODER, Bundle, foreign_files, write_manifest
+from runtime.bundle.manifest import FileEntry
 from runtime.core.errors import BundleError
 
 
@@ -21,11 +22,12 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return make_bundle(tmp_path / "bundle")
 
 
-def test_patch_tokens_are_those_of_all_frames_and_a_half_has_its_own_precision(bundle: Bundle) -> None:
-    manifest = replace(bundle.manifest, frames=2, grid=[3, 5], precision="fp16", llm={"layers": 1})
+def test_patch_tokens_are_those_of_all_frames_and_the_llm_may_have_a_precision_of_its_own(bundle: Bundle) -> None:
+    manifest = replace(bundle.manifest, frames=2, grid=(3, 5), precision="fp16")
     assert manifest.patch_tokens == 30
     assert manifest.llm_precision == "fp16"
-    assert replace(manifest, llm={"precision": "int4"}).llm_precision == "int4"
+    assert replace(manifest, llm=replace(bundle.llm, precision="int4")).llm_precision == "int4"
+    assert replace(manifest, llm=None).llm_precision == "fp16"
 
 
 def test_a_manifest_lists_every_file_but_itself_and_built_engines(bundle: Bundle) -> None:
@@ -35,14 +37,14 @@ def test_a_manifest_lists_every_file_but_itself_and_built_engines(bundle: Bundle
         (directory / name).write_bytes(content)
     written = write_manifest(directory, bundle.manifest)
     assert sorted(written.files) == ["llm/decoder.onnx", "llm/engines", "vision.onnx", "vision.onnx.data"]
-    assert written.files["llm/engines"] == {"size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    assert written.files["llm/engines"] == FileEntry(3, hashlib.sha256(b"abc").hexdigest())
     text = (directory / "manifest.json").read_text()
     assert text.startswith('{\n "schema_version": 1,\n "family": ') and text.endswith("\n}\n")
     assert Bundle.open(directory).manifest == written
 
 
 @pytest.mark.parametrize("place", ["family", "files"])
-def test_half_a_surrogate_pair_is_no_json_and_a_whole_one_is(bundle: Bundle, place: str) -> None:
+def test_a_lone_surrogate_is_not_json_and_a_pair_is(bundle: Bundle, place: str) -> None:
     file = bundle.path / "manifest.json"
     (bundle.path / "\U0001f600").write_bytes(b"abc")
     before = json.loads(file.read_text())
@@ -60,14 +62,14 @@ def test_half_a_surrogate_pair_is_no_json_and_a_whole_one_is(bundle: Bundle, pla
                 Bundle.open(bundle.path)
 
 
-def test_weights_belong_to_the_half_whose_graphs_share_them(bundle: Bundle) -> None:
+def test_weights_belong_to_the_component_whose_graphs_share_them(bundle: Bundle) -> None:
     for name in ("vision.onnx.data", "vision.onnx.1", "vision.encoder.onnx", "llm/decoder.onnx.data", "vision.other"):
         (bundle.path / name).touch()
     bundle = Bundle(bundle.path, write_manifest(bundle.path, bundle.manifest))
     assert bundle.data_files(VISION) == bundle.data_files(VISION_ENCODER) == ["vision.onnx.1", "vision.onnx.data"]
     assert bundle.data_files(DECODER) == ["llm/decoder.onnx.data"]
     assert bundle.model(DECODER) == bundle.path / "llm" / "decoder.onnx"
-    digests = [bundle.manifest.files[name]["sha256"] for name in ("vision.onnx", "vision.onnx.1", "vision.onnx.data")]
+    digests = [bundle.manifest.files[name].sha256 for name in ("vision.onnx", "vision.onnx.1", "vision.onnx.data")]
     assert bundle.sha256(VISION) == hashlib.sha256("".join(digests).encode()).hexdigest()
     assert (bundle.is_split, bundle.has_llm) == (True, True)
 
@@ -93,16 +95,16 @@ def test_without_a_home_every_load_hashes_and_nothing_is_remembered(bundle: Bund
     hashed = []
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: Path("/a home"))
-    where = runtime.bundle._stamp_file(Path("/b"))
+    where = runtime.bundle.files._verified_file(Path("/b"))
     assert where.parent == Path("/a home/.cache/st-gridpool/verified") and where.suffix == ".json"
-    assert where != runtime.bundle._stamp_file(Path("/c"))
+    assert where != runtime.bundle.files._verified_file(Path("/c"))
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(
-        runtime.bundle, "_sha256", lambda file: hashed.append(file.name) or bundle.manifest.files[_name(bundle, file)]["sha256"]
+        runtime.bundle.files, "_sha256", lambda file: hashed.append(file.name) or bundle.manifest.files[_name(bundle, file)].sha256
     )
     for _ in range(2):
         Bundle.open(bundle.path)
@@ -119,7 +121,7 @@ def test_a_file_that_can_not_be_read_is_named(bundle: Bundle, monkeypatch: pytes
             return "0"
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(runtime.bundle, "sha256_of", refuse)
+    monkeypatch.setattr(runtime.bundle.files, "sha256_of", refuse)
     with pytest.raises(BundleError, match=r"onnx can't be read: Permission denied; copy or export it again$"):
         Bundle.open(bundle.path, verify=True)
 
@@ -138,7 +140,7 @@ def test_the_schemas_that_are_read(bundle: Bundle, version: int, said: str | Non
     file = bundle.path / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": version}))
     if said is None:
-        assert Bundle.open(bundle.path).manifest.schema_version == 1
+        Bundle.open(bundle.path)
         return
     with pytest.raises(BundleError, match=said):
         Bundle.open(bundle.path)

@@ -18,7 +18,7 @@ from runtime.core.errors import OutputError, UserError
 
 def parts_of(out: Path, identity: str = "ours") -> Parts:
     """For a bundle whose clips have two tokens of three values."""
-    manifest = SimpleNamespace(tokens_per_clip=2, hidden_size=3, compression={"spec": "nsp"})
+    manifest = SimpleNamespace(tokens_per_clip=2, hidden_size=3, compression=SimpleNamespace(spec="nsp"))
     return Parts(out, SimpleNamespace(manifest=manifest, sha256=lambda graph: f"{identity} {graph}"))
 
 
@@ -115,8 +115,7 @@ def test_a_row_without_a_path_or_a_bundle_is_no_row(parts, row, column):
     values = pyarrow.array([table[column][0].as_py(), None], pyarrow.string())
     part = parts.out / "part-000000.parquet"
     parquet.write_table(table.set_column(index, column, values), part)
-    message = f"{part} is no part of a batch job (a row without a path or a bundle); move it away or choose another directory"
-    with pytest.raises(OutputError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(OutputError, match=f"{re.escape(str(part))} .*a row without a path or a bundle"):
         parts.done()
 
 
@@ -125,7 +124,7 @@ def test_one_job_at_a_time_writes_and_sweeps_what_a_killed_one_left(tmp_path):
     one, two = parts_of(out), parts_of(out)
     with one.locked():
         with (
-            pytest.raises(OutputError, match=rf"^another job writes to {out}; wait for it or choose another directory$"),
+            pytest.raises(OutputError, match=rf"another job writes to {out}"),
             two.locked(),
         ):
             pass

@@ -83,7 +83,7 @@ def test_it_is_left_where_the_work_fails_and_the_caller_s_own_is_left_alone(ray)
 @pytest.mark.parametrize("error", [ConnectionError("nobody answers"), ValueError("nobody answers")])
 def test_a_cluster_that_does_not_answer_is_said(ray, error):
     ray.error = error
-    with pytest.raises(UsageError, match=r"^no Ray cluster at host:6379: nobody answers$"), session("host:6379", 1):
+    with pytest.raises(UsageError, match="host:6379"), session("host:6379", 1):
         pass
 
 

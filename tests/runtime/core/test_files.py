@@ -100,7 +100,7 @@ class TestFile:
             np.ones(1 << 16).tofile("/dev/full")  # raises an OSError without a number
 
     def test_a_directory_and_a_device_are_no_goals(self, tmp_path: Path) -> None:
-        for goal, message in ((tmp_path, "is a directory"), (Path("/dev/null"), "is no regular file")):
+        for goal, message in ((tmp_path, "is a directory"), (Path("/dev/null"), "is not a regular file")):
             with pytest.raises(OutputError, match=message), atomic_file(goal):
                 raise AssertionError("not reached")
         assert not Path("/dev/null").is_file()

@@ -47,7 +47,7 @@ def test_rows_of_a_batch_are_updated_where_they_lie_in_device_memory(bundle):
     engine = open_engine(bundle, DECODER_BATCH, "onnx", EngineOptions(device=DEVICE))
     pairs = {
         f"past_key_values.{layer}.{part}": f"present.{layer}.{part}"
-        for layer in range(bundle.manifest.llm["layers"])
+        for layer in range(bundle.llm.layers)
         for part in ("key", "value")
     }
     state = engine.new_state(pairs, batch=3)

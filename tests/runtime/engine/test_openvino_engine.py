@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from export.options import ExportOptions
 from export.pipeline import export_bundle
 from export.surgeon import run_passes
 from export.trace import trace_decoder
-from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP
+from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
@@ -215,7 +216,7 @@ class TestRefused:
             open_engine(bundle, VISION, "openvino", EngineOptions(device=device))
 
     def test_the_standard_spelling(self, bundle, monkeypatch):
-        monkeypatch.setitem(bundle.manifest.llm, "attention", "standard")
+        bundle = Bundle(bundle.path, replace(bundle.manifest, llm=replace(bundle.llm, attention="standard")))
         with pytest.raises(EngineError, match="export with --attention portable"):
             open_engine(bundle, DECODER, "openvino")
 

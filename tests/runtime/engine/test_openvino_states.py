@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from cache_graph import PAIRS, feeds, save_cache_graph
+from manifests import bundle_of
+
+from runtime.bundle.manifest import LLMInfo
 
 pytest.importorskip("openvino")
 from runtime.core.errors import EngineError, UserError
@@ -104,16 +108,15 @@ def test_a_cache_is_held_in_what_a_cpu_computes_in(tmp_path, bf16, stored, held)
 )
 def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
     monkeypatch.setattr(OpenVINOEngine, "load", lambda model, options: (model, options.device))
-    manifest = SimpleNamespace(llm={"attention": "portable"})
-    bundle = SimpleNamespace(model=lambda name: name, manifest=manifest, path="b")
+    portable, standard = (bundle_of(f"{graph}.onnx", llm=LLMInfo(1, 1, 1, attention=kind)) for kind in ("portable", "standard"))
     options = EngineOptions(device="cpu")
-    assert OpenVINOEngine.open(bundle, graph, options) == (graph, "cpu")
-    manifest.llm["attention"] = "standard"
+    opened = (Path("b") / f"{graph}.onnx", "cpu")
+    assert OpenVINOEngine.open(portable, graph, options) == opened
     if runs:
-        assert OpenVINOEngine.open(bundle, graph, options) == (graph, "cpu")
+        assert OpenVINOEngine.open(standard, graph, options) == opened
     else:
         with pytest.raises(EngineError, match="portable"):
-            OpenVINOEngine.open(bundle, graph, options)
+            OpenVINOEngine.open(standard, graph, options)
 
 
 @pytest.mark.parametrize(

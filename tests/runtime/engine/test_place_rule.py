@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
+from manifests import bundle_of
 
 from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda, place
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
-
-
-def bundle_of(*files: str, split: bool = False) -> SimpleNamespace:
-    return SimpleNamespace(is_split=split, manifest=SimpleNamespace(files=files))
 
 
 @pytest.fixture
@@ -100,7 +95,7 @@ def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavai
     ("files", "split", "graphs"),
     [
         (GRAPHS, False, ["vision", "llm/decoder"]),
-        (["vision.onnx", "vision.loop.onnx", "vision.encoder.onnx"], False, ["vision"]),
+        (["vision.onnx", "vision.loop.onnx"], False, ["vision"]),
         (["llm/decoder.onnx"], False, ["llm/decoder"]),
         (["vision.encoder.onnx", "vision.compressor.onnx", "vision.onnx"], True, ["vision.encoder", "vision.compressor"]),
         ([*GRAPHS, "vision.encoder.onnx", "vision.compressor.onnx"], True, ["vision.encoder", "vision.compressor", "llm/decoder"]),
@@ -112,17 +107,3 @@ def test_tensorrt_needs_engines_of_the_graphs_that_answer_questions(here, monkey
     monkeypatch.setattr(place, "find_engine", lambda bundle, backend, graph: asked.append(graph))
     assert place.place(bundle_of(*files, split=split)).options.device == "cuda"
     assert asked == graphs
-
-
-@pytest.mark.parametrize(
-    ("files", "split", "on_cpu", "on_gpu"),
-    [
-        (["vision.onnx"], False, ("vision",), ("vision",)),
-        (["vision.onnx", "vision.loop.onnx"], False, ("vision.loop",), ("vision",)),
-        (["vision.onnx"], True, ("vision.encoder", "vision.compressor"), ("vision.encoder", "vision.compressor")),
-    ],
-)
-def test_a_cpu_encodes_frame_by_frame_where_the_bundle_has_such_a_graph(files, split, on_cpu, on_gpu):
-    bundle = bundle_of(*files, split=split)
-    assert place.vision_graphs(bundle, "cpu") == on_cpu
-    assert [place.vision_graphs(bundle, device) for device in ("cuda", "gpu", "npu")] == [on_gpu] * 3

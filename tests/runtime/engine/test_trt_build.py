@@ -7,11 +7,13 @@ import hashlib
 import json
 import signal
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from manifests import WITHOUT_LLM
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
@@ -215,7 +217,7 @@ class TestRefusals:
             build(bundle, BuildOptions(backend="tensort-rtx"))
 
     def test_a_dynamic_graph_without_a_context_limit(self, bundle: Bundle) -> None:
-        bundle.manifest.limits.clear()
+        bundle = Bundle(bundle.path, replace(bundle.manifest, **WITHOUT_LLM))
         with pytest.raises(EngineError, match=r"inputs_embeds .*\[1, 'S', 16\].*max_context"):
             build(bundle, BuildOptions(backend="tensorrt-rtx", graphs=(DECODER,)))
 

@@ -32,7 +32,7 @@ def test_an_export_carries_compression_as_one_replaceable_call(bundle):
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in calls[0].attribute}
     assert attributes["plugin_namespace"] == DOMAIN.encode() and attributes["plugin_version"] == b"1"
     assert not any(node.name.startswith("compress/nsp") for node in model.graph.node)
-    assert any(report["pass"] == "fuse_gridpool" and report["rewrites"] == 1 for report in bundle.manifest.report)
+    assert any(report.name == "fuse_gridpool" and report.rewrites == 1 for report in bundle.manifest.report)
 
 
 def test_older_parsers_get_the_call_without_its_body(bundle):

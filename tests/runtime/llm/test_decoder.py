@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ContextError, NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.llm import decoder
@@ -43,8 +45,7 @@ class Engine:
 
 def opened(max_context: int = 300, dtype: type = np.float32) -> tuple[Engine, LocalDecoder]:
     engine = Engine(dtype)
-    manifest = SimpleNamespace(limits={"max_context": max_context}, llm={"layers": 2})
-    return engine, LocalDecoder(SimpleNamespace(manifest=manifest), engine)
+    return engine, LocalDecoder(bundle_of(max_context=max_context, llm=LLMInfo(2, 1, 2)), engine)
 
 
 def rows(count: int, first: int = 0) -> np.ndarray:
@@ -64,7 +65,7 @@ def test_a_conversation_has_a_key_and_a_value_cache_a_layer():
 @pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(device="cpu", threads=3))])
 def test_opening_loads_the_decoder_s_graph_on_the_backend_and_device_that_were_asked_for(monkeypatch, arguments):
     asked = []
-    bundle = SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": 7}, llm={"layers": 1}))
+    bundle = bundle_of(max_context=7, llm=LLMInfo(1, 1, 2))
     monkeypatch.setattr(decoder, "open_engine", lambda *passed: asked.append(passed) or Engine(layers=1))
     assert LocalDecoder.open(bundle, *arguments).max_context == 7
     assert asked == [(bundle, "llm/decoder", *(arguments or ("auto", EngineOptions())))]

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
-from runtime.bundle import BATCH, DECODER, DECODER_BATCH
+from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ContextError, EngineError
 from runtime.engine import EngineOptions, TensorSpec
 from runtime.llm import slots
@@ -16,10 +18,8 @@ from runtime.llm.slots import SlotDecoder
 D = 3
 
 
-def bundle(max_context: int = 10, files: tuple[str, ...] = ()) -> SimpleNamespace:
-    return SimpleNamespace(
-        manifest=SimpleNamespace(limits={"max_context": max_context}, llm={"layers": 2}, hidden_size=D, files=files)
-    )
+def bundle(max_context: int = 10, files: tuple[str, ...] = ()) -> Bundle:
+    return bundle_of(*files, max_context=max_context, llm=LLMInfo(2, 1, D), hidden_size=D)
 
 
 class State:

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.llm.step import DecoderStep, cache_pairs, check_context, decoder_feeds, finite
 
@@ -29,8 +31,7 @@ class Engine:
 
 
 def opened(engine: Engine, max_context: int = 3000, layers: int = 2) -> DecoderStep:
-    manifest = SimpleNamespace(limits={"max_context": max_context}, llm={"layers": layers})
-    return DecoderStep(SimpleNamespace(manifest=manifest), engine)
+    return DecoderStep(bundle_of(max_context=max_context, llm=LLMInfo(layers, 1, 2)), engine)
 
 
 def rows(batch: int, count: int) -> np.ndarray:

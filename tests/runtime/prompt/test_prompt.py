@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
+from runtime.bundle import Bundle
+from runtime.bundle.manifest import PromptInfo
 from runtime.core.errors import PromptError
 from runtime.prompt import Prompt, PromptIds
 
@@ -61,19 +64,18 @@ def test_several_clips_are_embedded_between_their_texts(tmp_path):
         prompt.embed(PromptIds(([1], [2])), *clips)
 
 
-def _bundle(folder: Path, template: bytes = b"<video>", **more) -> SimpleNamespace:
+def _bundle(folder: Path, template: bytes = b"<video>") -> Bundle:
     (folder / "llm").mkdir()
     (folder / "llm" / "template").write_bytes(template)
-    info = {"eos_token_ids": [2, 5], "video_token_id": 4, "video_token": "<video>", "chat_template": "template"} | more
-    return SimpleNamespace(manifest=SimpleNamespace(prompt=info), file=lambda name: folder / name)
+    return bundle_of("llm/template", "llm/tokenizer.json", path=folder, prompt=PromptInfo("template", "<video>", 4, (2, 5)))
 
 
 def test_a_bundle_without_a_repetition_penalty_has_none(tmp_path):
     prompt = Prompt(_bundle(tmp_path, "<video> ü".encode()))
     assert (prompt.repetition_penalty, prompt.eos, prompt.template.text) == (1.0, {2, 5}, "<video> ü")
     assert prompt.tokenizer.path == tmp_path / "llm" / "tokenizer.json"
-    prompt.bundle.manifest.prompt["repetition_penalty"] = 1.5
-    assert Prompt(prompt.bundle).repetition_penalty == 1.5
+    paying = replace(prompt.bundle.manifest, prompt=replace(prompt.bundle.prompt, repetition_penalty=1.5))
+    assert Prompt(Bundle(tmp_path, paying)).repetition_penalty == 1.5
 
 
 def test_a_template_that_is_not_text_is_refused_in_one_line(tmp_path):

@@ -22,7 +22,7 @@ class LLM:
     """healthy: as in runtime.llm.chat; closed: how often."""
 
     def __init__(self) -> None:
-        self.healthy, self.closed = True, 0
+        self.healthy, self.closed, self.shared = True, 0, self
 
     def close(self) -> None:
         self.closed += 1
@@ -159,6 +159,6 @@ def test_a_client_is_gone_once_its_connection_says_so():
     async def receive() -> dict[str, str]:
         return {"type": next(said)}
 
-    with pytest.raises(ApiError, match=r"^the client went away$") as raised:
+    with pytest.raises(ApiError) as raised:
         asyncio.run(_until_hung_up(SimpleNamespace(receive=receive)))
     assert (raised.value.status, raised.value.code, next(said)) == (499, "client_gone", "http.request")

@@ -52,7 +52,7 @@ def test_compression_and_usage_are_counted(client, bundle, video):
     manifest = bundle.manifest
     block = got.metadata["compression"]
     assert (block["tokens_in"], block["tokens_out"]) == (manifest.patch_tokens, manifest.tokens_per_clip) == (1296, 257)
-    assert block["ratio"] == 5.04 and block["spec"] == manifest.compression["spec"]
+    assert block["ratio"] == 5.04 and block["spec"] == manifest.compression.spec
     chat = VideoChat.open(bundle, "onnx")
     list(chat.ask(CLIPS / "shapes.mp4", "which shape appears last ?"))
     assert got.usage.prompt_tokens == chat.answer.prompt_tokens
@@ -163,7 +163,7 @@ class TestBegin:
             return SimpleNamespace(key=f"{tokens} tokens", tokens=np.zeros((tokens, 2)), seconds=seconds), was_there
 
         def begun(*clips: tuple[int, bool]) -> chat.Answering:
-            manifest = SimpleNamespace(patch_tokens=10, compression={"spec": "nsp"})
+            manifest = SimpleNamespace(patch_tokens=10, compression=SimpleNamespace(spec="nsp"))
             model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest))
             job = SimpleNamespace(messages=["what ?"], max_tokens=5, sampling="greedy", stops=["."])
             with Memory(100).hold() as share:

@@ -15,10 +15,12 @@ import pytest
 from runtime.core.errors import ContextError
 from runtime.llm.chat import DeadlineError, Usage
 from runtime.llm.sampling import Sampling
-from runtime.server import chat
-from runtime.server.chat import Answering, Job, Ready, check, check_frames, complete, encode
+from runtime.server import chat, request_clips
+from runtime.server.chat import Answering, Ready, check, complete
+from runtime.server.chat_job import Job
 from runtime.server.errors import ApiError
 from runtime.server.memory import Memory
+from runtime.server.request_clips import check_frames, encode
 from runtime.server.schema import ChatRequest, MediaUrl, StreamOptions, parse
 
 IMAGE = {"type": "image", "image": "u"}
@@ -247,7 +249,7 @@ def test_a_clip_has_the_time_up_to_the_deadline(monkeypatch, deadline, seconds):
     async def get(encoder, media): ...
 
     monkeypatch.setattr(asyncio, "wait_for", wait_for)
-    monkeypatch.setattr(chat, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    monkeypatch.setattr(request_clips, "time", SimpleNamespace(monotonic=lambda: 100.0))
     state = SimpleNamespace(clips=SimpleNamespace(get=get), metrics=Counted())
     with pytest.raises(DeadlineError, match="deadline has passed while its clip was being encoded"):
         asyncio.run(encode(state, model(), "media", deadline))

@@ -11,7 +11,8 @@ import pytest
 from clip_store import with_store
 
 from runtime.core.errors import VideoError
-from runtime.server.clips import _AHEAD, EncodedClip
+from runtime.server.clip_encoder import EncodedClip
+from runtime.server.clips import _AHEAD
 
 
 class Encoder:

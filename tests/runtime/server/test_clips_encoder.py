@@ -16,8 +16,9 @@ from PIL import Image
 
 from runtime.core.errors import VideoError
 from runtime.media.clip import Clip
-from runtime.server import clips
-from runtime.server.clips import ClipEncoder, ClipStore, EncodedClip
+from runtime.server import clip_encoder, clips
+from runtime.server.clip_encoder import ClipEncoder, EncodedClip
+from runtime.server.clips import ClipStore
 
 LIMITS = object()
 
@@ -34,7 +35,7 @@ def asked(monkeypatch):
         frames = np.stack([each(np.full(1, int(path.stem))) for _ in range(count)])
         return Clip(path, frames, tuple(range(count)), (0.0,) * count, 1.0, count, (int(path.stem), 7))
 
-    monkeypatch.setattr(clips, "sample_frames_limited", sample)
+    monkeypatch.setattr(clip_encoder, "sample_frames_limited", sample)
     return calls
 
 
@@ -54,8 +55,8 @@ def encoder(monkeypatch):
         )
         manifest = SimpleNamespace(frames=frames, grid=[2, 3])
         bundle = SimpleNamespace(manifest=manifest, sha256=lambda graph: f"sum of {graph}")
-        monkeypatch.setattr(clips, "open_with_norms", lambda *arguments: arguments)
-        monkeypatch.setattr(clips, "VisionEncoder", lambda *arguments: opened.append(arguments) or vision)
+        monkeypatch.setattr(clip_encoder, "open_with_norms", lambda *arguments: arguments)
+        monkeypatch.setattr(clip_encoder, "VisionEncoder", lambda *arguments: opened.append(arguments) or vision)
         opened = []
         made = ClipEncoder(bundle, "onnx", "options", LIMITS)
         assert opened == [(bundle, (bundle, "onnx", "options"))]
@@ -112,8 +113,8 @@ def test_an_error_names_the_clip_and_not_our_file(encoder, asked, one, message):
 
 def test_what_is_known_of_an_encoded_clip(encoder, monkeypatch):
     times = iter([1.0, 3.0, 8.0])
-    monkeypatch.setattr(clips, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    monkeypatch.setattr(clips, "_picture", lambda frame: f"picture of {frame[0]}")
+    monkeypatch.setattr(clip_encoder, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(clip_encoder, "_picture", lambda frame: f"picture of {frame[0]}")
     frames, checks = np.array([[3.0], [4.0]]), []
     clip = Clip(Path("a"), frames, (5, 5), (1.25, 1.25), 9.0, 20, (4, 6))
     got = encoder(2, "visual_tokens", "token_norms").encode(media("1"), clip, lambda: checks.append(1))
@@ -155,7 +156,7 @@ def test_a_clip_takes_the_bytes_of_tokens_norms_and_pictures():
 )
 def test_a_small_picture_is_192_pixels_at_most(size, shown):
     frame = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    head, _, text = clips._picture(frame).partition(",")
+    head, _, text = clip_encoder._picture(frame).partition(",")
     image = Image.open(io.BytesIO(base64.b64decode(text)))
     assert (head, image.format, image.size) == ("data:image/jpeg;base64", "JPEG", shown)
     other = io.BytesIO()

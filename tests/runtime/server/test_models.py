@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from manifests import WITHOUT_LLM
 from trt_bundle import make_bundle
 
 from runtime.bundle import write_manifest
+from runtime.bundle.manifest import Limits
 from runtime.core.errors import BundleError, ContextError, UsageError
 from runtime.engine import EngineOptions
 from runtime.server import models
@@ -28,7 +30,7 @@ def refused(error: type[Exception], message: str, *paths: Path) -> None:
 def test_bundles_without_an_llm_need_a_remote_one(tmp_path):
     bundle = make_bundle(tmp_path / "tokens")
     shutil.rmtree(bundle.path / "llm")
-    write_manifest(bundle.path, replace(bundle.manifest, llm={}))
+    write_manifest(bundle.path, replace(bundle.manifest, **WITHOUT_LLM))
     message = "tokens has no LLM; export without --only vision, or name a remote one with --llm URL"
     refused(BundleError, message, bundle.path)
 
@@ -40,7 +42,7 @@ def test_two_bundles_of_one_name_are_refused(tmp_path):
 
 def test_a_context_that_a_clip_fills_is_refused(tmp_path):
     bundle = make_bundle(tmp_path / "small")
-    write_manifest(bundle.path, replace(bundle.manifest, limits={"max_context": bundle.manifest.tokens_per_clip}))
+    write_manifest(bundle.path, replace(bundle.manifest, limits=Limits(bundle.manifest.tokens_per_clip)))
     refused(ContextError, "the prompt needs 5 positions, the bundle holds 4", bundle.path)
 
 
@@ -78,7 +80,7 @@ def opened(tmp_path, monkeypatch) -> Models:
         (bundle.path / "llm" / "tokenizer.json").write_text("{}")
         if name == "tokens":
             shutil.rmtree(bundle.path / "llm")
-        write_manifest(bundle.path, bundle.manifest if name != "tokens" else replace(bundle.manifest, llm={}))
+        write_manifest(bundle.path, bundle.manifest if name != "tokens" else replace(bundle.manifest, **WITHOUT_LLM))
         paths.append(bundle.path)
     os.utime(paths[0] / "manifest.json", (1_700_000_000.9, 1_700_000_000.9))
     LLM.opened = []

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle import Bundle
+from runtime.bundle.manifest import StageTensor
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.server import norms as module
@@ -17,9 +20,9 @@ GRAPH = """<ir_version: 10, opset_import: ["" : 20]> g (float16[2, 3, 4] pixel_v
     projected = Identity(pixel_values)
     visual_tokens = ReduceSum<keepdims = 0>(projected, axes)
 }"""
-PROJECTOR = {"name": "projector", "tensor": "projected"}
-COMPRESSION = {"name": "compress/nsp", "tensor": "visual_tokens"}
-LAST = {"name": "newline", "tensor": "visual_tokens"}
+PROJECTOR = StageTensor("projector", "vision", "projected")
+COMPRESSION = StageTensor("compress/nsp", "vision", "visual_tokens")
+LAST = StageTensor("newline", "vision", "visual_tokens")
 
 
 @pytest.fixture
@@ -29,8 +32,8 @@ def bundle(tmp_path):
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axes"))
     onnx.save(model, tmp_path / "vision.loop.onnx")
 
-    def with_stages(*stages: dict[str, str]) -> SimpleNamespace:
-        return SimpleNamespace(manifest=SimpleNamespace(stages=list(stages)), model=lambda name: tmp_path / f"{name}.onnx")
+    def with_stages(*stages: StageTensor) -> Bundle:
+        return bundle_of("vision.loop.onnx", path=tmp_path, stages=stages)
 
     return with_stages
 
@@ -47,7 +50,7 @@ def test_the_root_mean_square_of_what_compression_is_given_is_computed_beside_th
 
 @pytest.mark.parametrize(
     "stages",
-    [(), (PROJECTOR,), (PROJECTOR, LAST), (COMPRESSION, LAST), ({"name": "projector", "tensor": "renamed"}, COMPRESSION)],
+    [(), (PROJECTOR,), (PROJECTOR, LAST), (COMPRESSION, LAST), (StageTensor("projector", "vision", "renamed"), COMPRESSION)],
     ids=["none", "one", "no compression", "compression first", "no such tensor"],
 )
 def test_where_nothing_is_compressed_or_found_there_are_none(bundle, stages):
@@ -66,7 +69,7 @@ def test_where_nothing_is_compressed_or_found_there_are_none(bundle, stages):
     ],
 )
 def test_norms_come_from_the_graph_that_a_cpu_runs_frame_by_frame(monkeypatch, tmp_path, backend, device, files, norms, opened):
-    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files), path=tmp_path, is_split=False)
+    bundle = bundle_of(*files, path=tmp_path)
     asked, placed = EngineOptions(threads=3), EngineOptions(device=device)
 
     def place(*arguments):

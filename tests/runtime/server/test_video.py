@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load
 
 from runtime.server import video
-from runtime.server.clips import EncodedClip
+from runtime.server.clip_encoder import EncodedClip
 from runtime.server.errors import ApiError
 from runtime.server.memory import Held, Memory
 from runtime.server.schema import VideoRequest
@@ -36,7 +36,7 @@ def served(monkeypatch):
     """served(clip): (a state with that clip, a share of memory, what was encoded with how much of it)."""
 
     def serve(one: EncodedClip, spec: str = PTG):
-        manifest = SimpleNamespace(frames=4, patch_tokens=24, grid=[2, 3], compression={"spec": spec})
+        manifest = SimpleNamespace(frames=4, patch_tokens=24, grid=[2, 3], compression=SimpleNamespace(spec=spec))
         model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest), encoder=SimpleNamespace(identity="sum"))
 
         async def stored(state, asked):
@@ -64,7 +64,7 @@ def test_one_clip_is_asked_for_under_either_name():
     assert (one.model, one.asked[0].url, one.format, one.dtype) == ("m", "u", "npz", "float32")
     assert job(video_url=None, input_video="i").asked[0].url == "i"
     for more in ({"video_url": None}, {"input_video": "i"}):
-        with pytest.raises(ApiError, match=r"^expected one clip, as video_url or as input_video$") as raised:
+        with pytest.raises(ApiError, match=r"video_url.* input_video") as raised:
             job(**more)
         assert (raised.value.status, raised.value.code, raised.value.param) == (400, "invalid_value", "video_url")
 
@@ -160,5 +160,5 @@ def test_heat_is_on_one_scale_from_the_least_to_the_largest():
     ],
 )
 def test_frames_that_hold_summaries(spec, levels):
-    manifest = SimpleNamespace(frames=4, compression={"spec": spec})
+    manifest = SimpleNamespace(frames=4, compression=SimpleNamespace(spec=spec))
     assert video.written_levels(SimpleNamespace(manifest=manifest)) == levels

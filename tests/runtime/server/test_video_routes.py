@@ -82,7 +82,7 @@ def test_a_clip_is_encoded_once_for_all_who_ask(start, video, monkeypatch, serve
 
 def test_the_models_route_says_what_a_client_must_know(client, bundle):
     (model,) = client.models.list()
-    assert model.max_model_len == bundle.manifest.limits["max_context"]
+    assert model.max_model_len == bundle.max_context
     assert (model.tokens_per_clip, model.patch_tokens_per_clip) == (257, 1296)
     assert client.models.retrieve(NAME).id == NAME
 

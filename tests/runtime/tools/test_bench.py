@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ import pytest
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, PromptError, VideoError
 from runtime.engine import EngineOptions
-from runtime.media.preprocess import Preprocessor
 from runtime.tools import bench
 from runtime.tools.bench import BenchOptions, BenchReport, Measured
 
@@ -18,12 +16,15 @@ QUICK = BenchOptions(rounds=3, new_tokens=4, engine=EngineOptions(threads=1))
 
 
 def test_the_reference_input_needs_no_video_and_every_stage_has_a_row(bundle, capsys):
+    start = time.perf_counter()
     report = bench.bench(bundle, QUICK)
-    assert [row.stage for row in report.rows] == ["encode+compress", "prefill", "time to first token", "decode rate"]
-    assert all(row.median > 0 for row in report.rows)
+    medians = {row.stage: row.median for row in report.rows}
+    assert list(medians) == ["encode+compress", "prefill", "time to first token", "decode rate"]
+    assert medians["time to first token"] >= max(medians["encode+compress"], medians["prefill"])
+    assert report.load_seconds + QUICK.rounds * min(medians["encode+compress"], medians["prefill"]) < time.perf_counter() - start
     assert report.tokens["patch_tokens"] == 1296 and report.tokens["visual_tokens"] == 257 and report.tokens["new_tokens"] == 4
     assert report.tokens["prompt_tokens"] > 257
-    assert report.peak_rss > 10_000_000 and report.load_seconds > 0
+    assert report.peak_rss > 10_000_000
     captured = capsys.readouterr()
     assert not captured.out and captured.err.count("round") == 3 and "warm-up" in captured.err
 
@@ -35,14 +36,6 @@ def test_a_video_adds_decoding_and_preprocessing_to_the_time_to_first_token(bund
     parts = seconds["decode"] + seconds["preprocess"] + seconds["encode+compress"] + seconds["prefill"]
     assert seconds["time to first token"] == pytest.approx(parts)
     assert report.input == str(clip)
-
-
-def test_resizing_counts_as_preprocessing_though_it_happens_while_decoding(bundle, clip, monkeypatch):
-    resize = Preprocessor.resize
-    monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: time.sleep(0.03) or resize(self, frame))
-    seconds = {row.stage: row.median for row in bench.bench(bundle, replace(QUICK, video=clip, rounds=1)).rows}
-    assert seconds["preprocess"] >= 16 * 0.03
-    assert seconds["decode"] < seconds["preprocess"]
 
 
 def test_p90_is_on_the_slow_side_of_times_and_of_rates():
@@ -94,15 +87,6 @@ def test_the_text_says_what_was_measured_on_which_machine(more, machine):
     assert last == "engines loaded in 1.50 s, peak memory 2.0 GB"
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 4, 5}, 1: {0}}.__getitem__, raising=False)  # 0 is this process
-    assert bench.hardware("cpu", 0)["cores"] == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    for count, cores in ((6, 6), (None, 1)):
-        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
-        assert bench.hardware("cpu", 0)["cores"] == cores
-
-
 def test_a_bundle_of_one_half_is_measured(bundle, selecting_bundle):
     vision = bench.bench(selecting_bundle, replace(QUICK, rounds=1))
     assert [row.stage for row in vision.rows] == ["encode+compress"]
@@ -119,7 +103,7 @@ def test_nothing_to_measure_is_refused(field):
 
 
 def test_more_tokens_than_the_context_holds_are_refused_before_a_round(bundle):
-    with pytest.raises(PromptError, match=str(bundle.manifest.limits["max_context"])):
+    with pytest.raises(PromptError, match=str(bundle.max_context)):
         bench.bench(bundle, replace(QUICK, new_tokens=5000))
 
 

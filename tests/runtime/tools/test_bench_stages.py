@@ -172,7 +172,7 @@ def test_a_context_may_be_filled_and_not_passed(machine):
 
 
 def test_a_bundle_without_graphs_is_refused(machine):
-    with pytest.raises(BundleError, match=r"^ov has no graph to measure; export it again$"):
+    with pytest.raises(BundleError, match="ov has no graph"):
         bench.bench(bundle("vision.loop.onnx"))
     assert machine.log == []
 

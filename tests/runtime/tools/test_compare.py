@@ -74,7 +74,7 @@ def test_another_shape_or_a_value_that_is_not_finite_differs():
     expected = np.ones((2, 3), np.float32)
     assert not compare(np.ones((3, 2), np.float32), expected, "fp32").ok
     assert not compare(np.full((2, 3), np.nan, np.float32), expected, "fp16").ok
-    assert not compare(np.ones((2, 3), np.float32), np.ones(3, np.float32), "fp32", every=3).ok
+    assert not compare(np.ones((2, 3), np.float32), np.ones(3, np.float32), "fp32", stride=3).ok
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 7])
@@ -85,7 +85,7 @@ def test_a_thinned_reference_sees_exactly_the_values_that_it_kept(every):
     for position in range(array.size):
         got = array.copy()
         got.reshape(-1)[position] += 1
-        assert compare(got, kept, "fp32", every=every).ok is (position % every != 0)
+        assert compare(got, kept, "fp32", stride=every).ok is (position % every != 0)
 
 
 @pytest.mark.parametrize("every", [1, 3, 4])
@@ -94,12 +94,12 @@ def test_rows_that_were_chosen_are_found_one_place_further(every):
     expected = rng.normal(size=(400, 6)).astype(np.float32)
     kept = expected.reshape(-1)[::every] if every > 1 else expected
     got = np.concatenate([expected[:100], expected[101:], rng.normal(size=(1, 6)).astype(np.float32)])  # row 100 was not chosen
-    difference = compare(got, kept, "fp32", selected=True, every=every)
+    difference = compare(got, kept, "fp32", selected=True, stride=every)
     assert difference.ok
     assert difference.absent == pytest.approx(1 / 400)
-    assert not compare(got, kept, "fp32", every=every).ok
+    assert not compare(got, kept, "fp32", stride=every).ok
     got[::20] += 1
-    assert not compare(got, kept, "fp32", selected=True, every=every).ok
+    assert not compare(got, kept, "fp32", selected=True, stride=every).ok
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

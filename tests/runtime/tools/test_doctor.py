@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import sys
 import types
 
@@ -153,22 +152,12 @@ def test_python_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: tup
     assert doctor._python().ok is ok
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 4, 5}, 1: {0}}.__getitem__, raising=False)  # 0 is this process
-    assert named("processor").found.startswith("3 cores for this process, ")
-    monkeypatch.delattr(os, "sched_getaffinity")
-    for count, cores in ((6, 6), (None, 1)):
-        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
-        assert doctor._cores() == cores
-
-
-def test_memory_is_what_the_kernel_says_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(doctor.os, "sysconf", sizes.__getitem__)
-    monkeypatch.setattr(doctor.Path, "read_text", lambda _: "MemTotal: 9 kB\nMemFree: 7 kB\nMemAvailable: 2000000 kB\n")
-    assert doctor._memory() == "2.0 GB of 8.2 GB memory free"
-    monkeypatch.setattr(doctor.Path, "read_text", lambda _: "MemTotal: 9 kB\n")
-    assert doctor._memory() == "memory unknown"
+def test_the_processor_is_told_with_its_cores_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cores", lambda: 3)
+    monkeypatch.setattr(doctor, "total_memory", lambda: 8_192_000_000)
+    for free, told in ((2_048_000_000, "2.0 GB of 8.2 GB memory free"), (None, "memory unknown")):
+        monkeypatch.setattr(doctor, "available_memory", lambda free=free: free)
+        assert named("processor").found == f"3 cores for this process, {told}"
 
 
 @pytest.mark.parametrize("folder", ["plugins/build", "build/plugins"])

@@ -13,6 +13,7 @@ from cpp_libraries import list_file
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import Checkpoint, Compression
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.tools import inspect, liveness
@@ -58,9 +59,9 @@ def test_the_size_of_every_tensor_of_the_shipped_graphs_is_known(bundle):
     assert report.notes == []
     # at least the scores of one prefill chunk against the whole cache: heads * 256 * max_context, before and after softmax
     heads = 4
-    assert report.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.manifest.limits["max_context"] * 4
+    assert report.memory["llm/decoder activations"] >= 2 * heads * 256 * bundle.max_context * 4
     on_gpu = report.memory["llm/decoder activations, 1,024 positions at a time on a GPU"]
-    assert on_gpu >= 2 * heads * 1024 * bundle.manifest.limits["max_context"] * 4
+    assert on_gpu >= 2 * heads * 1024 * bundle.max_context * 4
     # at least the patch tokens in the hidden size of the MLP's input
     assert report.memory["vision activations"] >= 1296 * bundle.manifest.hidden_size * 4
 
@@ -290,15 +291,15 @@ def test_a_bundle_without_an_llm_has_no_context(selecting_bundle):
 def test_without_onnx_the_weights_are_those_of_the_files_and_the_rest_says_so(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     report = inspect.inspect(bundle)
-    assert report.memory["vision weights"] == bundle.manifest.files["vision.onnx"]["size"]
+    assert report.memory["vision weights"] == bundle.manifest.files["vision.onnx"].size
     assert any("not counted" in note for note in report.notes) and "not counted" in inspect.text(report)
 
 
 @pytest.mark.parametrize("precision, size", [("fp32", 4), ("fp16", 2)])
 def test_the_cache_has_the_bundles_precision(bundle, precision, size):
-    llm = bundle.manifest.llm
-    expected = 2 * llm["layers"] * llm["kv_heads"] * llm["head_dim"] * bundle.manifest.limits["max_context"] * size
-    assert kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=llm | {"precision": precision}))) == expected
+    llm = bundle.llm
+    expected = 2 * llm.layers * llm.kv_heads * llm.head_dim * bundle.max_context * size
+    assert kv_cache_bytes(Bundle(bundle.path, replace(bundle.manifest, llm=replace(llm, precision=precision)))) == expected
 
 
 def _save(directory, nodes, inputs, outputs, weights, functions=()):
@@ -318,10 +319,10 @@ def test_a_report_line_by_line():
     report = inspect.BundleReport(
         bundle="bundles/b",
         family="llava-ov",
-        checkpoint={"id": "tiny", "sha256": "0123456789abcdef"},
-        compression={"preset": "st-gridpool", "spec": "nsp:window=2", "place": "after-projector"},
+        checkpoint=Checkpoint("tiny", "0123456789abcdef"),
+        compression=Compression("st-gridpool", "nsp:window=2", "after-projector"),
         frames=16,
-        grid=[9, 7],
+        grid=(9, 7),
         input="pixel values of 126×98",
         precision="int8",
         llm_precision="fp16",
@@ -361,7 +362,7 @@ def test_a_report_line_by_line():
         "2 files 1.0 MB",
     ]
     assert [line for line in rest if line not in lines] == []
-    plain = replace(report, compression=report.compression | {"preset": "nsp:window=2"}, budget={**report.budget}, engines=[])
+    plain = replace(report, compression=replace(report.compression, preset="nsp:window=2"), budget={**report.budget}, engines=[])
     del plain.budget["max_context"]
     shown = inspect.text(plain)
     assert (

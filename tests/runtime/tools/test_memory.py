@@ -9,15 +9,19 @@ from types import SimpleNamespace
 import onnx
 import pytest
 from cache_graph import save_cache_graph
+from manifests import WITHOUT_LLM, bundle_of
 
+from runtime.bundle import Bundle
+from runtime.bundle.manifest import FileEntry, LLMInfo
 from runtime.core.errors import BundleError
 from runtime.tools import memory
 
 
-def of_context(folder: Path, context: int, capacity: int) -> SimpleNamespace:
+def of_context(folder: Path, context: int, capacity: int) -> Bundle:
     """A bundle whose manifest says `context` positions and whose decoder's cache holds `capacity`."""
-    graph = save_cache_graph(folder / "decoder.onnx", capacity)
-    return SimpleNamespace(manifest=SimpleNamespace(limits={"max_context": context}), model=lambda name: graph)
+    (folder / "llm").mkdir(exist_ok=True)
+    save_cache_graph(folder / "llm" / "decoder.onnx", capacity)
+    return bundle_of("llm/decoder.onnx", path=folder, max_context=context)
 
 
 @pytest.mark.parametrize(("context", "chunk"), [(2048, 256), (256, 256), (100, 100)])
@@ -43,13 +47,11 @@ def test_a_decoder_without_caches_holds_nothing():
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])
 def test_a_cache_has_keys_and_values_of_every_layer_head_and_position(precision, size):
-    llm = {"layers": 3, "kv_heads": 5, "head_dim": 7}
-    manifest = SimpleNamespace(llm=llm, limits={"max_context": 11}, llm_precision=precision)
-    here = SimpleNamespace(manifest=manifest, has_llm=True)
+    here = bundle_of(llm=LLMInfo(3, 5, 7, precision=precision), max_context=11)
     assert memory.kv_cache_bytes(here) == 2 * 3 * 5 * 7 * 11 * size
     kept = {"kept visual tokens, at most": 1000}
     assert memory.server_memory(here, 8, 1000) == {"KV caches of 8 answers": 8 * 2 * 3 * 5 * 7 * 11 * size} | kept
-    manifest.llm, here.has_llm = {}, False
+    here = bundle_of(**WITHOUT_LLM)
     assert memory.kv_cache_bytes(here) == 0 and memory.server_memory(here, 8, 1000) == kept
 
 
@@ -98,8 +100,8 @@ def test_without_onnx_a_graph_is_as_large_as_its_files(monkeypatch, graph, weigh
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "runtime.tools.liveness", raising=False)
     monkeypatch.delattr("runtime.tools.liveness", raising=False)
-    files = {f"{graph}.onnx": {"size": 100}, "vision.data": {"size": 11}, "other": {"size": 5}}
-    here = SimpleNamespace(model=lambda name: name, data_files=lambda name: ["vision.data"], manifest=SimpleNamespace(files=files))
+    sizes = {f"{graph}.onnx": 100, "vision.onnx.data": 11, "other": 5}
+    here = bundle_of(files={name: FileEntry(size, "") for name, size in sizes.items()})
     found = memory.graph_memory(here, graph)
     assert (found.graph, found.operators, found.weights, found.activations) == (graph, {}, weights, 0)
     assert found.note.startswith("activations are not counted: ")

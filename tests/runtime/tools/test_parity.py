@@ -31,7 +31,7 @@ ONE_THREAD = EngineOptions(threads=1)
 def test_every_stage_of_the_shipped_bundle_agrees_with_torch(bundle):
     report = parity.parity(bundle, ["onnx"], ONE_THREAD)
     assert report.ok
-    stages = [stage["name"] for stage in bundle.manifest.stages if stage["name"] != "visual_tokens"]
+    stages = [stage.name for stage in bundle.manifest.stages if stage.name != "visual_tokens"]
     tokens = ["visual_tokens (batched)", "visual_tokens"]  # of both spellings of the vision graph
     assert [row.stage for row in report.rows] == [*stages, *tokens, "llm/prefill", "llm/greedy_ids"]
     assert {row.backend for row in report.rows} == {"onnx"}
@@ -72,7 +72,7 @@ def test_an_altered_projector_fails_there_and_not_before(bundle, tmp_path):
 
 
 def test_tokens_of_a_bundle_that_lists_no_stages_must_be_as_near(bundle):
-    unlisted = Bundle(bundle.path, replace(bundle.manifest, stages=[]))
+    unlisted = Bundle(bundle.path, replace(bundle.manifest, stages=()))
     rows = vision_rows.compare_vision(unlisted, "onnx", ONE_THREAD)
     assert {row.stage: row.tolerance for row in rows} == {"visual_tokens": 1e-4}
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime.bundle.manifest import Checkpoint, Compression
 from runtime.core.errors import BundleError
 from runtime.media.clip import Clip
 from runtime.tools import plot
@@ -204,9 +205,9 @@ class TestLook:
         def of(spec, frames, **tensors):
             names = ["vision/encoder", "vision/projector", *(f"compress/{part.partition(':')[0]}" for part in spec.split("+"))]
             manifest = SimpleNamespace(
-                stages=[{"name": name} for name in [*names, "visual_tokens"]],
-                compression={"spec": spec, "place": "after-projector"},
-                frames=frames, grid=[2, 2], patch_tokens=1200, tokens_per_clip=500, preprocessing="how", checkpoint={"id": "tiny"},
+                stages=[SimpleNamespace(name=name) for name in [*names, "visual_tokens"]],
+                compression=Compression("p", spec, "after-projector"),
+                frames=frames, grid=(2, 2), patch_tokens=1200, tokens_per_clip=500, preprocessing="how", checkpoint=Checkpoint("tiny", ""),
             )  # fmt: skip
             given = {name.replace("_", "/"): np.asarray(value, np.float32) for name, value in tensors.items()}
 
@@ -272,6 +273,6 @@ class TestLook:
 
     @pytest.mark.parametrize("names", [["compress/nsp", "visual_tokens"], ["vision/encoder", "visual_tokens"], []])
     def test_a_bundle_that_lists_no_stage_before_its_compression_is_refused(self, names):
-        bundle = SimpleNamespace(path="b", manifest=SimpleNamespace(stages=[{"name": name} for name in names]))
+        bundle = SimpleNamespace(path="b", manifest=SimpleNamespace(stages=[SimpleNamespace(name=name) for name in names]))
         with pytest.raises(BundleError, match="b lists no stage before its compression; export it again"):
             plot.look(bundle, "v")

@@ -44,7 +44,7 @@ def test_an_id_is_a_number_that_int32_holds(stored, id_):
 
 @pytest.mark.parametrize("id_", [-1, 2_147_483_648, 4_294_967_295, True, 1.0, "1", None])
 def test_what_is_no_id_is_refused(stored, id_):
-    with pytest.raises(BundleError, match=r"llm\.json does not hold lists of ids .* is no token id\); export the bundle again"):
+    with pytest.raises(BundleError, match=r"llm\.json does not hold lists of ids .* is not a token id\); export the bundle again"):
         reference.llm(with_llm(stored, after=[2, id_]))
 
 

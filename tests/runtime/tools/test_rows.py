@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import StageTensor
 from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.prompt import PromptIds
@@ -119,7 +122,7 @@ class TestLLM:
 )
 def test_halves_that_are_there_are_compared_and_the_decoder_is_closed(monkeypatch, files, backend, precision, rows):
     closed = []
-    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files, llm_precision=precision))
+    bundle = bundle_of(*files, precision=precision)
     decoder = SimpleNamespace(engine=SimpleNamespace(close=lambda: closed.append(True)))
     given = (bundle, backend, "options")
     monkeypatch.setattr(parity.LocalDecoder, "open", lambda *asked: decoder if asked == given else None)
@@ -140,10 +143,10 @@ class TestVision:
     """Stages encoder, projector (every 3rd value is kept), nsp; each array is a number of its own."""
 
     STAGES = (
-        {"name": "vision/encoder", "graph": "vision", "rounding": 1e-6},
-        {"name": "vision/projector", "graph": "vision", "every": 3, "rounding": 3e-6},
-        {"name": "compress/nsp", "graph": "vision"},
-        {"name": "llm", "graph": "llm/decoder", "every": 7},
+        StageTensor("vision/encoder", "vision", "x", rounding=1e-6),
+        StageTensor("vision/projector", "vision", "x", 3, 3e-6),
+        StageTensor("compress/nsp", "vision", "x"),
+        StageTensor("llm", "llm/decoder", "x", 7),
     )
     OPTIONS = EngineOptions(threads=3)
 
@@ -154,8 +157,7 @@ class TestVision:
         def run(backend="onnx", split=False, files=(), precision="fp32", stages=self.STAGES):
             numbers = {"vision/encoder": 1, "vision/projector": 2, "compress/nsp": 3, "visual_tokens": 4}
             shown = {name: np.array(number) for name, number in numbers.items()}
-            manifest = SimpleNamespace(stages=list(stages), files=files, precision=precision)
-            bundle = SimpleNamespace(path="b", manifest=manifest, is_split=split)
+            bundle = bundle_of(*files, split=split, stages=tuple(stages), precision=precision)
             spec = SimpleNamespace(name="pixel_values", dtype=np.dtype(np.float16))
             closed, asked = [], []
 
@@ -176,7 +178,7 @@ class TestVision:
             def stages_of(of, pixels, options, names=None):
                 assert of is bundle and pixels.dtype == np.float32
                 assert (options, names) == ((self.OPTIONS, None) if backend == "onnx" else (EngineOptions(), []))
-                listed = {stage["name"] for stage in stages} | {"visual_tokens"}
+                listed = {stage.name for stage in stages} | {"visual_tokens"}
                 inner = {name: array for name, array in shown.items() if name in listed} if names is None else {}
                 return Stages(inner, dict.fromkeys([name for name in numbers if name in listed], 4))
 
@@ -229,4 +231,4 @@ class TestVision:
     def test_float16_is_also_computed_from_the_stage_before_compression(self, compared):
         rows = compared(precision="fp16")[-1]
         judged, (path, feed, before, truth, selected) = rows
-        assert (judged, path, feed.dtype, int(before), truth, selected) == ("judged", "b", np.float16, 2, 400, False)
+        assert (judged, path, feed.dtype, int(before), truth, selected) == ("judged", Path("b"), np.float16, 2, 400, False)

@@ -13,6 +13,7 @@ import pytest
 from trt_bundle import make_bundle
 
 from runtime.bundle import Bundle
+from runtime.bundle.manifest import StageTensor
 from runtime.core.errors import BundleError, EngineError
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.stages import Stages, run_stages
@@ -20,10 +21,8 @@ from runtime.tools.stages import Stages, run_stages
 
 def with_stages(directory: Path, **tensors: str) -> Bundle:
     bundle = make_bundle(directory)
-    stages = [{"name": name, "graph": "vision", "tensor": tensor} for name, tensor in tensors.items()]
-    return Bundle(
-        bundle.path, replace(bundle.manifest, stages=[*stages, {"name": "llm", "graph": "llm/decoder", "tensor": "read"}])
-    )
+    stages = [StageTensor(name, "vision", tensor) for name, tensor in tensors.items()]
+    return Bundle(bundle.path, replace(bundle.manifest, stages=(*stages, StageTensor("llm", "llm/decoder", "read"))))
 
 
 def test_each_stage_is_the_tensor_that_the_manifest_names(tmp_path):

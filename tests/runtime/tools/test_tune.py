@@ -121,13 +121,13 @@ class TestCommand:
         monkeypatch.setattr(tune, "candidates", lambda: [Choice("onnx", 0), Choice("onnx", 1), Choice("tensorrt", 0)])
         assert main(["tune", str(target.path), "--rounds", "1", "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
-        halves = {"vision", "llm"} if which == "bundle" else {"vision"}
-        assert set(report["choices"]) == halves
+        components = {"vision", "llm"} if which == "bundle" else {"vision"}
+        assert set(report["choices"]) == components
         rows = [entry for entry in report["measured"] if entry["backend"] == "onnx"]
-        assert len(rows) == 2 * len(halves) and all(0 < entry["fastest"] <= entry["median"] for entry in rows)
+        assert len(rows) == 2 * len(components) and all(0 < entry["fastest"] <= entry["median"] for entry in rows)
         assert all(entry["note"] and entry["median"] is None for entry in report["measured"] if entry["backend"] == "tensorrt")
-        for half in halves:
-            assert tuning.chosen(target, half) == Choice(**report["choices"][half])
+        for name in components:
+            assert tuning.chosen(target, name) == Choice(**report["choices"][name])
 
     def test_candidates_are_what_runs_here_the_default_first(self, monkeypatch):
         monkeypatch.setattr(tuning, "machine", lambda: {"cores": 6})
@@ -140,35 +140,7 @@ class TestCommand:
         assert "rounds is 0, expected at least 1" in refused(capsys, main, "tune", bundle.path, "--rounds", "0")
 
 
-class TestMachine:
-    @pytest.fixture
-    def system(self, monkeypatch) -> dict[str, str]:
-        """The system's files by path; one that is not there can't be read."""
-        files: dict[str, str] = {}
-
-        def read_text(path: Path) -> str:
-            if str(path) not in files:
-                raise FileNotFoundError(path)
-            return files[str(path)]
-
-        monkeypatch.setattr(Path, "read_text", read_text)
-        return files
-
-    def test_the_cpu_is_called_as_the_kernel_calls_it(self, system):
-        system["/proc/device-tree/model"] = "Board"
-        system["/proc/cpuinfo"] = "processor\t: 0\nmodel\t\t: 85\nmodel name\t: A  CPU : 3.0\tGHz\nmodel name\t: Another\n"
-        assert tuning.cpu_model() == "A CPU : 3.0 GHz"
-
-    def test_a_board_has_a_name_where_its_cpu_has_none(self, system):
-        system["/proc/cpuinfo"] = "processor\t: 0\nBogoMIPS\t: 62.50\n"
-        system["/proc/device-tree/model"] = "NVIDIA Jetson Orin\n\0"
-        assert tuning.cpu_model() == "NVIDIA Jetson Orin"
-
-    def test_without_either_it_is_what_python_says(self, system, monkeypatch):
-        monkeypatch.setattr("platform.processor", lambda: "")
-        monkeypatch.setattr("platform.machine", lambda: "riscv64")
-        assert tuning.cpu_model() == "riscv64"
-
+class TestRelease:
     def test_a_release_is_that_of_whichever_package_is_installed(self, monkeypatch):
         def version(package: str) -> str:
             if package == "onnxruntime-gpu":
@@ -179,8 +151,10 @@ class TestMachine:
         assert [tuning.release(backend) for backend in ("onnx", "openvino", "tensorrt")] == ["1.2.3", None, None]
 
     def test_graphs_belong_to_a_half(self):
-        halves = {graph: tuning.half_of(graph) for graph in ("vision", "vision.encoder", "llm/decoder", "llm/decoder.batch")}
-        assert halves == {"vision": "vision", "vision.encoder": "vision", "llm/decoder": "llm", "llm/decoder.batch": "llm"}
+        components = {
+            graph: tuning.component_name(graph) for graph in ("vision", "vision.encoder", "llm/decoder", "llm/decoder.batch")
+        }
+        assert components == {"vision": "vision", "vision.encoder": "vision", "llm/decoder": "llm", "llm/decoder.batch": "llm"}
 
 
 class TestMeasuring:
@@ -211,7 +185,7 @@ class TestMeasuring:
             ("llm", "a bundle", "openvino", EngineOptions("cpu", 2)),
         ]
         said = capsys.readouterr().err
-        assert "vision on onnx, its own number of threads" in said and "llm on openvino, 2 threads" in said
+        assert "vision on onnx, the default number of threads" in said and "llm on openvino, 2 threads" in said
 
     @pytest.mark.parametrize(
         ("tokens", "context", "prefill", "decode"),
@@ -257,9 +231,9 @@ class TestMeasuring:
         report = tune.TuneReport({"vision": Choice("openvino", 2)}, measured, Path("cache/record.json"), machine)
         first, header, *_, last = (lines := tune.text(report).splitlines())
         assert (first, last) == ("A CPU, 6 cores", "--backend auto reads cache/record.json")
-        assert header.split("  ")[0] == "half" and "median s" in header and "fastest s" in header
+        assert header.split("  ")[0] == "component" and "median s" in header and "fastest s" in header
         assert [line.split() for line in lines[-4:-1]] == [
-            ["vision", "onnx", "its", "own", "1.0000", "0.9000"],
+            ["vision", "onnx", "default", "1.0000", "0.9000"],
             ["vision", "openvino", "2", "0.5000", "0.2500", "chosen"],
             ["vision", "openvino", "4", "broken"],
         ]

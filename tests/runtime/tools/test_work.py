@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,11 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from manifests import bundle_of
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.bundle import Bundle
+from runtime.bundle.manifest import LLMInfo
 from runtime.tools import work
 
 LAYERS, HEAD_DIM, KV_HEADS, HIDDEN = 2, 5, 3, 4
@@ -32,11 +36,10 @@ def decoder(tmp_path: Path):
     model = helper.make_model(helper.make_graph(nodes, "g", [x], outputs, weights), opset_imports=[helper.make_opsetid("", 20)])
     (tmp_path / "llm").mkdir()
     onnx.save(model, tmp_path / "llm" / "decoder.onnx")
-    llm = {"layers": LAYERS, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}
+    llm = LLMInfo(LAYERS, KV_HEADS, HEAD_DIM)
 
-    def of(precision: str) -> SimpleNamespace:
-        manifest = SimpleNamespace(llm=llm, llm_precision=precision, hidden_size=HIDDEN)
-        return SimpleNamespace(manifest=manifest, model=lambda graph: tmp_path / f"{graph}.onnx")
+    def of(precision: str) -> Bundle:
+        return bundle_of("llm/decoder.onnx", path=tmp_path, llm=replace(llm, precision=precision), hidden_size=HIDDEN)
 
     return of
 

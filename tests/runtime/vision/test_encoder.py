@@ -6,17 +6,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, TensorSpec
 from runtime.vision import encoder as vision
 from runtime.vision.encoder import VisionEncoder
 
-BUNDLE = SimpleNamespace(
-    manifest=SimpleNamespace(
-        preprocessing={"size": [2, 2], "resample": "bicubic", "rescale_factor": 1, "image_mean": 0, "image_std": 1}, frames=3
-    )
-)
+BUNDLE = bundle_of(preprocessing=Preprocessing((2, 2), "bicubic", 1, 0, 1), frames=3)
 
 
 class Engine:

@@ -10,6 +10,7 @@ import pytest
 from video_files import pattern, write_video
 
 import runtime.vision.overlap
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import EngineError, VideoError
 from runtime.engine import TensorSpec
 from runtime.media.clip import sample_frames
@@ -17,7 +18,7 @@ from runtime.media.preprocess import Preprocessor
 from runtime.vision.overlap import DEPTH, encode_while_decoding
 
 SIZE = 8
-FACTS = {"size": [SIZE, SIZE], "resample": "bicubic", "rescale_factor": 1, "image_mean": 0, "image_std": 1}
+FACTS = Preprocessing((SIZE, SIZE), "bicubic", 1, 0, 1)
 
 
 class Encoder:

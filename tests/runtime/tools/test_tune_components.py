@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 
+from runtime.bundle.manifest import FileEntry
 from runtime.core.errors import EngineError
 from runtime.engine import tuning
 from runtime.engine.tuning import Choice
@@ -68,9 +69,9 @@ class TestVision:
 
 
 @pytest.mark.parametrize(
-    ("files", "halves"), [(["vision.onnx", "llm/decoder.onnx"], ["vision", "llm"]), (["vision.onnx"], ["vision"]), ([], [])]
+    ("files", "components"), [(["vision.onnx", "llm/decoder.onnx"], ["vision", "llm"]), (["vision.onnx"], ["vision"]), ([], [])]
 )
-def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch, files, halves):
+def test_every_component_is_measured_and_its_choice_written(monkeypatch, files, components):
     written = []
 
     def write(bundle, choices, measured):
@@ -85,11 +86,11 @@ def test_every_half_that_is_there_is_measured_and_its_choice_written(monkeypatch
     monkeypatch.setattr(tuning, "machine", lambda: {"cores": 2})
     monkeypatch.setattr(tune, "candidates", lambda: [Choice("onnx", 0), Choice("onnx", 0.25)])
     monkeypatch.setattr(tune, "_measure", measure)
-    bundle = SimpleNamespace(manifest=SimpleNamespace(files=files))
+    bundle = bundle_of(*files)
     report = tune.tune(bundle, 1)
     best = {"vision": Choice("onnx", 0), "llm": Choice("onnx", 0.25)}
-    assert report.choices == {half: best[half] for half in halves}
-    assert [(row.half, row.threads) for row in report.measured] == [(half, threads) for half in halves for threads in (0, 0.25)]
+    assert report.choices == {name: best[name] for name in components}
+    assert [(row.half, row.threads) for row in report.measured] == [(name, threads) for name in components for threads in (0, 0.25)]
     ((of, choices, rows),) = written
     assert of is bundle and choices == report.choices and [row["half"] for row in rows] == [row.half for row in report.measured]
     assert (report.file, report.machine) == (Path("record.json"), {"cores": 2})
@@ -113,11 +114,11 @@ def test_the_report_is_a_table_with_seconds_flush_right():
     report = tune.TuneReport(choices, rows, Path("record.json"), {"cpu": "A CPU", "cores": 6})
     assert tune.text(report).splitlines() == [
         "A CPU, 6 cores",
-        "half    backend   threads  median s  fastest s",
-        "──────  ────────  ───────  ────────  ─────────  ──────",
-        "vision  onnx      its own   10.0000     9.5000",
-        "vision  openvino  2          1.0000     0.2500  chosen",
-        "llm     openvino  2                             broken",
+        "component  backend   threads  median s  fastest s",
+        "─────────  ────────  ───────  ────────  ─────────  ──────",
+        "vision     onnx      default   10.0000     9.5000",
+        "vision     openvino  2          1.0000     0.2500  chosen",
+        "llm        openvino  2                             broken",
         "--backend auto reads record.json",
     ]
 
@@ -147,8 +148,8 @@ class TestRecord:
 
     @staticmethod
     def of(*files, split=False, digest="x"):
-        manifest = SimpleNamespace(files=files)
-        return SimpleNamespace(path=Path("b"), manifest=manifest, is_split=split, sha256=lambda graph: f"{digest} {graph}")
+        names = (*files, *(["vision.encoder.onnx"] if split else []))
+        return bundle_of(files={name: FileEntry(1, f"{digest} {name}") for name in names})
 
     def test_what_is_written_is_what_is_chosen(self, bundle, tmp_path):
         choices = {"vision": Choice("onnx", 0), "llm": Choice("openvino", 3)}
@@ -158,11 +159,11 @@ class TestRecord:
             tuning.chosen(bundle, "vision.encoder") == choices["vision"] and tuning.chosen(bundle, "llm/decoder") == choices["llm"]
         )
         record = tuning.json.loads(file.read_text())
-        assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 1)
+        assert (record["bundle"], record["measured"], record["schema_version"]) == ("b", [{"half": "llm"}], 2)
 
     @pytest.mark.parametrize(
         ("old", "new"), [('"cpu": "a"', '"cpu": "b"'), ('"1.0 of onnx"', '"1.1 of onnx"'), ('"threads": 2', '"threads": -1'),
-                         ('"threads": 2', '"threads": "two"'), ('"vision": {', '"sound": {'), ('"halves"', '"quarters"')],
+                         ('"threads": 2', '"threads": "two"'), ('"vision": {', '"sound": {'), ('"components"', '"parts"')],
     )  # fmt: skip
     def test_what_does_not_hold_any_more_is_none(self, bundle, old, new):
         file = tuning.write(bundle, {"vision": Choice("onnx", 2)}, [])
@@ -183,13 +184,9 @@ class TestRecord:
         monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
         assert tuning.file_of(bundle).parent == tmp_path / "home" / ".cache" / "st-gridpool" / "tuning"
 
-    @pytest.mark.parametrize(("affinity", "count", "cores"), [({1, 5, 6}, 8, 3), (None, 8, 8), (None, None, 1)])
-    def test_cores_are_those_that_this_process_may_use(self, monkeypatch, affinity, count, cores):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity if pid == 0 else {0}, raising=False)
-        if affinity is None:
-            monkeypatch.delattr(os, "sched_getaffinity")
-        monkeypatch.setattr(os, "cpu_count", lambda: count)
+    def test_a_machine_is_its_cpu_its_cores_and_its_system(self, monkeypatch):
         monkeypatch.setattr(tuning, "cpu_model", lambda: "a cpu")
+        monkeypatch.setattr(tuning, "cores", lambda: 3)
         monkeypatch.setattr(tuning.platform, "system", lambda: "Minix")
         monkeypatch.setattr(tuning.platform, "machine", lambda: "z80")
-        assert tuning.machine() == {"cpu": "a cpu", "cores": cores, "system": "Minix z80"}
+        assert tuning.machine() == {"cpu": "a cpu", "cores": 3, "system": "Minix z80"}

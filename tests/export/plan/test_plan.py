@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from export.families import family
 from export.families.chat import Chat
 from export.options import ExportOptions
 from export.plan import _max_context, make_plan
+from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 
 CHAT = Chat("{{ text }}", "template.json", "<video>", 4, [2], 1)
-PREPROCESSING = {"size": [126, 126]}
+PREPROCESSING = Preprocessing((126, 126), "bicubic", 1 / 255, 0.5, 0.5)
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     asked: list[tuple[Any, ...]] = []
 
     class Clips:
-        def __init__(self, preprocessing: dict[str, Any], directory: str):
+        def __init__(self, preprocessing: Preprocessing, directory: str):
             asked.append((preprocessing, directory))
 
         def check(self, frames: int) -> None:
@@ -75,8 +77,8 @@ def test_a_plan_counts_tokens_of_the_checkpoints_frames_and_of_those_asked_for(s
     ("options", "checked"),
     [
         ({"calibrate": "clips", "precision": "int8"}, [(PREPROCESSING, "clips"), ("check", 8)]),
-        ({"calibrate": "clips", "precision": "int8", "input": "frames"}, [(PREPROCESSING | {"frames": [126, 126]}, "clips"), ("check", 8)]),
-        ({"calibrate": "clips", "llm_precision": "int4", "input": "frames:40x60"}, [(PREPROCESSING | {"frames": [40, 60]}, "clips"), ("check", 8)]),
+        ({"calibrate": "clips", "precision": "int8", "input": "frames"}, [(replace(PREPROCESSING, frames=(126, 126)), "clips"), ("check", 8)]),
+        ({"calibrate": "clips", "llm_precision": "int4", "input": "frames:40x60"}, [(replace(PREPROCESSING, frames=(40, 60)), "clips"), ("check", 8)]),
         ({"calibrate": "clips"}, []),
         ({"precision": "int8"}, []),
     ],
@@ -97,7 +99,7 @@ def test_without_an_llm_there_is_no_context(seen, only, context, not_applied) ->
 @pytest.mark.parametrize(("text", "size"), [("frames", (126, 126)), ("frames:40x60", (40, 60))])
 def test_frames_are_taken_in_the_size_asked_for(seen, text: str, size: tuple[int, int]) -> None:
     planned = plan(seen, options={"input": text})
-    assert planned.input == (PREPROCESSING, size) and planned.preprocessing == PREPROCESSING | {"frames": list(size)}
+    assert planned.input == (PREPROCESSING, size) and planned.preprocessing == replace(PREPROCESSING, frames=size)
 
 
 @pytest.mark.parametrize(
