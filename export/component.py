@@ -17,24 +17,15 @@ from runtime.core.errors import ExportError
 
 @dataclass(frozen=True)
 class Component:
-    """A component whose graphs are written and checked; as it is made, one that --only leaves out.
+    """A component whose graphs are written and checked; the default is one that --only leaves out."""
 
-    passes          what surgeon passes and quantisation did, in order
-    verified        rows of the verification table
-    tensorrt        {check: its result}
-    quantized       {graph: what quantisation did}
-    stages          the manifest's (vision encoder)
-    visual_tokens   [N, D] float32, what torch makes of the reference clip (vision encoder)
-    llm             the manifest's (LLM)
-    """
-
-    passes: list[PassReport] = field(default_factory=list)
-    verified: list[StageResult] = field(default_factory=list)
-    tensorrt: dict[str, str] = field(default_factory=dict)
-    quantized: dict[str, Report] = field(default_factory=dict)
-    stages: list[StageTensor] = field(default_factory=list)
-    visual_tokens: np.ndarray | None = None
-    llm: LLMInfo | None = None
+    passes: list[PassReport] = field(default_factory=list)  # surgeon passes and quantisation, in order
+    verified: list[StageResult] = field(default_factory=list)  # rows of the verification table
+    tensorrt: dict[str, str] = field(default_factory=dict)  # {check: its result}
+    quantized: dict[str, Report] = field(default_factory=dict)  # {graph: what quantisation did}
+    stages: list[StageTensor] = field(default_factory=list)  # the manifest's, of the vision encoder
+    visual_tokens: np.ndarray | None = None  # [N, D] float32, torch's of the reference clip, of the vision encoder
+    llm: LLMInfo | None = None  # the manifest's, of the LLM
 
 
 def base_dtype(precision: str) -> str:

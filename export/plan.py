@@ -38,47 +38,30 @@ _SHORTEST_ANSWER = 16  # positions that any context must have room for: as many 
 
 @dataclass(frozen=True)
 class LLMPlan:
-    """What the export of the LLM needs to know beforehand.
-
-    chat           template, special tokens, generation settings
-    prompt         the manifest's
-    question       ids of the prompt that the LLM is compared on
-    max_context    KV positions
-    """
+    """What the export of the LLM needs to know beforehand."""
 
     chat: Chat
-    prompt: PromptInfo
-    question: PromptIds
-    max_context: int
+    prompt: PromptInfo  # the manifest's
+    question: PromptIds  # of the prompt that the LLM is compared on
+    max_context: int  # KV positions
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is exported, as far as it is known without weights.
-
-    options, family, checkpoint    what was asked for; family: see export/families/__init__.py
-    preset, compress   preset or spec, as it was asked for, and its modules
-    vision             what the configs say of the vision encoder
-    frames             T
-    input              what makes pixel values of uint8 frames in the graph; None where the runtime does
-    preprocessing      the manifest's: the checkpoint's, and the size of frames where the graph takes those
-    tokens             N, tokens that close a clip included
-    llm                None for --only vision
-    not_applied        settings of generation_config.json that the runtime does not apply
-    """
+    """What is exported, as far as it is known without weights."""
 
     options: ExportOptions
-    family: ModuleType
+    family: ModuleType  # see export/families/__init__.py
     checkpoint: Checkpoint
-    preset: str
+    preset: str  # preset or spec, as it was asked for
     compress: Compressor
     vision: VisionInfo
-    frames: int
-    input: FrameInput | None
-    preprocessing: Preprocessing
-    tokens: int
-    llm: LLMPlan | None
-    not_applied: list[str]
+    frames: int  # T
+    input: FrameInput | None  # what makes pixel values of uint8 frames in the graph; None where the runtime does
+    preprocessing: Preprocessing  # the checkpoint's, and the size of frames where the graph takes those
+    tokens: int  # N, tokens that close a clip included
+    llm: LLMPlan | None  # None for --only vision
+    not_applied: list[str]  # settings of generation_config.json that the runtime does not apply
 
 
 def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint) -> Plan:
@@ -104,20 +87,8 @@ def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint
         family.check_vision_weights(checkpoint)
     if options.only != "vision":
         family.check_llm_weights(checkpoint)
-    return Plan(
-        options=options,
-        family=family,
-        checkpoint=checkpoint,
-        preset=preset,
-        compress=compress,
-        vision=vision,
-        frames=frames,
-        input=frame_input,
-        preprocessing=preprocessing,
-        tokens=tokens,
-        llm=llm,
-        not_applied=_log_settings(checkpoint, llm.chat) if llm else [],
-    )
+    not_applied = _log_settings(checkpoint, llm.chat) if llm else []
+    return Plan(options, family, checkpoint, preset, compress, vision, frames, frame_input, preprocessing, tokens, llm, not_applied)
 
 
 def _plan_llm(options: ExportOptions, checkpoint: Checkpoint, info: LLMInfo, tokens: int, published: str) -> LLMPlan:

@@ -38,14 +38,6 @@ _STAGE_VALUES = 1 << 22  # values of a stage kept in stages.json; larger stages 
 
 
 @dataclass(frozen=True)
-class ReferenceClip:
-    """inputs: what the vision graph takes, pixel values float32 [T, 3, h, w] or frames uint8 [T, h, w, 3]; pixels: the pixel values."""
-
-    inputs: np.ndarray
-    pixels: np.ndarray
-
-
-@dataclass(frozen=True)
 class VisionReference:
     """inputs: what the graph takes; outputs: {stage: torch's}, in order; rounding: what float32 alone does to the features."""
 
@@ -54,15 +46,18 @@ class VisionReference:
     rounding: float
 
 
-def make_clip(source: VisionModel, frames: int, frame_input: FrameInput | None) -> ReferenceClip:
-    """T seeded frames; frame_input: how the graph makes pixel values of frames, where it takes those; here Pillow makes them."""
+def make_clip(source: VisionModel, frames: int, frame_input: FrameInput | None) -> tuple[np.ndarray, np.ndarray]:
+    """(what the graph takes, pixel values [T, 3, h, w]) of T seeded frames.
+
+    frame_input: where the graph takes uint8 frames [T, h, w, 3], which Pillow turns into pixel values here; None for pixel values.
+    """
     if frame_input is None:
         pixels = pixel_values(frames, source.preprocessing.size)
-        return ReferenceClip(pixels, pixels)
+        return pixels, pixels
     processor = Preprocessor(source.preprocessing)
     scaled = (pixel_values(frames, frame_input.source) + 1) * 127.5
     shown = np.ascontiguousarray(scaled.round().astype(np.uint8).transpose(0, 2, 3, 1))
-    return ReferenceClip(shown, processor.normalise(np.stack([processor.resize(frame) for frame in shown])))
+    return shown, processor.normalise(np.stack([processor.resize(frame) for frame in shown]))
 
 
 def pixel_values(frames: int, size: Sequence[int]) -> np.ndarray:
@@ -77,11 +72,6 @@ def pixel_values(frames: int, size: Sequence[int]) -> np.ndarray:
             clip[frame, channel] = np.sin(fx * x + fy * y * y + 0.11 * drift * frame + phase)
     noise = rng.standard_normal(clip.shape, np.float32)
     return np.clip(0.7 * clip + 0.3 * noise, -1, 1)
-
-
-def vision(vision: Vision, source: VisionModel, clip: ReferenceClip) -> VisionReference:
-    """torch's output of every stage."""
-    return VisionReference(clip.inputs, dict(stages(vision, source, clip.pixels)), vision_rounding(source, clip.pixels))
 
 
 def stages(vision: Vision, source: VisionModel, pixels: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -49,15 +49,16 @@ def export_vision(directory: Path, plan: Plan) -> Component:
     with step("reading the vision encoder"):
         source = plan.family.load_vision(plan.checkpoint)
     vision = Vision(source, plan.compress, options.place, plan.input).eval()
-    clip = reference.make_clip(source, plan.frames, plan.input)
+    inputs, pixels = reference.make_clip(source, plan.frames, plan.input)
     with step("tracing the vision encoder"):
         module = copy.deepcopy(vision).half() if dtype == "fp16" else vision
-        traced = trace_vision(module, _tensor(clip.inputs, dtype), directory / f"{VISION}.onnx", OPSET[options.attention])
+        traced = trace_vision(module, _tensor(inputs, dtype), directory / f"{VISION}.onnx", OPSET[options.attention])
         del module
     with step("surgeon passes on the vision encoder"):
         model, passes = run_passes(traced.model, graph=VISION, directory=directory, precision=dtype)
     with step("running torch for reference"):
-        expected = reference.vision(vision, source, clip)
+        outputs = dict(reference.stages(vision, source, pixels))
+        expected = reference.VisionReference(inputs, outputs, reference.vision_rounding(source, pixels))
     verified, tokens = _compare(model, directory, vision, expected, dtype)
     quantized = {}
     if options.precision == "int8":
@@ -82,13 +83,13 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         engine.close()
     if dtype == "fp16":
         with step("computing a frame of the vision encoder in float16"):
-            features = expected.outputs[vision.features]
-            rows = compare_vision_float16(directory, clip.inputs, features, expected.outputs[VISUAL_TOKENS], bool(vision.selected))
+            features = outputs[vision.features]
+            rows = compare_vision_float16(directory, inputs, features, outputs[VISUAL_TOKENS], bool(vision.selected))
             remedy = "--precision fp32 (with --llm-precision fp16, if only its vision encoder does)"
             verified += verify_float16(rows, remedy)
     every = reference.save_vision(directory / "reference", expected, vision.input_name)
-    stages = [StageTensor(name, VISION, traced.stages.get(name, name), every[name], expected.rounding) for name in expected.outputs]
-    return Component(passes, verified, tensorrt, quantized, stages, expected.outputs[VISUAL_TOKENS])
+    stages = [StageTensor(name, VISION, traced.stages.get(name, name), every[name], expected.rounding) for name in outputs]
+    return Component(passes, verified, tensorrt, quantized, stages, outputs[VISUAL_TOKENS])
 
 
 def _compare(

@@ -33,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def install_command(extras: str) -> str:
     """The pip command for extras of this package, e.g. "runtime" or "export,runtime".
 
-    "runtime" installs ONNX Runtime's CPU wheel, which can't stand beside the GPU wheel: where that is installed, "gpu" replaces it.
+    "runtime" installs ONNX Runtime's CPU wheel, which can't be installed beside the GPU wheel: where that is installed, "gpu" replaces it.
     """
     try:
         metadata.version("onnxruntime-gpu")

@@ -91,7 +91,7 @@ class StGridPool:
         return format(self.stages())
 
     def stages(self) -> list[Parsed]:
-        """The stages that the op computes: nsp, behind ptg where there is a pyramid."""
+        """The stages that the op computes: nsp, after ptg where there is a pyramid."""
         ptg = [Parsed("ptg", PTGOptions(self.sizes, self.strides))] if self.sizes or self.strides else []
         return [*ptg, Parsed("nsp", NSPOptions(self.window, self.temperature, self.order, self.padding))]
 

@@ -7,11 +7,11 @@ In the default schedule level 1 pools the 16 odd frames, level 2 the four summar
 level 2 reads of the clip itself, and level 3 of older summaries, has been pooled already. A frame's versions are numbered: 0..T-1 are
 the original frames, T.. the summaries, in the order of the schedule.
 
-Launch k pools what launch k-1 completed, so launches need no synchronisation but their order. Windows of a frame run in the first
-launch that can have them; those of frames that nothing pools are spread over the later launches and stand first there: they need no
-earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. Where windows are 2x2 and
-a pooled frame has half the frame's size, one task is both: the kernel reads the frame once for them. Else a frame is pooled just before
-its windows run, and the second read finds it in the L2 cache. In every launch original frames stand before summaries.
+Launch k pools what launch k-1 completed, so their order is all the synchronisation that launches need. Windows of a frame run in the
+first launch that can compute them; those of frames that nothing pools are spread over the later launches and come first there: they
+need no earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. Where windows are
+2x2 and a pooled frame has half the frame's size, one task does both: the kernel reads the frame once for them. Otherwise a frame is
+pooled just before its windows run, and the second read finds it in the L2 cache. In each launch original frames come before summaries.
 
     ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
            + L+1 first tasks + N x (kind, index, version, pool) + V x (tile columns, h, w, first tile)

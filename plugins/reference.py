@@ -1,6 +1,6 @@
-"""StGridPool in NumPy, accumulated in float64: the truth that kernel and graph are tested against.
+"""StGridPool in NumPy, accumulated in float64: the reference that kernel and graph are tested against.
 
-Written as the definition reads, frame by frame and window by window, and shares only the schedule with the kernel's plan.
+Follows the definition, frame by frame and window by window, and shares only the schedule with the kernel's plan.
 
 T frames, H, W patch rows and columns, D hidden, H', W' windows.
 """

@@ -25,9 +25,9 @@ class Group:
 
 
 def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> list[list[Group]]:
-    """Groups of every level; levels run one after another, all reads of a level are of the values before that level.
+    """The groups of each level. Levels run one after another; a level reads the values from before it.
 
-    A level samples `frames // stride` frames evenly and takes them in groups of `size`; leftovers form no group.
+    A level samples `frames // stride` frames evenly, in groups of `size`; leftovers form no group.
     """
     if len(sizes) != len(strides):
         raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")

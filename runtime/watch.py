@@ -32,10 +32,11 @@ _SAME = 1e-9  # seconds: times are sums of fractions
 
 def duration(text: str) -> float:
     """Seconds, of a text such as "2s", "500ms" or "2". ValueError for another."""
-    for unit, scale in (("ms", 0.001), ("s", 1.0)):
-        if text.endswith(unit):
-            return float(text.removesuffix(unit)) * scale
-    return float(text)
+    unit, scale = next((one for one in (("ms", 0.001), ("s", 1.0)) if text.endswith(one[0])), ("", 1.0))
+    try:
+        return float(text.removesuffix(unit)) * scale
+    except ValueError:
+        raise ValueError("expected a time such as 2s or 500ms") from None
 
 
 def _duration_option(default: float, help: str) -> Any:

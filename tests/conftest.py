@@ -39,7 +39,7 @@ def bundle(bundle_path: Path):
 
 @pytest.fixture(scope="session")
 def split_bundle(tmp_path_factory: pytest.TempPathFactory):
-    """The vision half of the same, its encoder and compressor as two graphs. Tests must not change it; copy it first."""
+    """The vision encoder of the same, its encoder and compressor as two graphs. Tests must not change it; copy it first."""
     from export.options import ExportOptions
     from export.pipeline import export_bundle
 

@@ -26,13 +26,13 @@ needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensor
 
 # Each is the end of a step: the next one is at work when the signal comes. The two signals take turns; the campaign sends both at any time.
 EXPORT_STEPS = [
-    "reading the vision half",
-    "tracing the vision half",
-    "surgeon passes on the vision half",
-    "comparing the vision half in fp32 with torch",
-    "reading the LLM half",
-    "tracing the LLM half",
-    "comparing the LLM half with torch",
+    "reading the vision encoder",
+    "tracing the vision encoder",
+    "surgeon passes on the vision encoder",
+    "comparing the vision encoder in fp32 with torch",
+    "reading the LLM",
+    "tracing the LLM",
+    "comparing the LLM in fp32 with torch",
 ]
 
 
@@ -76,7 +76,7 @@ def test_kill_9_in_the_middle_of_an_export_and_the_next_export_sweeps(
     copy: Path, cli: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     before = digests(copy)
-    code, _ = hit(signal.SIGKILL, "tracing the vision half", "export", "--out", copy, "--force", "--only", "vision")
+    code, _ = hit(signal.SIGKILL, "tracing the vision encoder", "export", "--out", copy, "--force", "--only", "vision")
     assert code == -signal.SIGKILL
     assert digests(copy) == before
     assert len(leftovers(copy.parent)) == 1
@@ -103,7 +103,7 @@ def test_kill_9_at_every_other_step_of_an_export(copy: Path, cli: Callable[..., 
 
 
 def test_ctrl_c_in_the_middle_of_an_export(copy: Path) -> None:
-    _ctrl_c(copy, "tracing the vision half")
+    _ctrl_c(copy, "tracing the vision encoder")
 
 
 @pytest.mark.slow
@@ -113,14 +113,14 @@ def test_ctrl_c_at_the_steps_between_those(copy: Path) -> None:
 
 
 def test_ctrl_c_in_a_first_export_leaves_nothing(tmp_path: Path) -> None:
-    code, _ = hit(signal.SIGINT, "tracing the vision half", "export", "--out", tmp_path / "new" / "bundle")
+    code, _ = hit(signal.SIGINT, "tracing the vision encoder", "export", "--out", tmp_path / "new" / "bundle")
     assert code == 130
     assert list((tmp_path / "new").iterdir()) == []
 
 
 @pytest.mark.parametrize("size", [pytest.param(1_000_000, marks=pytest.mark.slow), 3_400_000])
 def test_a_full_disk_in_the_middle_of_an_export(copy: Path, size: int) -> None:
-    """Every write past `size` bytes of a file fails: in the vision half, or only when the decoder is written."""
+    """Every write past `size` bytes of a file fails: in the vision encoder, or only when the decoder is written."""
     before = digests(copy)
 
     def limit() -> None:

@@ -58,7 +58,7 @@ class Compressor(nn.Module):
         """(name, output) of the stages in order; the last is what `forward` flattens.
 
         A PTG before frame-wise stages outputs only its summaries [S, H, W, D]: they and the clip pass those stages side by side and
-        are joined behind the last one, at pooled size.
+        are joined after the last one, at pooled size.
         """
         stages = self.stages
         ptg: PTG | None = None  # whose summaries have not joined the clip yet

@@ -1,7 +1,7 @@
 """Exact selection of a constant number of tokens, in operators that every TensorRT supports.
 
 TensorRT's TopK ends at K = 3840 (the builder refuses 3841, and its documentation says so for all releases so far) and leaves the
-order of equal scores open; half of a 32-frame clip is 11,664 tokens, and a still video has nothing but equal scores. So nothing
+order of equal scores unspecified; half of a 32-frame clip is 11,664 tokens, and a still video has nothing but equal scores. So nothing
 here sorts. `TopMask` finds the K-th best score by a 64-way search on its value, counting how many scores reach each threshold;
 among equal scores the lower index wins, by prefix counts. `RasterIndex` turns the mask into K ascending indices by three small
 look-ups (frame, row, column) in prefix counts. Comparisons, sums, small constant matmuls and Gather: same result in every engine,
@@ -25,7 +25,7 @@ ROUNDS = 6
 class TopMask(nn.Module):
     """Mask of the `budget` highest scores of each group: scores [G, *dims] -> float32 0/1 of the same shape.
 
-    dims: sizes of the axes behind the first, in raster order; the last one is a row of tokens.
+    dims: sizes of the axes after the first, in raster order; the last one is a row of tokens.
     """
 
     def __init__(self, *dims: int):
@@ -67,7 +67,7 @@ class RasterIndex(nn.Module):
     def forward(self, mask: torch.Tensor) -> torch.Tensor:
         frames, height, width = self.grid
         _, (by_frame, by_row, by_column) = self.prefix(mask[None])
-        rank = self.rank.to(torch.float32)[:, None]  # [K, 1]: how many kept tokens stand before this one
+        rank = self.rank.to(torch.float32)[:, None]  # [K, 1]: how many kept tokens come before this one
         frame, rank = _look_up(by_frame.reshape(1, frames).expand(rank.shape[0], frames), rank)
         row, rank = _look_up(by_row.reshape(frames, height).index_select(0, frame), rank)
         row = frame * height + row

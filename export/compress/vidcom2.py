@@ -7,7 +7,7 @@ the authors' sum of Gaussians exp(-d^2 / 2a), a = 1/8 .. 2, of the distance of u
 
 Adapted to a static graph: the paper rounds each frame's budget, and the total varies with the clip; here the budgets
 are rounded by largest remainders to exactly K, what exceeds a frame's H * W goes to the other frames in proportion to their room,
-and a frame may end with no token where K/T is 1. All channels take part (the authors' code scores on the half with the least
+and a frame may end with no token where K/T is 1. All channels take part (the authors' code scores on the half of the channels with the least
 variance, which costs passes over the clip).
 
 T frames, H, W patch rows and columns, M = H * W, D hidden, K tokens kept.
@@ -43,7 +43,7 @@ class VidCom2(Stage):
         per_frame = kept(options.keep, height * width)
         if per_frame < 1:
             raise SpecError(
-                f"vidcom2: keep={options.keep:g} of a grid of {height}x{width} is no token per frame; choose a larger keep"
+                f"vidcom2: keep={options.keep:g} of a grid of {height}x{width} keeps no token per frame; choose a larger keep"
             )
         self.set_selected(frames * per_frame)
         self.best = TopMask(height, width)
@@ -78,7 +78,7 @@ class VidCom2(Stage):
         """Tokens of each frame: uniqueness [T] -> float32 whole numbers [T] that sum to K."""
         frames, height, width = self.grid_in
         tokens, size = self.num_tokens, float(height * width)
-        # a row vector: TensorRT takes no softmax of one axis
+        # a row vector: TensorRT does not support a softmax of one axis
         unique = torch.softmax(uniqueness[None] / self.options.temperature, dim=-1)[0]
         quota = tokens / frames * (1 + unique - 1 / frames)
         capped = quota.clamp(max=size)

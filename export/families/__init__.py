@@ -36,29 +36,22 @@ FAMILIES = {"llava-ov": "export.families.llava_ov"}
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """What the configs say of the vision encoder.
+    """What the configs say of the vision encoder."""
 
-    grid              (H, W) patch rows and columns of a frame
-    frames            the checkpoint's own number of frames a clip, or the family's default
-    hidden_size       D of the LLM
-    preprocessing     what `runtime.media.preprocess` needs
-    closing_tokens    tokens after a clip's compressed ones
-    """
-
-    grid: tuple[int, int]
-    frames: int
-    hidden_size: int
+    grid: tuple[int, int]  # (H, W) patch rows and columns of a frame
+    frames: int  # of a clip: the checkpoint's number, or the family's default
+    hidden_size: int  # D of the LLM
     preprocessing: Preprocessing
-    closing_tokens: int
+    closing_tokens: int  # after a clip's compressed ones
 
 
 @dataclass(frozen=True)
 class LLMInfo:
-    """chat: template, tokens, generation; max_positions: that the LLM was trained for; vocabulary: rows of its embeddings."""
+    """What the configs say of the LLM."""
 
-    chat: Chat
-    max_positions: int
-    vocabulary: int
+    chat: Chat  # template, special tokens, generation settings
+    max_positions: int  # that the LLM was trained for
+    vocabulary: int  # rows of its embeddings
 
 
 @dataclass(frozen=True)
@@ -66,20 +59,13 @@ class VisionModel:
     """The vision encoder in the parts that the export needs, float32, in eval mode.
 
     T frames, H, W patch rows and columns, h, w pixels, C encoder width, D hidden.
-
-    grid              (H, W)
-    encoder           pixel_values [T, 3, h, w] -> [T, H*W, C], written for export
-    reference_encoder the library's own encoder, same signature and storage, that verify compares with
-    projector         [..., C] -> [..., D]
-    newline           [1, D], the token that closes a clip
-    preprocessing     what `runtime.media.preprocess` needs
     """
 
-    grid: tuple[int, int]
-    encoder: nn.Module
-    reference_encoder: nn.Module
-    projector: nn.Module
-    newline: torch.Tensor
+    grid: tuple[int, int]  # (H, W)
+    encoder: nn.Module  # pixel_values [T, 3, h, w] -> [T, H*W, C], written for export
+    reference_encoder: nn.Module  # the library's encoder, same signature and storage, that verify compares with
+    projector: nn.Module  # [..., C] -> [..., D]
+    newline: torch.Tensor  # [1, D], the token that closes a clip
     preprocessing: Preprocessing
 
 

@@ -29,6 +29,7 @@ HUB_ID = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
 FRAMES = 32
 COMPRESS = "st-gridpool"
 _MOST_LAYERS = 1000
+_COPY = "copy the checkpoint's own config.json"
 
 _RENAMES = [
     (re.compile(r"^model\.(?=language_model|vision_tower|multi_modal_projector|image_newline)"), ""),
@@ -44,24 +45,19 @@ _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.
 def describe_vision(checkpoint: Checkpoint) -> VisionInfo:
     """What the configs say of SigLIP, projector and frames; CheckpointError names what can't be exported."""
     config = _config(checkpoint)
-    where = checkpoint.path / "config.json"
-    if config.vision_feature_select_strategy != "full":
-        raise CheckpointError(
-            f'{where}: vision_feature_select_strategy is "{config.vision_feature_select_strategy}"; '
-            'SigLIP has no class token to drop: expected "full"'
-        )
+    vision = config.vision_config
+    if (strategy := config.vision_feature_select_strategy) != "full":
+        remedy = 'SigLIP has no class token to drop: expected "full"'
+        raise _config_error(checkpoint, f'vision_feature_select_strategy is "{strategy}"', remedy)
     _feature_layers(checkpoint, config)
-    if config.vision_config.num_channels != 3:
-        raise CheckpointError(
-            f"{where}: the encoder takes {config.vision_config.num_channels} channels; expected 3, for RGB frames"
+    if vision.num_channels != 3:
+        raise _config_error(checkpoint, f"the encoder takes {vision.num_channels} channels", "expected 3, for RGB frames")
+    if vision.num_attention_heads < 1:
+        raise _config_error(
+            checkpoint, f"the encoder has {vision.num_attention_heads} attention heads", f"expected at least 1, {_COPY}"
         )
-    if config.vision_config.num_attention_heads < 1:
-        raise CheckpointError(
-            f"{where}: the encoder has {config.vision_config.num_attention_heads} attention heads; expected at least 1, "
-            "copy the checkpoint's own config.json"
-        )
-    _refuse_epsilon(checkpoint, "layer_norm_eps", config.vision_config.layer_norm_eps)
-    size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    _refuse_epsilon(checkpoint, "layer_norm_eps", vision.layer_norm_eps)
+    size, patch = vision.image_size, vision.patch_size
     preprocessing, frames = read_preprocessing(checkpoint)
     if preprocessing.size != (size, size):
         raise CheckpointError(
@@ -85,10 +81,8 @@ def describe_llm(checkpoint: Checkpoint) -> LLMInfo:
         _LLMParts(config)
     text = config.text_config
     if text.num_attention_heads % text.num_key_value_heads:
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'}: the LLM's {text.num_attention_heads} attention heads can't share "
-            f"{text.num_key_value_heads} KV heads evenly; copy the checkpoint's own config.json"
-        )
+        heads = f"the LLM's {text.num_attention_heads} attention heads"
+        raise _config_error(checkpoint, f"{heads} can't share {text.num_key_value_heads} KV heads evenly")
     chat = read_chat(checkpoint, config.video_token_id, text.vocab_size, HUB_ID)
     return LLMInfo(chat, text.max_position_embeddings, text.vocab_size)
 
@@ -141,10 +135,7 @@ def _feature_layers(checkpoint: Checkpoint, config: Any) -> list[int]:
     layers, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
     layers = [layers] if isinstance(layers, int) else list(layers)
     if not layers or not all(-depth - 1 <= layer <= depth for layer in layers):
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'}: vision_feature_layer is {layers}, the encoder has {depth} layers; "
-            "copy the checkpoint's own config.json"
-        )
+        raise _config_error(checkpoint, f"vision_feature_layer is {layers}, the encoder has {depth} layers")
     return layers
 
 
@@ -158,21 +149,17 @@ def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
         return
     first = other[0]
     window = f" (sliding_window {text.sliding_window})" if first == "sliding_attention" else ""
-    raise CheckpointError(
-        f"{checkpoint.path / 'config.json'}: {len(other)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}, "
-        "the export supports full attention only; choose a checkpoint with full attention, "
-        "such as one with use_sliding_window false"
-    )
+    layers = f"{len(other)} of the LLM's {text.num_hidden_layers} layers are of type {first}{window}"
+    remedy = "choose a checkpoint with full attention, such as one with use_sliding_window false"
+    raise _config_error(checkpoint, f"{layers}, the export supports full attention only", remedy)
 
 
 def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
     """The decoder's rotation is one table of positions; longrope has another one for long prompts than for short ones."""
     kind = (text.rope_parameters or {}).get("rope_type")
     if kind == "longrope":
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'}: the rope_type of the LLM is {kind}, which rotates by the prompt's length; "
-            "the export needs one that does not: default, linear, dynamic, yarn or llama3"
-        )
+        remedy = "the export needs one that does not: default, linear, dynamic, yarn or llama3"
+        raise _config_error(checkpoint, f"the rope_type of the LLM is {kind}, which rotates by the prompt's length", remedy)
 
 
 def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
@@ -182,18 +169,16 @@ def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
     with reading_config(checkpoint):
         rotary = Qwen2RotaryEmbedding(text)
     if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'}: rope_parameters {text.rope_parameters} of the LLM give rotations that are not finite; "
-            "copy the checkpoint's own config.json"
-        )
+        raise _config_error(checkpoint, f"rope_parameters {text.rope_parameters} of the LLM give rotations that are not finite")
 
 
 def _refuse_epsilon(checkpoint: Checkpoint, name: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise CheckpointError(
-            f"{checkpoint.path / 'config.json'}: {name} is {value}; expected a small number from 0 on, "
-            "copy the checkpoint's own config.json"
-        )
+        raise _config_error(checkpoint, f"{name} is {value}", f"expected a small number from 0 on, {_COPY}")
+
+
+def _config_error(checkpoint: Checkpoint, problem: str, remedy: str = _COPY) -> CheckpointError:
+    return CheckpointError(f"{checkpoint.path / 'config.json'}: {problem}; {remedy}")
 
 
 def _config(checkpoint: Checkpoint) -> Any:
@@ -204,18 +189,14 @@ def _config(checkpoint: Checkpoint) -> Any:
         for part, expected in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
             values = raw.get(part) or {}
             if not isinstance(values, dict):
-                raise CheckpointError(f"{checkpoint.path / 'config.json'}: {part} is {values!r}; expected a JSON object")
+                raise _config_error(checkpoint, f"{part} is {values!r}", "expected a JSON object")
             got = values.get("model_type", expected)
             if got != expected:
-                raise CheckpointError(
-                    f'{checkpoint.path / "config.json"}: {part} is of model_type "{got}"; {NAME} knows "{expected}"'
-                )
+                raise _config_error(checkpoint, f'{part} is of model_type "{got}"', f'{NAME} knows "{expected}"')
             layers = values.get("num_hidden_layers")
             if isinstance(layers, int) and layers > _MOST_LAYERS:  # modules are made for all of them before a weight is read
-                raise CheckpointError(
-                    f"{checkpoint.path / 'config.json'}: {part} has num_hidden_layers {layers}; expected at most {_MOST_LAYERS}, "
-                    "copy the checkpoint's own"
-                )
+                remedy = f"expected at most {_MOST_LAYERS}, {_COPY}"
+                raise _config_error(checkpoint, f"{part} has num_hidden_layers {layers}", remedy)
         config = LlavaOnevisionConfig(**raw)
     config.vision_config._attn_implementation = config.text_config._attn_implementation = "sdpa"
     # Published configs tie the head at the top, in text_config, or nowhere; a head in the file is used whatever they say.

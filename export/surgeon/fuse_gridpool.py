@@ -5,7 +5,7 @@
 
 Nothing is decided here: ONNX Runtime, TensorRT-RTX and a TensorRT without the plugin run the body, which is the nodes as they were; a
 TensorRT with a registered plugin of that name uses it instead (plugins/tensorrt). Parsers before ENABLE_PLUGIN_OVERRIDE (TensorRT
-10.13 and older) always take the body: `plugins.tensorrt.drop_body` makes the graph for them. OpenVINO (2026.4) reads no local
+10.13 and older) always use the body: `plugins.tensorrt.drop_body` makes the graph for them. OpenVINO (2026.4) reads no local
 functions: `onnx.inliner` gives it the plain nodes back.
 
 What the kernel does not cover stays as it is, and the note says why. After this pass nothing between the two tensors has a name in the

@@ -64,7 +64,7 @@ def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
 
 
 def insert_after(graph: gs.Graph, tensor: gs.Tensor, new: gs.Node) -> None:
-    """Put `new` right behind the producer of `tensor`, or first where that is a graph input or a constant."""
+    """Put `new` right after the producer of `tensor`, or first where that is a graph input or a constant."""
     position = next((index for index, node in enumerate(graph.nodes) if tensor.inputs and node is tensor.inputs[0]), -1)
     graph.nodes.insert(position + 1, new)
 

@@ -1,11 +1,11 @@
-"""The vision graph as two: an encoder that takes one frame, and a compressor that takes the features of T of them.
+"""The vision graph as two: an encoder of one frame, and a compressor of the features of T frames.
 
     vision.loop        pixel_values [T, 3, h, w] -> Loop(T): encoder, projector -> compress -> visual_tokens [N, D]
     vision.encoder     pixel_values [1, 3, h, w] -> features [1, H, W, C]
     vision.compressor  features [T, H, W, C] -> visual_tokens [N, D]
 
-The cut is where the pass `frame_loop` ends its Loop, so that one place decides what is frame-wise: behind the projector,
-or behind the encoder where compression stands before the projector. The Loop's body becomes the encoder. One frame, not a
+The cut is where the pass `frame_loop` ends its Loop, so that one place decides what is frame-wise: after the projector,
+or after the encoder where compression comes before the projector. The Loop's body becomes the encoder. One frame, not a
 dynamic batch: live video brings one at a time, memory is a frame's, a static shape needs no optimisation profile and may be
 captured as a CUDA graph. A GPU that one frame does not fill is served by the graph over all frames instead.
 
@@ -30,7 +30,7 @@ FEATURES = "features"
 def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """(encoder, compressor) of a vision graph whose frame-wise part is a Loop. grid: (H, W).
 
-    ExportError where the graph can't be cut behind one tensor a frame.
+    ExportError where the graph can't be cut at one tensor a frame.
     """
     loops = [node for node in looped.graph.node if node.op_type == "Loop"]
     if len(loops) != 1 or len(loops[0].output) != 1 or len(loops[0].input) != 2:

@@ -26,7 +26,7 @@ MAX_LEVELS = 4  # each level of summaries is another inlined loop
 
 @dataclass(frozen=True)
 class Kernel:
-    """What TensorRT puts into the engine; the kernel takes x and tokens."""
+    """What TensorRT puts into the engine; the kernel's parameters are x and tokens."""
 
     name: str
     ptx: bytes

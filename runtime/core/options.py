@@ -71,7 +71,7 @@ def option(default: Any, help: str = "", **more: Any) -> Any:
     choices    the values that there are
     at_least, above, at_most    limits of a number; `above` itself is excluded
     scale      the command line's number is multiplied by this: 1 << 20 for an option in MiB of a field in bytes
-    parse      text -> value, ValueError or argparse.ArgumentTypeError for what is refused; default: the field's type
+    parse      text -> value, default: the field's type; its ValueError says what was expected
     env        an environment variable to read where the command line does not have the option
     """
     return field(default=default, metadata={_KEY: Option(help, **more)})
@@ -156,8 +156,9 @@ class _Found:
         """One value from its text, within its limits; the choices are left to argparse and `check_limits`."""
         try:
             value = (self.about.parse or self.type)(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"invalid {self.type.__name__} value: {text!r}") from None
+        except ValueError as error:
+            problem = f"got {text!r}, {error}" if self.about.parse else f"invalid {self.type.__name__} value: {text!r}"
+            raise argparse.ArgumentTypeError(problem) from None
         value = value * self.about.scale if self.about.scale > 1 else value
         expected = "" if self.about.choices else self.about.expected(value)
         if expected:

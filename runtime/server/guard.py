@@ -93,6 +93,6 @@ def _head_size(request: Request) -> int:
 
 
 def _has_key(request: Request, key: bytes) -> bool:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
     # the comparison's time does not depend on where the two differ
-    return hmac.compare_digest(given.strip().encode("latin-1"), key) and scheme.lower() == "bearer"
+    return hmac.compare_digest(token.strip().encode("latin-1"), key) and scheme.lower() == "bearer"

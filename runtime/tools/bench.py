@@ -119,27 +119,27 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    facts: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
+    machine: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
     if memory := total_memory():
-        facts["memory"] = memory
+        machine["memory"] = memory
     if device == "cuda":
         from runtime.engine import cuda
 
-        facts["gpu"] = [gpu.name for gpu in cuda.gpus()]
-    return facts | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+        machine["gpu"] = [gpu.name for gpu in cuda.gpus()]
+    return machine | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
 
 
 def text(report: BenchReport) -> str:
     """The table for people."""
-    facts = report.hardware
-    gpu = f", {', '.join(facts['gpu'])}" if facts.get("gpu") else ""
-    memory = f", {size(facts['memory'])} memory" if "memory" in facts else ""
+    machine = report.hardware
+    gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
+    memory = f", {size(machine['memory'])} memory" if "memory" in machine else ""
     rows = [[row.stage, _number(row.median, row.unit), _number(row.p90, row.unit), row.unit] for row in report.rows]
     counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.tokens.items())
     return "\n".join(
         [
             f"{report.bundle}: {report.input}, {counted}",
-            f"{facts['cpu']}, {facts['cores']} cores{memory}{gpu}; threads: {facts['threads']}; "
+            f"{machine['cpu']}, {machine['cores']} cores{memory}{gpu}; threads: {machine['threads']}; "
             + ", ".join(f"{name} {where}" for name, where in report.backends.items()),
             "",
             table([f"median of {report.rounds}", "median", "p90", ""], rows, right=(1, 2)),

@@ -3,32 +3,24 @@
 For each sampled frame, one above the other
     the frame             as the model sees it, with its time
     token norms           the norm of every token just before compression, laid over the frame
-    what NSP weighs       each token's share of its window's softmax; 1 / window² everywhere would be plain average pooling
+    NSP weights           each token's share of its window's softmax; 1 / window² everywhere would be plain average pooling
 A coloured border marks a frame that Pyramid Temporal Gridding replaces by a summary, one colour a level (the last to write).
-The norms are those of the graph itself: the stages are read as outputs from ONNX Runtime. A spec without NSP has no third row.
-
-T frames, H, W patch rows and columns, h, w pixels, C, D channels.
+A spec without NSP has no third row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plugins.op import OPTIONS, NSPOptions
-from plugins.schedule import summary_levels
-from plugins.spec import parse, unique_names
 from runtime.bundle import Bundle
-from runtime.core.errors import BundleError, missing_package
+from runtime.core.errors import missing_package
 from runtime.core.files import atomic_file
 from runtime.engine import EngineOptions
-from runtime.media.clip import Clip
-from runtime.media.preprocess import Preprocessor, load_clip
-from runtime.tools.stages import is_compression, run_stages
+from runtime.tools.picture import Picture, look
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,25 +28,6 @@ if TYPE_CHECKING:
 COLUMNS = 8  # frames side by side
 _LEVEL_COLORS = ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito: distinguishable by colour-blind readers
 _INK, _PALE = "#1b1f24", "#6b7280"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is drawn.
-
-    norms     [T, H, W] of the tokens just before compression
-    weights   [T, H, W] share of each token in its NSP window, nan where the window is cut off; None without NSP
-    levels    {frame: levels of PTG, from 1, that write into it, in order}
-    """
-
-    clip: Clip
-    norms: np.ndarray
-    weights: np.ndarray | None
-    window: int
-    levels: dict[int, list[int]]
-    title: str
-    subtitle: str
-    spec: str
 
 
 def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOptions = EngineOptions()) -> Picture:
@@ -65,80 +38,6 @@ def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOpti
     with atomic_file(Path(out)) as temporary:
         figure.savefig(temporary, format="png", dpi=160, facecolor="white")
     return picture
-
-
-def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptions()) -> Picture:
-    """Run the video through the graph and take norms and weights from its stages."""
-    manifest = bundle.manifest
-    names = [stage.name for stage in manifest.stages]
-    first = next((at for at, name in enumerate(names) if is_compression(name)), 0)
-    if first == 0:
-        raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
-    spec = parse(manifest.compression.spec, OPTIONS, others=True)
-    kinds = [stage.name for stage in spec]
-    before = [names[names.index(f"compress/{name}") - 1] for name in unique_names(kinds)]
-
-    pixels, clip = load_clip(video, manifest.frames, Preprocessor(manifest.preprocessing))
-    tensors = run_stages(bundle, pixels, options, {names[first - 1], *before}).tensors
-    levels = [
-        summary_levels(manifest.frames, stage.options.sizes, stage.options.strides) if stage.name == "ptg" else {} for stage in spec
-    ]
-    seen = [tensors[name] for name in before]  # what each stage sees of the clip
-    for index in range(1, len(spec)):
-        if kinds[index - 1 : index + 1] == ["ptg", "nsp"]:
-            # PTG passes its summaries alone: NSP weighs them in the places of the frames that they replace
-            seen[index] = _placed(_grid(seen[index - 1], manifest.grid), seen[index], levels[index - 1])
-
-    def of_frames(kind: str) -> int | None:
-        """The first stage of a kind, if it sees the sampled frames and not another number of them."""
-        index = kinds.index(kind) if kind in kinds else None
-        return index if index is not None and len(seen[index]) == manifest.frames else None
-
-    nsp, ptg = of_frames("nsp"), of_frames("ptg")
-    pool = spec[nsp].options if nsp is not None else NSPOptions()
-    norms = token_norms(_grid(tensors[names[first - 1]], manifest.grid), pool.order)
-    weights = nsp_weights(token_norms(_grid(seen[nsp], manifest.grid), pool.order), pool) if nsp is not None else None
-    saved = manifest.patch_tokens / manifest.tokens_per_clip
-    return Picture(
-        clip=clip,
-        norms=norms,
-        weights=weights,
-        window=pool.window if nsp is not None else 0,
-        levels=levels[ptg] if ptg is not None else {},
-        title=f"{manifest.patch_tokens:,} patch tokens → {manifest.tokens_per_clip:,} visual tokens  ({saved:.1f}:1)",
-        subtitle=f"{clip.path.name}: {manifest.frames} of {clip.total} frames   ·   {manifest.checkpoint.id}   ·   "
-        f"{manifest.compression.place.replace('-', ' the ')}",
-        spec=manifest.compression.spec,
-    )
-
-
-def token_norms(tokens: np.ndarray, order: float = 2) -> np.ndarray:
-    """||x||_p / D^(1/p) of tokens [..., D], float32: [...]."""
-    magnitude = np.abs(tokens.astype(np.float32))
-    if np.isinf(order):
-        return magnitude.max(axis=-1)
-    return np.mean(magnitude**order, axis=-1) ** (1 / order)
-
-
-def nsp_weights(norms: np.ndarray, nsp: NSPOptions) -> np.ndarray:
-    """[T, H, W] norms -> each token's softmax weight in its window; nan for a remainder that no window covers."""
-    window, ring = nsp.window, nsp.padding
-    logits = np.pad(norms * nsp.temperature, ((0, 0), (ring, ring), (ring, ring)))  # a zero token's norm is 0
-    frames, rows, columns = logits.shape[0], logits.shape[1] // window, logits.shape[2] // window
-    tiles = logits[:, : rows * window, : columns * window].reshape(frames, rows, window, columns, window)
-    shares = np.exp(tiles - tiles.max(axis=(2, 4), keepdims=True))
-    shares /= shares.sum(axis=(2, 4), keepdims=True)
-    weights = np.full(logits.shape, np.nan, np.float32)
-    weights[:, : rows * window, : columns * window] = shares.reshape(frames, rows * window, columns * window)
-    return weights[:, ring : ring + norms.shape[1], ring : ring + norms.shape[2]]
-
-
-def _placed(clip: np.ndarray, summaries: np.ndarray, levels: dict[int, list[int]]) -> np.ndarray:
-    if not levels:
-        return clip
-    placed = clip.copy()
-    placed[sorted(levels)] = summaries
-    return placed
 
 
 def draw(picture: Picture) -> Figure:
@@ -254,11 +153,6 @@ def _text(figure: Figure, x: float, y: float, text: str, align: str = "left", mi
 
 def _color(level: int) -> str:
     return _LEVEL_COLORS[(level - 1) % len(_LEVEL_COLORS)]
-
-
-def _grid(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """[T, H*W, C] or [T, H', W', C] -> [T, rows, columns, C]."""
-    return tokens.reshape(len(tokens), *grid, -1) if tokens.ndim == 3 else tokens
 
 
 def _matplotlib() -> None:

@@ -36,7 +36,7 @@ _TEXT, _DECODE = 32, 32  # positions of a chat template and a question; of an an
 class Measured:
     """One candidate for "vision" or "llm": seconds of a round; note: why it could not run."""
 
-    half: str
+    half: str  # its name in the report and the record: "vision" or "llm"
     backend: str
     threads: int
     median: float | None
@@ -61,9 +61,9 @@ def tune(bundle: Bundle, rounds: int = 3) -> TuneReport:
     """Measure every CPU backend that is installed and write the record; UserError where none runs."""
     if rounds < 1:
         raise EngineError(f"rounds is {rounds}, expected at least 1")
-    halves = [tuning.component_name(graph) for graph in bundle.components]
-    measured = [_measure(bundle, half, candidate, rounds) for half in halves for candidate in candidates()]
-    choices = {half: choose([row for row in measured if row.half == half]) for half in halves}
+    components = [tuning.component_name(graph) for graph in bundle.components]
+    measured = [_measure(bundle, component, candidate, rounds) for component in components for candidate in candidates()]
+    choices = {component: choose([row for row in measured if row.half == component]) for component in components}
     file = tuning.write(bundle, choices, [asdict(row) for row in measured])
     return TuneReport(choices, tuple(measured), file, tuning.machine())
 
@@ -96,22 +96,22 @@ def text(report: TuneReport) -> str:
         times = ["", ""] if row.median is None else [f"{row.median:.4f}", f"{row.fastest:.4f}"]
         rows.append([row.half, row.backend, str(row.threads or "default"), *times, "chosen" if is_chosen else row.note])
     header = ["component", "backend", "threads", "median s", "fastest s", ""]
-    facts = report.machine
+    machine = report.machine
     return "\n".join(
-        [f"{facts['cpu']}, {facts['cores']} cores", table(header, rows, right=(3, 4)), f"--backend auto reads {report.file}"]
+        [f"{machine['cpu']}, {machine['cores']} cores", table(header, rows, right=(3, 4)), f"--backend auto reads {report.file}"]
     )
 
 
-def _measure(bundle: Bundle, half: str, candidate: Choice, rounds: int) -> Measured:
+def _measure(bundle: Bundle, component: str, candidate: Choice, rounds: int) -> Measured:
     options = EngineOptions("cpu", candidate.threads)
-    log(f"{half} on {candidate.backend}, {candidate.threads or 'the default number of'} threads")
+    log(f"{component} on {candidate.backend}, {candidate.threads or 'the default number of'} threads")
     try:
-        with (_vision if half == "vision" else _llm)(bundle, candidate.backend, options) as run:
+        with (_vision if component == "vision" else _llm)(bundle, candidate.backend, options) as run:
             run()
             seconds = [run() for _ in range(rounds)]
     except UserError as error:
-        return Measured(half, candidate.backend, candidate.threads, None, None, str(error))
-    return Measured(half, candidate.backend, candidate.threads, median(seconds), min(seconds))
+        return Measured(component, candidate.backend, candidate.threads, None, None, str(error))
+    return Measured(component, candidate.backend, candidate.threads, median(seconds), min(seconds))
 
 
 @contextmanager

@@ -30,13 +30,17 @@ from runtime.vision.encoder import VisionEncoder
 from runtime.vision.live import LiveEncoder
 
 FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-FACTS = Preprocessing((30, 40), "bicubic", 1 / 255, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+PREPROCESSING = Preprocessing((30, 40), "bicubic", 1 / 255, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
+
+
+def plain(size: tuple[int, int], resample: str) -> Preprocessing:
+    """A resize alone."""
+    return Preprocessing(size, resample, 1, (0, 0, 0), (1, 1, 1))
 
 
 def resized(image: np.ndarray, size: tuple[int, int], resample: str) -> np.ndarray:
-    """What the module makes of an image, as grey levels again; fails where it is not a whole one."""
-    plain = {"rescale_factor": 1, "image_mean": 0, "image_std": 1, "size": list(size), "resample": resample}
-    module = FrameInput(plain | {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}, image.shape[:2])
+    """What the module makes of an image, as grey levels again; fails for what is not one."""
+    module = FrameInput(plain(size, resample), image.shape[:2])
     got = module(torch.from_numpy(image)[None])[0].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(got, got.astype(np.uint8))
     return got.astype(np.uint8)
@@ -75,8 +79,7 @@ class TestPillow:
     )
     def test_few_pixels_do_not_hide_which_pass_comes_first(self, shape, size, resample):
         images = np.random.default_rng(0).integers(0, 256, (300, *shape, 3), np.uint8)
-        plain = {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": resample}
-        got = FrameInput(plain, shape)(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
+        got = FrameInput(plain(size, resample), shape)(torch.from_numpy(images)).permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(got, [pillow(image, size, resample) for image in images])
 
     @pytest.mark.skipif(int(PIL.__version__.partition(".")[0]) < 13, reason="earlier releases never run along columns first")
@@ -85,10 +88,9 @@ class TestPillow:
         [((20, 20), (16, 18)), ((20, 20), (15, 18)), ((20, 20), (19, 30)), ((20, 20), (21, 24)), ((20, 30), (17, 29))],
     )
     def test_where_probes_tell_nothing_the_order_is_that_of_pillow_at_such_a_size(self, monkeypatch, shape, size):
-        plain = {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": "bicubic"}
-        as_probes_tell = FrameInput(plain, shape).down_first
+        as_probes_tell = FrameInput(plain(size, "bicubic"), shape).down_first
         monkeypatch.setattr("export.frames._PROBES", 0)
-        assert FrameInput(plain, shape).down_first == as_probes_tell
+        assert FrameInput(plain(size, "bicubic"), shape).down_first == as_probes_tell
 
     @pytest.mark.parametrize("shape", [(720, 1280), (1080, 1920), (480, 640), (16, 3840), (8192, 5), (384, 384), (91, 77)])
     def test_the_frames_of_cameras_have_the_same_bits(self, shape):
@@ -100,11 +102,10 @@ class TestPillow:
         assert resized(image, (1, 2), "box")[0, :, 0].tolist() == pillow(image, (1, 2), "box")[0, :, 0].tolist() == [1, 6]
 
     def test_pixel_values_are_those_of_the_runtime(self):
-        facts = FACTS
         image = extreme(np.random.default_rng(1), (77, 91))
-        processor = Preprocessor(facts)
+        processor = Preprocessor(PREPROCESSING)
         expected = processor.normalise(processor.resize(image)[None])
-        got = FrameInput(facts, (77, 91))(torch.from_numpy(image)[None]).numpy()
+        got = FrameInput(PREPROCESSING, (77, 91))(torch.from_numpy(image)[None]).numpy()
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
@@ -216,4 +217,4 @@ def test_sums_that_float32_can_not_hold_are_refused():
 def test_a_pillow_that_resizes_otherwise_is_refused(monkeypatch):
     monkeypatch.setattr(Preprocessor, "resize", lambda self, frame: frame[:30, :40] ^ 1)
     with pytest.raises(ExportError, match="this release of Pillow resizes in a way that the graph does not support"):
-        FrameInput(FACTS, (77, 91))
+        FrameInput(PREPROCESSING, (77, 91))

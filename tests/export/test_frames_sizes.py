@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from export.frames import FrameInput, source_size, taken_apart, weights
+from export.frames import FrameInput, source_size, split_weights, weights
 from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import ExportError
 from runtime.media.preprocess import Preprocessor
@@ -15,8 +15,8 @@ from runtime.media.preprocess import Preprocessor
 BOX = 4
 
 
-def plain(size: tuple[int, int], resample: str) -> dict:
-    return {"rescale_factor": 1, "image_mean": [0, 0, 0], "image_std": [1, 1, 1], "size": list(size), "resample": resample}
+def plain(size: tuple[int, int], resample: str) -> Preprocessing:
+    return Preprocessing(size, resample, 1, (0, 0, 0), (1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -50,25 +50,25 @@ class TestTakenApart:
     """255 grey levels times the high parts must stay below 2^24; times the low parts, with 1.5 * 2^22 for rest and half, too."""
 
     def test_high_parts_may_sum_to_65793_and_no_more(self):
-        high, low, bits = taken_apart(np.array([[65793 << 11, 0]], np.int64))
+        high, low, bits = split_weights(np.array([[65793 << 11, 0]], np.int64))
         assert (high.tolist(), low.tolist(), bits) == ([[65793, 0]], [[0, 0]], 11)
         with pytest.raises(ExportError, match="frames of 1 pixels can't be resized exactly to 2"):
-            taken_apart(np.array([[65794 << 11, 0]], np.int64))
+            split_weights(np.array([[65794 << 11, 0]], np.int64))
 
     @pytest.mark.parametrize(("last", "bits"), [(120, 11), (-120, 11), (121, 10), (-121, 10)])
     def test_low_parts_may_sum_to_41120_before_a_place_less_is_tried(self, last, bits):
         table = np.array([[1000]] * 41 + [[last]], np.int32)
-        assert taken_apart(table)[2] == bits
+        assert split_weights(table)[2] == bits
 
     @pytest.mark.parametrize(("rows", "bits"), [(20560, 11), (20561, 1)])
     def test_the_least_that_is_tried_is_one_place(self, rows, bits):
         table = np.full((rows, 1), 2, np.int32)
-        high, low, found = taken_apart(table)
+        high, low, found = split_weights(table)
         assert found == bits and ((high << bits) + low == table).all()
 
     def test_low_parts_are_at_most_half_of_a_high_one(self):
         table = np.random.default_rng(0).integers(-(2**22), 2**22, (3, 50), np.int32)
-        high, low, bits = taken_apart(table)
+        high, low, bits = split_weights(table)
         assert bits == 11 and low.min() >= -(2**10) and low.max() < 2**10
         np.testing.assert_array_equal(high * 2**11 + low, table)
 
@@ -116,9 +116,9 @@ def test_another_pillow_is_refused_also_where_one_pass_does_it_all(monkeypatch, 
 
 @pytest.mark.parametrize("size", [(3, 5), (3, 9), (8, 5), (8, 9)])
 def test_frames_are_rescaled_and_normalised_channel_by_channel(size):
-    facts = Preprocessing((3, 5), "bicubic", 0.5, (1, 2, 3), (4, 5, 8))
+    preprocessing = Preprocessing((3, 5), "bicubic", 0.5, (1, 2, 3), (4, 5, 8))
     images = np.full((2, *size, 3), [10, 20, 30], np.uint8)
-    got = FrameInput(facts, size)(torch.from_numpy(images))
+    got = FrameInput(preprocessing, size)(torch.from_numpy(images))
     assert got.shape == (2, 3, 3, 5)
     for channel, value in enumerate([(5 - 1) / 4, (10 - 2) / 5, (15 - 3) / 8]):
         assert got[:, channel].unique().tolist() == [pytest.approx(value)]

@@ -15,14 +15,14 @@ import torch
 from export import vision
 from export.options import ExportOptions
 from export.quantize.report import LayerReport, Report
-from export.reference import ReferenceClip, VisionReference
+from export.reference import VisionReference
 from runtime.bundle.manifest import PassReport, StageTensor
 
 REPORT = Report("int8", 0.01, 0.05, "clips", [LayerReport("a", "int8", 0.1), LayerReport("b", "fp32", 0.3)])
 GRAPH = onnx.ModelProto(producer_name="a model")
-CLIP = ReferenceClip(np.ones((3, 3, 2, 2), np.float32), np.full((3, 3, 2, 2), 2, np.float32))
+INPUTS, PIXELS = np.ones((3, 3, 2, 2), np.float32), np.full((3, 3, 2, 2), 2, np.float32)
 OUTPUTS = {name: np.full(2, n, np.float32) for n, name in enumerate(("vision/encoder", "vision/projector", "visual_tokens"))}
-EXPECTED = VisionReference(CLIP.inputs, OUTPUTS, 0.25)
+EXPECTED = VisionReference(INPUTS, OUTPUTS, 0.25)
 
 
 @pytest.fixture
@@ -105,8 +105,9 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
     stub("verify_frame_by_frame", "frame by frame")
     stub("compare_vision_float16", "float16 rows")
     stub("verify_float16", ["in float16"], slice(1))
-    stub("make_clip", CLIP, owner=vision.reference)
-    stub("vision", EXPECTED, owner=vision.reference)
+    stub("make_clip", (INPUTS, PIXELS), owner=vision.reference)
+    stub("stages", OUTPUTS, owner=vision.reference)
+    stub("vision_rounding", 0.25, owner=vision.reference)
     stub("save_vision", dict(zip(OUTPUTS, (1, 2, 3), strict=True)), owner=vision.reference)
 
     made = vision.export_vision(tmp_path, chosen)
@@ -119,7 +120,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
     ]
     features = OUTPUTS["vision/projector" if module.place == "after-projector" else "vision/encoder"]
     half_precision = [
-        ("compare_vision_float16", tmp_path, CLIP.inputs, features, OUTPUTS["visual_tokens"], bool(selected)),
+        ("compare_vision_float16", tmp_path, INPUTS, features, OUTPUTS["visual_tokens"], bool(selected)),
         ("verify_float16", "float16 rows"),
     ]
     expected = [
@@ -127,7 +128,8 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
         ("make_clip", source, 3, None),
         ("trace_vision", tmp_path / "vision.onnx", 24 if options.get("attention") else 20),
         ("run_passes", "traced", {"graph": "vision", "directory": tmp_path, "precision": dtype}),
-        ("vision", module, source, CLIP),
+        ("stages", module, source, PIXELS),
+        ("vision_rounding", source, PIXELS),
         ("_compare", "with stages", tmp_path, module, EXPECTED, dtype),
         *(again if precision == "int8" else []),
         ("drop_outputs",),
@@ -168,7 +170,7 @@ def test_the_module_is_traced_in_float16_where_the_weights_will_be(tmp_path, stu
         raise StopHereError
 
     stub("Vision", SimpleNamespace(eval=FakeVision))
-    stub("make_clip", CLIP, owner=vision.reference)
+    stub("make_clip", (INPUTS, PIXELS), owner=vision.reference)
     monkeypatch.setattr(vision, "trace_vision", trace)
     with pytest.raises(StopHereError):
         vision.export_vision(tmp_path, plan(precision=precision))

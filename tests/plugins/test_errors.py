@@ -14,7 +14,7 @@ def test_the_nearest_name_or_all_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known", "said"),
+    ("name", "known", "message"),
     [
         ("ab", ["abcdef"], '; did you mean "abcdef"?'),  # half of what both have is in common
         ("ab", ["abcdefg"], "; known: abcdefg"),
@@ -23,13 +23,13 @@ def test_the_nearest_name_or_all_of_them() -> None:
         ("x", ["c", "a", "c"], "; known: a, c"),
     ],
 )
-def test_a_name_is_near_where_half_of_it_is_right(name: str, known: list[str], said: str) -> None:
-    assert nearest(name, known) == said
+def test_a_name_is_near_where_half_of_it_is_right(name: str, known: list[str], message: str) -> None:
+    assert nearest(name, known) == message
 
 
 def test_a_missing_package_names_what_needs_it_and_the_command() -> None:
-    said = str(missing_package("av", "decoding a video", "runtime"))
-    assert "decoding a video" in said and '"av"' in said and said.endswith('pip install "st-gridpool[runtime]"')
+    message = str(missing_package("av", "decoding a video", "runtime"))
+    assert "decoding a video" in message and '"av"' in message and message.endswith('pip install "st-gridpool[runtime]"')
 
 
 @pytest.mark.parametrize("gpu", [False, True])

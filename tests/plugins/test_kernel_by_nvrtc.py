@@ -40,7 +40,7 @@ def test_no_variant_spills_on_any_target(target: str, record_property):
         variant = variant_for(StGridPool(window=window, order=order), hidden, dtype, depth)
         compiled = compile_kernel(variant, target)
         record_property(f"{variant}", f"{compiled.registers} registers, {compiled.shared} bytes shared")
-        assert compiled.registers > 0, "ptxas gave no account: NVRTC may have taken the code from its cache"
+        assert compiled.registers > 0, "ptxas reported nothing: NVRTC may have found the code in its cache"
         assert compiled.spills == 0, f"{variant} spills {compiled.spills} bytes on {target}"
         assert compiled.registers * variant.threads * variant.groups <= 65536, "a block must fit a multiprocessor"
         assert compiled.shared == _shared(variant)
@@ -91,6 +91,6 @@ def test_ptx_is_text_that_the_driver_can_compile_later():
     assert ".entry st_gridpool" in ptx
 
 
-def test_a_target_that_does_not_exist_is_said_in_one_line():
+def test_a_target_that_does_not_exist_is_a_one_line_error():
     with pytest.raises(EngineError, match="sm_12345"):
         compile_kernel(variant_for(StGridPool(), 896, "float16"), "sm_12345")

@@ -1,4 +1,4 @@
-"""The whole way of `plugins.st_gridpool` without a GPU: real cuda-bindings, a driver that runs the kernel's own entry on the CPU.
+"""`plugins.st_gridpool` from end to end without a GPU: real cuda-bindings, a driver that runs the kernel's own entry on the CPU.
 
 Every thread of a block exists there, with shuffles and barriers, so this is where reductions across lanes and warps are proven.
 """

@@ -7,7 +7,7 @@ import pytest
 from plugins.op import StGridPool
 from plugins.plan import BOTH, POOL, WINDOWS, in_one_launch, make_plan
 
-# three frames of 2x3, the first two tiled one above the other into the second: version 3, and frame 2 is read by nobody
+# three frames of 2x3, the first two tiled one above the other into the second: version 3, and nothing reads frame 2
 SPEC, GRID = StGridPool((2,), (1,)), (3, 2, 3)
 TASKS = [(1, 0, 0, 0), (0, 0, 0, 0), (1, 1, 1, 0), (0, 2, 2, 0), (0, 1, 3, 0)]
 TABLES = (1, 1, 3, 0, 0, 1, 0, 1, 3, 0, 1, 1, 3, 3)  # version 3: a column of tiles 1x3; tiles; pools 0 and 1, three tokens each
@@ -44,7 +44,7 @@ def test_a_level_pools_what_the_one_before_it_made():
     assert plan.pools == [(version, 2, 5, 10 * version) for version in range(12)] and plan.scratch_tokens == 120
 
 
-def test_frames_that_nobody_reads_are_spread_over_the_later_launches():
+def test_frames_that_nothing_reads_are_spread_over_the_later_launches():
     plan = make_plan(StGridPool(), 32, 27, 27)
     assert plan.launches == (16, 9, 7, 7)
     free = [[index for kind, index, version, _ in tasks if kind == WINDOWS and index == version] for tasks in plan.by_launch()]

@@ -65,7 +65,7 @@ def test_what_is_written_reads_back_equal(stages):
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("", "empty"),
         ("nps", 'did you mean "nsp"'),
@@ -103,10 +103,10 @@ def test_what_is_written_reads_back_equal(stages):
         ("segmean:levels=4", "spans 16 frames, the clip has 8"),
     ],
 )
-def test_a_fault_is_one_line_that_says_what_is_wrong(spec, said):
+def test_a_fault_is_one_line_that_says_what_is_wrong(spec, message):
     with pytest.raises(SpecError) as error:
         make(spec, 8, 8, 8)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -38,5 +38,5 @@ def test_only_what_moves_is_kept_behind_the_first_frame():
     assert torch.equal(tokens, torch.cat([x[0].reshape(4, 4), x[1, 1, :1]]))
 
 
-def test_the_first_frame_is_whole_even_when_keep_asks_for_less():
+def test_all_of_the_first_frame_stays_even_when_keep_asks_for_less():
     assert make("evs:keep=0.01", 10, 3, 3).num_tokens == 9

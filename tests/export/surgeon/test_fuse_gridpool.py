@@ -59,9 +59,9 @@ def traced(spec: str = SPEC, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype 
 
 
 def fuse(model: onnx.ModelProto, spec: str = SPEC) -> tuple[onnx.ModelProto, str, int]:
-    given = onnx.ModelProto()
-    given.CopyFrom(model)
-    fused, (report,) = run_passes(given, ["fuse_gridpool"], graph="vision", compression=spec)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    fused, (report,) = run_passes(copied, ["fuse_gridpool"], graph="vision", compression=spec)
     return fused, report.note, report.rewrites
 
 
@@ -181,7 +181,7 @@ def test_what_the_kernel_does_not_cover_stays_plain_and_says_so(spec: str, shape
 
 
 @pytest.mark.parametrize(
-    ("graph", "said"),
+    ("graph", "message"),
     [
         ("g (float[8, 6, 6, 16] x) => (float[8, 6, 6, 16] y) { y = Relu(x) }", "there are no nodes of the stages ptg and nsp"),
         (
@@ -198,13 +198,13 @@ def test_what_the_kernel_does_not_cover_stays_plain_and_says_so(spec: str, shape
         ),
     ],
 )
-def test_what_is_no_such_region_is_declined_in_words(graph: str, said: str):
+def test_what_is_no_such_region_is_declined_in_words(graph: str, message: str):
     model = model_from_text(graph)
     for node in model.graph.node:
         node.name = f"compress/nsp/{node.op_type}" if node.output[0] == "compressed" else node.op_type
     fused, note, rewrites = fuse(model)
     assert rewrites == 0 and not fused.functions
-    assert note.startswith(f"compression stays plain nodes: {said}")
+    assert note.startswith(f"compression stays plain nodes: {message}")
 
 
 def test_a_spec_that_is_not_the_graphs_is_declined(plain: onnx.ModelProto):
@@ -258,7 +258,7 @@ def test_a_region_from_an_input_to_an_output_becomes_a_call_with_a_body_of_the_s
 
 
 @pytest.mark.parametrize(
-    ("body", "outputs", "inside", "said"),
+    ("body", "outputs", "inside", "message"),
     [
         (
             "a = Relu(x)\n b = Slice(a, from, to, at, by)\n y = Neg(b)\n z = Neg(a)",
@@ -280,13 +280,13 @@ def test_a_region_from_an_input_to_an_output_becomes_a_call_with_a_body_of_the_s
         ),
     ],
 )
-def test_a_region_that_is_read_in_the_middle_or_changes_the_type_is_declined(body, outputs, inside, said):
+def test_a_region_that_is_read_in_the_middle_or_changes_the_type_is_declined(body, outputs, inside, message):
     fused, note, rewrites = fuse(by_hand(body, outputs, inside))
     assert rewrites == 0 and not fused.functions
-    assert note.startswith(f"compression stays plain nodes: {said}")
+    assert note.startswith(f"compression stays plain nodes: {message}")
 
 
-def test_of_several_functions_only_the_body_of_the_call_is_taken_away():
+def test_of_several_functions_only_the_body_of_the_call_is_removed():
     model = by_hand("a = Relu(x)\n y = Slice(a, from, to, at, by)", "float[8, 3, 3, 16] y", ("a", "y"))
     model.graph.node[0].op_type, model.graph.node[0].domain = "Same", "other"
     model.opset_import.add(domain="other", version=1)

@@ -89,7 +89,7 @@ def test_a_constant_of_a_model_is_small_up_to_a_mebibyte(elements: int, dtype: t
     assert (small_value(graph_from_model(model).tensors()["w"]) is not None) == read
 
 
-def test_what_lies_in_a_file_is_read_up_to_a_mebibyte(model: onnx.ModelProto, tmp_path):
+def test_external_data_is_read_up_to_a_mebibyte(model: onnx.ModelProto, tmp_path):
     (tmp_path / "m.data").write_bytes(np.full(1 << 18, 3, np.float32).tobytes())
     for tensor, elements in zip(model.graph.initializer, (1 << 18, (1 << 18) + 1), strict=True):
         onnx.external_data_helper.set_external_data(tensor, "m.data", 0, 4 * elements)

@@ -41,7 +41,7 @@ def _looped(model):
     return run_passes(model, ["frame_loop"], graph="vision.loop", required=["frame_loop"])[0]
 
 
-def test_encoder_of_each_frame_then_compressor_is_the_whole_graph():
+def test_encoder_of_each_frame_then_compressor_equals_the_graph():
     pixels = normal(T, 2, 6, seed=3)
     (expected,) = run(_model(), {"pixel_values": pixels})
     encoder, compressor = split(_looped(_model()), GRID)
@@ -52,7 +52,7 @@ def test_encoder_of_each_frame_then_compressor_is_the_whole_graph():
     np.testing.assert_allclose(run(compressor, {"features": features})[0], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_features_that_leave_as_a_grid_are_taken_too():
+def test_features_may_leave_as_a_grid():
     model = model_from_text(
         """g (float[3,8,6] pixel_values) => (float[3,1,5] visual_tokens) {
             patches = MatMul(pixel_values, weight)

@@ -90,12 +90,12 @@ def _judged(node: onnx.NodeProto) -> str:
     return why_not(node, "11.1", tensors) or ""
 
 
-@pytest.mark.parametrize(("values", "said"), [(60000, ["its zero point must be 0"]), (70000, [])])
-def test_values_of_a_constant_as_large_as_a_weight_are_not_read(values: int, said: list[str]):
+@pytest.mark.parametrize(("values", "message"), [(60000, ["its zero point must be 0"]), (70000, [])])
+def test_values_of_a_constant_as_large_as_a_weight_are_not_read(values: int, message: list[str]):
     node = helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["y"], axis=0)
     zero = np.zeros(values, np.int8)
     zero[-1] = 1
-    assert whys(wrap(node, kind=TensorProto.INT8, shape=(values, 1), scale=np.ones(values, np.float32), zero=zero)) == said
+    assert whys(wrap(node, kind=TensorProto.INT8, shape=(values, 1), scale=np.ones(values, np.float32), zero=zero)) == message
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,10 @@ def capsule(shape, strides, code, bits, lanes=1, offset=0):
 
 @pytest.mark.parametrize(("strides", "contiguous"), [(None, True), ((12, 4, 1), True), ((12, 1, 3), False), ((24, 4, 1), False)])
 def test_a_capsule_without_strides_is_contiguous(strides, contiguous):
-    given, _alive = capsule((2, 3, 4), strides, 2, 32, offset=64)
-    seen = view_of_capsule(given, 3)
+    made, _alive = capsule((2, 3, 4), strides, 2, 32, offset=64)
+    seen = view_of_capsule(made, 3)
     assert (seen.pointer, seen.shape, seen.dtype, seen.contiguous, seen.device) == (4160, (2, 3, 4), "float32", contiguous, 3)
-    assert seen.owner is given
+    assert seen.owner is made
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_capsule_without_strides_is_contiguous(strides, contiguous):
     ],
 )  # fmt: skip
 def test_the_type_of_a_capsule_is_named(code, bits, lanes, dtype):
-    given, _alive = capsule((8,), None, code, bits, lanes)
-    assert view_of_capsule(given, None).dtype == dtype
+    made, _alive = capsule((8,), None, code, bits, lanes)
+    assert view_of_capsule(made, None).dtype == dtype
 
 
 def test_strides_that_say_contiguous_are_contiguous():
@@ -137,9 +137,9 @@ def of_package(name: str, **attributes):
 
 
 def of_torch(**attributes):
-    given = {"is_cuda": True, "dtype": torch.float16, "shape": torch.Size([2, 3]), "device": torch.device("cuda", 1)}
+    defaults = {"is_cuda": True, "dtype": torch.float16, "shape": torch.Size([2, 3]), "device": torch.device("cuda", 1)}
     methods = {"data_ptr": lambda: 4096, "is_contiguous": lambda: False}
-    return of_package("torch", **given | methods | attributes)
+    return of_package("torch", **defaults | methods | attributes)
 
 
 def test_a_torch_tensor_is_asked_itself():
@@ -169,9 +169,9 @@ def test_the_cuda_array_interface_is_read(shape, typestr, strides, dtype, contig
     assert seen.owner is array
 
 
-@pytest.mark.parametrize(("device", "taken"), [(2, True), (13, True), (1, False), (3, False), (12, False), (14, False)])
+@pytest.mark.parametrize(("device", "accepted"), [(2, True), (13, True), (1, False), (3, False), (12, False), (14, False)])
 @pytest.mark.parametrize(("stream", "asked"), [(0, 1), (7, 7)])
-def test_an_array_whose_interface_fails_is_taken_through_dlpack_on_a_stream(device, taken, stream, asked):
+def test_an_array_whose_interface_fails_is_read_through_dlpack_on_a_stream(device, accepted, stream, asked):
     class Array:
         streams = ()
 
@@ -184,11 +184,11 @@ def test_an_array_whose_interface_fails_is_taken_through_dlpack_on_a_stream(devi
 
         def __dlpack__(self, stream):
             self.streams = (*self.streams, stream)
-            given, self.alive = capsule((8, 4), None, 4, 16)
-            return given
+            made, self.alive = capsule((8, 4), None, 4, 16)
+            return made
 
     array = Array()
-    if not taken:
+    if not accepted:
         with pytest.raises(EngineError, match=rf"x is on DLPack device type {device}; expected a CUDA array \(type 2\)"):
             view(array, stream)
         return

@@ -48,10 +48,10 @@ def test_a_call_that_fails_is_named_and_one_that_does_not_gives_its_value():
 
 
 def test_what_ptxas_says_is_read_from_its_last_line():
-    said = "Used 7 registers, 16 bytes smem\nUsed 40 registers"
-    assert compile._number(r"Used (\d+) registers", said) == 40
-    assert compile._number(r"(\d+) bytes smem", said) == 16
-    assert compile._number(r"(\d+) bytes lmem", said) == 0
+    message = "Used 7 registers, 16 bytes smem\nUsed 40 registers"
+    assert compile._number(r"Used (\d+) registers", message) == 40
+    assert compile._number(r"(\d+) bytes smem", message) == 16
+    assert compile._number(r"(\d+) bytes lmem", message) == 0
 
 
 class Compiler:

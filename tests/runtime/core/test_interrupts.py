@@ -183,17 +183,22 @@ def test_the_next_command_begins_anew() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+MODULE = "import runpy; runpy.run_module({0!r}, run_name='__main__', alter_sys=True)"
+SCRIPT = "from {0}.__main__ import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("way", [MODULE, SCRIPT], ids=["python -m", "console script"])
 @pytest.mark.parametrize(("module", "late"), [("runtime", "runtime.engine"), ("export", "export.pipeline")])
-def test_ctrl_c_while_a_command_is_still_importing(module: str, late: str):
+def test_ctrl_c_while_a_command_is_still_importing(module: str, late: str, way: str):
     code = f"""
-import runpy, signal, sys
+import signal, sys
 class Pressing:
     def find_spec(self, name, path=None, target=None):
         if name == {late!r}:
             signal.raise_signal(signal.SIGINT)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Pressing())
-runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+{way.format(module)}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False)
     assert (done.returncode, done.stdout) == (130, "")

@@ -14,6 +14,12 @@ from runtime.core.errors import EngineError, UsageError
 from runtime.core.options import add_options, check_limits, nested, option, options_from_args, options_from_values, secret_option
 
 
+def words_of(text: str) -> int:
+    if not text:
+        raise ValueError("expected a word")
+    return len(text.split())
+
+
 @dataclass(frozen=True)
 class Inner:
     threads: int = option(0, "CPU threads", at_least=0)
@@ -30,7 +36,7 @@ class Outer:
     share: float = option(0.5, "of all", above=0, at_most=1)
     rounds: int | None = option(None, "rounds (default: enough)", at_least=1, at_most=9)
     folders: tuple[Path, ...] = option((), "where to look", flag="--folder")
-    words: int = option(1, "in the text", parse=lambda text: len(text.split()), metavar="TEXT")
+    words: int = option(1, "in the text", parse=words_of, metavar="TEXT")
     key: str | None = secret_option("what to send", env="A_KEY_OF_TESTS")
     port: int = option(80, "to listen on", flag=None, at_least=0)
     inner: Inner = nested(Inner(threads=1))
@@ -76,6 +82,7 @@ def test_a_command_line_changes_the_options_that_it_names(line: str, changed: di
         ("--port 1", "--port"),
         ("--unlisted a", "--unlisted"),
         ("--key ü", "--key"),
+        ("--words=", "--words: got '', expected a word"),
     ],
 )
 def test_what_an_option_does_not_take_is_refused_by_its_name(line: str, option: str) -> None:

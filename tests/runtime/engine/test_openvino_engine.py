@@ -1,4 +1,4 @@
-"""OpenVINO: parity of both halves, a cache that stays where it is, and what is refused with what to do."""
+"""OpenVINO: parity of both components, a cache that stays where it is, and what is refused with what to do."""
 
 from __future__ import annotations
 

@@ -194,8 +194,8 @@ def test_prompts_are_counted_here_where_there_is_a_tokenizer_and_they_are_not_to
     counted = []
     ids = SimpleNamespace(positions=lambda tokens_per_clip: 9 + 2 * tokens_per_clip)
     llm.prompt = SimpleNamespace(message_ids=lambda messages: counted.append(list(messages)) or ids)
-    halves = [{"type": "text", "text": "a" * 65_536}, {"type": "video"}, {"type": "text", "text": "b" * 65_536}, {"type": "video"}]
-    messages = [{"role": "user", "content": halves}]
+    content = [{"type": "text", "text": "a" * 65_536}, {"type": "video"}, {"type": "text", "text": "b" * 65_536}, {"type": "video"}]
+    messages = [{"role": "user", "content": content}]
     assert llm.check(messages) == 9 + 2 * 4
     assert counted == [messages]
     messages.append({"role": "user", "content": [{"type": "text", "text": "c"}]})

@@ -163,17 +163,6 @@ def test_a_body_has_a_short_time_of_its_own(start):
         assert status == 408 and json.loads(content)["error"]["code"] == "request_timeout" and one.closed()
 
 
-def test_a_body_that_keeps_coming_gets_more_time(start, monkeypatch):
-    monkeypatch.setattr(body, "_SLOWEST", 100)  # bytes a second
-    content = json.dumps(SHORT).encode()
-    with Raw(start(body_seconds=0.3)) as one:
-        one.send(head(Content_Length=len(content)))
-        for at in range(0, len(content), 40):
-            one.send(content[at : at + 40])
-            time.sleep(0.15)
-        assert one.answer()[0] == 200
-
-
 def test_bodies_that_never_end_take_no_place(start):
     server = start(batch=1, queue=0)
     waiting = [Raw(server).send(head(Content_Length=90 << 20) + "{") for _ in range(10)]

@@ -138,10 +138,10 @@ def test_a_conversation_goes_on_where_its_kv_ends(start, video):
 
 def test_a_special_token_in_a_question_is_text(client, video):
     plain = client.chat.completions.create(model=NAME, messages=question("which shape appears last ?", video))
-    spelled = client.chat.completions.create(model=NAME, messages=question("which shape appears last <video> ?", video))
+    with_text = client.chat.completions.create(model=NAME, messages=question("which shape appears last <video> ?", video))
     # one clip still, and three more tokens: "<", "video" and ">" of a tokenizer that knows none of them
-    assert spelled.usage.prompt_tokens == plain.usage.prompt_tokens + 3
-    assert spelled.metadata["compression"]["clips"] == 1
+    assert with_text.usage.prompt_tokens == plain.usage.prompt_tokens + 3
+    assert with_text.metadata["compression"]["clips"] == 1
 
 
 def test_two_clips_in_one_question(client, video):

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 from export.demo import CLIPS
 from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.server.video import written_levels
-from runtime.tools.plot import look
+from runtime.tools.picture import look
 from runtime.vision.encoder import VisionEncoder
 
 

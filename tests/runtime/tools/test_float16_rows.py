@@ -40,7 +40,7 @@ LOOP = """g (float16[2, 3] x) => (float16[1, 3] visual_tokens) <int64[1] axis = 
 
 
 def directory(path: Path, **graphs: str) -> Path:
-    """Graphs of a bundle's vision half; one that must not be read is "unread"."""
+    """Graphs of a bundle's vision encoder; one that must not be read is "unread"."""
     for name, text in graphs.items():
         file = path / f"{name.replace('_', '.')}.onnx"
         if text == "unread":

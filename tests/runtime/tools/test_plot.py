@@ -13,6 +13,7 @@ from runtime.core.errors import UserError, VideoError
 from runtime.media.clip import Clip
 from runtime.media.preprocess import Preprocessor, load_clip
 from runtime.tools import plot
+from runtime.tools.picture import Picture, look, nsp_weights, token_norms
 from runtime.tools.stages import run_stages
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
@@ -23,7 +24,7 @@ def test_the_weights_drawn_are_the_ones_the_graph_pools_with(bundle, clip):
     tensors = run_stages(bundle, pixels).tensors
     given, pooled = tensors["vision/projector"].reshape(16, 9, 9, -1).copy(), tensors["compress/nsp"]
     given[[7, 15]] = tensors["compress/ptg"]  # the frames that the pyramid replaces at T = 16
-    weights = plot.look(bundle, clip).weights
+    weights = look(bundle, clip).weights
     frames, rows, columns, width = pooled.shape
     inside = (slice(None), slice(0, 2 * rows), slice(0, 2 * columns))  # 9 rows: the last is in no window
     weighted = (given * weights[..., None])[inside].reshape(frames, rows, 2, columns, 2, width).sum(axis=(2, 4))
@@ -34,7 +35,7 @@ def test_the_norms_drawn_are_of_the_tokens_before_compression(bundle, clip):
     pixels, _ = load_clip(clip, bundle.manifest.frames, Preprocessor(bundle.manifest.preprocessing))
     tokens = run_stages(bundle, pixels, names=["vision/projector"]).tensors["vision/projector"]
     expected = np.linalg.norm(tokens.astype(np.float64), axis=-1) / np.sqrt(tokens.shape[-1])
-    np.testing.assert_allclose(plot.look(bundle, clip).norms, expected.reshape(16, 9, 9), rtol=1e-5)
+    np.testing.assert_allclose(look(bundle, clip).norms, expected.reshape(16, 9, 9), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_weights_of_any_nsp_are_those_of_the_stage(spec):
     x = np.random.default_rng(0).normal(size=(2, 7, 8, 5)).astype(np.float32)
     module = compress.make(spec, frames=2, height=7, width=8)
     options = module.nsp.options
-    weights = plot.nsp_weights(plot.token_norms(x, options.order), options)
+    weights = nsp_weights(token_norms(x, options.order), options)
     ring, window = options.padding, options.window
     around = ((0, 0), (ring, ring), (ring, ring))
     shares, padded = np.pad(np.nan_to_num(weights), around), np.pad(x, (*around, (0, 0)))
@@ -56,7 +57,7 @@ def test_weights_of_any_nsp_are_those_of_the_stage(spec):
 
 
 def test_what_no_window_covers_has_no_weight():
-    weights = plot.nsp_weights(np.ones((1, 5, 4), np.float32), NSPOptions())
+    weights = nsp_weights(np.ones((1, 5, 4), np.float32), NSPOptions())
     assert np.isnan(weights[0, 4]).all() and (weights[0, :4] == 0.25).all()
 
 
@@ -76,7 +77,7 @@ def test_the_picture_of_a_clip_is_a_png_that_shows_all_of_it(bundle, clip, tmp_p
 def test_frame_heat_and_weights_cover_the_same_rectangle():
     clip = Clip(Path("v.mp4"), np.zeros((2, 60, 80, 3), np.uint8), (0, 5), (0.0, 0.5), 1.0, 10, (60, 80))
     tokens = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
-    picture = plot.Picture(clip, tokens, tokens / 24, 2, {}, "title", "subtitle", "nsp")
+    picture = Picture(clip, tokens, tokens / 24, 2, {}, "title", "subtitle", "nsp")
     cells = plot.draw(picture).axes[: 2 * 3]  # of two frames three rows each
     assert [[tuple(image.get_extent()) for image in axes.images] for axes in cells] == [
         [(0, 80, 60, 0)] * layers for layers in (1, 2, 1) * 2
@@ -92,7 +93,7 @@ def test_before_the_projector_the_encoders_norms_are_drawn(selecting_bundle, cli
 def test_without_nsp_there_is_no_row_of_weights(bundle, clip):
     from dataclasses import replace
 
-    picture = replace(plot.look(bundle, clip), weights=None, window=0, levels={})
+    picture = replace(look(bundle, clip), weights=None, window=0, levels={})
     assert len(plot.draw(picture).axes) == 2 * 16 + 1
 
 
@@ -100,14 +101,14 @@ class TestFigure:
     """Three frames, red, green and blue, two side by side; the second is a summary of level 1, the third of levels 1 and 2."""
 
     @pytest.fixture(scope="class")
-    def picture(self) -> plot.Picture:
+    def picture(self) -> Picture:
         frames = np.zeros((3, 8, 4, 3), np.uint8)
         for channel in range(3):
             frames[channel, ..., channel] = 255
         clip = Clip(Path("clip.mp4"), frames, (0, 1, 2), (0.0, 0.5, 1.25), 2.0, 3, (8, 4))
         norms = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
         weights = np.full((3, 4, 2), 0.25, np.float32)
-        return plot.Picture(clip, norms, weights, 2, {1: [1], 2: [1, 2]}, "a title", "a subtitle", "nsp:window=2")
+        return Picture(clip, norms, weights, 2, {1: [1], 2: [1, 2]}, "a title", "a subtitle", "nsp:window=2")
 
     @pytest.fixture(scope="class")
     def figure(self, picture):

@@ -13,17 +13,18 @@ from runtime.bundle.manifest import Checkpoint, Compression
 from runtime.core.errors import BundleError
 from runtime.media.clip import Clip
 from runtime.tools import plot
+from runtime.tools.picture import Picture, look
 from runtime.tools.stages import Stages
 
 matplotlib = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
 
 
-def picture_of(frames: int, height: int, width: int, weights: bool = True) -> plot.Picture:
+def picture_of(frames: int, height: int, width: int, weights: bool = True) -> Picture:
     images = np.zeros((frames, height, width, 3), np.uint8)
     clip = Clip(Path("clip.mp4"), images, tuple(range(frames)), tuple(n / 4 for n in range(frames)), 2.0, frames, (height, width))
     norms = np.arange(frames * 8, dtype=np.float32).reshape(frames, 4, 2)
     shares = np.full((frames, 4, 2), 0.25, np.float32) if weights else None
-    return plot.Picture(clip, norms, shares, 2 if weights else 0, {}, "a title", "a subtitle", "nsp:window=2")
+    return Picture(clip, norms, shares, 2 if weights else 0, {}, "a title", "a subtitle", "nsp:window=2")
 
 
 class TestBlocks:
@@ -215,12 +216,13 @@ class TestLook:
                 assert (bundle.path, pixels, options) == ("b", "pixels", "options")
                 return Stages({name: given[name] for name in wanted}, {})
 
-            monkeypatch.setattr(plot, "Preprocessor", lambda how: (how, "made"))
+            monkeypatch.setattr("runtime.tools.picture.Preprocessor", lambda how: (how, "made"))
             monkeypatch.setattr(
-                plot, "load_clip", lambda *asked: ("pixels", self.CLIP) if asked == ("v", frames, ("how", "made")) else None
+                "runtime.tools.picture.load_clip",
+                lambda *asked: ("pixels", self.CLIP) if asked == ("v", frames, ("how", "made")) else None,
             )
-            monkeypatch.setattr(plot, "run_stages", run)
-            return plot.look(SimpleNamespace(path="b", manifest=manifest), "v", "options")
+            monkeypatch.setattr("runtime.tools.picture.run_stages", run)
+            return look(SimpleNamespace(path="b", manifest=manifest), "v", "options")
 
         return of
 
@@ -275,4 +277,4 @@ class TestLook:
     def test_a_bundle_that_lists_no_stage_before_its_compression_is_refused(self, names):
         bundle = SimpleNamespace(path="b", manifest=SimpleNamespace(stages=[SimpleNamespace(name=name) for name in names]))
         with pytest.raises(BundleError, match="b lists no stage before its compression; export it again"):
-            plot.look(bundle, "v")
+            look(bundle, "v")

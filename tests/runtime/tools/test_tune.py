@@ -163,7 +163,7 @@ class TestMeasuring:
         """What is measured, on stand-ins: a warm-up of 9 s, then rounds of 3, 1 and 2 s of vision, ten times as long of the LLM."""
         opened: list[tuple] = []
 
-        def half(name: str, factor: float):
+        def measurer(name: str, factor: float):
             @contextlib.contextmanager
             def opener(bundle, backend, options):
                 opened.append((name, bundle, backend, options))
@@ -171,8 +171,8 @@ class TestMeasuring:
 
             return opener
 
-        monkeypatch.setattr(tune, "_vision", half("vision", 1))
-        monkeypatch.setattr(tune, "_llm", half("llm", 10))
+        monkeypatch.setattr(tune, "_vision", measurer("vision", 1))
+        monkeypatch.setattr(tune, "_llm", measurer("llm", 10))
         return opened
 
     def test_each_half_is_measured_by_its_own_rounds_after_a_warm_up(self, rounds, capsys):

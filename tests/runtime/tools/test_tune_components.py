@@ -1,4 +1,4 @@
-"""What a round of each half runs, on stand-ins, and what is told of a whole bundle."""
+"""What a round of each component runs, on stand-ins, and what is told of a whole bundle."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_every_component_is_measured_and_its_choice_written(monkeypatch, files, 
         written.append((bundle, choices, measured))
         return Path("record.json")
 
-    def measure(bundle, half, candidate, rounds):
-        seconds = 1.0 + candidate.threads - 2 * (half == "llm") * candidate.threads
-        return Measured(half, candidate.backend, candidate.threads, seconds * rounds, seconds)
+    def measure(bundle, component, candidate, rounds):
+        seconds = 1.0 + candidate.threads - 2 * (component == "llm") * candidate.threads
+        return Measured(component, candidate.backend, candidate.threads, seconds * rounds, seconds)
 
     monkeypatch.setattr(tuning, "write", write)
     monkeypatch.setattr(tuning, "machine", lambda: {"cores": 2})

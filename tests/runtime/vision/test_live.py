@@ -18,7 +18,7 @@ def frames(count: int, seed: int = 0) -> np.ndarray:
 
 
 def of_a_clip(bundle, images) -> np.ndarray:
-    """Tokens of these T frames as the vision half makes them of a file's."""
+    """Tokens of these T frames as the vision encoder makes them of a file's."""
     encoder = VisionEncoder.open(bundle)
     resized = np.stack([encoder.preprocessor.resize(image) for image in images])
     return encoder.tokens(encoder.preprocessor.normalise(resized))
