@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -22,10 +21,8 @@ import pytest
 from export.demo import CLIPS
 from runtime.__main__ import main
 from runtime.bundle import VISION
-from runtime.cluster import worker
 from runtime.cluster.batch import BatchOptions, BatchResult, _gpus_each, _runner, run
-from runtime.cluster.files import videos_of
-from runtime.core.errors import OutputError, UsageError, VideoError
+from runtime.core.errors import OutputError, UsageError
 from runtime.core.files import sha256_of
 from runtime.engine import EngineOptions
 from runtime.vision.encoder import VisionEncoder
@@ -174,63 +171,6 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
     _complete(out, videos)
 
 
-class TestRow:
-    """A worker's row of one file, on a stand-in for the encoder whose first token begins with `value`; the rest is 0."""
-
-    @pytest.fixture
-    def row(self, tmp_path, monkeypatch):
-        opened = []
-
-        def row(name: str, value: float = 1.5) -> dict:
-            def encode(path):
-                if path.endswith("torn.mp4"):
-                    raise VideoError("the clip\n is torn")
-                return SimpleNamespace(tokens=np.array([[value, 0, 0], [0, 0, 0]], np.float32))
-
-            monkeypatch.setattr(worker.Bundle, "open", lambda path: f"bundle {path}")
-            encoder = SimpleNamespace(encode=encode)
-            monkeypatch.setattr(worker.VisionEncoder, "open", lambda *arguments: opened.append(arguments) or encoder)
-            one = worker.Worker("b", "onnx", EngineOptions("cpu", 2, True))
-            assert opened[-1] == ("bundle b", "onnx", EngineOptions("cpu", 2, True))
-            path = str(tmp_path / name)
-            result = one.row(path)
-            assert {key: value.tolist() for key, value in one({"path": np.array([path])}).items()} == {
-                key: [value] for key, value in result.items()
-            }
-            return result
-
-        return row
-
-    def test_it_has_the_tokens_in_float16_and_what_the_file_was(self, row, tmp_path):
-        (tmp_path / "a.mp4").write_bytes(b"abc")
-        os.utime(tmp_path / "a.mp4", ns=(5, 7_000_000_001))
-        assert row("a.mp4") == {
-            "path": str(tmp_path / "a.mp4"),
-            "size": 3,
-            "mtime_ns": 7_000_000_001,
-            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",  # of NIST's example "abc"
-            "tokens": b"\x00\x3e" + bytes(10),  # 1.5 is 0x3e00
-            "error": None,
-        }
-
-    def test_what_is_no_good_is_said_in_its_row(self, row, tmp_path):
-        for name in ("a.mp4", "torn.mp4"):
-            (tmp_path / name).write_bytes(b"abc")
-        torn, large, absent = row("torn.mp4"), row("a.mp4", 65_520.0), row("absent.mp4")
-        assert (torn["error"], torn["tokens"], torn["size"]) == ("the clip is torn", None, 3)
-        assert (large["error"], large["tokens"]) == ("the tokens are out of float16's range", None)
-        assert "No such file" in absent["error"] and absent["size"] is absent["sha256"] is None
-        assert row("a.mp4", 65_504.0)["error"] is None
-        (tmp_path / "folder").mkdir()
-        assert row("folder")["sha256"] is row("folder")["error"] is None  # what a directory is worth, the decoder says
-
-    def test_what_overflows_float16_warns_of_nothing(self, row, tmp_path):
-        (tmp_path / "a.mp4").touch()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert row("a.mp4", 1e9)["error"] == "the tokens are out of float16's range"
-
-
 @pytest.mark.parametrize(
     ("options", "of_cluster", "each", "said"),
     [
@@ -264,36 +204,6 @@ def test_jobs_that_make_no_sense_are_refused(name, value):
     assert BatchOptions(workers=1, part_rows=1)
     with pytest.raises(UsageError, match=name):
         BatchOptions(**{name: value})
-
-
-def test_what_stands_for_videos(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("b.mp4", "a.mkv", "c.txt", "sub/d.MOV"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).touch()
-    Path("list").write_text(f"b.mp4\n\n{tmp_path}/a.mkv\nmissing.mp4\n")
-    assert videos_of(["."]) == [str(tmp_path / name) for name in ("a.mkv", "b.mp4", "sub/d.MOV")]
-    assert videos_of(["*.mp4", "b.mp4", "@list"]) == [str(tmp_path / name) for name in ("b.mp4", "a.mkv", "missing.mp4")]
-    Path("none").mkdir()
-    for bad, message in (
-        ("*.avi", r'^nothing matches "\*\.avi"$'),
-        ("none", r"^none has no video files; expected some of \.3gp, \.avi, "),
-        ("@absent", r"^the list absent can't be read \([^\n]+\); expected one path a line$"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            videos_of([bad])
-    with pytest.raises(UsageError, match="no videos"):
-        videos_of([])
-    Path("sub/deep/g[1].mkv").mkdir(parents=True)
-    for name in ("sub/deep/e.mp4", "sub/deep/g1.mp4", "sub/deep/g[1].mp4"):
-        Path(name).touch()
-    Path("list").write_text("  b.mp4 \n\t\n")
-    assert videos_of(["@list"]) == [str(tmp_path / "b.mp4")]
-    assert videos_of(["**/e.mp4"]) == [str(tmp_path / "sub/deep/e.mp4")]
-    assert videos_of(["sub/deep/g[1].mp4"]) == [str(tmp_path / "sub/deep/g[1].mp4")]
-    assert len(videos_of(["sub/deep"])) == 3  # a directory of a video's name is none
-    shutil.rmtree("sub/deep")
-    assert videos_of(["absent.mp4", "./absent.mp4", "sub"]) == [str(tmp_path / name) for name in ("absent.mp4", "sub/d.MOV")]
 
 
 def test_two_jobs_do_not_write_to_one_place(bundle_path, bundle, videos, tmp_path):
