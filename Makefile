@@ -1,7 +1,7 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
 # make test   the tests that fit a quarter of an hour, in WORKERS processes;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
-# make lint   ruff and mypy;  make bench  the tables of benchmarks/RESULTS.md
+# make docs   the documentation, into build/site;  make lint   ruff and mypy;  make bench  the tables of benchmarks/results
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -10,7 +10,7 @@ CLIP   := export/demo/clips/shapes.mp4
 QUESTION := which shape appears last ?
 WORKERS := 2
 
-.PHONY: demo test test-slow test-gpu lint bench cpp cpp-packages clean
+.PHONY: demo test test-slow test-gpu lint docs bench cpp cpp-packages clean
 
 demo: $(VENV)/.installed
 	$(PY) -m export --model llava-ov --out $(BUNDLE) --force
@@ -32,6 +32,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 cpp: cpp-packages
 	cmake -S runtime/cpp -B build/cpp -G Ninja
 	cmake --build build/cpp
@@ -49,5 +52,5 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,openvino,serve,batch,ray,plot,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[export,runtime,rtx,openvino,serve,batch,ray,plot,docs,test]"
 	touch $@

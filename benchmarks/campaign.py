@@ -2,7 +2,7 @@
 
     python benchmarks/campaign.py --seed N --minutes M [--only KIND…] [--out DIR]      # goes on where an earlier run stopped
     python benchmarks/campaign.py --replay KIND:INDEX|FILE [--only KIND] [--out DIR]    # one input again
-    python benchmarks/campaign.py --seed N --results [--out DIR]                        # its table into RESULTS.md
+    python benchmarks/campaign.py --seed N --results [--out DIR]                        # its table into results/
 
 benchmarks/campaign/__init__.py says how it is organised.
 """

@@ -43,7 +43,7 @@ def _graph(args) -> str:
     contestant = Contestant("profile", _command(args, str(bundle)))
     compete([contestant], args.rounds, args.threads)
     share = 100 * median(run.output["compress"] / run.output["all"] for run in contestant.runs)
-    rows = [["whole run", contestant.median("all"), 100.0]]
+    rows = [["complete run", contestant.median("all"), 100.0]]
     for name in sorted(contestant.runs[0].output["stages"]):
         seconds = contestant.median("stages", name)
         rows.append([name, seconds, 100 * seconds / contestant.median("all")])

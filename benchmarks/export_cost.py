@@ -26,7 +26,9 @@ def main() -> int:
     rows = [["export", export.seconds, export.peak_rss / 1e9, written / 1e9]]
     build, engines = _build(bundle, args.threads)
     rows += [[f"TensorRT-RTX build of {engine['graph']}", engine["seconds"], "", engine["size"] / 1e9] for engine in engines]
-    rows.append(["TensorRT-RTX build, whole command", build.seconds, build.peak_rss / 1e9, sum(e["size"] for e in engines) / 1e9])
+    rows.append(
+        ["TensorRT-RTX build, complete command", build.seconds, build.peak_rss / 1e9, sum(e["size"] for e in engines) / 1e9]
+    )
     targets = [
         ratio_row("export, minutes", export.seconds / 60, 6, larger=False),
         ratio_row("export, peak RSS GB", export.peak_rss / 1e9, 12, larger=False),

@@ -92,7 +92,7 @@ def main() -> int:
     write_section(
         "frames",
         f"Size {args.size}, {args.threads} threads, median of {args.rounds} interleaved rounds. "
-        f"The predictions start from {counts[0]} frames.\n\n{table(COLUMNS, rows)}\n\n![cost against frames]({PLOT.name})",
+        f"The predictions start from {counts[0]} frames.\n\n{table(COLUMNS, rows)}\n\n![cost against frames](../{PLOT.name})",
     )
     return 0
 

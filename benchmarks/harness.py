@@ -1,4 +1,4 @@
-"""What every benchmark shares: contestants in processes of their own, medians of interleaved rounds, and the tables of RESULTS.md.
+"""What every benchmark shares: contestants in processes of their own, medians of interleaved rounds, and the tables in results/.
 
 A contestant is a command that prints one JSON object as its last line of stdout. Each run of it is a process of its own, so its
 peak RSS and its cold start are its own; rounds go through all contestants in turn, forwards and backwards, so that a busy minute
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+RESULTS = ROOT / "benchmarks" / "results"
 TEXT_POSITIONS = 32  # chat template and question
 STARTED = "BENCHMARK_STARTED"  # environment: when the parent started this contestant, seconds since the epoch
 
@@ -117,15 +116,19 @@ def ratio_row(what: str, value: float, target: float | None, larger: bool = True
 
 
 def write_section(name: str, text: str) -> None:
-    """Print a section and put it between its markers in RESULTS.md, under the command, the machine and the versions."""
+    """Print a section and write it between its markers on the page in results/ that has them, under command, machine and versions.
+
+    SystemExit where no page has `<!-- begin NAME -->` and `<!-- end NAME -->`.
+    """
     body = f"{stamp()}\n\n{text.strip()}"
     print(body)
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    results = RESULTS.read_text(encoding="utf-8")
-    pattern = re.compile(rf"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    section = f"{begin}\n{body}\n{end}"
-    results = pattern.sub(lambda _: section, results) if pattern.search(results) else f"{results.rstrip()}\n\n{section}\n"
-    RESULTS.write_text(results, encoding="utf-8")
+    for page in sorted(RESULTS.glob("*.md")):
+        before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+        if found and end in rest:
+            page.write_text(f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+            return
+    raise SystemExit(f"no page in {RESULTS} has the markers of section {name!r}: add {begin} and {end} where its table belongs")
 
 
 def stamp() -> str:
@@ -187,7 +190,7 @@ def _cell(value: Any) -> str:
 
 
 def _commit() -> str:
-    """Short commit id, marked where tracked sources differ from it (RESULTS.md itself and the plot are written by the runs)."""
+    """Short commit id, marked where tracked sources differ from it (pages in results/ and plots are written by the runs)."""
     git = ["git", "-C", str(ROOT)]
     found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     if found.returncode:

@@ -5,7 +5,7 @@ python benchmarks/media_against_ffmpeg.py DIR [--make] [--all] [--record]
 --make writes media of every encoder that PyAV brings into DIR first (media_files.py). ffmpeg shows its own choice of stream with
 `-autorotate`, as RGB. A row is "ok" where as many frames come out, each at its time and number, the right way round, and pixels
 differ by at most a mean of `MEAN` grey levels: releases of FFmpeg, and Pillow for stills, convert YUV differently.
-Rows that are not ok are printed, and all with --all; --record writes the summary to RESULTS.md. Exit code 1 if any row differs.
+Rows that are not ok are printed, and all with --all; --record writes the summary to results/media.md. Exit code 1 if any row differs.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--make", action="store_true", help="write media of every encoder into DIR first")
     parser.add_argument("--all", action="store_true", help="print the rows that are ok too")
-    parser.add_argument("--record", action="store_true", help="write the summary to RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="write the summary to benchmarks/results/media.md")
     args = parser.parse_args()
     if args.make:
         log(f"{len(make(args.folder))} files written")

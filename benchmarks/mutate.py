@@ -6,7 +6,7 @@
     python benchmarks/mutate.py … --budget 180    seconds for the tests of one change; some survivors reach a thousand tests (tell hangs
                                                   with a --limit below it)
     python benchmarks/mutate.py … --again         judge those again that were not noticed, after tests were added
-    python benchmarks/mutate.py … --write         put the table into RESULTS.md
+    python benchmarks/mutate.py … --write         write the table into results/
 
 In: a seed and file patterns, which fix the changes and their order. Out: `--out`/results.jsonl, a line a change, and a table on stdout
 (`--json` for programs). A killed run goes on where it was: changes that have a line are not tried again. Changes are made in a copy of
@@ -351,7 +351,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--again", action="store_true", help="judge again what was not noticed before")
     parser.add_argument("--list", action="store_true", help="print the changes and stop")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/results/mutations.md")
     return parser
 
 

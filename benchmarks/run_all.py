@@ -1,4 +1,4 @@
-"""Every benchmark in order; each rewrites its section of RESULTS.md. --quick takes the tiny size, one round.
+"""Every benchmark in order; each rewrites its section of a page in results/. --quick takes the tiny size, one round.
 
 python benchmarks/run_all.py [--quick] [--rounds N] [--threads 2]
 """
@@ -39,7 +39,7 @@ def main() -> int:
         if _failed(script, [*(quick if args.quick else []), "--threads", str(args.threads)]):
             failed.append(script)
     if failed:
-        print(f"failed: {', '.join(failed)}; their sections of RESULTS.md are those of an earlier run", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}; their sections in benchmarks/results are those of an earlier run", file=sys.stderr)
     return 1 if failed else 0
 
 

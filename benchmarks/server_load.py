@@ -167,7 +167,7 @@ def _text(phases: list[Phase], over: Phase, args: argparse.Namespace) -> str:
     facts = [
         ["requests in all", f"{total:,}", "≥ 5,000", "yes" if total >= 5000 else "no"],
         ["answers other than 200 below the queue's limit", str(server_errors), "0", "yes" if not server_errors else "no"],
-        ["RSS at the end of a phase less half way through, the largest, MB", f"{max(growth):.1f}", "flat", ""],
+        ["RSS at the end of a phase minus midway, the largest, MB", f"{max(growth):.1f}", "flat", ""],
         ["32 clients on 4 + 8 places: 200", str(over.status[200]), "", ""],
         ["32 clients on 4 + 8 places: 429", str(over.status[429]), "> 0", "yes" if over.status[429] else "no"],
         [
@@ -181,9 +181,7 @@ def _text(phases: list[Phase], over: Phase, args: argparse.Namespace) -> str:
         f"The demo checkpoint, {args.threads} threads for the server; clients on the same cores. Every request carries the clip (a data: URL of "
         f"{(ROOT / 'export/demo/clips/flash.mp4').stat().st_size / 1000:.0f} kB) and one of {len(QUESTIONS)} questions; answers are one or two tokens, so this "
         "measures the server, not a model.\n\n"
-        + table(
-            ["clients", "requests", "TTFT p50 ms", "p99 ms", "requests/s", "tokens/s", "RSS MB, begin", "half way", "end"], rows
-        )
+        + table(["clients", "requests", "TTFT p50 ms", "p99 ms", "requests/s", "tokens/s", "RSS MB, begin", "midway", "end"], rows)
         + "\n\n"
         + table(["", "measured", "target", "met"], facts)
     )

@@ -28,7 +28,7 @@ SHORT = 256  # positions
 CLIP = prepare.WORK / "clip-720p.mp4"
 ENCODED = 8  # frames
 TARGET_FRAMES = 32
-SECTIONS = {"0.5b": "speed", "tiny": "speed-tiny"}  # of RESULTS.md; each has a plot of its name
+SECTIONS = {"0.5b": "speed", "tiny": "speed-tiny"}  # of benchmarks/results; each has a plot of its name
 OURS = {  # name: (bundle, backend, bf16)
     "ONNX Runtime fp32": ("fp32", "onnx", False),
     "ONNX Runtime int8 + int4": ("int8", "onnx", False),
@@ -117,7 +117,7 @@ def main() -> int:
     if BEST in found:
         text += f"\n\n{_against_frames(args, found, run)}\n\n{_against_compression(args, found[BEST], run)}"
     section = SECTIONS[args.size]
-    write_section(section, f"{text}\n\n![first token and decoding]({section}.png)")
+    write_section(section, f"{text}\n\n![first token and decoding](../{section}.png)")
     return 0
 
 
@@ -256,8 +256,8 @@ def _against_frames(args: Any, found: dict[str, Contestant], run: _Run) -> str:
     columns = ("frames", "decode video s", "preprocess s", "encode + compress s", "visual tokens", "prefill s", "first token s")
     theirs_columns = ("sdpa bf16, equal tokens", "ratio", "sdpa bf16, own tokens", "ratio")
     return (
-        f"{BEST} against {PEER}, one round; the way in, from a 720p H.264 clip of 20 s to `pixel_values`, is beside the encoder's "
-        f"work and in neither's first token:\n\n{table((*columns, *theirs_columns), rows)}"
+        f"{BEST} against {PEER}, one round. Decoding and preprocessing, from a 720p H.264 clip of 20 s to `pixel_values`, run beside "
+        f"the encoder and are in neither's first token:\n\n{table((*columns, *theirs_columns), rows)}"
     )
 
 

@@ -32,11 +32,11 @@ Combination = frozenset[str]
 
 def _typed() -> Iterator[tuple[str, Combination]]:
     """What a reader is told to type in a clone, with where that stands."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*"), *(ROOT / "runtime").rglob("*.md"), *(ROOT / "plugins").rglob("*.md")]
-    for page in [*pages, *(ROOT / "benchmarks").rglob("*.md"), ROOT / "Makefile", ROOT / ".ci" / "run"]:
-        if page.is_file() and page.suffix != ".png":
-            for names in re.findall(r"[\"`' ]\.\[([a-z]+(?:,[a-z]+)*)\]", page.read_text()):
-                yield str(page.relative_to(ROOT)), frozenset(names.split(","))
+    pages = [page for folder in ("docs", "runtime", "plugins", "benchmarks") for page in (ROOT / folder).rglob("*.md")]
+    pages += [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.yaml"), ROOT / "Makefile", ROOT / ".ci" / "run"]
+    for page in pages:
+        for names in re.findall(r"[\"`' ]\.\[([a-z]+(?:,[a-z]+)*)\]", page.read_text()):
+            yield str(page.relative_to(ROOT)), frozenset(names.split(","))
 
 
 def _said() -> Iterator[tuple[str, Combination]]:

@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], metavar="KIND", help=f"of {', '.join(kinds())}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="state, corpus and findings (default: build/campaign/seed-N)")
     parser.add_argument("--replay", metavar="KIND:INDEX|FILE", help="run one input again and say what is wrong with it")
-    parser.add_argument("--results", action="store_true", help="put the table of DIR into benchmarks/RESULTS.md, and stop")
+    parser.add_argument(
+        "--results", action="store_true", help="write the table of DIR into benchmarks/results/campaign.md, and stop"
+    )
     parser.add_argument("--nice", type=int, default=19)
     return parser

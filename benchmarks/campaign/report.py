@@ -41,7 +41,7 @@ def tables(state: State) -> str:
 
 
 def write_results(state: State) -> None:
-    """Put the tables between their markers in RESULTS.md, under the command that makes such a run, and the machine."""
+    """Write the tables between their markers in results/campaign.md, under the command that makes such a run, and the machine."""
     script = ROOT / "benchmarks" / "campaign.py"
     minutes = round(sum(counts.get("seconds", 0) for counts in state.counts.values()) / 60)
     sys.path.insert(0, str(script.parent))

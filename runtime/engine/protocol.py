@@ -58,7 +58,7 @@ class EngineOptions:
         "default auto: the NVIDIA GPU where it can be used, else the CPU; gpu, gpu.1 and npu are OpenVINO's",
         metavar="auto|cpu|cuda|gpu|npu",
     )
-    threads: int = option(0, "CPU threads of one run; 0: the backend's default", at_least=0)
+    threads: int = option(0, "CPU threads of one run; 0 leaves it to the backend", at_least=0)
     bf16: bool = option(False, "compute an fp32 graph in bf16 (--backend openvino on a CPU): faster, less precise")
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
-"""What the benchmarks rest on: sections of RESULTS.md, peak memory of a child, the yardstick algorithm, the prefill prediction."""
+"""What the benchmarks rest on: sections of the pages in results/, peak memory of a child, the yardstick algorithm, the prefill prediction."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -21,9 +22,9 @@ def _scripts(monkeypatch: pytest.MonkeyPatch):
 def test_a_section_is_replaced_and_the_others_stay(tmp_path, monkeypatch, capsys):
     import harness
 
-    results = tmp_path / "RESULTS.md"
+    results = tmp_path / "page.md"
     results.write_text("# Title\n<!-- begin a -->\nold\n<!-- end a -->\nbetween\n<!-- begin b -->\nkept\n<!-- end b -->\n")
-    monkeypatch.setattr(harness, "RESULTS", results)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks" / "frames.py"), "--size", "tiny"])
     harness.write_section("a", r"new \1 text")
     text = results.read_text()
@@ -31,15 +32,28 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path, monkeypatch, capsys
     assert r"new \1 text" in text
     assert text.endswith("<!-- end a -->\nbetween\n<!-- begin b -->\nkept\n<!-- end b -->\n")
     assert "python benchmarks/frames.py --size tiny" in text
-    harness.write_section("c", "appended")
-    assert results.read_text().count("<!-- begin") == 3
+    with pytest.raises(SystemExit, match="'c'"):
+        harness.write_section("c", "belongs nowhere")
+    assert results.read_text() == text
 
 
-def test_every_section_that_a_script_writes_has_its_markers():
-    text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    for name in ("speed", "speed-tiny", "compression-graph", "compression-module", "frames", "export-cost"):
-        assert text.count(f"<!-- begin {name} -->") == 1
-        assert text.count(f"<!-- end {name} -->") == 1
+SECTIONS = (
+    *("speed", "speed-tiny", "frames", "prefill-chunks", "roofline", "compression-graph", "compression-module", "export-cost"),
+    *("accuracy", "accuracy-ablations", "accuracy-quantized", "loud-channels", "seek", "media"),
+    *("server-batch", "server-load", "server-wire", "vllm", "cpp-runtime", "mutations", "campaign"),
+)
+
+
+def test_every_section_that_a_script_writes_has_its_markers_on_one_page():
+    text = "".join(page.read_text() for page in (ROOT / "benchmarks" / "results").glob("*.md"))
+    assert sorted(re.findall(r"<!-- begin (\S+) -->", text)) == sorted(SECTIONS)
+    assert sorted(re.findall(r"<!-- end (\S+) -->", text)) == sorted(SECTIONS)
+
+
+def test_every_section_names_command_machine_and_commit():
+    for page in (ROOT / "benchmarks" / "results").glob("*.md"):
+        for body in re.findall(r"<!-- begin \S+ -->\n(.*?)<!-- end", page.read_text(), flags=re.DOTALL):
+            assert re.match(r"```\npython benchmarks/.*\n```\n.*cores.* · \d{4}-\d\d-\d\d · commit [0-9a-f]{7}", body), page
 
 
 def test_a_run_reports_the_peak_memory_of_the_child_alone():
