@@ -98,7 +98,7 @@ class Answerer:
             module.to(device, dtype).eval() for module in (vision.reference_encoder, vision.projector, llm)
         )
         self.newline, self.device, self.dtype = vision.newline.to(device, dtype), device, dtype
-        self.prompt = llm.prompt
+        self.chat = known[found].describe_llm(source).chat
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def encode(self, video: Path, frames: int) -> torch.Tensor:
@@ -121,10 +121,10 @@ class Answerer:
         """Mean log-likelihood a token of each answer."""
         messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}]
         rendered = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.prompt.chat_template, add_generation_prompt=True, tokenize=False
+            messages, chat_template=self.chat.template, add_generation_prompt=True, tokenize=False
         )
         ids = self.tokenizer(rendered, add_special_tokens=False).input_ids
-        at = ids.index(self.prompt.video_token_id)
+        at = ids.index(self.chat.video_token_id)
         embed = self.llm.get_input_embeddings()
         embedded = [embed(torch.tensor(part, device=self.device)) for part in (ids[:at], ids[at + 1 :])]
         prompt = torch.cat([embedded[0], visual, self.newline, embedded[1]])

@@ -1,4 +1,4 @@
-// Which engine of a bundle can be used here: built from this very ONNX, by this TensorRT, for this GPU (runtime/engine/build.py).
+// Which engine of a bundle can be used here: built from this very ONNX, by this TensorRT, for this GPU (runtime/engine/trt_records.py).
 #pragma once
 
 #include <filesystem>

@@ -2,7 +2,7 @@
 //
 // A frame of a split bundle is encoded once, when it is pushed, and its features are kept in a ring; asking then costs the
 // compressor alone. Any other bundle keeps the frames and encodes all T of them every time. Memory does not grow with the
-// stream. While fewer than T frames have come they are repeated evenly, as those of a short clip are. (runtime/live.py)
+// stream. While fewer than T frames have come they are repeated evenly, as those of a short clip are. (runtime/vision/live.py)
 //
 // T frames, N visual tokens, D hidden.
 #pragma once
