@@ -52,9 +52,7 @@ def test_the_manifest_and_the_report_say_what_was_done(quantized):
 def test_it_is_smaller(quantized, bundle):
     def weights(of: Bundle) -> int:
         return sum(
-            entry.size
-            for name, entry in of.manifest.files.items()
-            if name.endswith((".onnx", ".npy")) and "reference" not in name
+            entry.size for name, entry in of.manifest.files.items() if name.endswith((".onnx", ".npy")) and "reference" not in name
         )
 
     assert weights(quantized) < 0.45 * weights(bundle)
