@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def error_line(stderr: str) -> str:
     assert len(lines) == 1, stderr
     assert stderr.splitlines()[-1] == lines[0]
     return lines[0].removeprefix("error: ")
+
+
+def naming(*things: object) -> re.Pattern[str]:
+    """One line that names all of these, in any order and in any words; for `match` of pytest.raises too."""
+    patterns = (rf"(?<!\w)(?<!\d\.){re.escape(str(thing))}(?!\w|\.\d)" for thing in things)
+    return re.compile(r"\A" + "".join(f"(?=.*{pattern})" for pattern in patterns) + r".+\Z")
 
 
 def names_under(directory: Path) -> list[str]:

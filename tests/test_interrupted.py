@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from refusal import error_line
+from refusal import error_line, naming
 from trt_bundle import make_bundle
 
 from runtime.bundle import Bundle
@@ -149,7 +149,7 @@ def test_a_build_that_is_cut_off(
         assert code == -signal.SIGKILL
     else:
         assert code == 130
-        assert error_line(err) == "interrupted; nothing that was there before has been changed"
+        assert naming("interrupted").match(error_line(err))
         assert leftovers(bundle / "engines") == []
     now = digests(bundle)
     assert {name: now[name] for name in before} == before
@@ -164,6 +164,6 @@ def _ctrl_c(bundle: Path, step: str) -> None:
     before = digests(bundle)
     code, err = hit(signal.SIGINT, step, "export", "--out", bundle, "--force")
     assert code == 130, step
-    assert error_line(err) == "interrupted; nothing that was there before has been changed"
+    assert naming("interrupted").match(error_line(err))
     assert digests(bundle) == before, step
     assert leftovers(bundle.parent) == [], step

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.bundle.arrays import read_array
 from runtime.core.errors import BundleError
@@ -19,34 +20,23 @@ def test_floats_are_mapped_and_not_read(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("array", "axes", "dtypes", "message"),
+    ("array", "axes", "dtypes", "named"),
     [
-        (
-            np.zeros((2, 3), np.float32),
-            1,
-            ("float32",),
-            "holds float32 [2, 3]; expected float32 with 1 axes, export the bundle again",
-        ),
-        (np.zeros(2, np.float32), 2, ("float32",), "holds float32 [2]; expected float32 with 2 axes, export the bundle again"),
-        (
-            np.zeros(2, np.float64),
-            1,
-            ("float32", "int8"),
-            "holds float64 [2]; expected float32 or int8 with 1 axes, export the bundle again",
-        ),
-        (None, 1, ("int8",), "holds an archive; expected int8 with 1 axes, export the bundle again"),
+        (np.zeros((2, 3), np.float32), 1, ("float32",), ("float32 [2, 3]", "1 axes")),
+        (np.zeros(2, np.float32), 2, ("float32",), ("float32 [2]", "2 axes")),
+        (np.zeros(2, np.float64), 1, ("float32", "int8"), ("float64 [2]", "float32", "int8", "1 axes")),
+        (None, 1, ("int8",), ("archive", "int8", "1 axes")),
     ],
 )
-def test_another_array_is_refused_by_what_it_is(tmp_path: Path, array, axes, dtypes, message):
+def test_another_array_is_refused_by_what_it_is(tmp_path: Path, array, axes, dtypes, named):
     path = tmp_path / "a.npy"
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(1)) if array is None else np.save(file, array)
-    with pytest.raises(BundleError) as raised:
+    with pytest.raises(BundleError, match=naming(path, *named)):
         read_array(path, axes, dtypes)
-    assert str(raised.value) == f"{path} {message}"
 
 
 def test_a_file_that_is_no_array_is_refused_in_one_line(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"no\narray")
-    with pytest.raises(BundleError, match=r"^\S+a\.npy is not a \.npy file \([^\n]+\); export the bundle again$"):
+    with pytest.raises(BundleError, match=naming(tmp_path / "a.npy")):
         read_array(tmp_path / "a.npy", 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from refusal import naming
 
 from runtime.bundle.graph_file import onnx_errors, read_graph
 from runtime.core.errors import BundleError, UsageError
@@ -57,18 +58,16 @@ def test_a_name_that_is_not_text_is_refused(path, field):
     else:
         getattr(node, field)[0] = "QQQQ"
     path.write_bytes(model.SerializeToString().replace(b"QQQQ", b"\xff\xfe\xff\xfe"))
-    with pytest.raises(BundleError, match=rf"^{path} is not an ONNX file that can be read \("):
+    with pytest.raises(BundleError, match=naming(path, "ONNX")):
         read_graph(path)
 
 
 def test_what_the_package_raises_is_one_line_and_our_own_errors_stay(path):
     with pytest.raises(BundleError) as raised, onnx_errors(path):
         raise ValueError("a\n  b " + "x" * 600)
-    assert str(raised.value) == (
-        f"{path} is not an ONNX file that can be read (ValueError: a b {'x' * 484}); copy or export the bundle again"
-    )
+    assert naming(path, "ONNX", f"ValueError: a b {'x' * 484}").match(str(raised.value))
     for error in (UsageError("ours"), ImportError("no onnx"), KeyboardInterrupt()):
         with pytest.raises(type(error)), onnx_errors(path):
             raise error
-    with pytest.raises(BundleError, match="is not an ONNX file"):
+    with pytest.raises(BundleError, match=naming(path, "ONNX")):
         read_graph(path)

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from refusal import naming
 
 from runtime.core import interrupts
 from runtime.core.errors import exit_code
@@ -70,7 +71,7 @@ def run(body: str, goal: Path, entry: str = "sys.exit(exit_code(command))") -> s
 @pytest.mark.parametrize("body", [FILE, DIRECTORY, IN_A_STEP, BEFORE_A_STEP])
 def test_a_command_ends_though_the_interrupt_was_dropped(body: str, tmp_path: Path) -> None:
     done = run(body, tmp_path / "goal")
-    assert done.stderr == "error: interrupted; nothing that was there before has been changed\n"
+    assert naming("error: interrupted").match(done.stderr.removesuffix("\n"))
     assert (done.returncode, done.stdout) == (130, "went on\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -202,7 +203,7 @@ sys.meta_path.insert(0, Pressing())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "error: interrupted; nothing that was there before has been changed\n"
+    assert naming("error: interrupted").match(done.stderr.removesuffix("\n"))
 
 
 def test_a_command_takes_over_from_the_handler_of_the_imports():

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from refusal import naming
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 from video_files import decoded_by, frames_of, pattern, write_audio, write_video
 
@@ -93,11 +94,13 @@ def test_what_a_user_should_know_is_noted_in_one_line_each():
         return Clip(Path("a.mp4"), np.zeros(0), indices, (), 1.0, total, (1, 1), **more).notes
 
     assert notes((0, 1, 2), 3) == []
-    assert notes((0, 0, 1), 2) == ["the clip is shorter than 3 frames: 1 are repeated"]
-    assert notes((0, 0, 1), 3) == ["the clip's frames are not shown equally long: 1 of 3 sampled frames are repeated"]
+    (repeated,) = notes((0, 0, 1), 2)
+    assert naming("3 frames", 1, "repeated").match(repeated)
+    (unequal,) = notes((0, 0, 1), 3)
+    assert naming("1 of 3", "repeated").match(unequal) and unequal != repeated
     cut, gap = notes((0, 1), 7, cut=True, has_gap=True)
-    assert cut == "the file ends inside a frame: the clip is what comes before, 7 frames"
-    assert gap.startswith("one gap between two frames is most of the clip")
+    assert naming("7 frames").match(cut)
+    assert naming("gap").match(gap)
 
 
 def test_timestamps_are_seconds_after_the_first_frame(folder):
@@ -223,7 +226,7 @@ def test_a_file_cut_off_is_an_error_even_where_its_index_is_whole(tmp_path):
 def test_a_file_without_its_index_is_an_error(folder, tmp_path):
     path = tmp_path / "cut.mp4"
     path.write_bytes((folder / "short-gop.mp4").read_bytes()[:8000])
-    with pytest.raises(VideoError, match="not a video, or not all of one"):
+    with pytest.raises(VideoError, match=naming(path, "video")):
         sample_frames(path, 4, lambda frame: frame)
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.core.errors import VideoError
 from runtime.media import clip as video
@@ -199,7 +200,7 @@ class TestByNumber:
 
     def test_fewer_frames_than_before_are_damage(self, opened):
         opened(Reader([(None, True, 1)] * 7))
-        with pytest.raises(DamageError, match=r"at its first frame .* other frames when it was read again"):
+        with pytest.raises(DamageError, match=naming(PATH, "first frame", "read again")):
             video._take_by_number(PATH, Timeline(range(10), Fraction(10), TICK), 4, np.asarray, True)
 
 
@@ -251,7 +252,7 @@ class TestDecoded:
 
     def test_no_frame_is_an_error(self, opened):
         opened(Reader())
-        with pytest.raises(VideoError, match="without a frame that can be decoded"):
+        with pytest.raises(VideoError, match=naming(PATH, "frame")):
             video._decoded_timeline(PATH)
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import av
 import pytest
+from refusal import naming
 
 from runtime.core.errors import UserError, VideoError
 from runtime.media.container import check_file, opened
@@ -76,23 +77,23 @@ def test_a_file_is_opened_as_a_file_and_within_the_limits(asked, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "message"),
+    ("limits", "named"),
     [
-        ({"streams": 1}, "has 2 streams; expected at most 1"),
-        ({"pixels": 599}, "has frames of 30x20; expected at most 599 pixels a frame"),
-        ({"side": 29}, "has frames of 30x20; expected at most 29 pixels a side"),
-        ({"seconds": 2.9}, "is 3 s long; expected at most 3 s"),
-        ({"seconds": 3.9}, "is 4 s long; expected at most 4 s"),
-        ({}, "is coded as png, which is not decoded here; send H.264, HEVC, VP9 or AV1"),
+        ({"streams": 1}, ("2 streams", 1)),
+        ({"pixels": 599}, ("30x20", "599 pixels a frame")),
+        ({"side": 29}, ("30x20", "29 pixels a side")),
+        ({"seconds": 2.9}, ("3 s",)),
+        ({"seconds": 3.9}, ("4 s",)),
+        ({}, ("png", "H.264", "HEVC", "VP9", "AV1")),
     ],
 )
-def test_what_a_file_says_of_itself_is_held_against_the_limits(asked, tmp_path, limits, message):
+def test_what_a_file_says_of_itself_is_held_against_the_limits(asked, tmp_path, limits, named):
     asked.found = SimpleNamespace(
         streams=Streams(_stream("png" if not limits else "h264", 100), _stream()), duration=3_000_000, metadata={}
     )
-    with limited(DecodeLimits(**limits)), pytest.raises(VideoError) as raised, opened(tmp_path / "a"):
+    refused = pytest.raises(VideoError, match=naming(tmp_path / "a", *named))
+    with limited(DecodeLimits(**limits)), refused, opened(tmp_path / "a"):
         pytest.fail("it was opened")
-    assert str(raised.value) == f"{tmp_path / 'a'} {message}"
     with opened(tmp_path / "a") as (_, stream):  # a file of the user's own
         assert stream is asked.found.streams[0]
 
@@ -133,15 +134,14 @@ def test_what_can_t_be_opened_is_no_video(monkeypatch, tmp_path):
         raise av.error.InvalidDataError(1, "Invalid data")
 
     monkeypatch.setattr(av, "open", refuse)
-    message = r"^\S+a is not a video, or not all of one \(Invalid data\); expected a file such as mp4, mkv or webm$"
-    with pytest.raises(VideoError, match=message), opened(tmp_path / "a"):
+    with pytest.raises(VideoError, match=naming(tmp_path / "a", "Invalid data", "mp4")), opened(tmp_path / "a"):
         pytest.fail("it was opened")
 
 
 def test_without_pyav_the_message_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
     with (
-        pytest.raises(UserError, match=r'^decoding a video needs the package "av", which is not installed: '),
+        pytest.raises(UserError, match=naming('"av"', "pip install")),
         opened(tmp_path / "a"),
     ):
         pytest.fail("it was opened")

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import naming
 from video_files import decoded_by, frames_of, pattern, write_video, write_without_its_last_slice
 
 from runtime.core.errors import VideoError
@@ -145,7 +146,7 @@ def test_a_gif_that_ends_inside_a_frame_is_its_frames_before(tmp_path):
 def test_an_mp4_whose_index_stands_at_its_end_is_not_all_there(tmp_path):
     path = write_video(tmp_path / "clip.mp4", pattern(36))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(VideoError, match="is not a video, or not all of one"):
+    with pytest.raises(VideoError, match=naming(path, "video")):
         sample_frames(path, 4, lambda image: image)
 
 
@@ -176,15 +177,13 @@ def test_what_a_demuxer_cant_read_is_damage_wherever_the_file_is_read(tmp_path):
     transport.write_bytes(transport.read_bytes()[: 3 * 188] + bytes(188))
     for path in (flash, transport):
         for read in (lambda path: sample_frames(path, 4, lambda image: image), lambda path: list(Stream(str(path)))):
-            with pytest.raises(
-                DamageError, match=r"^\S+ is damaged at its first frame \([^\n]+\); expected a file that plays to its end"
-            ):
+            with pytest.raises(DamageError, match=naming(path, "first frame")):
                 read(path)
 
 
 def test_a_seek_that_fails_is_damage(tmp_path):
     path = write_video(tmp_path / "clip.flv", pattern(4))
-    with reading(path) as reader, pytest.raises(DamageError, match="is damaged at its first frame"):
+    with reading(path) as reader, pytest.raises(DamageError, match=naming(path, "first frame")):
         next(reader.checked(reader.frames_from(-1000, [])))
 
 
@@ -220,9 +219,7 @@ def test_a_file_that_gives_fewer_frames_when_it_is_read_again_is_refused_in_one_
     decoded = Reader.frames
     monkeypatch.setattr(Reader, "frames", lambda self: islice(decoded(self), next(counts)))
     counts = chain([6], repeat(3))
-    with pytest.raises(
-        DamageError, match=r"^\S+clip\.h264 is damaged at its first frame \(it gave other frames when it was read again\)"
-    ):
+    with pytest.raises(DamageError, match=naming(path, "first frame", "read again")):
         sample_frames(path, 6, lambda image: image)
 
 
@@ -269,7 +266,7 @@ def indexed():
 
 @pytest.mark.parametrize(("sizes", "at"), [([100, 60, 70], "0.08"), ([50, 60, 70], "0.00"), ([100, 50, 70], "0.12")])
 def test_a_packet_that_an_avi_lists_and_was_not_read_is_damage_at_its_time(indexed, sizes, at):
-    with pytest.raises(DamageError, match=rf"is damaged after {at} s \(packets are missing or incomplete\)"):
+    with pytest.raises(DamageError, match=naming("clip.avi", f"{at} s", "packets")):
         indexed("avi").check_index(sizes)
 
 
@@ -310,23 +307,23 @@ class TestChecked:
     @pytest.mark.parametrize(
         ("frames", "where"),
         [
-            ([_frame(5, True)], "at its first frame"),
-            ([_frame(None), _frame(5, True)], "at its first frame"),
-            ([_frame(5), _frame(6, True)], r"after 0\.00 s"),
-            ([_frame(50), _frame(75), _frame(None), _frame(76, True)], r"after 1\.00 s"),
-            ([_frame(50), _frame(25), _frame(76, True)], r"after 0\.00 s"),
+            ([_frame(5, True)], "first frame"),
+            ([_frame(None), _frame(5, True)], "first frame"),
+            ([_frame(5), _frame(6, True)], "0.00 s"),
+            ([_frame(50), _frame(75), _frame(None), _frame(76, True)], "1.00 s"),
+            ([_frame(50), _frame(25), _frame(76, True)], "0.00 s"),
         ],
     )
     def test_another_frame_that_is_corrupt_is_damage_after_the_one_before(self, indexed, frames, where):
-        with pytest.raises(DamageError, match=rf"^clip\.avi is damaged {where} \(a picture can't be decoded\); expected a file"):
+        with pytest.raises(DamageError, match=naming("clip.avi", where, "decoded")):
             self.checked(indexed("mov"), *frames)
 
     def test_what_the_decoder_says_is_handed_on_with_the_limit_that_it_may_mean(self, indexed):
         error = av.error.InvalidDataError(1, "Invalid data")
-        with pytest.raises(DamageError, match=r"is damaged after 0\.40 s \(Invalid data\);"):
+        with pytest.raises(DamageError, match=naming("clip.avi", "0.40 s", "Invalid data")):
             self.checked(indexed("mov"), _frame(0), _frame(10), error)
         limits = limited(DecodeLimits(pixels=64))
-        with limits, pytest.raises(DamageError, match=r"\(Invalid data, or frames of more than 64 pixels\);"):
+        with limits, pytest.raises(DamageError, match=naming("clip.avi", "Invalid data", "64 pixels")):
             self.checked(indexed("mov"), _frame(0), error)
 
     def test_frames_are_counted_against_the_limits(self, indexed):
@@ -390,9 +387,7 @@ def test_an_mp4_that_ends_before_a_frame_that_it_lists_is_cut_off(
     if at is None:
         reader.check_length()
     else:
-        with pytest.raises(
-            VideoError, match=rf"^{path} is cut off at {at} s: it has 100 bytes and its index lists more; copy it again$"
-        ):
+        with pytest.raises(VideoError, match=naming(path, f"{at} s", "100 bytes")):
             reader.check_length()
 
 

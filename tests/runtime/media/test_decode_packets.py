@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import av
 import pytest
 from av.codec.context import ThreadType
+from refusal import naming
 
 from runtime.core.errors import VideoError
 from runtime.media import decode
@@ -84,54 +85,48 @@ def test_what_was_cut_stays_so():
 
 
 @pytest.mark.parametrize(
-    ("flags", "error", "message"),
+    ("flags", "error", "where"),
     [
-        ("K - ! - - -", None, "clip is damaged after 0.08 s (packets are missing or incomplete)"),
-        ("K - ! ! - - -", None, "clip is damaged after 0.08 s (packets are missing or incomplete)"),
-        ("- K - - ! - - -", None, "clip is damaged after 0.12 s (packets are missing or incomplete)"),
-        ("K - - -", av.error.InvalidDataError(1, "no more"), "clip is damaged after 0.04 s (no more)"),
-        ("", av.error.InvalidDataError(1, "no more"), "clip is damaged at its first frame (no more)"),
+        ("K - ! - - -", None, "0.08 s"),
+        ("K - ! ! - - -", None, "0.08 s"),
+        ("- K - - ! - - -", None, "0.12 s"),
+        ("K - - -", av.error.InvalidDataError(1, "no more"), "0.04 s"),
+        ("", av.error.InvalidDataError(1, "no more"), "first frame"),
     ],
 )
-def test_what_is_missing_before_the_end_is_damage_at_its_time(flags, error, message):
-    with pytest.raises(DamageError) as raised:
+def test_what_is_missing_before_the_end_is_damage_at_its_time(flags, error, where):
+    with pytest.raises(DamageError, match=naming("clip", where, "no more" if error else "packets")):
         list(reader(flags, error=error).packets())
-    assert str(raised.value) == f"{message}; expected a file that plays to its end, copy it again"
 
 
 @pytest.mark.parametrize("flags", ["KE -", "K E"])
 def test_an_encrypted_packet_is_called_so(flags):
-    with pytest.raises(VideoError, match=r"^clip is encrypted; expected a video without copy protection$"):
+    with pytest.raises(VideoError, match=naming("clip", "encrypted")):
         list(reader(flags).packets())
 
 
 @pytest.mark.parametrize(
-    ("container", "limits", "message"),
+    ("container", "limits", "named"),
     [
-        ("mpegts", {"frames": 2}, "has more than 2 frames"),
-        ("gif", {"frames": 2}, "has more than 2 frames"),
-        ("gif", {"animation_pixels": 200}, "is an animation of 3 frames of 10x10; expected at most 200 pixels"),
+        ("mpegts", {"frames": 2}, ["2 frames"]),
+        ("gif", {"frames": 2}, ["2 frames"]),
+        ("gif", {"animation_pixels": 200}, ["3 frames", "10x10", "200 pixels"]),
         ("mpegts", {"animation_pixels": 200}, None),  # which can be skipped
     ],
 )
-def test_packets_are_counted_against_the_limits(container, limits, message):
+def test_packets_are_counted_against_the_limits(container, limits, named):
     with limited(DecodeLimits(**limits)):
         assert len(list(reader("K -", container).packets())) == 2
-        if message is None:
+        if named is None:
             assert len(list(reader("K - -", container).packets())) == 3
         else:
-            with pytest.raises(VideoError, match=message):
+            with pytest.raises(VideoError, match=naming("clip", *named)):
                 list(reader("K - -", container).packets())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "where"), [(None, "at its first frame"), (0, "after 0.00 s"), (-1.0, "after 0.00 s"), (1.257, "after 1.26 s")]
-)
+@pytest.mark.parametrize(("seconds", "where"), [(None, "first frame"), (0, "0.00 s"), (-1.0, "0.00 s"), (1.257, "1.26 s")])
 def test_where_damage_is(seconds, where):
-    assert (
-        str(damage(Path("a"), seconds, "why"))
-        == f"a is damaged {where} (why); expected a file that plays to its end, copy it again"
-    )
+    assert naming("a.mp4", where, "why").match(str(damage(Path("a.mp4"), seconds, "why")))
 
 
 class TestEntries:

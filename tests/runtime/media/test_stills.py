@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import naming
 from video_files import pattern, write_video
 
 from runtime.core.errors import VideoError
@@ -37,7 +38,7 @@ def test_an_animation_may_be_as_long_as_the_limit_says_and_no_longer(tmp_path, k
     images = [Image.fromarray(image) for image in pattern(6)]
     images[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=images[1:], duration=DURATIONS, lossless=True)
     assert sample_frames_limited(tmp_path / f"a.{kind}", 1, lambda image: image, DecodeLimits(seconds=1.8)).total == 6
-    with pytest.raises(VideoError, match=r"is 2 s long; expected at most 2 s$"):
+    with pytest.raises(VideoError, match=naming(f"a.{kind}", "2 s")):
         sample_frames_limited(tmp_path / f"a.{kind}", 1, lambda image: image, DecodeLimits(seconds=1.799))
 
 
@@ -80,7 +81,7 @@ def test_grey_levels_of_a_tiff_are_those_that_it_says(tmp_path, bits, white_is_z
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_a_tiff_whose_white_nothing_tells_is_refused(tmp_path, mode):
     Image.fromarray(np.eye(4, dtype=np.int32 if mode == "I" else np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(VideoError, match=r"^\S*a\.tiff has 32-bit grey levels, .* save it with 8 or 16 bits$"):
+    with pytest.raises(VideoError, match=naming("a.tiff", "32-bit", "8 or 16 bits")):
         sample_frames(tmp_path / "a.tiff", 1, lambda image: image)
 
 
@@ -173,9 +174,8 @@ def test_grey_levels_of_two_bytes_are_their_upper_ones_in_a_pgm_too(tmp_path):
 @pytest.mark.parametrize("content", [b"just some text", b"BM"])
 def test_what_begins_like_a_picture_and_is_none_is_called_so(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(VideoError) as raised, stills.opened(tmp_path / "a"):
+    with pytest.raises(VideoError, match=naming(tmp_path / "a", "picture")), stills.opened(tmp_path / "a"):
         pytest.fail("it was opened")
-    assert str(raised.value) == f"{tmp_path / 'a'} is not a picture, or not all of one; expected a file such as jpg, png or webp"
 
 
 def test_a_length_beyond_the_end_of_a_file_asks_for_no_memory(tmp_path):
@@ -244,7 +244,7 @@ def test_what_an_animation_may_ask_is_asked_of_two_frames_and_not_of_a_picture(t
     if frames == 1:
         assert sample_frames_limited(tmp_path / "a.png", 1, lambda image: image, limits).total == 1
     else:
-        with pytest.raises(VideoError, match="is an animation of 2 frames of 8x8; expected at most 127 pixels"):
+        with pytest.raises(VideoError, match=naming("a.png", "2 frames", "8x8", "127 pixels")):
             sample_frames_limited(tmp_path / "a.png", 1, lambda image: image, limits)
 
 
@@ -287,7 +287,7 @@ def test_what_is_a_picture_by_its_first_bytes(tmp_path, start, still):
 
 def test_a_picture_over_the_limits_is_refused_before_it_is_decoded(tmp_path):
     Image.new("L", (3000, 3000)).save(tmp_path / "large.png")
-    with pytest.raises(VideoError, match="has frames of 3000x3000; expected at most 1000000 pixels"):
+    with pytest.raises(VideoError, match=naming("large.png", "3000x3000", "1000000 pixels")):
         sample_frames_limited(tmp_path / "large.png", 1, lambda image: image, DecodeLimits(pixels=1_000_000))
 
 

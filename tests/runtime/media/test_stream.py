@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import naming
 from rtsp_camera import camera
 from video_files import frames_of, pattern, write_video
 
@@ -205,13 +206,12 @@ def test_frames_have_the_times_of_their_stream():
 
 def test_a_source_without_a_frame_is_an_error_and_one_frame_is_enough():
     assert [seconds for seconds, _ in Stream("clip")._timed(_frames((5, True)))] == [0]
-    with pytest.raises(VideoError) as raised:
+    with pytest.raises(VideoError, match=naming("clip", "frame")):
         list(Stream("clip")._timed(_frames()))
-    assert str(raised.value) == "clip has a video stream without a frame that can be decoded; expected at least one frame"
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(VideoError, match=r"no video at \S+none\.mp4: no such file"):
+    with pytest.raises(VideoError, match=naming(tmp_path / "none.mp4")):
         list(Stream(str(tmp_path / "none.mp4")))
 
 
@@ -255,7 +255,7 @@ class TestGone:
 
     def test_its_frames_are_shown_and_then_it_is_said(self, camera):
         seen = []
-        with pytest.raises(VideoError, match=r"^rtsp://camera broke off \(reset by peer\); watch it again$"):
+        with pytest.raises(VideoError, match=naming("rtsp://camera", "reset by peer")):
             for seconds, _ in camera:
                 seen.append(round(16 * seconds))
         assert seen == [0, 1]
@@ -289,12 +289,12 @@ class TestOpening:
 
     def test_without_pyav_the_message_says_how_to_get_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)
-        with pytest.raises(UserError, match=r'^watching a stream needs the package "av", which is not installed: '):
+        with pytest.raises(UserError, match=naming('"av"', "pip install")):
             next(iter(stream.Stream("rtsp://host/1")))
 
     @pytest.mark.parametrize("source", ["http://host/live", "file:///etc/hostname", "concat://a|b", "xrtsp://host/1"])
     def test_another_kind_of_address_is_not_opened(self, asked, source):
-        with pytest.raises(VideoError, match="can't be watched; expected a video file"):
+        with pytest.raises(VideoError, match=naming(source)):
             list(Stream(source))
         assert not asked
 
@@ -306,7 +306,7 @@ class TestOpening:
             raise error
 
         monkeypatch.setattr(av, "open", refuse)
-        with pytest.raises(VideoError, match=rf"^/dev/video0 can't be watched \({reason}\); expected a video file"):
+        with pytest.raises(VideoError, match=naming("/dev/video0", reason)):
             list(Stream("/dev/video0"))
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from refusal import naming
 
 from export.options import ExportOptions
 from export.pipeline import export_bundle
@@ -77,7 +78,7 @@ class TestBundle:
         values = json.loads((path / "manifest.json").read_text())
         del values["files"]["vision.compressor.onnx"]
         (path / "manifest.json").write_text(json.dumps(values))
-        with pytest.raises(BundleError, match=r"some of vision\.encoder\.onnx and vision\.compressor\.onnx"):
+        with pytest.raises(BundleError, match=naming("vision.encoder.onnx", "vision.compressor.onnx")):
             Bundle.open(path)
 
     def test_the_digest_of_each_part_has_the_shared_weights_in_it(self, split_bundle, tmp_path):
@@ -99,7 +100,7 @@ class TestEngine:
         assert (split.encodes_frames, single.encodes_frames) == (True, False)
         assert (split.pixel_values, split.outputs) == (single.pixel_values, single.outputs)
         assert (split.backend, split.device) == (single.backend, single.device) == ("onnx", "cpu")
-        with pytest.raises(EngineError, match=r"pixel_values has shape \[3, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"):
+        with pytest.raises(EngineError, match=naming("pixel_values", "[3, 3, 126, 126]", "[16, 3, 126, 126]")):
             split.encode_clip(np.zeros((3, 3, 126, 126), np.float32))
 
     @pytest.mark.parametrize("which", ["split_bundle", "bundle"])
@@ -176,7 +177,7 @@ class TestParts:
         assert split.encode(pixels[1:2]).shape == (1, 1, 1)
 
     def test_a_clip_of_another_length_is_refused_before_anything_runs(self, split):
-        with pytest.raises(EngineError, match=r"has shape \[2, 1, 2, 2\], the graph takes \[3, 1, 2, 2\]"):
+        with pytest.raises(EngineError, match=naming("[2, 1, 2, 2]", "[3, 1, 2, 2]")):
             split.encode_clip(np.zeros((2, 1, 2, 2), np.float32))
         assert Part.calls == []
 
