@@ -197,12 +197,12 @@ def test_it_runs_on_a_cpu(tmp_path):
     for block in report["blocks"]:
         assert block["graph_breaks"] == 0
         assert "it needs a GPU" in block["left_out"]["st-gridpool, kernel"]
+        decoded = {way["tokens"]: way["decode_seconds"] for way in block["ways"]}  # once for a number of tokens
+        assert sum(sum(way["first"]) for way in block["ways"]) + sum(decoded.values()) < block["wall_seconds"]
         for way in block["ways"]:
             seconds = way["seconds"]
             assert {len(spent) for spent in seconds.values()} == {2} == {len(way["first"])}
             assert way["first"] == [sum(stages) for stages in zip(*seconds.values(), strict=True)]
-            assert min(min(spent) for spent in seconds.values()) > 0
-            assert way["decode_seconds"] > 0
             line = next(line for line in done.stdout.splitlines() if line.startswith(f"| {block['size']} | 4 | {way['name']} |"))
             assert float(line.split("|")[8]) == pytest.approx(1000 * float(np.median(way["first"])), rel=0.02, abs=0.6)
     assert "compress" not in report["blocks"][0]["ways"][0]["seconds"]

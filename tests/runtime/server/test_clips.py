@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from clip_store import with_store
+from loop_time import pass_time, turns
 
 from runtime.core.errors import VideoError
 from runtime.server.clip_encoder import EncodedClip
@@ -118,7 +119,7 @@ def test_who_asks_as_the_only_other_asker_goes_gets_the_clip(encoder, late):
         if late:
             await asyncio.gather(gone, return_exceptions=True)
         asking = asyncio.ensure_future(store.get(encoder, _media(0)))
-        await asyncio.sleep(0.05)
+        await turns()
         gate.set()
         assert (await asking)[0].key == "0" and not store._running
 
@@ -145,11 +146,11 @@ def test_the_file_of_an_abandoned_clip_goes_at_once_however_long_its_turn_takes(
         before = [asyncio.ensure_future(store.get(encoder, _media(clip))) for clip in range(_AHEAD)]
         waiting = _media(_AHEAD)
         gone = asyncio.ensure_future(store.get(encoder, waiting))
-        await asyncio.sleep(0.02)
+        await _until(lambda: len(encoder.decoded) == _AHEAD)
         assert not waiting.closed
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        await asyncio.sleep(0)  # callbacks of a task that ended run in the loop's next turn
+        await turns()  # callbacks of a task that ended run in the loop's next turn
         assert waiting.closed and not any(task.done() for task in before)
         for gate in gates:
             gate.set()
@@ -175,14 +176,20 @@ def test_a_clip_that_is_hard_to_decode_does_not_keep_the_encoder_from_others(enc
 def test_decoding_has_a_time_limit(encoder):
     async def work(store):
         gates = [encoder.gates.setdefault(clip, threading.Event()) for clip in range(6)]
-        got = await asyncio.gather(*(store.get(encoder, _media(clip)) for clip in range(7)), return_exceptions=True)
-        assert all(isinstance(one, VideoError) and "more than 0.1 s to decode" in str(one) for one in got[:6])
+        asking = [asyncio.ensure_future(store.get(encoder, _media(clip))) for clip in range(7)]
+        for begun in (3, 6):
+            await _until(lambda begun=begun: len(encoder.decoded) == begun)
+            await pass_time(49)
+            assert len(encoder.decoded) == begun and not any(one.done() for one in asking[begun - 3 :])
+            await pass_time(1)
+        got = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(one, VideoError) and "more than 50 s to decode" in str(one) for one in got[:6])
         assert got[6][0].key == "6"  # behind all of those
         for gate in gates:
             gate.set()
         assert encoder.encoded == [6] and not store._running
 
-    with_store(work, decode_seconds=0.1)
+    with_store(work, decode_seconds=50)
 
 
 async def _until(condition) -> None:

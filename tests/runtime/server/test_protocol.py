@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import h11
 import pytest
 import uvicorn
+from loop_time import pass_time
 from uvicorn.server import ServerState
 
 from runtime.server import protocol
@@ -48,7 +49,7 @@ async def answer(send: Callable) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def connected(app: Callable, header_seconds: float = 0.05) -> tuple[protocol.BoundedH11, Transport]:
+def connected(app: Callable, header_seconds: float = 20) -> tuple[protocol.BoundedH11, Transport]:
     one = protocol.bounded_protocol(header_seconds)(
         uvicorn.Config(app, log_level="error", timeout_keep_alive=75), ServerState(), {}
     )
@@ -74,15 +75,18 @@ def test_the_time_for_a_head_ends_with_it_however_long_the_answer_takes():
 
         one, transport = connected(app)
         assert list(one.waiting) == [one]
+        await pass_time(19)
         one.data_received(GET)
-        await asyncio.sleep(0.1)
+        await pass_time(60)
         assert not transport.written and not transport.closing and not one.waiting
         go.set()
         await until(lambda: transport.written.endswith(b"ok"))
         assert transport.written.startswith(b"HTTP/1.1 200 ")
-        await until(lambda: list(one.waiting) == [one])  # for the next head; uvicorn ends it
-        await asyncio.sleep(0.1)
+        await until(lambda: list(one.waiting) == [one])  # for the next head
+        await pass_time(60)
         assert not transport.closing
+        await pass_time(16)
+        assert transport.closing  # by uvicorn's own timer
         one.connection_lost(None)
         assert not one.waiting
 
@@ -97,7 +101,10 @@ def test_a_head_that_does_not_end_in_time_is_refused(sent):
         one, transport = connected(app)
         if sent:
             one.data_received(sent)
-        await until(lambda: transport.closing)
+        await pass_time(19)
+        assert not transport.closing
+        await pass_time(1)
+        assert transport.closing
         return transport.written
 
     assert asyncio.run(main()).startswith(b"HTTP/1.1 408 ")
@@ -110,7 +117,11 @@ def test_a_body_that_was_not_read_has_the_time_of_a_head_to_end():
 
         one, transport = connected(app)
         one.data_received(CHUNKED)
-        await until(lambda: transport.closing)
+        await until(lambda: transport.written.endswith(b"ok"))
+        await pass_time(19)
+        assert not transport.closing
+        await pass_time(1)
+        assert transport.closing
         return transport.written
 
     written = asyncio.run(main())
@@ -135,6 +146,24 @@ def test_the_application_hears_that_nobody_waits_for_an_answer_where_a_body_is_n
     written, heard = asyncio.run(main())
     assert written.startswith(b"HTTP/1.1 400 ") and written.count(b"HTTP/1.1 4") == 1 and b'"code": "invalid_http"' in written
     assert heard[-1] == "http.disconnect"
+
+
+def test_an_idle_connection_outlives_what_clients_keep_it_for(server):
+    """httpx, and openai with it, give a connection up after 5 seconds; a server that hung up first would reset a request now and then."""
+    config = server.server.config
+
+    async def main() -> None:
+        one = config.http_protocol_class(config, ServerState(), {})
+        one.connection_made(transport := Transport())
+        for _ in range(2):
+            transport.written = b""
+            one.data_received(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await until(lambda: transport.written.startswith(b"HTTP/1.1 200 ") and list(one.waiting) == [one])
+            await pass_time(30)
+            assert not transport.closing
+        one.connection_lost(None)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,16 +23,16 @@ FACTS = Preprocessing((SIZE, SIZE), "bicubic", 1, 0, 1)
 
 
 class Encoder:
-    """Takes a frame's mean for its features, in `seconds`; counts the frames that it is given."""
+    """Takes a frame's mean for its features and counts the frames. Each waits for a place in `gate`, where there is one."""
 
-    def __init__(self, frames: int, seconds: float = 0.0, fails_at: int | None = None):
+    def __init__(self, frames: int, gate: threading.Semaphore | None = None, fails_at: int | None = None):
         dtype = np.dtype(np.float32)
         self.pixel_values = TensorSpec("pixel_values", dtype, (frames, 3, SIZE, SIZE))
         self.features = TensorSpec("features", dtype, (frames, 1, 1, 1))
-        self.seconds, self.fails_at, self.encoded = seconds, fails_at, 0
+        self.gate, self.fails_at, self.encoded = gate, fails_at, 0
 
     def encode(self, pixel_values: np.ndarray) -> np.ndarray:
-        time.sleep(self.seconds)
+        assert self.gate is None or self.gate.acquire(timeout=30)
         if self.encoded == self.fails_at:
             raise EngineError("the encoder failed")
         self.encoded += 1
@@ -48,6 +49,36 @@ def preprocessor() -> Preprocessor:
     return Preprocessor(FACTS)
 
 
+@pytest.fixture
+def slow(monkeypatch):
+    """An encoder that takes a frame through `gate` only when it is waited for or shut down, and each wait takes a second.
+
+    in_flight: how many frames were sent and not done at the beginning of each wait.
+    """
+    gate, in_flight, sent, clock = threading.Semaphore(0), [], [], [0.0]
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *work):
+            sent.append(future := super().submit(*work))
+            return SimpleNamespace(result=lambda: result(future))
+
+        def shutdown(self, wait=True, **options):
+            super().shutdown(wait=False, **options)
+            gate.release(DEPTH)
+            super().shutdown(wait)
+
+    def result(future):
+        clock[0] += 1
+        if not future.done():
+            in_flight.append(sum(not one.done() for one in sent))
+            gate.release()
+        return future.result(30)
+
+    monkeypatch.setattr(runtime.vision.overlap, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(runtime.vision.overlap, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    return SimpleNamespace(gate=gate, in_flight=in_flight)
+
+
 @pytest.mark.parametrize("frames", [1, 7, 40, 100])
 def test_features_stand_in_the_order_of_the_clip_and_each_frame_is_encoded_once(video, preprocessor, frames):
     engine = Encoder(frames)
@@ -59,22 +90,10 @@ def test_features_stand_in_the_order_of_the_clip_and_each_frame_is_encoded_once(
     assert engine.encoded == len(set(expected.indices))
 
 
-def test_a_slow_encoder_holds_the_decoder_back(video, preprocessor, monkeypatch):
-    engine, ahead = Encoder(40, seconds=0.005), []
-
-    def sampled(path, frames, each):
-        def watched(frame):
-            number = each(frame)
-            ahead.append(int(number) + 1 - engine.encoded)
-            return number
-
-        return sample_frames(path, frames, watched)
-
-    monkeypatch.setattr(runtime.vision.overlap, "sample_frames", sampled)
-    start = time.perf_counter()
-    got = encode_while_decoding(video, 40, preprocessor, engine)
-    assert 1 < max(ahead) <= DEPTH + 1
-    assert got.decoding < time.perf_counter() - start
+def test_a_slow_encoder_holds_the_decoder_back(video, preprocessor, slow):
+    got = encode_while_decoding(video, 40, preprocessor, Encoder(40, slow.gate))
+    assert slow.in_flight == [DEPTH] * (40 - DEPTH) + list(range(DEPTH, 0, -1))
+    assert got.decoding == 0  # all the time that passed was spent on waiting for the encoder
 
 
 def test_an_encoder_that_fails_is_told_before_the_last_frame(video, preprocessor, monkeypatch):
@@ -86,16 +105,14 @@ def test_an_encoder_that_fails_is_told_before_the_last_frame(video, preprocessor
     assert len(sent) <= 3 + DEPTH + 1
 
 
-def test_a_damaged_file_is_told_and_no_thread_stays(tmp_path, video, preprocessor):
+def test_a_damaged_file_is_told_and_no_thread_stays(tmp_path, video, preprocessor, slow):
     content = bytearray(video.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 400] = b"\xff" * 400
     damaged = tmp_path / "damaged.mp4"
     damaged.write_bytes(content)
     with pytest.raises(VideoError, match="damaged"):
-        encode_while_decoding(damaged, 40, preprocessor, Encoder(40, seconds=0.01))
-    deadline = time.monotonic() + 5
-    while any(thread.name.startswith("encoder") for thread in threading.enumerate()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        encode_while_decoding(damaged, 40, preprocessor, engine := Encoder(40, slow.gate))
+    assert len(slow.in_flight) > 0 and engine.encoded <= len(slow.in_flight) + 1  # what had not begun is not encoded
     assert not any(thread.name.startswith("encoder") for thread in threading.enumerate())
 
 
