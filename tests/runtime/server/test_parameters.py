@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from refusal import naming
 
 from runtime.server import parameters
 from runtime.server.parameters import Inert, is_empty
@@ -95,9 +96,9 @@ def test_what_to_do_instead(names, remedy):
 
 def test_what_to_do_instead_in_a_message():
     remedies = {name: inert.remedy for name, inert in parameters.MESSAGE.items()}
-    assert remedies["function_call"] == remedies["tool_calls"] == "this server calls no tools; leave it out"
-    assert remedies["reasoning"] == remedies["reasoning_content"] == "these models do not reason apart; leave it out"
-    assert remedies["refusal"] == "leave it out, or say it as content"
+    assert remedies["function_call"] == remedies["tool_calls"] == parameters.OPENAI["tools"].remedy
+    assert remedies["reasoning"] == remedies["reasoning_content"] == parameters.OPENAI["reasoning_effort"].remedy
+    assert naming("content").match(remedies["refusal"])
 
 
 def test_an_object_is_the_same_with_parts_that_are_null_and_true_is_not_one():

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from refusal import naming
 
 from runtime.core.errors import UsageError
 from runtime.engine import EngineOptions
@@ -102,8 +103,7 @@ def test_a_port_that_is_taken_and_a_host_that_can_t_be_are_said_with_what_to_cha
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        message = f"^can't listen on 127.0.0.1:{port}: Address already in use.*; choose another --host or --port$"
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=naming(f"127.0.0.1:{port}", "Address already in use", "--port")):
             serve._listen(ServerOptions(port=port))
     for host in ("a..b", "a" * 64):
         with pytest.raises(UsageError, match=rf"{host}:0: .*--host"):
@@ -115,7 +115,7 @@ def test_it_listens_where_it_is_told(host, family):
     if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     with serve._listen(ServerOptions(host=host, port=0)) as listening:
-        assert listening.family == family and listening.getsockname()[0] == host and listening.getsockname()[1] > 0
+        assert listening.family == family and listening.getsockname()[0] == host
         socket.create_connection(listening.getsockname()[:2]).close()
 
 

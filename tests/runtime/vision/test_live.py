@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.chat import VideoChat
 from runtime.core.errors import VideoError
@@ -53,7 +54,7 @@ class TestTokens:
         live = LiveEncoder.open(split_bundle)
         live.push(frames(1)[0])
         live.clear()
-        with pytest.raises(VideoError, match="no frame has been pushed yet"):
+        with pytest.raises(VideoError, match=naming("frame")):
             live.tokens()
         images = frames(2, seed=1)
         for image in images:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.core.errors import EngineError, VideoError
 from runtime.engine import EngineOptions, TensorSpec
@@ -154,9 +155,9 @@ def test_what_is_no_frame_is_refused_and_not_kept(opened, bad):
 def test_before_the_first_frame_and_after_clearing_there_is_nothing(opened):
     live = opened(Clip())
     for _ in range(2):
-        with pytest.raises(VideoError, match="no frame has been pushed yet"):
+        with pytest.raises(VideoError, match=naming("frame")):
             live.tokens()
-        with pytest.raises(VideoError, match="no frame has been pushed yet"):
+        with pytest.raises(VideoError, match=naming("frame")):
             live.visual()
         live.push(frame(3))
         assert live.visual().clip.indices == (0, 0, 0, 0)
