@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from refusal import error_line, names_under, refused
+from refusal import error_line, names_under, naming, refused
 from trt_bundle import make_bundle
 from video_files import pattern, write_audio, write_video
 
@@ -173,7 +173,7 @@ class TestEngines:
         command = f"run `python -m runtime build {bundle} --backend tensorrt-rtx`"
 
         line = refused(capsys, main, *ask)
-        assert line == f"{bundle} has no tensorrt-rtx engine for vision: {command}"
+        assert naming(bundle, "vision", command).match(line)
 
         assert main(["build", str(bundle)]) == 0
         line = refused(capsys, main, *ask)

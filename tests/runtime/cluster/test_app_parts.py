@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import Response
+from refusal import naming
 
 from runtime.cluster import app
 from runtime.cluster.app import ClusterOptions
@@ -207,5 +208,5 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     loading = importlib.util.spec_from_file_location("a_second_one", app.__file__)
     module = importlib.util.module_from_spec(loading)
     monkeypatch.setitem(sys.modules, "a_second_one", module)
-    with pytest.raises(UserError, match=r'^serving on Ray needs the package "ray".*st-gridpool\[ray\]'):
+    with pytest.raises(UserError, match=naming('"ray"', "st-gridpool[ray]")):
         loading.loader.exec_module(module)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from refusal import naming
 
 from runtime.cluster.ray_session import session
 from runtime.core.errors import UsageError, UserError
@@ -89,5 +90,5 @@ def test_a_cluster_that_does_not_answer_is_said(ray, error):
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r'running on Ray needs the package "ray".*st-gridpool\[ray\]'), session(None, 1):
+    with pytest.raises(UserError, match=naming('"ray"', "st-gridpool[ray]")), session(None, 1):
         pass

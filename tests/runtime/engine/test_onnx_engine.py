@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.bundle import VISION
 from runtime.core.errors import EngineError
@@ -94,7 +95,7 @@ def test_cuda_without_a_gpu_wheel_names_the_way_out(bundle):
         pytest.skip("this onnxruntime has the CUDA provider")
     with pytest.raises(EngineError, match=r"pip uninstall onnxruntime.*\[gpu\]"):
         open_engine(bundle, VISION, "onnx", EngineOptions(device="cuda"))
-    with pytest.raises(EngineError, match="no backend can run vision on cuda"):
+    with pytest.raises(EngineError, match=naming("vision", "cuda")):
         open_engine(bundle, VISION, "auto", EngineOptions(device="cuda"))
 
 
@@ -177,14 +178,14 @@ class TestSession:
 
 
 def test_bytes_that_are_no_model_have_no_name():
-    with pytest.raises(EngineError, match=r"^ONNX Runtime \S+ can't load the model: "):
+    with pytest.raises(EngineError, match=naming("ONNX Runtime", "the model")):
         OnnxEngine.load(b"not a model")
 
 
 def test_a_device_of_another_backend_is_refused_by_name():
-    assert OnnxEngine.unavailable("npu") == "ONNX Runtime runs on cpu and cuda here, not on npu; --backend openvino has that device"
+    assert naming("cpu", "cuda", "npu", "--backend openvino").match(OnnxEngine.unavailable("npu"))
     assert OnnxEngine.unavailable("cpu") is None
-    with pytest.raises(EngineError, match=r"^backend onnx .*not on gpu"):
+    with pytest.raises(EngineError, match=naming("backend onnx", "gpu")):
         OnnxEngine.load(b"", EngineOptions(device="gpu"))
 
 

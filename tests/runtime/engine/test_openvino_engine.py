@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from refusal import naming
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export.decoder import Decoder
@@ -202,28 +203,28 @@ class TestSettings:
 class TestRefused:
     def test_feeds_of_another_shape_or_dtype(self, bundle):
         engine = open_engine(bundle, VISION, "openvino")
-        with pytest.raises(EngineError, match="pixel_values is float64, the graph takes float32"):
+        with pytest.raises(EngineError, match=naming("pixel_values", "float64", "float32")):
             engine.run({"pixel_values": np.zeros((16, 3, 126, 126))})
-        with pytest.raises(EngineError, match=r"pixel_values has shape \[1, 3, 126, 126\], the graph takes \[16, 3, 126, 126\]"):
+        with pytest.raises(EngineError, match=naming("pixel_values", "[1, 3, 126, 126]", "[16, 3, 126, 126]")):
             engine.run({"pixel_values": np.zeros((1, 3, 126, 126), np.float32)})
 
     @pytest.mark.parametrize(
-        ("device", "message"),
-        [("npu", "finds no device npu here, but cpu"), ("gpu.3", "finds no device gpu"), ("cuda", "runs on cpu, gpu, npu")],
+        ("device", "named"),
+        [("npu", ["npu", "cpu"]), ("gpu.3", ["gpu.3"]), ("cuda", ["cpu, gpu, npu"])],
     )
-    def test_a_device_that_is_not_here(self, bundle, device, message):
-        with pytest.raises(EngineError, match=message):
+    def test_a_device_that_is_not_here(self, bundle, device, named):
+        with pytest.raises(EngineError, match=naming(*named)):
             open_engine(bundle, VISION, "openvino", EngineOptions(device=device))
 
     def test_the_standard_spelling(self, bundle, monkeypatch):
         bundle = Bundle(bundle.path, replace(bundle.manifest, llm=replace(bundle.llm, attention="standard")))
-        with pytest.raises(EngineError, match="export with --attention portable"):
+        with pytest.raises(EngineError, match=naming("--attention portable")):
             open_engine(bundle, DECODER, "openvino")
 
     def test_a_file_that_is_no_model(self, tmp_path):
         graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Frobnicate(x) }")
         onnx.save(onnx.helper.make_model(graph), str(tmp_path / "m.onnx"))
-        with pytest.raises(EngineError, match=r"OpenVINO .* can't load .*m\.onnx: .*Frobnicate"):
+        with pytest.raises(EngineError, match=naming("OpenVINO", tmp_path / "m.onnx", "Frobnicate")):
             OpenVINOEngine.load(tmp_path / "m.onnx")
 
     def test_without_the_package(self, bundle, monkeypatch):

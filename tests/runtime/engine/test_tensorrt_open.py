@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from refusal import naming
 from tensorrt_on_host import FLOAT, Engine, Gpu, Module, double
 
 from runtime.core.errors import EngineError
@@ -54,7 +55,7 @@ class TestDeserialize:
     def test_an_engine_that_the_library_refuses_is_built_again(self, tmp_path: Path) -> None:
         file = tmp_path / "vision.engine"
         file.write_bytes(b"-")
-        with pytest.raises(EngineError, match=rf"{file}: broken; run `python -m runtime build b --backend tensorrt --force`"):
+        with pytest.raises(EngineError, match=naming(file, "broken", "`python -m runtime build b --backend tensorrt --force`")):
             tensorrt._deserialize("tensorrt", file, Path("b"))
 
 

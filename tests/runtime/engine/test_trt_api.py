@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from refusal import naming
 
 from runtime.core.errors import EngineError
 from runtime.engine import trt_api as trt
@@ -25,7 +26,7 @@ def test_a_package_that_is_there_and_does_not_load_says_why(tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     assert trt.installed("tensorrt") and "tensorrt" not in sys.modules
-    with pytest.raises(EngineError, match=r'does not load \(no libnvinfer\.so\.10\); .*--force-reinstall "st-gridpool\[gpu\]"'):
+    with pytest.raises(EngineError, match=naming("tensorrt", "no libnvinfer.so.10", '--force-reinstall "st-gridpool[gpu]"')):
         trt.load("tensorrt")
     monkeypatch.setitem(trt._PACKAGES, "tensorrt", ("no_such_package", "gpu"))
     assert not trt.installed("tensorrt")

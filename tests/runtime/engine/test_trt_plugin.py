@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
+from refusal import naming
 from trt_bundle import make_bundle
 
 from plugins.op import DOMAIN, NAME
@@ -56,7 +57,7 @@ def test_the_parser_is_told_to_prefer_plugins_or_left_no_other_choice(bundle, ha
 def test_a_plugin_is_refused_where_none_can_be(tmp_path):
     with pytest.raises(EngineError, match=r"--plugin aot .*--backend tensorrt;"):
         PluginChoice.parse("aot", "tensorrt-rtx")
-    with pytest.raises(EngineError, match=r"no plugin library at .*absent\.so"):
+    with pytest.raises(EngineError, match=naming(tmp_path / "absent.so")):
         PluginChoice.parse(str(tmp_path / "absent.so"), "tensorrt")
     assert PluginChoice.parse("none", "tensorrt-rtx") == PluginChoice()
 

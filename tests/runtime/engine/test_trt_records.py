@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from refusal import naming
 from trt_bundle import make_bundle
 
 from runtime.bundle import DECODER, VISION, Bundle
@@ -46,31 +47,29 @@ def test_one_that_serves_is_found_with_what_stands_beside_it(bundle: Bundle, gra
 
 
 @pytest.mark.parametrize(
-    ("entry", "record", "why"),
+    ("entry", "record", "named"),
     [
-        ({"onnx_sha256": "0" * 64}, {}, "was built from another ONNX graph"),
-        ({"plugin": "library"}, {}, f"needs {trt_records.PLUGIN_LIBRARY} beside it, which is missing"),
-        ({}, {"version": "10.2.0"}, "was built by version 10.2.0, here is 10.3.0"),
-        ({"size": 10}, {}, "is missing or truncated"),
-        ({}, {"target": "sm87"}, "was built for sm87, here is Test GPU (sm89)"),
+        ({"onnx_sha256": "0" * 64}, {}, ("ONNX",)),
+        ({"plugin": "library"}, {}, (trt_records.PLUGIN_LIBRARY, "missing")),
+        ({}, {"version": "10.2.0"}, ("10.2.0", "10.3.0")),
+        ({"size": 10}, {}, ("truncated",)),
+        ({}, {"target": "sm87"}, ("sm87", "Test GPU (sm89)")),
     ],
 )
-def test_why_one_does_not_serve(bundle: Bundle, entry: dict, record: dict, why: str) -> None:
+def test_why_one_does_not_serve(bundle: Bundle, entry: dict, record: dict, named: tuple[str, ...]) -> None:
     file = write(bundle, "tensorrt-sm89-fp32", entry, **record)
     remedy = f"run `python -m runtime build {bundle.path} --backend tensorrt`"
-    with pytest.raises(EngineError) as raised:
+    with pytest.raises(EngineError, match=naming(file, *named, remedy)):
         find_engine(bundle, "tensorrt", VISION)
-    assert str(raised.value) == f"{file} {why}: {remedy}"
-    with pytest.raises(EngineError) as raised:
+    with pytest.raises(EngineError, match=naming(file.parent / "llm/decoder.engine", remedy)):
         find_engine(bundle, "tensorrt", DECODER)
-    assert str(raised.value) == f"{file.parent / 'llm/decoder.engine'} was not built: {remedy}"
 
 
 def test_the_first_that_serves_is_taken_and_where_none_does_all_are_named(bundle: Bundle) -> None:
     old = write(bundle, "tensorrt-ampere-plus-fp32", version="10.2.0")
     other = write(bundle, "tensorrt-sm87-fp32", target="sm87")
     write(bundle, "tensorrt-rtx-any-fp32", backend="tensorrt-rtx", target="any")
-    with pytest.raises(EngineError, match=rf"^{old} was built by .+; {other} was built for sm87, "):
+    with pytest.raises(EngineError, match=naming(old, "10.2.0", other, "sm87")):
         find_engine(bundle, "tensorrt", VISION)
     serves = write(bundle, "tensorrt-sm89-fp32")
     assert find_engine(bundle, "tensorrt", VISION) == serves
@@ -122,7 +121,7 @@ def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: l
 def test_a_record_with_a_value_of_another_type_is_none(bundle: Bundle, entry: dict, record: dict) -> None:
     file = write(bundle, "tensorrt-sm89-fp32", entry, **record)
     assert trt_records.read_record(file.parent) is None
-    with pytest.raises(EngineError, match=rf"^{bundle.path} has no tensorrt engine for vision: run "):
+    with pytest.raises(EngineError, match=naming(bundle.path, "vision", "run `python -m runtime build")):
         find_engine(bundle, "tensorrt", VISION)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.core.errors import ContextError
 from runtime.llm.chat import DeadlineError, Usage
@@ -251,7 +252,7 @@ def test_a_clip_has_the_time_up_to_the_deadline(monkeypatch, deadline, seconds):
     monkeypatch.setattr(asyncio, "wait_for", wait_for)
     monkeypatch.setattr(request_clips, "time", SimpleNamespace(monotonic=lambda: 100.0))
     state = SimpleNamespace(clips=SimpleNamespace(get=get), metrics=Counted())
-    with pytest.raises(DeadlineError, match="deadline has passed while its clip was being encoded"):
+    with pytest.raises(DeadlineError, match=naming("deadline", "clip")):
         asyncio.run(encode(state, model(), "media", deadline))
     assert waits == [seconds]
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from manifests import WITHOUT_LLM
+from refusal import naming
 from trt_bundle import make_bundle
 
 from runtime.bundle import write_manifest
@@ -124,6 +125,6 @@ def test_a_card_says_what_a_bundle_is(opened):
 
 
 def test_a_name_that_is_not_served_is_not_found_and_the_nearest_is_named(opened):
-    with pytest.raises(ApiError, match='no model "othr"; did you mean "other"') as raised:
+    with pytest.raises(ApiError, match=naming('"othr"', '"other"')) as raised:
         opened["othr"]
     assert (raised.value.status, raised.value.code, raised.value.param) == (404, "model_not_found", "model")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusal import naming
 
 from runtime.bundle.manifest import Checkpoint, Compression
 from runtime.core.errors import BundleError
@@ -276,5 +277,5 @@ class TestLook:
     @pytest.mark.parametrize("names", [["compress/nsp", "visual_tokens"], ["vision/encoder", "visual_tokens"], []])
     def test_a_bundle_that_lists_no_stage_before_its_compression_is_refused(self, names):
         bundle = SimpleNamespace(path="b", manifest=SimpleNamespace(stages=[SimpleNamespace(name=name) for name in names]))
-        with pytest.raises(BundleError, match="b lists no stage before its compression; export it again"):
+        with pytest.raises(BundleError, match=naming("b", "stage")):
             look(bundle, "v")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from manifests import bundle_of
+from refusal import naming
 
 from runtime.bundle.manifest import FileEntry
 from runtime.core.errors import EngineError
@@ -134,7 +135,7 @@ def test_threads_are_powers_of_two_below_the_number_of_cores(monkeypatch, cores,
 
 def test_where_nothing_runs_every_reason_is_told():
     rows = [Measured("llm", name, 0, None, None, note) for name, note in (("onnx", "no room"), ("openvino", "no file"))]
-    with pytest.raises(EngineError, match="no backend could run: onnx: no room; openvino: no file"):
+    with pytest.raises(EngineError, match=naming("onnx: no room", "openvino: no file")):
         tune.choose(rows)
 
 
