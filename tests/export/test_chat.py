@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from refusal import naming
 
 from export.families.chat import read_chat, read_preprocessing, settings_not_applied
 from runtime.bundle.manifest import PromptInfo
@@ -50,7 +51,7 @@ class TestPreprocessing:
     @pytest.mark.parametrize("useless", [{"image_mean": [0] * 3}, {"size": SIZE}, ["size", "image_mean"]])
     def test_one_that_does_not_say_size_and_mean_is_passed_over(self, useless: Any) -> None:
         entries = [(*place, useless) for place in self.FILES[:3]]
-        with pytest.raises(CheckpointError, match=r"^C has no preprocessor_config\.json with size and image_mean; copy"):
+        with pytest.raises(CheckpointError, match=naming("C", "preprocessor_config.json", "size", "image_mean")):
             read_preprocessing(checkpoint(self.files(*entries)))
         last = (*self.FILES[3], processor(0.25))
         assert read_preprocessing(checkpoint(self.files(*entries, last)))[0].image_mean == (0.25,) * 3
@@ -88,12 +89,12 @@ class TestPreprocessing:
         if said:
             assert read_preprocessing(source)[1] == frames
         else:
-            with pytest.raises(CheckpointError, match=f"num_frames is {frames}; expected a positive number"):
+            with pytest.raises(CheckpointError, match=naming(f"num_frames is {frames}")):
                 read_preprocessing(source)
 
     @pytest.mark.parametrize("resample", [True, [3], 3.0, 6, None])
     def test_a_filter_is_a_number_of_pillows_or_a_name(self, resample: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"^C/preprocessor_config\.json describes no usable preprocessing: .*copy the"):
+        with pytest.raises(CheckpointError, match=naming("C/preprocessor_config.json")):
             read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample=resample)}))
         named = read_preprocessing(checkpoint({"preprocessor_config.json": processor(0, resample="box")}))[0]
         assert named.resample == "box"
@@ -134,39 +135,37 @@ class TestChat:
 
     @pytest.mark.parametrize("penalty", [9.9e-4, 1001])
     def test_a_penalty_that_logits_do_not_bear_is_refused(self, penalty: float) -> None:
-        with pytest.raises(CheckpointError, match=r"expected a number from 0\.001 to 1000, 1 for none"):
+        with pytest.raises(CheckpointError, match=naming("repetition_penalty", "0.001", 1000)):
             self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
 
     @pytest.mark.parametrize("added", [3, {"id": 4}, ["x"], [{}], [{"id": 4}], [{"id": "4", "content": "<video>"}], [{"id": True, "content": "a"}],
                                        [{"id": 4, "content": 5}], [*TOKENS["added_tokens"], None]])  # fmt: skip
     def test_added_tokens_are_objects_with_a_number_and_a_text(self, added: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"^C: tokenizer\.json lists no added_tokens with id and content"):
+        with pytest.raises(CheckpointError, match=naming("C", "tokenizer.json", "added_tokens", "id", "content")):
             self.read(tokenizer={"added_tokens": added})
 
     @pytest.mark.parametrize("tokenizer", [{}, {"added_tokens": None}, {"added_tokens": [{"id": 5, "content": "<video>"}]}])
     def test_the_video_token_is_an_added_one(self, tokenizer: dict[str, Any]) -> None:
-        with pytest.raises(
-            CheckpointError, match=r"video token id 4 is not a special token of tokenizer\.json; .* such as a/published"
-        ):
+        with pytest.raises(CheckpointError, match=naming("token id 4", "tokenizer.json", "a/published")):
             self.read(tokenizer=tokenizer)
 
     def test_a_checkpoint_without_a_tokenizer_is_refused(self) -> None:
-        with pytest.raises(CheckpointError, match=r"^C has no tokenizer\.json; save it"):
+        with pytest.raises(CheckpointError, match=naming("C", "tokenizer.json")):
             self.read(tokenizer=None)
 
     @pytest.mark.parametrize("ends", [None, [], "2", [2, "3"], ["3", 2], [None], True, 2.0])
     def test_ends_are_numbers_of_tokens(self, ends: Any) -> None:
-        with pytest.raises(CheckpointError, match="names no eos_token_id, neither in"):
+        with pytest.raises(CheckpointError, match=naming("eos_token_id")):
             self.read({"text_config": {"eos_token_id": 2}}, generation_config={"eos_token_id": ends})
 
     def test_no_end_anywhere_is_refused(self) -> None:
         for config in ({}, {"text_config": None}):
-            with pytest.raises(CheckpointError, match=r"names no eos_token_id, .* \(it is None\)"):
+            with pytest.raises(CheckpointError, match=naming("eos_token_id", None)):
                 self.read(config, generation_config={})
 
     @pytest.mark.parametrize("penalty", ["1.1", True, [1.1], float("nan"), 0])
     def test_a_penalty_is_a_number(self, penalty: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"^C/generation_config\.json: repetition_penalty is"):
+        with pytest.raises(CheckpointError, match=naming("C/generation_config.json", "repetition_penalty")):
             self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
 
     @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ class TestChat:
     def test_what_holds_no_default_template_is_passed_over(self, value: Any) -> None:
         entry = {"chat_template": value}
         assert self.read(chat_template=entry, tokenizer_config={"chat_template": "K"}).template == "K"
-        with pytest.raises(CheckpointError, match=r"^C has no chat template; expected chat_template\.jinja or"):
+        with pytest.raises(CheckpointError, match=naming("C", "chat template", "chat_template.jinja")):
             self.read(chat_template=entry, tokenizer_config=None)
 
     def test_the_default_is_found_behind_entries_of_other_kinds(self) -> None:
@@ -198,7 +197,7 @@ class TestChat:
 
     @pytest.mark.parametrize(("ends", "vocabulary"), [([9], 9), ([-1, 9], 9)])
     def test_an_answer_must_be_able_to_end(self, ends: list[int], vocabulary: int) -> None:
-        with pytest.raises(CheckpointError, match=r"none of them a token of the LLM \(its vocab_size is 9\)"):
+        with pytest.raises(CheckpointError, match=naming("eos_token_id", "vocab_size is 9")):
             self.read(generation_config={"eos_token_id": ends}, vocabulary=vocabulary)
         for inside in (0, 8):
             assert self.read(generation_config={"eos_token_id": [*ends, inside]}, vocabulary=vocabulary).eos_token_ids[-1] == inside
@@ -223,7 +222,7 @@ class TestChat:
         chat = read_chat(checkpoint(self.FILES, tmp_path), 4, 9, "a/published")
         assert (chat.template, chat.template_file) == ("{{ 'é' }}", "chat_template.jinja")
         (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-        with pytest.raises(CheckpointError, match=r"chat_template\.jinja can't be read \(.*\); copy the checkpoint's own"):
+        with pytest.raises(CheckpointError, match=naming(tmp_path / "chat_template.jinja")):
             read_chat(checkpoint(self.FILES, tmp_path), 4, 9, "a/published")
 
 

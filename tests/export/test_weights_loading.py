@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusal import naming
 from safetensors.torch import save_file
 
 from export.weights import _method, check_finite, check_weights, load_weights, weight_files, weights_sha256
@@ -69,7 +70,7 @@ class TestLoading:
         check_weights(checkpoint, torch.nn.Linear(2, 3, device="meta"), rename)
         for call, arguments in ((check_finite, ()), (load_weights, (torch.nn.Linear(2, 3),))):
             line = refused(lambda: call(checkpoint, *arguments, rename))  # noqa: B023
-            assert line == f"{checkpoint.path}: net.weight has NaN or infinite values; download or train it again"
+            assert naming(checkpoint.path, "net.weight", "NaN").match(line)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     def test_every_float_is_taken(self, checkpoint, dtype):
@@ -96,7 +97,7 @@ class TestLoading:
     def test_three_unknown_weights_are_named_and_more_are_counted(self, checkpoint, extra, named):
         save(checkpoint, net_weight=W, net_bias=B, **{f"net_{name}": B for name in "dcba"[4 - extra :]})
         line = refused(check_weights, checkpoint, torch.nn.Linear(2, 3), rename)
-        assert line == f"{checkpoint.path} has unknown weights: net.{named}; its config and weights do not belong together"
+        assert naming(checkpoint.path, f"unknown weights: net.{named};").match(line)
 
     def test_what_is_quantized_matters_only_in_the_half_that_is_asked_for(self, checkpoint):
         save(checkpoint, net_weight=W, net_bias=B, llm_qweight=B)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from refusal import naming
 
 from export.compress import PRESETS, make
 from runtime.core.errors import SpecError
@@ -125,7 +126,7 @@ def test_a_clip_of_nothing_is_refused(grid):
 
 @pytest.mark.parametrize("shape", [(8, 6, 6), (8, 6, 6, 3, 1), (7, 6, 6, 3), (8, 7, 6, 3)])
 def test_tokens_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"got tokens of shape .* this compressor was made for \[8, 6, 6, D\]"):
+    with pytest.raises(ValueError, match=naming(list(shape), "[8, 6, 6, D]")):
         make("nsp", 8, 6, 6)(torch.zeros(shape))
 
 

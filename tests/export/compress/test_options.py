@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
+from refusal import naming
 
 from export.compress import PRESETS, STAGES, expand, make, presets
 from plugins.spec import Parsed, format, option, parse
@@ -147,5 +148,5 @@ def test_a_pyramid_of_segments_needs_the_frames_of_its_widest_one(frames):
     if frames == 4:
         assert make("segmean:levels=2", 4, 1, 1).num_tokens == 3
     else:
-        with pytest.raises(SpecError, match="segmean: levels 2 spans 4 frames, the clip has 3; choose fewer levels"):
+        with pytest.raises(SpecError, match=naming("segmean", "levels 2", "4 frames", 3)):
             make("segmean:levels=2", frames, 1, 1)
