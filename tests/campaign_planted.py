@@ -123,7 +123,7 @@ def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
     yield "interrupt", stop(run, interrupts, tokens)
     yield "kill of batch", stop(run, kills, batch)
     kills.changes["tokens"] = interrupts.changes["tokens"] = 3
-    with patch("runtime.core.files.atomic_file", written_in_place):
+    with patch("runtime.cli.tokens.atomic_file", written_in_place):
         yield "kill, written in place", stop(run, kills, tokens, shares=[0.5])
     with patch.object(Parts, "write", lambda self, rows: (write(self, rows), write(self, rows))[0]):
         yield "rows twice", stop(run, kills, batch, shares=[0.99])
@@ -150,7 +150,7 @@ def commands(run: Run) -> Iterator[tuple[str, list[str]]]:
     plan = {"job": "tokens", "share": 0.05}
     fault, full = disk.stopped(run, plan)
     yield "disk full", [fault.signature] if fault else [f"full: {full}"]
-    with patch("runtime.core.files.atomic_file", written_in_place):
+    with patch("runtime.cli.tokens.atomic_file", written_in_place):
         fault, _ = disk.stopped(run, plan)
         yield "disk full, written in place", [fault.signature] if fault else []
 
