@@ -59,7 +59,7 @@ def connected(app: Callable, header_seconds: float = 20) -> tuple[protocol.Bound
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         await asyncio.sleep(0.005)
