@@ -11,6 +11,7 @@ import onnx
 from export.quantize.report import Report
 from export.tensorrt import parse_with_rtx, require
 from export.verify import StageResult
+from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import LLMInfo, PassReport, StageTensor
 from runtime.core.errors import ExportError
 
@@ -35,7 +36,7 @@ def base_dtype(precision: str) -> str:
 
 def check_tensorrt(directory: Path, graph: str, release: str | None) -> dict[str, str]:
     """{check: result} of a written graph; ExportError where TensorRT `release`, or an installed TensorRT-RTX, does not parse it."""
-    path, results = directory / f"{graph}.onnx", {}
+    path, results = directory / file_of(graph), {}
     if release:
         require(onnx.load(str(path), load_external_data=False), release)
         results[f"{graph}: operators of TensorRT {release}"] = "all nodes supported"

@@ -35,6 +35,7 @@ from export.surgeon import run_passes
 from export.trace import trace_decoder
 from export.verify import StageResult, verify_batch, verify_float16, verify_llm
 from runtime.bundle import DECODER, DECODER_BATCH, Bundle
+from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import LLMInfo, PassReport
 from runtime.core.progress import step
 from runtime.prompt.embeddings import ROWS, SCALES
@@ -54,7 +55,7 @@ def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) ->
     assert llm is not None
     precision, block = llm_precision(options.of_llm)
     dtype = base_dtype(precision)
-    path = directory / f"{DECODER}.onnx"
+    path = directory / file_of(DECODER)
     with step("reading the LLM"):
         causal_lm = plan.family.load_llm(plan.checkpoint)
     decoder = Decoder(causal_lm, llm.max_context, options.attention)
@@ -91,7 +92,7 @@ def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) ->
         info = replace(info, precision=precision, block=block or None)
         verified += _compare(_bundle(directory, plan, info), expected)
     model, reports = run_passes(model, ["batch"], graph=DECODER_BATCH, directory=path.parent)
-    onnx.save(model, str(directory / f"{DECODER_BATCH}.onnx"))
+    onnx.save(model, str(directory / file_of(DECODER_BATCH)))
     passes += reports
     tensorrt = check_tensorrt(directory, DECODER, options.tensorrt)
 

@@ -34,6 +34,7 @@ from export.surgeon.split import split
 from export.trace import trace_vision
 from export.verify import StageResult, verify_float16, verify_frame_by_frame, verify_vision
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
+from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import PassReport, StageTensor
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
@@ -52,7 +53,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
     inputs, pixels = reference.make_clip(source, plan.frames, plan.input)
     with step("tracing the vision encoder"):
         module = copy.deepcopy(vision).half() if dtype == "fp16" else vision
-        traced = trace_vision(module, _tensor(inputs, dtype), directory / f"{VISION}.onnx", OPSET[options.attention])
+        traced = trace_vision(module, _tensor(inputs, dtype), directory / file_of(VISION), OPSET[options.attention])
         del module
     with step("surgeon passes on the vision encoder"):
         model, passes = run_passes(traced.model, graph=VISION, directory=directory, precision=dtype)
@@ -71,14 +72,14 @@ def export_vision(directory: Path, plan: Plan) -> Component:
     passes += reports
     # last, because inside the function that a plugin may replace nothing can be looked at any more
     final, reports = _fuse(drop_outputs(model, traced.stages.values()), directory, VISION, plan)
-    onnx.save(final, str(directory / f"{VISION}.onnx"))
+    onnx.save(final, str(directory / file_of(VISION)))
     passes += reports
     tensorrt: dict[str, str] = {}
     for graph in (VISION, *graphs) if options.split else (VISION,):
         tensorrt |= check_tensorrt(directory, graph, options.tensorrt)
 
     with step("comparing the graph that runs frame by frame"):
-        engine = vision_engine(*(OnnxEngine.load(directory / f"{graph}.onnx") for graph in graphs))
+        engine = vision_engine(*(OnnxEngine.load(directory / file_of(graph)) for graph in graphs))
         verified.append(verify_frame_by_frame(engine, vision, tokens, expected, options.precision))
         engine.close()
     if dtype == "fp16":
@@ -108,7 +109,7 @@ def _quantize(
 ) -> tuple[onnx.ModelProto, list[PassReport], Report]:
     """The structure of the graph in int8, still with its stages as outputs; its weights replace those in `directory`."""
     stages = [output.name for output in model.graph.output][1:]
-    path = directory / f"{VISION}.onnx"
+    path = directory / file_of(VISION)
     with step("quantising the vision encoder"):
         joined, reports = run_passes(with_weights(model, directory), ["join_matmuls"], graph=VISION, directory=directory)
         clips = Clips(plan.preprocessing, plan.options.calibrate)
@@ -120,7 +121,7 @@ def _quantize(
 def _write_loop(model: onnx.ModelProto, directory: Path, plan: Plan, stages: list[str]) -> tuple[list[str], list[PassReport]]:
     """Write the graph that runs frame by frame in a Loop; its name in a list."""
     looped, reports = run_passes(model, ["frame_loop"], graph=VISION_LOOP, directory=directory)
-    onnx.save(drop_outputs(looped, stages), str(directory / f"{VISION_LOOP}.onnx"))
+    onnx.save(drop_outputs(looped, stages), str(directory / file_of(VISION_LOOP)))
     return [VISION_LOOP], reports
 
 
@@ -130,9 +131,9 @@ def _write_split(model: onnx.ModelProto, directory: Path, plan: Plan, stages: li
     encoder, compressor = split(drop_outputs(looped, stages), plan.vision.grid)
     note = f"{len(compressor.graph.node)} nodes left for the compressor"
     report = PassReport(VISION_ENCODER, "split", len(encoder.graph.node), note)
-    onnx.save(encoder, str(directory / f"{VISION_ENCODER}.onnx"))
+    onnx.save(encoder, str(directory / file_of(VISION_ENCODER)))
     compressor, reports = _fuse(compressor, directory, VISION_COMPRESSOR, plan)
-    onnx.save(compressor, str(directory / f"{VISION_COMPRESSOR}.onnx"))
+    onnx.save(compressor, str(directory / file_of(VISION_COMPRESSOR)))
     return [VISION_ENCODER, VISION_COMPRESSOR], [report, *reports]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import runtime.cli.arguments
 from runtime.__main__ import main
 from runtime.engine import EngineOptions
 
@@ -28,7 +27,7 @@ class Commands:
             return SimpleNamespace(options=engine.on("cpu" if backend == "onnx" else "cuda"), note="")
 
         monkeypatch.setattr("runtime.bundle.Bundle.open", opened)
-        monkeypatch.setattr(runtime.cli.arguments, "place", place)
+        monkeypatch.setattr("runtime.engine.place.place", place)
 
     def answering(self, name: str, result: Any, of: int = 1) -> None:
         """Let the function `name` return `result`; its last `of` arguments are noted."""

@@ -14,18 +14,16 @@ from pathlib import Path
 
 import pytest
 from refusal import error_line, names_under, naming, refused
-from trt_bundle import make_bundle
+from trt_bundle import make_bundle, needs_rtx
 from video_files import pattern, write_audio, write_video
 
 from runtime.__main__ import main
 from runtime.bundle import Bundle
 from runtime.engine import cuda
-from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTRTXEngine
 from runtime.prompt import Prompt
 
 QUESTION = "what color is the cross ?"
-needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 
 
 @pytest.fixture

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import pytest
 from refusal import error_line, naming
-from trt_bundle import make_bundle
+from trt_bundle import make_bundle, needs_rtx
 
 from runtime.bundle import Bundle
-from runtime.engine import trt_api as trt
 
 ROOT = Path(__file__).parents[1]
-needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 
 # Each is the end of a step: the next one is at work when the signal comes. The two signals take turns; the campaign sends both at any time.
 EXPORT_STEPS = [

@@ -11,13 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from manifests import MANIFEST
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import DECODER, VISION, Bundle, write_manifest
 from runtime.bundle.manifest import Limits
+from runtime.engine import cuda, trt_api
+from runtime.engine.trt_build import BuildOptions
 
 CONTEXT = 64
+RTX = BuildOptions(backend="tensorrt-rtx")
+HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
+ORIN = cuda.Gpu("Orin", (8, 7), 8 << 30)
+
+needs_rtx = pytest.mark.skipif(not trt_api.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
 
 
 def make_bundle(directory: Path, seed: int = 0, vision_op: str = "Tanh") -> Bundle:

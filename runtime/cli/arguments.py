@@ -13,7 +13,6 @@ from runtime.core.errors import UsageError, nearest
 from runtime.core.options import nested
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import place
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -49,14 +48,6 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def open_bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
     return Bundle.open(args.bundle, verify=verify, progress=log if verify else None)
-
-
-def placed(bundle: Bundle, backend: str, engine: EngineOptions) -> EngineOptions:
-    """`engine` with a device; where `auto` had a choice, it is logged."""
-    placement = place(bundle, backend, engine)
-    if placement.note:
-        log(placement.note)
-    return placement.options
 
 
 def print_result(args: argparse.Namespace, data: Any, text: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from runtime.cli.arguments import add_bundle, open_bundle, placed, print_result
+from runtime.cli.arguments import add_bundle, open_bundle, print_result
 from runtime.core.options import add_options, options_from_args
+from runtime.engine.place import placed
 from runtime.tools import bench
 
 

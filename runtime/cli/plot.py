@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.cli.arguments import add_bundle, open_bundle, placed, print_result
+from runtime.cli.arguments import add_bundle, open_bundle, print_result
 from runtime.core.options import add_options, options_from_args
 from runtime.engine import EngineOptions
+from runtime.engine.place import placed
 from runtime.tools import plot
 
 

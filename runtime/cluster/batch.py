@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import Bundle
+from runtime.bundle import VISION, Bundle
+from runtime.bundle.graphs import file_of
 from runtime.cluster.files import videos_of
 from runtime.cluster.parts import Parts
 from runtime.cluster.worker import Worker
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import place
+from runtime.engine.place import placed
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,11 @@ class BatchResult:
 def run(bundle_path: Path, arguments: Sequence[str], out: Path, options: BatchOptions = BatchOptions()) -> BatchResult:
     """Encode the files that are not done yet. UserError if the job can't run; a file's error goes into its row."""
     bundle = Bundle.open(bundle_path)
-    bundle.file("vision.onnx")  # its error says how to get one
+    bundle.file(file_of(VISION))  # its error says how to get one
     parts, videos, start = Parts(out, bundle), videos_of(arguments), time.perf_counter()
     runner = _runner(options)
-    note = place(bundle, options.backend, options.engine).note if runner == "local" else ""
-    if note:
-        log(note)
+    if runner == "local":
+        placed(bundle, options.backend, options.engine)  # says where the workers will run
     with parts.locked():
         done = parts.done(options.retry_errors)
         left = [path for path in videos if path not in done]

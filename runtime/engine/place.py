@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError
+from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine.onnx import has_cuda_provider
 from runtime.engine.protocol import EngineOptions
@@ -54,6 +55,14 @@ def place(bundle: Bundle, backend: str = "auto", options: EngineOptions = Engine
             return Placement(on_gpu, f"device cuda: {gpus[0].name}, backend {name}")
         reasons.append(f"{name}: {reason}")
     return Placement(on_cpu, f"device cpu, not {gpus[0].name}: {'; '.join(reasons)}")
+
+
+def placed(bundle: Bundle, backend: str = "auto", options: EngineOptions = EngineOptions()) -> EngineOptions:
+    """The options of `place`; where "auto" had a choice, the reason is logged."""
+    placement = place(bundle, backend, options)
+    if placement.note:
+        log(placement.note)
+    return placement.options
 
 
 def _missing(bundle: Bundle, backend: str) -> str | None:

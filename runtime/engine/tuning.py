@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import Bundle
+from runtime.bundle.graphs import component_of
 from runtime.core.files import atomic_file
 from runtime.core.machine import cache_directory, cores, cpu_model
 
@@ -65,7 +66,7 @@ def file_of(bundle: Bundle) -> Path:
 
 def component_name(graph: str) -> str:
     """ "vision" or "llm"."""
-    return graph.partition(".")[0].partition("/")[0]
+    return component_of(graph).partition("/")[0]
 
 
 def machine() -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ClipStore:
         return len(self._kept)
 
     async def get(self, encoder: ClipEncoder, media: Media) -> tuple[EncodedClip, bool]:
-        """(the clip, whether it was in the cache). `media` is closed as soon as it is not needed any more."""
+        """The clip, and whether the cache had it. `media` is closed as soon as it is no longer needed."""
         key = encoder.key(media)
         if key in self._kept:
             media.close()

@@ -15,7 +15,7 @@ from runtime.bundle.graph_file import read_graph
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.engine.place import place
-from runtime.tools.stages import is_compression
+from runtime.tools.stages import first_compression
 from runtime.vision.engine import VisionEngine, open_vision, vision_engine
 
 TOKEN_NORMS = "token_norms"
@@ -38,7 +38,7 @@ def _with_norms(bundle: Bundle) -> bytes | None:
     except ImportError:
         return None
     stages = bundle.manifest.stages
-    first = next((at for at, stage in enumerate(stages) if is_compression(stage.name)), 0)
+    first = first_compression([stage.name for stage in stages])
     if not first:
         return None
     tensor = stages[first - 1].tensor

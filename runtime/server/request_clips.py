@@ -29,7 +29,7 @@ async def stored(state: State, asked: list[MediaUrl]) -> Media:
 
 
 async def encode(state: State, model: ServedModel, media: Media, deadline: float) -> tuple[EncodedClip, bool]:
-    """(the clip, whether it was in the cache), counted in the metrics; DeadlineError where there is no time left."""
+    """The clip, and whether the cache had it; updates the metrics. DeadlineError once the deadline has passed."""
     try:
         clip, was_there = await asyncio.wait_for(state.clips.get(model.encoder, media), max(0.0, deadline - time.monotonic()))
     except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11

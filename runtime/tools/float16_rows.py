@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
+from runtime.bundle.graphs import file_of
 from runtime.core.errors import NonFiniteError
 from runtime.engine import Engine
 from runtime.engine.onnx import OnnxEngine
@@ -42,7 +43,7 @@ def compare_llm_float16(bundle: Bundle, expected: LLMReference) -> list[Row]:
     decoder = LocalDecoder(bundle, _engine(bundle.path, DECODER))
     rows = compare_llm(decoder, prompt, short, _PRECISION)
     decoder.engine.close()
-    if (bundle.path / f"{DECODER_BATCH}.onnx").exists():
+    if (bundle.path / file_of(DECODER_BATCH)).exists():
         rows.append(_compare_batch(bundle, prompt.embed(expected.ids, expected.visual_tokens)[0], expected))
     return [_named(row) for row in rows]
 
@@ -94,7 +95,7 @@ def _compare_batch(bundle: Bundle, prompt: np.ndarray, expected: LLMReference) -
 def _parts(directory: Path) -> list[onnx.ModelProto]:
     """The graph of one frame and the graph of a clip's features; the one over all frames where nothing goes frame by frame."""
     models: Mapping[str, Path] = {
-        name: directory / f"{name}.onnx" for name in (VISION_ENCODER, VISION_COMPRESSOR, VISION_LOOP, VISION)
+        name: directory / file_of(name) for name in (VISION_ENCODER, VISION_COMPRESSOR, VISION_LOOP, VISION)
     }
     if models[VISION_ENCODER].exists():
         return [_structure(models[VISION_ENCODER]), _structure(models[VISION_COMPRESSOR])]
@@ -106,7 +107,7 @@ def _parts(directory: Path) -> list[onnx.ModelProto]:
 
 
 def _engine(directory: Path, graph: str) -> Engine:
-    path = directory / f"{graph}.onnx"
+    path = directory / file_of(graph)
     engine: Any = OnnxEngine.load(rounded(_structure(path)).SerializeToString(), data=path.parent, as_written=True)
     return engine
 

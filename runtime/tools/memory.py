@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
+from runtime.bundle.graphs import file_of
 from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
 from runtime.core.errors import BundleError
 from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
@@ -39,7 +40,7 @@ def graph_memory(bundle: Bundle, graph: str) -> GraphMemory:
     """Count `graph`; without the package onnx its weights alone, by the size of its files."""
     path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
-    on_disk = sum(bundle.manifest.files[name].size for name in (f"{graph}.onnx", *shared))
+    on_disk = sum(bundle.manifest.files[name].size for name in (file_of(graph), *shared))
     try:
         from runtime.tools import liveness
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, UserError
-from runtime.core.progress import log, step
+from runtime.core.progress import step
 from runtime.engine import BACKENDS, EngineOptions, backend_class
-from runtime.engine.place import place
+from runtime.engine.place import placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
 from runtime.tools import reference
@@ -63,17 +63,12 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
     for backend in dict.fromkeys(backends or BACKENDS):
         kind = backend_class(backend)
         # --device is for backends that have the choice; TensorRT has only the GPU
-        if backend.startswith("tensorrt"):
-            placed = replace(options, device="cuda")
-        else:
-            placement = place(bundle, backend, options)
-            if placement.note:
-                log(placement.note)
-            placed = placement.options
-        reason = None if backends else kind.unavailable(placed.device)
+        only_gpu = backend.startswith("tensorrt")
+        here = replace(options, device="cuda") if only_gpu else placed(bundle, backend, options)
+        reason = None if backends else kind.unavailable(here.device)
         if reason is None:
             try:
-                rows += _compare_backend(bundle, backend, placed)
+                rows += _compare_backend(bundle, backend, here)
             except BundleError:
                 raise
             except UserError as error:

@@ -20,7 +20,7 @@ from runtime.core.errors import BundleError
 from runtime.engine import EngineOptions
 from runtime.media.clip import Clip
 from runtime.media.preprocess import Preprocessor, load_clip
-from runtime.tools.stages import is_compression, run_stages
+from runtime.tools.stages import first_compression, run_stages
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
     """Run the video through the graph and take norms and weights from its stages."""
     manifest = bundle.manifest
     names = [stage.name for stage in manifest.stages]
-    first = next((at for at, name in enumerate(names) if is_compression(name)), 0)
+    first = first_compression(names)
     if first == 0:
         raise BundleError(f"{bundle.path} lists no stage before its compression; export it again")
     spec = parse(manifest.compression.spec, OPTIONS, others=True)

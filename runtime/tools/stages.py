@@ -8,7 +8,7 @@ T frames, H, W patch rows and columns, C encoder width, D hidden, N visual token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,11 @@ class Stages:
         names = list(self.ranks)
         first = next((at for at, name in enumerate(names) if is_compression(name) and self.ranks[name] == 2), len(names))
         return frozenset(names[first:])
+
+
+def first_compression(names: Sequence[str]) -> int:
+    """The index of the first compression stage among the stages' names; 0 where there is none."""
+    return next((at for at, name in enumerate(names) if is_compression(name)), 0)
 
 
 def is_compression(stage: str) -> bool:

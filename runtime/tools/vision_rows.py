@@ -17,7 +17,7 @@ from runtime.engine import EngineOptions
 from runtime.tools import reference
 from runtime.tools.compare import compare
 from runtime.tools.rows import Row, row_of
-from runtime.tools.stages import VISUAL_TOKENS, Stages, is_compression, run_stages
+from runtime.tools.stages import VISUAL_TOKENS, Stages, first_compression, run_stages
 from runtime.vision.engine import open_vision
 
 BATCHED = f"{VISUAL_TOKENS} (batched)"  # of vision.onnx, where the engine that answers runs frame by frame through other graphs
@@ -45,7 +45,7 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
     if batched is not None and (bundle.is_split or bundle.has(VISION_LOOP)):
         got[BATCHED] = batched
     got |= answered
-    first = next((at for at, name in enumerate(strides) if is_compression(name)), 0)
+    first = first_compression(list(strides))
     before = list(strides)[first - 1] if FEATURES in got else None
     expected = reference.outputs(bundle, "stages", before) if len(got) > 1 else {}
     truth = reference.outputs(bundle, "torch", VISUAL_TOKENS)[VISUAL_TOKENS]  # all values of the tokens are kept
@@ -59,7 +59,8 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
         from runtime.tools import float16_rows
 
         with step("computing the vision encoder in float16"):
-            last = list(inner.ranks)[next(at for at, name in enumerate(inner.ranks) if is_compression(name)) - 1]
+            names = list(inner.ranks)
+            last = names[first_compression(names) - 1]
             selected = VISUAL_TOKENS in inner.selected
             rows += float16_rows.compare_vision_float16(bundle.path, feed, inner.tensors[last], truth, selected)
     return rows

@@ -184,7 +184,7 @@ def test_the_last_token_without_an_embedding_is_named(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("step", "error", "message"),
     [
-        ("tokenizer", BundleError("t is no tokenizer"), r"^t is no tokenizer$"),
+        ("tokenizer", BundleError("t is not a tokenizer"), r"^t is not a tokenizer$"),
         ("render", PromptError("it refuses"), r"^checkpoint/template\.json: it refuses$"),
         ("around", PromptError("it refuses"), r"^checkpoint/template\.json: it refuses$"),
         (

@@ -12,7 +12,6 @@ import pytest
 from cli_commands import Commands
 from refusal import refused
 
-import runtime.cli.arguments
 from runtime.__main__ import main
 from runtime.cli.commands import COMMANDS
 from runtime.cluster.batch import BatchOptions, BatchResult
@@ -108,16 +107,6 @@ def test_the_result_alone_is_on_stdout(tools: Commands, line: str, out: str) -> 
 def test_rows_with_errors_are_exit_code_1(tools: Commands) -> None:
     tools.answering("runtime.cluster.batch.run", BatchResult(2, 0, 1, 1, 1.0, "local"))
     assert tools("batch", "v.mp4", "--out", "o")[0] == 1
-
-
-@pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
-def test_where_auto_had_a_choice_it_is_logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
-    asked = []
-    placement = SimpleNamespace(options=EngineOptions("cpu", 2), note=note)
-    monkeypatch.setattr(runtime.cli.arguments, "place", lambda *arguments: asked.append(arguments) or placement)
-    assert runtime.cli.arguments.placed("bundle", "onnx", EngineOptions("auto", 2, True)) == placement.options
-    assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
-    assert capsys.readouterr().err == (f"{note}\n" if note else "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

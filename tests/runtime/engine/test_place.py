@@ -19,18 +19,7 @@ from runtime.engine import onnx as onnx_engine
 from runtime.engine.open import _order
 from runtime.engine.place import place
 
-GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "gpus", lambda: (GPU,))
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "gpus", lambda: ())
 
 
 @pytest.fixture

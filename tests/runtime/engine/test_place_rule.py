@@ -107,3 +107,13 @@ def test_tensorrt_needs_engines_of_the_graphs_that_answer_questions(here, monkey
     monkeypatch.setattr(place, "find_engine", lambda bundle, backend, graph: asked.append(graph))
     assert place.place(bundle_of(*files, split=split)).options.device == "cuda"
     assert asked == graphs
+
+
+@pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
+def test_where_auto_had_a_choice_it_is_logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
+    asked = []
+    placement = place.Placement(EngineOptions("cpu", 2), note)
+    monkeypatch.setattr(place, "place", lambda *arguments: asked.append(arguments) or placement)
+    assert place.placed("bundle", "onnx", EngineOptions("auto", 2, True)) == placement.options
+    assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
+    assert capsys.readouterr().err == (f"{note}\n" if note else "")

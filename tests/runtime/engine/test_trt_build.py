@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from manifests import WITHOUT_LLM
 from refusal import naming
-from trt_bundle import make_bundle
+from trt_bundle import HERE, RTX, make_bundle, needs_rtx
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError, UserError
@@ -25,10 +25,6 @@ from runtime.engine import trt_build as build_module
 from runtime.engine.trt_build import BuildOptions, build
 from runtime.engine.trt_plugin import LIBRARY, NONE, PluginChoice
 from runtime.engine.trt_records import dimension_names
-
-needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
-RTX = BuildOptions(backend="tensorrt-rtx")
-HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
 
 
 @pytest.fixture

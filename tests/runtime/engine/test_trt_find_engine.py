@@ -6,18 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from trt_bundle import make_bundle
+from trt_bundle import HERE, RTX, make_bundle, needs_rtx
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
-from runtime.engine import trt_api as trt
 from runtime.engine.trt_build import BuildOptions, build
 from runtime.engine.trt_records import find_engine
-
-needs_rtx = pytest.mark.skipif(not trt.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed: pip install .[rtx]")
-RTX = BuildOptions(backend="tensorrt-rtx")
-HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from refusal import naming
+from trt_bundle import HERE, ORIN
 
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, UserError
@@ -17,19 +18,6 @@ from runtime.engine import cuda, trt_build
 from runtime.engine import trt_api as facade
 from runtime.engine.trt_build import BuildOptions, build
 from runtime.engine.trt_target import backend_that_builds, resolved_target, runs_on
-
-HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
-GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "gpus", lambda: (GPU,))
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "gpus", lambda: ())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +117,7 @@ class TestBuildBackend:
 
             monkeypatch.setattr(facade, "installed", lambda backend: backend in packages)
             monkeypatch.setattr(facade, "load", load)
-            monkeypatch.setattr(cuda, "gpus", lambda: () if no_gpu else (GPU,))
+            monkeypatch.setattr(cuda, "gpus", lambda: () if no_gpu else (ORIN,))
             monkeypatch.setattr(cuda, "no_gpu", lambda: no_gpu)
 
         return make

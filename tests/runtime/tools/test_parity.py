@@ -151,8 +151,7 @@ class TestBackends:
         monkeypatch.setattr(parity, "backend_class", lambda name: kind)
         monkeypatch.setattr(parity, "_compare_backend", compare)
         monkeypatch.setattr(
-            parity,
-            "place",
+            "runtime.engine.place.place",
             lambda _, name, given: Placement(replace(given, device=placed[name]), f"a note on {name}" * (name == "onnx")),
         )
         return machine
