@@ -37,7 +37,7 @@ def onnx_errors(path: Path) -> Iterator[None]:
     """What the onnx package raises about a file, as a BundleError: its readers and checks have no common class of errors."""
     try:
         yield
-    except UserError:
+    except (UserError, ImportError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -14,14 +14,7 @@ from typing import Any, Literal
 from runtime.bundle.records import key
 
 SCHEMA_VERSION = 1
-RESAMPLING = (
-    "nearest",
-    "lanczos",
-    "bilinear",
-    "bicubic",
-    "box",
-    "hamming",
-)  # Pillow's filters, each at the index that is its number
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's filters, each at its number
 REPETITION_PENALTIES = 1e-3, 1e3  # least and most; logits divided by less, or times more, may overflow
 
 _COUNT: dict[str, Any] = {"minimum": 1, "maximum": 2**31 - 1}  # products of two counts fit 64 bits
@@ -54,13 +47,9 @@ class Preprocessing:
     size: tuple[int, int] = key("[h, w] of the encoder's input", **_SIDE)
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming", 0, 1, 2, 3, 4, 5] = key("Pillow's filter")
     rescale_factor: float = key("what pixels from 0 to 255 are multiplied by", minimum=-_FLOAT32 / 255, maximum=_FLOAT32 / 255)
-    image_mean: float | tuple[float, float, float] = key(
-        "one number for all channels, or three", minimum=-_FLOAT32, maximum=_FLOAT32
-    )
+    image_mean: float | tuple[float, float, float] = key("one number, or three", minimum=-_FLOAT32, maximum=_FLOAT32)
     image_std: float | tuple[float, float, float] = key("as image_mean", minimum=2.0**-126, maximum=_FLOAT32)
-    frames: tuple[int, int] | None = key(
-        "[h, w] of the uint8 frames [T, h, w, 3] that the graphs preprocess themselves", None, **_SIDE
-    )
+    frames: tuple[int, int] | None = key("[h, w] of the uint8 frames that the graphs preprocess themselves", None, **_SIDE)
 
 
 @dataclass(frozen=True)
@@ -86,9 +75,7 @@ class LLMInfo:
     head_dim: int = key("width of a head", **_COUNT)
     vocab_size: int | None = key("V", None, **_COUNT)
     attention: str = key("portable, or standard for ONNX's Attention", "portable")
-    precision: str | None = key(
-        "of the weights; that of the manifest where it is absent", None, enum=["fp32", "fp16", "int8", "int4"]
-    )
+    precision: str | None = key("of the weights; absent: the manifest's", None, enum=["fp32", "fp16", "int8", "int4"])
     block: int | None = key("weights that share a scale, of int4 alone", None, **_COUNT)
 
 

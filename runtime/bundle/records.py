@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-_T = TypeVar("_T")
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def key(description: str, default: Any = MISSING, name: str = "", **limits: Any) -> Any:
@@ -29,9 +27,19 @@ def without_none(kind: Any) -> list[Any]:
     return [one for one in get_args(kind) if one is not NoneType] if NoneType in get_args(kind) else [kind]
 
 
-def read(kind: type[_T], values: Any) -> _T:
-    """The record of type `kind` that JSON values, which passed the schema, describe; keys without a field are ignored."""
-    return _read(kind, values)
+def read(kind: Any, value: Any) -> Any:
+    """The record of type `kind` that a JSON value, which passed the schema, describes; keys without a field are ignored."""
+    if len(choices := without_none(kind)) == 1 and choices != [kind]:
+        return None if value == {} else read(choices[0], value)
+    if isinstance(kind, type) and is_dataclass(kind):
+        types = get_type_hints(kind)
+        present = {one.name: key_of(one) for one in fields(kind) if key_of(one) in value}
+        return kind(**{name: read(types[name], value[of]) for name, of in present.items()})
+    if get_origin(kind) is dict:
+        return {name: read(get_args(kind)[1], one) for name, one in value.items()}
+    if get_origin(kind) is tuple:
+        return tuple(read(get_args(kind)[0], one) for one in value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def written(value: Any) -> Any:
@@ -42,17 +50,3 @@ def written(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: written(one) for name, one in value.items()}
     return [written(one) for one in value] if isinstance(value, tuple | list) else value
-
-
-def _read(kind: Any, value: Any) -> Any:
-    if len(choices := without_none(kind)) == 1 and choices != [kind]:
-        return None if value == {} else _read(choices[0], value)
-    if isinstance(kind, type) and is_dataclass(kind):
-        types = get_type_hints(kind)
-        present = {one.name: key_of(one) for one in fields(kind) if key_of(one) in value}
-        return kind(**{name: _read(types[name], value[of]) for name, of in present.items()})
-    if get_origin(kind) is dict:
-        return {name: _read(get_args(kind)[1], one) for name, one in value.items()}
-    if get_origin(kind) is tuple:
-        return tuple(_read(get_args(kind)[0], one) for one in value)
-    return tuple(value) if isinstance(value, list) else value

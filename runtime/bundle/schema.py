@@ -26,7 +26,7 @@ _FILES = {
     "dependencies": {file_of(one): [file_of(other) for other in SPLIT] for one in SPLIT},
 }
 _SCALARS = {int: "integer", float: "number", str: "string"}
-_SHOWN = 60  # characters of a refused value
+_SHOWN = 80  # characters of a refused value, and of what was expected
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -71,15 +71,13 @@ def _validator(part: str) -> Any:
 
 
 def _fault(error: Any) -> str:
-    """Where, what was found there and what is expected."""
+    """Where, what was found there, and which keyword of the schema it breaks."""
     where = "".join(map(_step, error.absolute_path)).lstrip(".")
     where = f": {where}" if where else ""
     if error.validator == "required":
         return f"{where} lacks {', '.join(name for name in error.validator_value if name not in error.instance)}"
-    if error.validator == "dependencies":
-        return f"{where} has some of {' and '.join(error.validator_value)}, expected all or none"
-    meaning = error.schema.get("description")
-    return f"{where} is {_found(error.instance)}, expected {_expected(error.schema)}{f' ({meaning})' if meaning else ''}"
+    meaning = f" ({error.schema['description']})" if "description" in error.schema else ""
+    return f"{where} is {_cut(error.instance)}, expected {error.validator} {_cut(error.validator_value)}{meaning}"
 
 
 def _step(key: str | int) -> str:
@@ -88,30 +86,9 @@ def _step(key: str | int) -> str:
     return f".{key}" if key.isidentifier() else f"[{_cut(key)}]"
 
 
-def _found(value: Any) -> str:
-    if isinstance(value, dict):
-        return "an object" if value else "{}"
-    return f"a list of {len(value)}" if isinstance(value, list) else _cut(value)
-
-
 def _cut(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _expected(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(map(_expected, schema["anyOf"]))
-    if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
-    if "type" not in schema:
-        return f"an object with {', '.join(schema['required'])}"
-    if schema["type"] == "array":
-        count = f" of {schema['minItems']}" if "minItems" in schema else ""
-        return f"a list{count}, each {_expected(schema['items'])}"
-    name = {"integer": "an integer", "number": "a number", "string": "text", "object": "an object"}[schema["type"]]
-    limits = [f"{word} {schema[bound]:.10g}" for word, bound in (("from", "minimum"), ("to", "maximum")) if bound in schema]
-    return " ".join([name, *limits])
 
 
 def _object(record: Any) -> dict[str, Any]:
