@@ -26,10 +26,9 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
-from runtime.tools.compare import compare
+from runtime.tools.compare import Row, compare
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row
 from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
 

@@ -25,11 +25,10 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
-from runtime.tools.compare import compare, tolerance
+from runtime.tools.compare import Row, not_finite, row_of
 from runtime.tools.float16 import frame_and_clip, rounded
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import NOT_FINITE, Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS
 
 FRAME, BATCH = "vision/frame", "llm/batch"
@@ -62,11 +61,10 @@ def compare_vision_float16(
     if frame_part:  # a Loop takes the clip, and runs once
         (frame,) = _run(frame_part[0], directory, lambda spec: pixels[: spec.shape[0]]).values()
         frame, truth = (one.reshape(-1, one.shape[-1]) for one in (frame, features[:1]))
-        rows.append(row_of(FRAME, OnnxEngine.backend, frame, compare(frame, truth, _PRECISION)))
+        rows.append(row_of(FRAME, OnnxEngine.backend, frame, truth, _PRECISION))
     outputs = _run(clip_part, directory, lambda spec: features.reshape(spec.shape) if frame_part else pixels)
     tokens = outputs[VISUAL_TOKENS]
-    difference = compare(tokens, visual_tokens, _PRECISION, selected)
-    rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, difference, _PRECISION if selected else None))
+    rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, visual_tokens, _PRECISION, selected=selected))
     return [_named(row) for row in rows]
 
 
@@ -78,11 +76,10 @@ def _compare_batch(bundle: Bundle, prompt: np.ndarray, expected: LLMReference) -
         decoder.extend(1, prompt[:-1])
         logits = decoder.step([0, 1], np.stack([prompt[5], prompt[-1]]))[1]
     except NonFiniteError:
-        infinite = float("inf")
-        return Row(BATCH, OnnxEngine.backend, expected.logits.shape, infinite, infinite, tolerance(_PRECISION), False, NOT_FINITE)
+        return not_finite(BATCH, OnnxEngine.backend, expected.logits.shape, _PRECISION)
     finally:
         decoder.close()
-    return row_of(BATCH, OnnxEngine.backend, logits, compare(logits, expected.logits, _PRECISION, rounding=expected.rounding))
+    return row_of(BATCH, OnnxEngine.backend, logits, expected.logits, _PRECISION, rounding=expected.rounding)
 
 
 def _parts(directory: Path) -> list[onnx.ModelProto]:

@@ -12,7 +12,7 @@ error = max |got - expected| / max |expected|, see runtime/tools/compare.py, whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from runtime.bundle import DECODER, VISION, Bundle
@@ -23,8 +23,8 @@ from runtime.engine.place import placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
 from runtime.tools import reference
+from runtime.tools.compare import Row
 from runtime.tools.llm_rows import compare_llm
-from runtime.tools.rows import Row
 from runtime.tools.table import table
 from runtime.tools.vision_rows import compare_vision
 
@@ -44,13 +44,7 @@ class ParityReport:
         return bool(self.rows) and all(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "bundle": self.bundle,
-            "precision": self.precision,
-            "ok": self.ok,
-            "rows": [row.as_dict() for row in self.rows],
-            "not_run": self.not_run,
-        }
+        return asdict(self) | {"ok": self.ok, "rows": [row.as_dict() for row in self.rows]}
 
 
 def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions = EngineOptions()) -> ParityReport:

@@ -15,8 +15,7 @@ from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.core.progress import step
 from runtime.engine import EngineOptions
 from runtime.tools import reference
-from runtime.tools.compare import compare
-from runtime.tools.rows import Row, row_of
+from runtime.tools.compare import Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS, Stages, first_compression, run_stages
 from runtime.vision.engine import open_vision
 
@@ -82,6 +81,6 @@ def _judge(
         if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
             truth = truth.reshape(array.shape)
         selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
-        difference = compare(array, truth, precision, selected, strides[name], rounding)
-        rows.append(row_of(name, backend, array, difference, precision if selected else None))
+        how = {"selected": selected, "stride": strides[name], "rounding": rounding}
+        rows.append(row_of(name, backend, array, truth, precision, **how))
     return rows

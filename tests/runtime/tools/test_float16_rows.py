@@ -14,9 +14,9 @@ import pytest
 from runtime.core.errors import NonFiniteError
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools import float16_rows
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row
 
 PIXELS = np.float16([[1, 2, 3], [4, 0, 6]])
 FEATURES = PIXELS + np.float16(1)
@@ -170,13 +170,12 @@ def test_a_batch_that_is_not_finite_is_a_row(tmp_path: Path, monkeypatch: pytest
     llm = Llm(monkeypatch, NonFiniteError("nan"))
     row = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected())
     infinite = float("inf")
-    assert row == Row("llm/batch", "onnx", (3,), infinite, infinite, 0.03, False, float16_rows.NOT_FINITE)
+    assert row == Row("llm/batch", "onnx", (3,), infinite, infinite, 0.03, False, "values that are not finite")
     assert llm.log[-1] == "slots closed"
 
 
 def test_a_batch_may_be_off_by_what_the_reference_itself_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(float16_rows, "compare", lambda *arguments, **more: more["rounding"])
-    monkeypatch.setattr(float16_rows, "row_of", lambda *arguments: arguments)
+    monkeypatch.setattr(float16_rows, "row_of", lambda *arguments, **how: how)
     llm = Llm(monkeypatch)
-    *_, rounding = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected(rounding=0.5))
-    assert rounding == 0.5
+    how = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected(rounding=0.5))
+    assert how == {"rounding": 0.5}

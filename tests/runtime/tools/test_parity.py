@@ -21,8 +21,8 @@ from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions
 from runtime.engine.place import Placement
 from runtime.tools import parity, reference, vision_rows
+from runtime.tools.compare import Row
 from runtime.tools.llm_rows import compare_llm
-from runtime.tools.rows import Row
 from runtime.tools.stages import Stages, run_stages
 
 ONE_THREAD = EngineOptions(threads=1)
