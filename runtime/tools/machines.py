@@ -8,14 +8,14 @@ an assumption and labelled so.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+import timeit
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -67,66 +67,42 @@ def measured() -> Machine:
 
 def _read_rate(side: int = 8192) -> float:
     """Bytes a second that a row times a float32 matrix [side, side] reads: what a decode step does, with all threads."""
-    from onnx import helper
-
     x, w = np.ones((1, side), np.float32), np.ones((side, side), np.float32)
-    model = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": x.shape, "w": w.shape}, x.shape, {})
+    model = _model(f"float[1, {side}] x, float[{side}, {side}] w", f"float[1, {side}] y", "y = MatMul(x, w)")
     return w.nbytes / _seconds(model, {"x": x, "w": w})
 
 
 def _product(precision: str, rows: int, width: int, wide: int) -> ModelProto:
     """x [1, rows, width] times a constant, in float32 or in Q/DQ."""
-    from onnx import helper
-
     rng = np.random.default_rng(1)
+    x, y = f"float[1, {rows}, {width}] x", f"float[1, {rows}, {wide}] y"
     if precision == "fp32":
-        constants = {"w": rng.normal(size=(width, wide)).astype(np.float32)}
-        nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    else:
-        constants = {
-            "w8": rng.integers(-127, 128, (width, wide), np.int8),
-            "ws": np.full(wide, 0.01, np.float32),
-            "wz": np.zeros(wide, np.int8),
-            "xs": np.asarray(0.03, np.float32),
-            "xz": np.asarray(0, np.int8),
-        }
-        nodes = [
-            helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["x8"]),
-            helper.make_node("DequantizeLinear", ["x8", "xs", "xz"], ["xd"]),
-            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["wd"], axis=1),
-            helper.make_node("MatMul", ["xd", "wd"], ["y"]),
-        ]
-    return _model(nodes, {"x": (1, rows, width)}, (1, rows, wide), constants)
+        return _model(x, y, "y = MatMul(x, w)", w=rng.normal(size=(width, wide)).astype(np.float32))
+    quantized = """
+        x8 = QuantizeLinear(x, xs, xz)
+        xd = DequantizeLinear(x8, xs, xz)
+        wd = DequantizeLinear<axis = 1>(w8, ws, wz)
+        y = MatMul(xd, wd)
+    """
+    w8 = rng.integers(-127, 128, (width, wide), np.int8)
+    ws, wz = np.full(wide, 0.01, np.float32), np.zeros(wide, np.int8)
+    return _model(x, y, quantized, w8=w8, ws=ws, wz=wz, xs=np.float32(0.03), xz=np.int8(0))
 
 
-def _model(
-    nodes: list[NodeProto], inputs: Mapping[str, tuple[int, ...]], y: tuple[int, ...], constants: Mapping[str, np.ndarray]
-) -> ModelProto:
-    from onnx import TensorProto, helper, numpy_helper
+def _model(inputs: str, outputs: str, nodes: str, **constants: Any) -> ModelProto:
+    from onnx import numpy_helper, parser
 
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in {**inputs, "y": y}.items()]
-    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "product", infos[:-1], infos[-1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> product ({inputs}) => ({outputs}) {{ {nodes} }}')
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
+    return model
 
 
 def _seconds(model: ModelProto, feeds: dict[str, np.ndarray]) -> float:
-    """Of a run on ONNX Runtime."""
+    """Of a run on ONNX Runtime, the fastest of five after one to warm up: the rate is measured, not the noise."""
     from runtime.engine.onnx import OnnxEngine
 
     engine = OnnxEngine.load(model.SerializeToString())
     try:
-        return _fastest(lambda: engine.run(feeds))
+        return min(timeit.repeat(lambda: engine.run(feeds), timer=time.perf_counter, number=1, repeat=6)[1:])
     finally:
         engine.close()
-
-
-def _fastest(function: Callable[[], object]) -> float:
-    """Seconds of the fastest of five calls after one to warm up: the rate is measured, not the noise."""
-    function()
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
