@@ -33,6 +33,7 @@ def manifest_schema() -> dict[str, Any]:
     """The schema of the manifest, as the records give it."""
     made = _object(Manifest)
     made["properties"]["files"] |= _FILES
+    described = {"llm": _object(LLMInfo), "prompt": _object(PromptInfo), "limits": _object(Limits)}  # where there is an LLM
     version = {"type": "integer", "minimum": 1, "maximum": SCHEMA_VERSION, "description": "a reader refuses a later one"}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -40,7 +41,9 @@ def manifest_schema() -> dict[str, Any]:
         "type": "object",
         "required": ["schema_version", *made["required"]],
         "properties": {"schema_version": version, **made["properties"]},
-        **_between_keys(),
+        "if": {"properties": {"files": {"required": [file_of(DECODER)]}}},
+        "then": {"properties": described},
+        "else": {"properties": {"llm": {"enum": [{}], "description": f"files has no {file_of(DECODER)}"}}},
     }
 
 
@@ -96,7 +99,7 @@ def _object(record: Any) -> dict[str, Any]:
     types, properties = get_type_hints(record), {}
     for of in fields(record):
         choices = without_none(types[of.name])
-        section = choices != [types[of.name]] and of.default is MISSING  # a record or {}: see _between_keys
+        section = choices != [types[of.name]] and of.default is MISSING  # a record or {}, which `manifest_schema` tells apart
         made = {"type": "object"} if section else _value(choices[0], of.metadata.get("limits", {}))
         properties[key_of(of)] = {"description": of.metadata["description"], **made}
     return {"type": "object", "required": [key_of(of) for of in fields(record) if of.default is MISSING], "properties": properties}
@@ -117,16 +120,6 @@ def _value(kind: Any, limits: dict[str, Any]) -> dict[str, Any]:
     if arguments:
         return {"anyOf": [_value(one, limits) for one in arguments]}
     return {"type": _SCALARS[kind], **limits}
-
-
-def _between_keys() -> dict[str, Any]:
-    """What one key says of another: an LLM is described where there is one, and nowhere else."""
-    described = {"llm": _object(LLMInfo), "prompt": _object(PromptInfo), "limits": _object(Limits)}
-    return {
-        "if": {"properties": {"files": {"required": [file_of(DECODER)]}}},
-        "then": {"properties": described},
-        "else": {"properties": {"llm": {"enum": [{}], "description": f"files has no {file_of(DECODER)}"}}},
-    }
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import ge, gt, le
 from typing import Any, TypeVar
 
 from runtime.core.errors import UsageError, UserError, nearest
@@ -53,14 +54,9 @@ class Option:
             return f"one of {', '.join(self.choices)}"
         if not isinstance(value, (int, float)):
             return ""
-        limits = []
-        if self.at_least is not None:
-            limits.append((value >= self.at_least, f"at least {self.at_least}"))
-        if self.above is not None:
-            limits.append((value > self.above, f"more than {self.above}"))
-        if self.at_most is not None:
-            limits.append((value <= self.at_most, f"at most {self.at_most}"))
-        return "" if all(met for met, _ in limits) else " and ".join(text for _, text in limits)
+        bounds = (("at least", self.at_least, ge), ("more than", self.above, gt), ("at most", self.at_most, le))
+        limits = {f"{words} {bound}": met(value, bound) for words, bound, met in bounds if bound is not None}
+        return "" if all(limits.values()) else " and ".join(limits)
 
 
 def option(default: Any, help: str = "", **more: Any) -> Any:

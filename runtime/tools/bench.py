@@ -24,7 +24,7 @@ from runtime.core.machine import cores, cpu_model, total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
 from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import place
+from runtime.engine.place import placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
 from runtime.llm.step import check_context
@@ -87,7 +87,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in graphs and options.video is None else None
     _reset_peak()
-    engine_options = place(bundle, options.backend, options.engine).options
+    engine_options = placed(bundle, options.backend, options.engine)
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in graphs else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in graphs else None

@@ -74,13 +74,21 @@ def _judge(
     precision: str,
     rounding: float,
 ) -> list[Row]:
-    """Each of `got` against `expected`, stages.json's arrays being flat; strides: every how many-th value `expected` keeps."""
-    rows = []
-    for name, array in got.items():
-        truth = expected[name]
-        if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
-            truth = truth.reshape(array.shape)
-        selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
-        how = {"selected": selected, "stride": strides[name], "rounding": rounding}
-        rows.append(row_of(name, backend, array, truth, precision, **how))
-    return rows
+    """Polygraphy's comparator over both runs, with the metric and the tolerances of this project as its compare function."""
+    with reference.quiet_polygraphy():
+        from polygraphy.comparator import Comparator, IterationResult, RunResults
+
+        def judge(torch: IterationResult, engine: IterationResult) -> dict[str, Row]:
+            return {name: judge_stage(name, np.asarray(engine[name]), np.asarray(torch[name])) for name in engine}
+
+        def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
+            selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
+            if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
+                truth = truth.reshape(array.shape)  # stages.json keeps stages flat
+            how = {"selected": selected, "stride": strides[name], "rounding": rounding}
+            return row_of(name, backend, array, truth, precision, **how)
+
+        both = {"torch": expected, backend: got}
+        runs = RunResults([(name, [IterationResult(outputs=dict(of), runner_name=name)]) for name, of in both.items()])
+        ((rows,),) = Comparator.compare_accuracy(runs, compare_func=judge).values()
+    return list(rows.values())
