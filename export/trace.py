@@ -20,7 +20,7 @@ from torch import nn
 
 from export.decoder import OPSET, Decoder
 from export.stages import Vision
-from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, POSITIONS
+from runtime.bundle.graphs import EMBEDDINGS, LOGITS, MASK, POSITIONS
 from runtime.tools.stages import VISUAL_TOKENS
 
 if TYPE_CHECKING:

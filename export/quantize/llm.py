@@ -17,7 +17,7 @@ from export.quantize.budget import meet_budget
 from export.quantize.layers import Layer, find_layers, layer_errors, save, with_outputs, with_weights
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
-from runtime.bundle.tensors import LOGITS
+from runtime.bundle.graphs import LOGITS
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.step import cache_pairs, decoder_feeds
 from runtime.tools.compare import relative_error

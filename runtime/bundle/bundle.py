@@ -83,7 +83,7 @@ class Bundle:
         return tuple(graph for graph in (*self.vision_graphs(device), DECODER) if self.has(graph))
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists; BundleError where it lists none of that name."""
+        """Path of a file that the manifest lists; BundleError if it does not list `name`."""
         if name not in self.manifest.files:
             self._lacks(name)
         return self.path / name

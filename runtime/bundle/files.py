@@ -93,7 +93,7 @@ def _sha256(file: Path) -> str:
 
 
 def _verified_file(root: Path) -> Path | None:
-    """Where an earlier check of the bundle at `root` is remembered; None for a user without a home."""
+    """Where an earlier check of the bundle at `root` is remembered; None for a user without a home directory."""
     try:
         return cache_directory("verified") / f"{sha256(os.fsencode(root)).hexdigest()[:32]}.json"
     except RuntimeError:

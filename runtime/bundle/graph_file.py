@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_graph(path: Path, inline: bool = False) -> onnx.ModelProto:
-    """The model in `path`; BundleError where it is none. inline: local functions are replaced by their nodes."""
+    """The model in `path`; BundleError if it is not one. inline: replace local functions by their nodes."""
     try:
         import onnx
         import onnx.inliner

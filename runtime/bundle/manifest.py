@@ -1,4 +1,4 @@
-"""What `manifest.json` says, as records: one field a key.
+"""`manifest.json` as records, one field per key.
 
 `python -m runtime.bundle.schema` writes `schema.json` from them, which the Python and the C++ runtime check manifests with. A key
 that a later export adds gets a default here, so that older bundles open; readers ignore keys that they don't know.

@@ -1,6 +1,6 @@
 """The JSON schema (draft 7) of `manifest.json`: made from the records, shipped as `schema.json`, checked by Python and C++ alike.
 
-    python -m runtime.bundle.schema     write schema.json anew, after a change of the records
+    python -m runtime.bundle.schema     rewrite schema.json after changing the records
 
 It uses only keywords that small validators support. Two rules are stricter than JSON schema's: an integer has no decimal point (3.0
 is a number), and a number is finite. `runtime.bundle.files` checks the sizes and hashes of files.

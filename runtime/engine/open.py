@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
-from runtime.bundle.tensors import LOGITS
+from runtime.bundle.graphs import LOGITS
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import tuning
 from runtime.engine.place import place

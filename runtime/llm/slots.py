@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
-from runtime.bundle.tensors import EMBEDDINGS
+from runtime.bundle.graphs import EMBEDDINGS
 from runtime.core.errors import EngineError, UserError
 from runtime.engine import Engine, EngineOptions, State, open_engine
 from runtime.engine.place import place

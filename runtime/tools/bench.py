@@ -20,10 +20,10 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
-from runtime.core.machine import cores, cpu_model, total_memory
+from runtime.core.machine import total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
+from runtime.engine import EngineOptions, backend_option, tuning
 from runtime.engine.place import placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.sampling import Sampling
@@ -117,14 +117,14 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    machine: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
+    machine = tuning.machine() | {"threads": threads or "backend's choice", "python": platform.python_version()}
     if memory := total_memory():
         machine["memory"] = memory
     if device == "cuda":
         from runtime.engine import cuda
 
         machine["gpu"] = [gpu.name for gpu in cuda.gpus()]
-    return machine | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    return machine
 
 
 def text(report: BenchReport) -> str:

@@ -1,6 +1,6 @@
 """How far two outputs of one stage are apart, and how far they may be: one metric and one tolerance table for all rows of parity.
 
-error = max |got - expected| / max |expected|, so the scale of a stage does not matter. For quantised graphs, where single values may
+error = max |got - expected| / max |expected|, so the scale of a stage does not matter. For quantized graphs, where single values may
 be off by a step of a coarse scale, root sums of squares replace both maxima.
 
 A checkpoint may itself be sensitive to rounding: the reference's float32 error against float64 was measured at export (`rounding`).

@@ -51,7 +51,7 @@ class BundleReport:
     input: str
     precision: str
     llm_precision: str
-    quantized: dict[str, str]  # {graph: what quantisation did to it, in a line}
+    quantized: dict[str, str]  # {graph: what quantization did to it, in a line}
     opset: int
     budget: dict[str, Any]
     memory: dict[str, int]

@@ -58,7 +58,7 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]] = {}) -> onnx.ModelP
 
 
 def weights(model: onnx.ModelProto) -> int:
-    """Bytes of all initialisers, external data included."""
+    """Bytes of all initializers, external data included."""
     return sum(_bytes(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
 
 

@@ -42,7 +42,6 @@ def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOpti
 
 def draw(picture: Picture) -> Figure:
     """The figure: blocks of up to 8 frames, each block with its rows; scales and legend at the foot."""
-    _matplotlib()
     from matplotlib.figure import Figure
 
     frames = len(picture.norms)
