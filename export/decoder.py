@@ -31,8 +31,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from runtime.bundle.manifest import LLMInfo
 from runtime.bundle.graphs import PAST, PRESENT, cache_names
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ExportError
 
 OPSET = {"portable": 20, "standard": 24}

@@ -16,7 +16,7 @@ from export.options import ExportOptions
 from export.plan import make_plan
 from export.preflight import check_options
 from runtime.bundle import MANIFEST, Bundle, foreign_files, write_manifest
-from runtime.bundle.records import written
+from runtime.bundle.manifest import written
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step

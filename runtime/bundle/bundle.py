@@ -11,8 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from runtime.bundle.files import MANIFEST, check_files
 from runtime.bundle.graphs import COMPONENTS, DECODER, SPLIT, VISION, VISION_LOOP, component_of, file_of
-from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo
-from runtime.bundle.records import read
+from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo, read
 from runtime.core.errors import BundleError
 
 _T = TypeVar("_T")

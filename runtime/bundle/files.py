@@ -14,8 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
-from runtime.bundle.records import written
+from runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, written
 from runtime.core.errors import BundleError
 from runtime.core.files import atomic_file, sha256_of
 from runtime.core.machine import cache_directory

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from runtime.bundle.graphs import DECODER, SPLIT, VISION, file_of
-from runtime.bundle.manifest import SCHEMA_VERSION, Limits, LLMInfo, Manifest, PromptInfo
-from runtime.bundle.records import key_of, without_none
+from runtime.bundle.manifest import SCHEMA_VERSION, Limits, LLMInfo, Manifest, PromptInfo, key_of, without_none
 from runtime.core.errors import BundleError, missing_package
 
 FILE = Path(__file__).with_name("schema.json")

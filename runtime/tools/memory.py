@@ -104,7 +104,9 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
         return {}
     context = bundle.max_context
     inputs = read_graph(bundle.model(graph)).graph.input
-    caches = [value.type.tensor_type.shape.dim for value in inputs if value.name.startswith(PAST)]  # [1, heads, positions, head dim]
+    caches = [
+        value.type.tensor_type.shape.dim for value in inputs if value.name.startswith(PAST)
+    ]  # [1, heads, positions, head dim]
     held = min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)
     if context > held:
         raise BundleError(

@@ -18,8 +18,7 @@ from export.pipeline import export_bundle
 from export.quantize.report import Report
 from export.surgeon import PassReport
 from export.verify import StageResult
-from runtime.bundle.manifest import LLMInfo, Preprocessing, PromptInfo, StageTensor
-from runtime.bundle.records import read
+from runtime.bundle.manifest import LLMInfo, Preprocessing, PromptInfo, StageTensor, read
 from runtime.core.errors import ExportError, SpecError, UserError
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtime.bundle.manifest import Manifest
-from runtime.bundle.records import read, written
+from runtime.bundle.manifest import Manifest, read, written
 from runtime.bundle.schema import FILE, check, manifest_schema
 from runtime.core.errors import BundleError
 

@@ -44,7 +44,10 @@ def test_a_manifest_can_t_say_more_positions_than_the_caches_hold(tmp_path, cont
 
 def test_a_decoder_without_caches_holds_nothing(tmp_path):
     here = of_context(tmp_path, 8, 8)
-    onnx.save(onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]> g (float[1] x) => (float[1] y) { y = Neg(x) }'), here.model("llm/decoder"))
+    onnx.save(
+        onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]> g (float[1] x) => (float[1] y) { y = Neg(x) }'),
+        here.model("llm/decoder"),
+    )
     with pytest.raises(BundleError, match="caches hold 0 positions"):
         memory._sizes(here, "llm/decoder")
 
