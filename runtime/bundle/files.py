@@ -1,4 +1,4 @@
-"""The files of a bundle beside its manifest: listed when it is written, checked when it is opened.
+"""The files of a bundle beside its manifest: listed when it is written, checked when it is opened; and reading its arrays.
 
 Sizes are checked at every load. Hashes are checked at the first load of a path, after any change of a file's size or time, and by
 `inspect --verify`: what was verified is remembered in the user's cache, so a bundle of 2 GB that was seen before starts at once.
@@ -14,12 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, written
 from runtime.core.errors import BundleError
 from runtime.core.files import atomic_file, sha256_of
 from runtime.core.machine import cache_directory
 
 MANIFEST = "manifest.json"
+FLOATS = ("float32", "float16")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
@@ -82,6 +85,21 @@ def check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable
             temporary.write_text(json.dumps(identity))
     except OSError:
         pass  # no writable cache: the next load hashes again
+
+
+def read_array(path: Path, axes: int, dtypes: tuple[str, ...] = FLOATS) -> np.ndarray:
+    """The array in the .npy file `path`, with `axes` axes and one of `dtypes`; BundleError for anything else.
+
+    Memory-mapped: only what is indexed is read, and a header alone never makes this process allocate what it claims.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except Exception as error:  # NumPy parses the header with Python's own tokenizer, whose errors have no common class
+        raise BundleError(f"{path} is not a .npy file ({' '.join(str(error).split())}); export the bundle again") from None
+    if not isinstance(array, np.ndarray) or array.ndim != axes or str(array.dtype) not in dtypes:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise BundleError(f"{path} holds {found}; expected {' or '.join(dtypes)} with {axes} axes, export the bundle again")
+    return array
 
 
 def _sha256(file: Path) -> str:

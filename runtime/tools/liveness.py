@@ -192,8 +192,8 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
             if shape is None or prod(shape) > _SMALL:  # asked before it is computed: a Range of three numbers may have any length
                 continue
             feeds = {name: values[name] for name in node.input}
-            alone = helper.make_graph([node], "one", list(map(_untyped, feeds)), [_untyped(node.output[0])])
-            (result,) = reference.ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, feeds)
+            alone = helper.make_function("gridpool", "One", list(feeds), node.output, [node], model.opset_import)
+            (result,) = reference.ReferenceEvaluator(alone).run(None, feeds)
         else:
             continue
         if result.dtype.kind not in "iu":
@@ -210,12 +210,6 @@ def _is_small_integer(tensor: onnx.TensorProto) -> bool:
 
     integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return integer and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
-
-
-def _untyped(name: str) -> onnx.ValueInfoProto:
-    import onnx
-
-    return onnx.ValueInfoProto(name=name)
 
 
 def _known_shape(value: onnx.ValueInfoProto) -> list[int] | None:
