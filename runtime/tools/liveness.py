@@ -193,7 +193,7 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
                 continue
             feeds = {name: values[name] for name in node.input}
             alone = helper.make_function("gridpool", "One", list(feeds), node.output, [node], model.opset_import)
-            (result,) = reference.ReferenceEvaluator(alone).run(None, feeds)
+            (result,) = reference.ReferenceEvaluator(alone).run(None, feeds, attributes={})
         else:
             continue
         if result.dtype.kind not in "iu":
