@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -14,16 +15,13 @@ def cores() -> int:
 
 def cpu_model() -> str:
     """The CPU's name; Arm kernels put none into cpuinfo, but the device tree names the board."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.lower().startswith("model name"):
                 return " ".join(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(OSError):
         return Path("/proc/device-tree/model").read_text().strip("\0 \n")
-    except OSError:
-        return platform.processor() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def total_memory() -> int | None:

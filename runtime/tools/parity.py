@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.core.errors import BundleError, UserError
+from runtime.core.errors import BundleError, EngineError, UserError
 from runtime.core.progress import step
 from runtime.engine import BACKENDS, EngineOptions, backend_class
 from runtime.engine.place import placed
@@ -59,18 +59,14 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
         # --device is for backends that have the choice; TensorRT has only the GPU
         only_gpu = backend.startswith("tensorrt")
         here = replace(options, device="cuda") if only_gpu else placed(bundle, backend, options)
-        reason = None if backends else kind.unavailable(here.device)
-        if reason is None:
-            try:
-                rows += _compare_backend(bundle, backend, here)
-            except BundleError:
+        try:
+            if not backends and (reason := kind.unavailable(here.device)) is not None:
+                raise EngineError(reason)
+            rows += _compare_backend(bundle, backend, here)
+        except UserError as error:
+            if backends or isinstance(error, BundleError):
                 raise
-            except UserError as error:
-                if backends:
-                    raise
-                reason = str(error)
-        if reason is not None:
-            not_run[backend] = reason
+            not_run[backend] = str(error)
     return ParityReport(str(bundle.path), bundle.manifest.precision, tuple(rows), not_run)
 
 

@@ -20,6 +20,7 @@ from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 
 VISUAL_TOKENS = "visual_tokens"  # the vision graph's output, the last stage
+_COMPRESSION = "compress/"  # begins the names of the stages that compress
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,13 @@ class Stages:
     def selected(self) -> frozenset[str]:
         """Stages whose rows are a choice: the first compression stage that leaves no grid, and all after it."""
         names = list(self.ranks)
-        first = next((at for at, name in enumerate(names) if is_compression(name) and self.ranks[name] == 2), len(names))
+        first = next((at for at, name in enumerate(names) if name.startswith(_COMPRESSION) and self.ranks[name] == 2), len(names))
         return frozenset(names[first:])
 
 
 def first_compression(names: Sequence[str]) -> int:
     """The index of the first compression stage among the stages' names; 0 where there is none."""
-    return next((at for at, name in enumerate(names) if is_compression(name)), 0)
-
-
-def is_compression(stage: str) -> bool:
-    return stage.startswith("compress/")
+    return next((at for at, name in enumerate(names) if name.startswith(_COMPRESSION)), 0)
 
 
 def run_stages(
