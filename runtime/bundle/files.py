@@ -76,7 +76,11 @@ def check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable
     for name, entry in manifest.files.items():
         if progress:
             progress(f"checking {name}")
-        if _sha256(path / name) != entry.sha256:
+        try:
+            digest = sha256_of(path / name)
+        except OSError as error:
+            raise BundleError(f"{path / name} can't be read: {error.strerror}; copy or export it again") from None
+        if digest != entry.sha256:
             raise BundleError(f"{path / name} was altered: its SHA-256 is not the manifest's; copy or export it again")
     if seen is None:
         return
@@ -100,13 +104,6 @@ def read_array(path: Path, axes: int, dtypes: tuple[str, ...] = FLOATS) -> np.nd
         found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
         raise BundleError(f"{path} holds {found}; expected {' or '.join(dtypes)} with {axes} axes, export the bundle again")
     return array
-
-
-def _sha256(file: Path) -> str:
-    try:
-        return sha256_of(file)
-    except OSError as error:
-        raise BundleError(f"{file} can't be read: {error.strerror}; copy or export it again") from None
 
 
 def _verified_file(root: Path) -> Path | None:

@@ -132,7 +132,8 @@ def text(report: BenchReport) -> str:
     machine = report.hardware
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     memory = f", {size(machine['memory'])} memory" if "memory" in machine else ""
-    rows = [[row.stage, _number(row.median, row.unit), _number(row.p90, row.unit), row.unit] for row in report.rows]
+    digits = {"s": 4, "tokens/s": 1}
+    rows = [[row.stage, *(f"{value:.{digits[row.unit]}f}" for value in (row.median, row.p90)), row.unit] for row in report.rows]
     counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.tokens.items())
     return "\n".join(
         [
@@ -212,10 +213,6 @@ class _Round:
 def _summary(stage: str, values: list[float]) -> Measured:
     unit, slow_side = ("tokens/s", 0.1) if stage == "decode rate" else ("s", 0.9)
     return Measured(stage, unit, float(np.median(values)), float(np.quantile(values, slow_side)))
-
-
-def _number(value: float, unit: str) -> str:
-    return f"{value:.4f}" if unit == "s" else f"{value:.1f}"
 
 
 def _reset_peak() -> None:

@@ -59,9 +59,8 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
 
         with step("computing the vision encoder in float16"):
             names = list(inner.ranks)
-            last = names[first_compression(names) - 1]
-            selected = VISUAL_TOKENS in inner.selected
-            rows += float16_rows.compare_vision_float16(bundle.path, feed, inner.tensors[last], truth, selected)
+            last = inner.tensors[names[first_compression(names) - 1]]
+            rows += float16_rows.compare_vision_float16(bundle.path, feed, last, truth, VISUAL_TOKENS in inner.selected)
     return rows
 
 
@@ -78,8 +77,11 @@ def _judge(
     with reference.quiet_polygraphy():
         from polygraphy.comparator import Comparator, IterationResult, RunResults
 
+        rows: dict[str, Row] = {}
+
         def judge(torch: IterationResult, engine: IterationResult) -> dict[str, Row]:
-            return {name: judge_stage(name, np.asarray(engine[name]), np.asarray(torch[name])) for name in engine}
+            rows.update({name: judge_stage(name, np.asarray(engine[name]), np.asarray(torch[name])) for name in engine})
+            return rows
 
         def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
             selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
@@ -90,5 +92,6 @@ def _judge(
 
         both = {"torch": expected, backend: got}
         runs = RunResults([(name, [IterationResult(outputs=dict(of), runner_name=name)]) for name, of in both.items()])
-        ((rows,),) = Comparator.compare_accuracy(runs, compare_func=judge).values()
+        agreed = bool(Comparator.compare_accuracy(runs, compare_func=judge))
+    assert agreed == all(rows.values()), "Polygraphy's verdict is the table's"
     return list(rows.values())
