@@ -1,9 +1,10 @@
 // The launcher: queues the plan's launches on a stream.
 #include "st_gridpool.h"
 
-#include "kernels.h"
+#include "kernels.cuh"
 
 namespace gridpool {
+
 cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hidden, float temperature, float order, const void* x,
                    void* scratch, void* out, cudaStream_t stream) {
   int device = 0, driver = 0, shared = 0;

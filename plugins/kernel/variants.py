@@ -70,7 +70,7 @@ def resident_blocks(variant: Variant) -> int:
 def launches(plan: Plan, variant: Variant) -> tuple[tuple[int, ...], ...]:
     """`Launch` of csrc/clip.cuh and the number of blocks, for each of the plan's launches."""
     first, result = 0, []
-    for tasks in plan.by_launch():
+    for tasks in plan.launches:
         units = [1, 1]
         for task in tasks:
             late = task[2] >= plan.frames

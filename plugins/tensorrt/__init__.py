@@ -23,10 +23,9 @@ def load_library(trt: Any, path: Path) -> None:
     """
     if not path.is_file():
         raise EngineError(f"{path} does not exist; build it with cmake -S plugins, or use an engine built without the plugin")
-    registry = trt.get_plugin_registry()
     if is_registered(trt):
         return
-    if registry.load_library(str(path)) is None or not is_registered(trt):
+    if trt.get_plugin_registry().load_library(str(path)) is None or not is_registered(trt):
         raise EngineError(
             f"{path} does not register {DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}; build it against this TensorRT"
         )
@@ -51,9 +50,8 @@ def drop_body(model: Any) -> bool:
 
     Only a TensorRT with the plugin can read what is left.
     """
-    others = [function for function in model.functions if function.domain != DOMAIN]
-    found = len(others) < len(model.functions)
-    if found:
-        del model.functions[:]
-        model.functions.extend(others)
+    kept = [function for function in model.functions if function.domain != DOMAIN]
+    found = len(kept) < len(model.functions)
+    del model.functions[:]
+    model.functions.extend(kept)
     return found

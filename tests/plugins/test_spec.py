@@ -83,7 +83,7 @@ def test_what_is_written_reads_back_equal(stages):
         ("nsp:temperature=nan", "out of range"),
         ("nsp:window=0", "at least 1"),
         ("nsp:order=0.5", "at least 1"),
-        ("topk:keep=0", "above 0"),
+        ("topk:keep=0", "keep=0 is out of range"),
         ("topk:keep=1.5", "at most 1"),
         ("ptg:sizes=4/4,strides=2", "2 levels"),
         ("ptg:sizes=4/0,strides=2/4", "out of range"),

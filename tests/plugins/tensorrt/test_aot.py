@@ -41,7 +41,7 @@ def test_every_number_of_a_call_is_a_constant_of_its_source(monkeypatch: pytest.
     monkeypatch.setattr(aot, "compile_kernel", lambda *asked: compiled.append(asked) or SimpleNamespace(code=b"ptx"))
     plan = make_plan(StGridPool((2,), (1,)), 3, 6, 5)
     kernel = aot.kernel_for(plan.ints, 0.1, math.inf, 16, "float32")
-    assert kernel == aot.Kernel("st_gridpool", b"ptx", 2 * 3, (32, 4))  # six windows of a frame, four a block
+    assert kernel == aot.Kernel(b"ptx", 2 * 3, (32, 4))  # six windows of a frame, four a block
     ((variant, target, prelude, entry),) = compiled
     assert (variant, target) == (Variant("float32", False, 1, 2, 2, 32, 4), "compute_80")
     assert prelude == f"__device__ const int kPlan[] = {{{', '.join(map(str, in_one_launch(plan).ints))}}};\n"
@@ -49,8 +49,8 @@ def test_every_number_of_a_call_is_a_constant_of_its_source(monkeypatch: pytest.
     assert (
         f"  const Args args = {{{numbers}}};\n  run%s(args, kPlan, x, nullptr, out, {{0, 2, 2, 2}});\n}}\n" in entry
     )  # two original frames
-    aot.kernel_for(plan.ints, 0.1, 2.0, 16, "float16", target="sm_87")
-    assert compiled[1][:2] == (Variant("float16", True, 1, 2, 2, 32, 4), "sm_87")
+    aot.kernel_for(plan.ints, 0.1, 2.0, 16, "float16")
+    assert compiled[1][0] == Variant("float16", True, 1, 2, 2, 32, 4)
 
 
 def test_four_levels_are_covered(monkeypatch: pytest.MonkeyPatch):
@@ -60,7 +60,7 @@ def test_four_levels_are_covered(monkeypatch: pytest.MonkeyPatch):
 
 def test_one_launch_holds_every_frame_and_the_longest_windows_first():
     plan = in_one_launch(make_plan(StGridPool(), 32, 27, 27))
-    assert plan.launches == (32,)
+    assert tuple(map(len, plan.launches)) == (32,)
     assert sorted(index for _, index, _, _ in plan.tasks) == list(range(32))
     assert [index for _, index, _, _ in plan.tasks][:2] == [31, 15]
     assert Plan(plan.ints).depth == 3
