@@ -47,10 +47,8 @@ class PTGOptions:
 
     def __post_init__(self):
         if len(self.sizes) != len(self.strides):
-            raise SpecError(
-                f"ptg: sizes={format_value(self.sizes)} has {len(self.sizes)} levels, "
-                f"strides={format_value(self.strides)} has {len(self.strides)}; give every level one of each"
-            )
+            sizes, strides = format_value(self.sizes), format_value(self.strides)
+            raise SpecError(f"ptg: sizes={sizes} and strides={strides} differ in length; give each level a size and a stride")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class NSPOptions:
 
     def __post_init__(self):
         if self.padding and self.padding >= self.window:
-            raise SpecError(
-                f"nsp: padding {self.padding} makes windows of window {self.window} without a token; choose a smaller one"
-            )
+            raise SpecError(f"nsp: padding={self.padding} makes windows of padding alone; expected less than window={self.window}")
 
 
 OPTIONS: dict[str, type] = {"ptg": PTGOptions, "nsp": NSPOptions}

@@ -2,16 +2,15 @@
 
 In: a spec and T, H, W. Out: `Plan`, whose `ints` go into the graph as an attribute, into the kernel's source or into GPU memory.
 
-A summary frame is never stored: it is a tiling of *pooled frames* (a frame resized to one tile), and those are what the levels share.
-In the default schedule level 1 pools the 16 odd frames, level 2 the four summaries of level 1, level 3 the two of level 2; what
-level 2 reads of the clip itself, and level 3 of older summaries, has been pooled already. A frame's versions are numbered: 0..T-1 are
-the original frames, T.. the summaries, in the order of the schedule.
+A summary frame is never stored: it is a tiling of *pooled frames* (a frame resized to one tile), which levels share: what a later
+level reads of the clip itself has often been pooled already. A frame's versions are numbered: 0..T-1 are the original frames, T..
+the summaries, in the order of the schedule.
 
-Launch k pools what launch k-1 completed, so their order is all the synchronisation that launches need. Windows of a frame run in the
-first launch that can compute them; those of frames that nothing pools are spread over the later launches and come first there: they
-need no earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. Where windows are
-2x2 and a pooled frame has half the frame's size, one task does both: the kernel reads the frame once for them. Otherwise a frame is
-pooled just before its windows run, and the second read finds it in the L2 cache. In each launch original frames come before summaries.
+Launch k pools what launch k-1 completed, so their order is all the synchronization that launches need. Windows of a frame run in
+the first launch that can compute them; those of frames that nothing pools are spread over the later launches and come first there:
+they need no earlier launch, so the GPU has work while one ends, and late levels, which are small, do not leave it idle. Where
+windows are 2x2 and a pooled frame has half the frame's size, one task does both: the kernel reads the frame once. Otherwise a frame
+is pooled just before its windows run, and the second read hits the L2 cache. In each launch original frames come before summaries.
 
     ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
            + L+1 first tasks + N x (kind, index, version, pool) + V x (tile columns, h, w, first tile)
@@ -37,7 +36,7 @@ WINDOWS, POOL, BOTH = range(3)
 
 @dataclass(frozen=True)
 class Plan:
-    """ints, as above, and what they say."""
+    """ints, as above, and the tables in them."""
 
     ints: tuple[int, ...]
 
@@ -102,7 +101,7 @@ class Plan:
 
 
 def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
-    """Raises SpecError where the spec does not fit the grid."""
+    """The plan of a clip; SpecError where the spec does not fit the grid."""
     _, rows, columns, _ = output_shape(spec, (frames, height, width, 1))
     versions: list[tuple[int, ...]] = []
     tiles: list[int] = []
@@ -142,7 +141,7 @@ def in_one_launch(plan: Plan) -> Plan:
 def _launches(
     current: list[int], level: Counter[int], pools: dict[tuple[int, int, int], int], half: tuple[int, int] | None
 ) -> list[list[tuple[int, ...]]]:
-    """half: the size of a pooled frame that is made of the windows' tokens, so that one task can be both; None where there is none."""
+    """The tasks of each launch. half: the size of a pooled frame that one task can make together with the windows, if any."""
     frames = len(current)
     frame_of = {version: frame for frame, version in enumerate(current)}
     launches: list[list[tuple[int, ...]]] = [[] for _ in range(1 + max(level[version] for version in current))]

@@ -4,14 +4,12 @@
     stage   name[:key=value,...]      a preset's name without options stands for its stages
     value   a number, or numbers with / between them where the option is a list
 
-In: a spec or a preset. Out: `Parsed` stages, or the expanded text with every option written out, which is what the manifest
-stores. The options of a stage are a frozen dataclass; the parser is built from its fields, so a new stage brings its own grammar.
-Any fault is a one-line SpecError.
+In: a spec or a preset. Out: `Parsed` stages, or the expanded text with every option written out, as the manifest stores it. The
+options of a stage are a frozen dataclass whose fields are its grammar. Any fault is a one-line SpecError.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -58,9 +56,7 @@ class Parsed:
 def parse(text: str, options: Mapping[str, type], presets: Mapping[str, str] = {}, others: bool = False) -> list[Parsed]:
     """The stages of a spec. options: {stage: options dataclass}; presets: {name: spec}; others: accept other stages unread."""
     if not text.strip():
-        raise SpecError(
-            f"the compression spec is empty; expected stage[:key=value,...][+stage...] or a preset{nearest('', presets)}"
-        )
+        raise SpecError(f"the compression spec is empty; expected stage[:key=value,...][+...] or a preset{nearest('', presets)}")
     stages: list[Parsed] = []
     for part in text.split("+"):
         name, colon, arguments = (piece.strip() for piece in part.partition(":"))
@@ -79,12 +75,8 @@ def parse(text: str, options: Mapping[str, type], presets: Mapping[str, str] = {
 
 def unique_names(stages: Sequence[str]) -> list[str]:
     """The stages' names in a graph and a manifest: a second "nsp" is "nsp_2"."""
-    counts: Counter[str] = Counter()
-    names = []
-    for name in stages:
-        counts[name] += 1
-        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
-    return names
+    counts = [stages[: i + 1].count(name) for i, name in enumerate(stages)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(stages, counts, strict=True)]
 
 
 def format(stages: list[Parsed]) -> str:
@@ -112,11 +104,8 @@ def check_ranges(stage: str, options: Any) -> None:
 
 
 def _format_stage(stage: Parsed) -> str:
-    written = [
-        f"{f.name}={format_value(getattr(stage.options, f.name))}"
-        for f in fields(stage.options)
-        if not f.metadata["only_if_set"] or getattr(stage.options, f.name) != f.default
-    ]
+    values = [(f, getattr(stage.options, f.name)) for f in fields(stage.options)]
+    written = [f"{f.name}={format_value(v)}" for f, v in values if not f.metadata["only_if_set"] or v != f.default]
     return f"{stage.name}:{','.join(written)}" if written else stage.name
 
 

@@ -1,4 +1,4 @@
-// The kernels themselves, and which of them a choice means. kernels_*.cu compile those of a dtype each, side by side.
+// The kernels, and which of them a choice selects. Each kernels_*.cu compiles those of one dtype, so that they build in parallel.
 #pragma once
 
 #include "plan.h"
@@ -42,7 +42,7 @@ Kernel kernel_of_order(const Choice& choice) {
 
 }  // namespace
 
-// squares: of norms of order 2.
+// squares: norms are of order 2.
 template <class T>
 Kernel kernel_for(const Choice& choice, bool squares) {
   return squares ? kernel_of_order<T, 2>(choice) : kernel_of_order<T, kAnyOrder>(choice);

@@ -7,8 +7,8 @@
 
 namespace gridpool {
 
-// Which kernel a clip takes: window 0 is the generic way; a block has `groups` units of `threads` threads, a thread `vectors` vectors
-// of a token. stages: of a walk (walk.cuh), else 0. plugins/kernel/variants.py makes the same choice.
+// Which kernel a clip takes: window 0 is the generic way; a block has `groups` units of `threads` threads, a thread `vectors`
+// vectors of a token. stages: of a walk (walk.cuh), else 0. plugins/kernel/variants.py makes the same choice.
 struct Choice {
   int window, vectors, threads, groups, stages;
 
@@ -18,7 +18,7 @@ struct Choice {
 
 constexpr int kBlocks[] = {32, 64, 96, 128, 224, 256, 384, 512};  // threads of a block that walks, compiled in
 
-constexpr int kDeclaredShared = 1024;  // bytes, and a little more, of what a kernel that walks declares itself
+constexpr int kDeclaredShared = 1024;  // at least the bytes of shared memory that a walking kernel declares itself
 
 // shared: bytes of shared memory that the GPU gives a block.
 inline Choice choose(int window, int vecs, int shared) {
@@ -132,8 +132,8 @@ struct Plan {
   }
 
  private:
-  // A launch waits for those before it where a task's version is a summary: so the task must name the version that it reads, and what
-  // it reads must have been pooled by an earlier launch.
+  // A block waits for earlier launches where its task's version is a summary: so the task must name the version that it reads,
+  // and what it reads must have been pooled by an earlier launch.
   const char* order_fault(const Args& at) const {
     std::vector<char> pooled(static_cast<size_t>(ints[12]), 0);
     for (int number = 0; number < launches(); ++number) {

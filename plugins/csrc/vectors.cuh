@@ -1,4 +1,4 @@
-// 16-byte vectors of float32, float16 and bfloat16: load, store, convert. On the GPU by its own instructions, on a host by bits.
+// 16-byte vectors of float32, float16 and bfloat16: load, store, convert. By the GPU's instructions, or by bits on a host.
 //
 // No CUDA header is needed, so that NVRTC compiles this without a toolkit.
 #pragma once
@@ -71,6 +71,12 @@ GRIDPOOL_FN SharedAddress shared_address(Vec* shared) {
   return address;
 }
 
+// The shared memory that the launch asked for beyond what the kernel declares.
+GRIDPOOL_FN Vec* dynamic_shared() {
+  extern __shared__ Vec dynamic_shared_memory[];
+  return dynamic_shared_memory;
+}
+
 // Starts to copy 16 bytes to `position` vectors beyond `shared` where `wanted`, bypassing L1.
 GRIDPOOL_FN void copy_async(SharedAddress shared, int position, const Vec* global, bool wanted) {
   asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(shared + 16 * position),
@@ -87,8 +93,8 @@ GRIDPOOL_FN void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 }
 
-// Programmatic dependent launch, from compute capability 9.0 on: the next launch may put its blocks where this one's are done, and waits
-// for all of this one before it reads what it wrote. Without the launch attribute, and on older GPUs, launches follow one another anyway.
+// Programmatic dependent launch, from compute capability 9.0 on: blocks of the next launch may start as blocks of this one end, and
+// wait for all of this one before they read what it wrote. Without the launch attribute, or on older GPUs, launches never overlap.
 GRIDPOOL_FN void let_next_launch_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -139,6 +145,11 @@ GRIDPOOL_FN Vec load_last(const Vec* address) { return *address; }
 GRIDPOOL_FN Vec load_written(const Vec* address) { return *address; }
 GRIDPOOL_FN void store_streaming(Vec* address, Vec value) { *address = value; }
 GRIDPOOL_FN SharedAddress shared_address(Vec* shared) { return shared; }
+#if defined(GRIDPOOL_DYNAMIC_SHARED)
+GRIDPOOL_FN Vec* dynamic_shared() { return static_cast<Vec*>(GRIDPOOL_DYNAMIC_SHARED); }
+#else
+GRIDPOOL_FN Vec* dynamic_shared() { return nullptr; }  // for nvcc's pass for the host
+#endif
 GRIDPOOL_FN void copy_async(SharedAddress shared, int position, const Vec* global, bool wanted) {
   if (wanted) shared[position] = *global;
 }
@@ -222,29 +233,5 @@ GRIDPOOL_FN void add(float (&sum)[T::kLanes], Vec vec, float weight) {
   GRIDPOOL_UNROLL
   for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] += weight * value[lane];
 }
-
-#if defined(__CUDACC__)
-// What the launch asked for beyond what the kernel declares.
-GRIDPOOL_FN Vec* dynamic_shared() {
-#if defined(__CUDA_ARCH__)
-  extern __shared__ Vec dynamic_shared_memory[];
-  return dynamic_shared_memory;
-#elif defined(GRIDPOOL_DYNAMIC_SHARED)
-  return static_cast<Vec*>(GRIDPOOL_DYNAMIC_SHARED);
-#else
-  return nullptr;  // nvcc's pass for the host
-#endif
-}
-
-// The total (or, of order inf, the largest) of 32 lanes, in all of them.
-GRIDPOOL_FN float warp_total(float value, float order) {
-  GRIDPOOL_UNROLL
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, value, distance);
-    value = infinite(order) ? largest(value, other) : value + other;
-  }
-  return value;
-}
-#endif
 
 }  // namespace gridpool

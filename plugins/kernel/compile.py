@@ -91,5 +91,4 @@ def _checked(result: tuple[Any, ...]) -> Any:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.findall(pattern, text)
-    return int(found[-1]) if found else 0
+    return int((re.findall(pattern, text) or [0])[-1])

@@ -1,7 +1,7 @@
 """StGridPool in TensorRT: a library with an IPluginV3 (plugin.cpp), or an ahead-of-time plugin from Python (aot.py).
 
-Either must be registered before a graph with calls of `gridpool::StGridPool` is parsed: TensorRT's parser then uses the plugin if its
-release has ENABLE_PLUGIN_OVERRIDE, or if the graph has no body (`drop_body`); otherwise it uses the body.
+Either must be registered before a graph with calls of `gridpool::StGridPool` is parsed. TensorRT's parser then uses the plugin if
+its release has ENABLE_PLUGIN_OVERRIDE, or if the function has no body (`drop_body`); otherwise it uses the body.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ def load_library(trt: Any, path: Path) -> None:
     if is_registered(trt):
         return
     if trt.get_plugin_registry().load_library(str(path)) is None or not is_registered(trt):
-        raise EngineError(
-            f"{path} does not register {DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}; build it against this TensorRT"
-        )
+        plugin = f"{DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}"
+        raise EngineError(f"{path} does not register {plugin}; build it against this TensorRT")
 
 
 def is_registered(trt: Any) -> bool:
-    """Whether a graph parsed now, or an engine read now, would find the plugin."""
+    """Whether a graph that is parsed now, or an engine that is read, would find the plugin."""
     return trt.get_plugin_registry().get_creator(NAME, VERSION, DOMAIN) is not None
 
 

@@ -6,7 +6,6 @@ numbers are constants of the kernel's source. The PTX is for compute capability 
 """
 
 # Without `from __future__ import annotations`: TensorRT reads the types of annotations, not their text.
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,13 @@ PTX_TARGET = "compute_80"
 MAX_LEVELS = 4  # each level of summaries is another inlined loop
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """What TensorRT puts into the engine for KERNEL; its parameters are x and tokens."""
+def kernel_for(
+    ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str
+) -> tuple[bytes, int, tuple[int, int]]:
+    """For one call of the op: the PTX of KERNEL, whose parameters are x and tokens; blocks; and a block's (threads, windows).
 
-    ptx: bytes
-    blocks: int
-    block: tuple[int, int]
-
-
-def kernel_for(ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str) -> Kernel:
-    """The kernel for one call of the op; SpecError where it does not cover the call."""
+    SpecError where the kernel does not cover the call.
+    """
     plan = Plan(ints)
     spec = StGridPool((), (), plan.ints[6], temperature, order, plan.ints[7])  # the pyramid is in the plan
     reason = not_covered(spec, (*plan.ints[1:4], hidden), dtype)
@@ -51,15 +46,13 @@ def kernel_for(ints: tuple[int, ...], temperature: float, order: float, hidden: 
         f"  const Args args = {{{values}}};\n"
         f"  run%s(args, kPlan, x, nullptr, out, {{{', '.join(map(str, launch))}}});\n}}\n"
     )
-    return Kernel(compile_kernel(variant, PTX_TARGET, prelude, entry).code, blocks, (variant.threads, variant.groups))
+    return compile_kernel(variant, PTX_TARGET, prelude, entry).code, blocks, (variant.threads, variant.groups)
 
 
 def register(trt: Any) -> None:
     """Register the plugin with `trt`, the imported `tensorrt`. EngineError where the release has no ahead-of-time plugins."""
     if not hasattr(trt, "QuickPluginCreationRequest"):
-        raise EngineError(
-            f"TensorRT {trt.__version__} has no ahead-of-time Python plugins; use 10.9 or newer, or the plugin library"
-        )
+        raise EngineError(f"TensorRT {trt.__version__} has no ahead-of-time plugins; use 10.9 or newer, or the plugin library")
     import tensorrt.plugin as trtp
     from tensorrt.plugin import TensorDesc  # tensorrt>=10.9
 
@@ -81,9 +74,10 @@ def register(trt: Any) -> None:
     def compile_call(
         x, plan, temperature, order, outputs, tactic
     ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # tensorrt>=10.9
-        kernel = kernel_for(tuple(map(int, plan)), float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
-        launch = trtp.KernelLaunchParams(kernel.blocks, 1, 1, *kernel.block)  # tensorrt>=10.9
-        return KERNEL, kernel.ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
+        ints = tuple(map(int, plan))
+        ptx, blocks, block = kernel_for(ints, float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
+        launch = trtp.KernelLaunchParams(blocks, 1, 1, *block)  # tensorrt>=10.9
+        return KERNEL, ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
 
 
 def _literal(value: float) -> str:

@@ -33,36 +33,18 @@ struct Attributes {
 
 Plan view(Attributes const& attributes) { return {attributes.plan.data(), static_cast<int>(attributes.plan.size())}; }
 
-bool dtype_of(DataType type, DType& dtype) {
-  switch (type) {
-    case DataType::kFLOAT: dtype = DType::kFloat; return true;
-    case DataType::kHALF: dtype = DType::kHalf; return true;
-    case DataType::kBF16: dtype = DType::kBFloat16; return true;
-    default: return false;
-  }
-}
-
-// Fields whose data is copied into the engine; reading them back is `read`.
-std::vector<PluginField> fields_of(Attributes const& attributes) {
-  return {{"plan", attributes.plan.data(), PluginFieldType::kINT32, static_cast<int32_t>(attributes.plan.size())},
-          {"temperature", &attributes.temperature, PluginFieldType::kFLOAT32, 1},
-          {"order", &attributes.order, PluginFieldType::kFLOAT32, 1}};
-}
-
 bool read(PluginFieldCollection const* fields, Attributes& attributes) {
   for (int32_t i = 0; i < fields->nbFields; ++i) {
     PluginField const& field = fields->fields[i];
     std::string const name = field.name;
-    bool const integers = field.type == PluginFieldType::kINT32;
-    bool const number = field.type == PluginFieldType::kFLOAT32 && field.length == 1;
-    if (name == "plan" && integers)
-      attributes.plan.assign(static_cast<int32_t const*>(field.data), static_cast<int32_t const*>(field.data) + field.length);
-    else if (name == "temperature" && number)
-      attributes.temperature = *static_cast<float const*>(field.data);
-    else if (name == "order" && number)
-      attributes.order = *static_cast<float const*>(field.data);
-    else if (name == "plan" || name == "temperature" || name == "order")
+    bool const plan = name == "plan";
+    if (!plan && name != "temperature" && name != "order") continue;
+    if (plan ? field.type != PluginFieldType::kINT32 : field.type != PluginFieldType::kFLOAT32 || field.length != 1)
       return report("attribute " + name + " has another type than this plugin, version 1, expects; export the graph again"), false;
+    if (plan)
+      attributes.plan.assign(static_cast<int32_t const*>(field.data), static_cast<int32_t const*>(field.data) + field.length);
+    else
+      (name == "order" ? attributes.order : attributes.temperature) = *static_cast<float const*>(field.data);
   }
   if (char const* fault = view(attributes).fault()) return report(fault), false;
   bool const order = attributes.order >= 1.0f && (attributes.order <= 8.0f || std::isinf(attributes.order));
@@ -117,15 +99,12 @@ class StGridPool final : public IPluginV3, public IPluginV3OneCore, public IPlug
   }
 
   bool supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t, int32_t) noexcept override {
-    DType dtype;
     PluginTensorDesc const& tensor = tensors[position].desc;
-    return tensor.format == TensorFormat::kLINEAR && dtype_of(tensor.type, dtype) && tensor.type == tensors[0].desc.type;
+    bool const supported = tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF || tensor.type == DataType::kBF16;
+    return supported && tensor.format == TensorFormat::kLINEAR && tensor.type == tensors[0].desc.type;
   }
 
-  int32_t configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t, DynamicPluginTensorDesc const*,
-                          int32_t) noexcept override {
-    auto const hidden = inputs[0].max.d[3];
-    if (hidden > 0 && hidden % 8) return report("D is " + std::to_string(hidden) + ", not a multiple of 8; use the plain graph");
+  int32_t configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) noexcept override {
     return 0;
   }
 
@@ -135,17 +114,19 @@ class StGridPool final : public IPluginV3, public IPluginV3OneCore, public IPlug
     return bytes * view(attributes_).scratch_tokens() * static_cast<size_t>(inputs[0].max.d[3]);
   }
 
+  // Called before any run, by the builder too.
   int32_t onShapeChange(PluginTensorDesc const* inputs, int32_t, PluginTensorDesc const*, int32_t) noexcept override {
     Dims const& dims = inputs[0].dims;
     for (int i = 0; i < 3; ++i)
       if (dims.d[i] != attributes_.plan[1 + i]) return report("the input's T, H, W are not those that the plan was made for");
-    return dims.d[3] % 8 ? report("D is not a multiple of 8") : 0;
+    return dims.d[3] % 8 ? report("D is not a multiple of 8; use the plain graph") : 0;
   }
 
   int32_t enqueue(PluginTensorDesc const* inputs, PluginTensorDesc const*, void const* const* sources, void* const* targets,
                   void* workspace, cudaStream_t stream) noexcept override {
-    DType dtype;
-    if (!device_plan_ || !dtype_of(inputs[0].type, dtype)) return report("not attached to a context, or of an unsupported dtype");
+    if (!device_plan_) return report("not attached to a context");
+    DataType const type = inputs[0].type;  // one of those that supportsFormatCombination accepts
+    DType const dtype = type == DataType::kFLOAT ? DType::kFloat : type == DataType::kHALF ? DType::kHalf : DType::kBFloat16;
     cudaError_t const status = launch(view(attributes_), device_plan_.get(), dtype, static_cast<int>(inputs[0].dims.d[3]),
                                       attributes_.temperature, attributes_.order, sources[0], workspace, targets[0], stream);
     if (status == cudaSuccess) return 0;
@@ -167,8 +148,11 @@ class StGridPool final : public IPluginV3, public IPluginV3OneCore, public IPlug
     return status == cudaSuccess ? copy.release() : (report(cudaGetErrorString(status)), nullptr);
   }
 
+  // What the engine keeps; `read` reads it back.
   PluginFieldCollection const* getFieldsToSerialize() noexcept override {
-    fields_ = fields_of(attributes_);
+    fields_ = {{"plan", attributes_.plan.data(), PluginFieldType::kINT32, static_cast<int32_t>(attributes_.plan.size())},
+               {"temperature", &attributes_.temperature, PluginFieldType::kFLOAT32, 1},
+               {"order", &attributes_.order, PluginFieldType::kFLOAT32, 1}};
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     return &collection_;
   }

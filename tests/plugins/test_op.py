@@ -87,8 +87,8 @@ def test_the_least_and_the_most_that_make_sense(values: dict):
         ({"temperature": math.inf}, "temperature=inf"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"padding": -1}, "padding=-1"),
-        ({"padding": 2}, "padding 2"),
-        ({"window": 1, "padding": 1}, "padding 1"),
+        ({"padding": 2}, "padding=2"),
+        ({"window": 1, "padding": 1}, "padding=1"),
     ],
 )
 def test_what_makes_no_sense_on_any_grid_is_refused(values: dict, words: str):
