@@ -1,6 +1,6 @@
-"""What all kinds share that talk to a running server: inputs some at a time, good requests beside them, a fault's one input found.
+"""What all kinds share that talk to a running server: concurrent inputs, good requests beside them, and the search for a fault's input.
 
-A fault of the server itself (it died, its log has a traceback, it grew, a good request was answered otherwise) is put down to the
+A fault of the server itself (it died, its log has a traceback, it grew, a good request got another answer) is attributed to the
 latest inputs: each is tried alone on a new server, and the first that shows the fault again is the finding.
 """
 

@@ -60,10 +60,10 @@ class InputKind:
 
 def bundle_copy(source: Path, folder: Path) -> Path:
     """A bundle below `folder` whose files are links to `source`'s; replace a file, never write into one."""
-    goal = folder / "bundle"
-    if not goal.exists():
-        shutil.copytree(source, goal, copy_function=_link)
-    return goal
+    target = folder / "bundle"
+    if not target.exists():
+        shutil.copytree(source, target, copy_function=_link)
+    return target
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -72,5 +72,5 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _link(source: str, goal: str) -> None:
-    Path(goal).hardlink_to(source)
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
