@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.campaign.minimise import minimised
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case, run_many, run_one
 from benchmarks.campaign.verdicts import Fault
@@ -41,21 +40,10 @@ class InputKind:
             counts["inputs"] += 1
             counts[f"exit {outcome.code}"] += 1
             if outcome.fault:
-                self._report(run, outcome.index, outcome.fault)
+                run.report(self, outcome.index, outcome.fault)
 
     def replay(self, run: Run, case: Case) -> Fault | None:
         return run_one(self, case, run.work(f"{self.name}-replay")).fault
-
-    def _report(self, run: Run, index: int, fault: Fault) -> None:
-        case = self.make(run, index)
-
-        def fails(data: bytes) -> bool:
-            again = self.replay(run, Case(data, case.suffix))
-            return again is not None and again.signature == fault.signature
-
-        run.found(
-            self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising) if fails(case.data) else case.data
-        )
 
 
 def bundle_copy(source: Path, folder: Path) -> Path:
