@@ -23,8 +23,7 @@ from runtime.cluster.parts import Parts
 from runtime.cluster.worker import Worker
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import placed
+from runtime.engine import EngineOptions, backend_option, placed
 
 
 @dataclass(frozen=True)

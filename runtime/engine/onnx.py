@@ -20,7 +20,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine import cuda
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,7 +59,7 @@ class OnnxEngine:
     """One ONNX Runtime session."""
 
     backend = "onnx"
-    takes_bf16 = False
+    takes_bf16, takes_batches = False, True
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str):
         self.session, self.device = session, device
@@ -96,9 +96,7 @@ class OnnxEngine:
         as_written: node by node, without ONNX Runtime's optimisations, which would keep float32 copies of float16 weights.
         """
         options = options.on("cpu")
-        reason = cls.unavailable(options.device)
-        if reason:
-            raise EngineError(f"backend onnx can't run on {options.device}: {reason}")
+        check_available(cls, options.device)
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()

@@ -27,7 +27,7 @@ from runtime.bundle.graph_file import read_graph
 from runtime.bundle.tensors import MASK, PAST, POSITIONS, PRESENT
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine.openvino_memory import lower_mmap_threshold, release_mapped_pages
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
 
 _READ_STEP = 32  # rows: OpenVINO rebuilds its kernels for every new shape, 12 ms a step at 0.5B size
 _DEVICES = ("cpu", "gpu", "npu")
@@ -67,7 +67,7 @@ class OpenVINOEngine:
     """One compiled model."""
 
     backend = "openvino"
-    takes_bf16 = True
+    takes_bf16 = takes_batches = True
 
     def __init__(self, compiled: Any, device: str):
         self._compiled, self.device = compiled, device
@@ -100,9 +100,7 @@ class OpenVINOEngine:
     def load(cls, model: Path, options: EngineOptions = EngineOptions()) -> OpenVINOEngine:
         """Compile an ONNX file for `options.device`; "auto" is the CPU."""
         options = options.on("cpu")
-        reason = cls.unavailable(options.device)
-        if reason:
-            raise EngineError(f"backend openvino can't run here: {reason}")
+        check_available(cls, options.device)
         import openvino
 
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.core.errors import EngineError, UserError, missing_package
+from runtime.core.errors import EngineError, UserError
 from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
 from runtime.engine.trt_plugin import LIBRARY, PluginChoice
 from runtime.engine.trt_records import dimension_names, find_engine, plugin_library
 
@@ -49,8 +49,7 @@ class TensorRTEngine:
 
     backend = "tensorrt"
     device = "cuda"
-    takes_bf16 = False
-    package, extra = "tensorrt", "gpu"
+    takes_bf16 = takes_batches = False
 
     def __init__(self, engine: Any, gpu: cuda.Cuda, names: Mapping[str, list[int | str]] | None = None):
         """engine: an ICudaEngine; names: {input: its shape, with dynamic dimensions by name}."""
@@ -70,8 +69,6 @@ class TensorRTEngine:
     def unavailable(cls, device: str) -> str | None:
         if device != "cuda":
             return f"TensorRT engines run on a GPU, not on {device}; pass --device cuda"
-        if not facade.installed(cls.backend):
-            return str(missing_package(cls.package, f"backend {cls.backend}", cls.extra))
         try:
             facade.load(cls.backend)
         except UserError as error:
@@ -80,9 +77,7 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> TensorRTEngine:
-        reason = cls.unavailable(options.on("cuda").device)
-        if reason:
-            raise EngineError(f"backend {cls.backend} can't run here: {reason}")
+        check_available(cls, options.on("cuda").device)
         path = find_engine(bundle, cls.backend, graph)
         library = plugin_library(path, graph)
         if library:
@@ -226,7 +221,6 @@ class TensorRTRTXEngine(TensorRTEngine):
     """TensorRT-RTX, whose kernels are compiled for the GPU at the first run."""
 
     backend = "tensorrt-rtx"
-    package, extra = "tensorrt_rtx", "rtx"
 
 
 def _deserialize(backend: str, path: Path, bundle: Path) -> Any:

@@ -22,7 +22,7 @@ from runtime.bundle import DECODER, VISION, Bundle
 from runtime.bundle.graph_file import onnx_errors, read_graph
 from runtime.bundle.tensors import PRESENT, cache_names
 from runtime.core.errors import missing_package
-from runtime.llm.step import PREFILL_CHUNK
+from runtime.llm.decoder import PREFILL_CHUNK
 
 if TYPE_CHECKING:
     import onnx
