@@ -65,7 +65,6 @@ class OnnxEngine:
         self.session, self.device = session, device
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._state_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -150,7 +149,7 @@ class OnnxEngine:
                 binding.bind_ortvalue_input(name, state.values[name])
                 binding.bind_ortvalue_output(output, state.values[name])
             else:
-                buffer = _buffer_of(state.values[name], state.entries, self._state_dtypes[name], self.device)
+                buffer = _buffer_of(state.values[name], state.entries, self.device)
                 binding.bind_input(name, *buffer)
                 binding.bind_output(output, *buffer)
         for name in wanted:
@@ -207,9 +206,9 @@ def _cuda_fault() -> str | None:
     return None
 
 
-def _buffer_of(value: Any, entries: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:
+def _buffer_of(value: Any, entries: slice, device: str) -> tuple[str, int, np.dtype, list[int], int]:
     """The arguments that bind `entries` of a buffer's first axis in place: device, its number, dtype, shape, address."""
-    shape = value.shape()
+    shape, dtype = value.shape(), _DTYPES[value.data_type()]
     stride = int(np.prod(shape[1:])) * dtype.itemsize
     return device, 0, dtype, [entries.stop - entries.start, *shape[1:]], value.data_ptr() + entries.start * stride
 

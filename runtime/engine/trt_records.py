@@ -16,11 +16,11 @@ from runtime.bundle import Bundle
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import LIBRARY
 from runtime.engine.trt_target import runs_on
 
 BUILD = "build.json"
 ENGINES = "engines"
+NONE, AOT, LIBRARY = "none", "aot", "library"  # the plugin of an engine, see trt_build.PluginChoice
 
 
 def engine_file(graph: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle.manifest import RESAMPLING, Preprocessing
-from runtime.core.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, import_package
 from runtime.media.clip import Clip, sample_frames
 
 
@@ -60,12 +60,9 @@ class Preprocessor:
                     f"export with --input frames:{got_height}x{got_width}, or without --input for any size"
                 )
             return frame
-        try:
-            from PIL import Image
-        except ImportError:
-            raise missing_package("pillow", "resizing frames", "runtime") from None
+        image = import_package("PIL.Image", "resizing frames", "runtime", "pillow")
         height, width = self.size
-        return np.asarray(Image.fromarray(frame).resize((width, height), resample=self.resample))
+        return np.asarray(image.fromarray(frame).resize((width, height), resample=self.resample))
 
     def normalise(self, frames: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
         """RGB uint8 [T, h, w, 3] -> what the graph takes: [T, 3, h, w] of `dtype` (float32, or float16 rounded from it), or the frames."""

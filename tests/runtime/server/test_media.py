@@ -379,7 +379,7 @@ def test_the_limit_holds_for_all_frames_of_a_clip_together():
         (DecodeLimits(pixels=100), "frames of 128x96"),
         (DecodeLimits(side=100), "frames of 128x96; expected at most 100 pixels a side"),
         (DecodeLimits(seconds=1), "2 s long"),
-        (DecodeLimits(frames=10), "more than 10 frames"),
+        (DecodeLimits(frames=10), "at most 10 frames"),
         (DecodeLimits(streams=0), "1 streams"),
         # the last of the four is frame 24, and the only keyframe is the first
         (
