@@ -175,24 +175,16 @@ _ADDITION = (
 )
 
 
-def _preload_cuda() -> None:
-    """Load CUDA and cuDNN from NVIDIA's wheels, where they are installed: the loader does not look into site-packages.
-
-    ONNX Runtime prints to stdout what it did not find. A library may still come from elsewhere; if not, the first session fails.
-    """
-    import onnxruntime
-
-    if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and newer
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
-
-
 @functools.cache
 def _cuda_fault() -> str | None:
     """Why the CUDA provider can't compute on the GPU of this machine, tried once per process; None where it can."""
     import onnxruntime
 
-    _preload_cuda()
+    # CUDA and cuDNN of NVIDIA's wheels, in site-packages, where the loader does not look. What is not found there is printed, to stdout;
+    # it may still come from elsewhere.
+    if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and newer
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     doctor = "`python -m runtime doctor` says what is missing"

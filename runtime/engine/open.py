@@ -1,4 +1,6 @@
-"""Load graphs of a bundle on the device and backend that the user named, or on the best that can run them here.
+"""Which backends there are, and graphs of a bundle loaded on the device and backend that the user named, or on the best here.
+
+To add a backend: a module with a class that has the methods of `protocol.Backend`, and a line in BACKENDS.
 
 One device for all graphs of a bundle, chosen before weights are read. `--device auto` is (runtime/cpp/src/engine.cpp has the same rule)
 
@@ -13,20 +15,42 @@ One device for all graphs of a bundle, chosen before weights are read. `--device
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.bundle.tensors import LOGITS
-from runtime.core.errors import EngineError, UserError
+from runtime.core.errors import EngineError, UserError, nearest
+from runtime.core.options import option
 from runtime.core.progress import log
 from runtime.engine import cuda, tuning
 from runtime.engine.onnx import has_cuda_provider
 from runtime.engine.protocol import Backend, Engine, EngineOptions, check_available
-from runtime.engine.registry import BACKENDS, CUDA_ORDER, backend_class
 from runtime.engine.trt_records import find_engine
 
+BACKENDS = {
+    "onnx": "runtime.engine.onnx:OnnxEngine",
+    "openvino": "runtime.engine.openvino:OpenVINOEngine",
+    "tensorrt": "runtime.engine.tensorrt:TensorRTEngine",
+    "tensorrt-rtx": "runtime.engine.tensorrt:TensorRTRTXEngine",
+}
+CUDA_ORDER = ("tensorrt", "tensorrt-rtx", "onnx")  # what `--backend auto` tries on an NVIDIA GPU
 _RESULTS = dict.fromkeys((VISION, VISION_LOOP, VISION_COMPRESSOR), ("vision graph", "visual_tokens"))
 _RESULTS |= dict.fromkeys((DECODER, DECODER_BATCH), ("decoder", LOGITS))
+
+
+def backend_option() -> Any:
+    """The field of options that choose a backend."""
+    return option("auto", "the engine to run on", choices=("auto", *BACKENDS))
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The engine class registered under `name`; EngineError suggests the nearest name for a misspelt one."""
+    if name not in BACKENDS:
+        raise EngineError(f'no backend "{name}"{nearest(name, BACKENDS)}')
+    module, _, attribute = BACKENDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def open_engine(bundle: Bundle, graph: str, backend: str = "auto", options: EngineOptions = EngineOptions()) -> Engine:
