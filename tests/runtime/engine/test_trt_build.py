@@ -163,19 +163,28 @@ class TestInterrupted:
         assert len(calls) == 2
         assert digests(bundle.path / "engines") == before
 
-    def test_ctrl_c_reaches_the_builder_at_its_next_step(self, bundle: Bundle, request: pytest.FixtureRequest) -> None:
+    def test_ctrl_c_reaches_the_builder_at_its_next_step(
+        self, bundle: Bundle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # a shell's background job starts with SIGINT ignored
         request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
         builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(VISION))
-        steps, interrupted, ended = [], threading.Event(), []
+        steps, stopped, ended, make = [], threading.Event(), [], trt._monitor
+
+        def monitor(*words: object) -> object:
+            made = make(*words)
+            stop = made.stop
+            made.stop = lambda: (stop(), stopped.set())
+            return made
 
         def progress(phase: str, done: int, of: int) -> None:
             steps.append((phase, done))
-            if not interrupted.is_set():
-                interrupted.set()
+            if len(steps) == 1:
                 _thread.interrupt_main()
-            threading.Event().wait(0.3)  # the main thread gets to see it
+                assert stopped.wait(30)  # the main thread has seen it
             ended.append(phase)
+
+        monkeypatch.setattr(trt, "_monitor", monitor)
 
         with pytest.raises(KeyboardInterrupt):
             trt.serialize("tensorrt-rtx", builder, network, builder.create_builder_config(), progress)
