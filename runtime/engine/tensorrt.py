@@ -2,7 +2,7 @@
 
 Device and page-locked buffers are allocated once, at the largest shape of the engine's profile, and reused by every run.
 A graph of static shapes is captured as a CUDA graph after its first run, so that the CPU no longer launches its hundreds of kernels
-one by one; where capture fails that is logged, and runs go on without. A state (the KV cache) never leaves the GPU: it is one buffer
+one by one; if capture fails, that is logged and runs go on without it. A state (the KV cache) never leaves the GPU: it is one buffer
 where TensorRT declares output and input to be the same memory (its KV-cache layer), else two that swap after each run, because
 TensorRT guarantees nothing for other layers that write what they read.
 """
@@ -24,7 +24,7 @@ from runtime.core.errors import EngineError, UserError
 from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
 from runtime.engine.trt_records import dimension_names, find_engine, plugin_library
 
 
@@ -75,7 +75,6 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> TensorRTEngine:
-        check_available(cls, options.on("cuda").device)
         path = find_engine(bundle, cls.backend, graph)
         library = plugin_library(path, graph)
         if library:

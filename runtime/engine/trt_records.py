@@ -118,7 +118,7 @@ def _size(file: Path) -> int | None:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    """Whether the values that are read of a build.json have the types that they were written with."""
+    """Whether the values that are read from a build.json have the types that they were written with."""
     return all(isinstance(record[name], str) for name in ("backend", "version", "target")) and all(
         type(entry["size"]) is int
         and isinstance(entry["onnx_sha256"], str)

@@ -71,7 +71,7 @@ def resolved_target(backend: str, target: str | None) -> str:
 
 
 def set_target(backend: str, config: Any, target: str) -> None:
-    """Let a builder's config make an engine for `target`; nothing is to be set for the GPU of this machine."""
+    """Let a builder's config make an engine for `target`; the GPU of this machine is the default."""
     if backend == "tensorrt-rtx" and target != RTX_ANY:
         rtx, names = facade.load(backend), target.split(",")
         config.num_compute_capabilities = len(names)

@@ -14,8 +14,8 @@ from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PR
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, EngineOptions, State, TensorSpec, open_engine
 
-# Positions that a run of the prefill takes: bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster; on a GPU 1,024
-# take 0.58 of the time of 256, and 2,048 little less (benchmarks/RESULTS.md).
+# Positions in one run of the prefill, which bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster; on a GPU 1,024
+# take 0.58 of the time of 256, and 2,048 hardly less (benchmarks/RESULTS.md).
 PREFILL_CHUNK, GPU_PREFILL_CHUNK = 256, 1024
 
 
@@ -52,7 +52,7 @@ class DecoderStep:
         self.chunk = GPU_PREFILL_CHUNK if engine.device == "cuda" else PREFILL_CHUNK
 
     def run(self, state: State, embeddings: np.ndarray, starts: Sequence[int], read: int | None = None) -> np.ndarray:
-        """Append embeddings [B, S, D], as `decoder_feeds` takes them in any dtype; return the last logits [B, V] float32."""
+        """Append embeddings [B, S, D] of any float dtype, see `decoder_feeds`; return the last logits [B, V] float32."""
         feeds = decoder_feeds(embeddings.astype(self.dtype, copy=False), starts, read)
         return self.engine.run(feeds, state)[LOGITS][:, -1].astype(np.float32, copy=False)
 

@@ -44,7 +44,7 @@ class RemoteError(UserError):
 class LLMOptions:
     """Where the LLM is: here, or at the address of an API, with /v1.
 
-    tries              of a request that was not begun
+    tries              attempts at a request that the remote has not begun
     connect, silence   seconds to connect, and that may pass between two pieces
     """
 
@@ -211,5 +211,5 @@ async def _within(work: Any, deadline: float) -> Any:
     left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
     try:
         return await asyncio.wait_for(work, left)
-    except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+    except asyncio.TimeoutError:
         raise DeadlineError("the request's deadline has passed while the remote LLM was answering") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,8 +49,7 @@ def is_still(path: Path) -> bool:
         return start[8:12] in _HEIF_BRANDS
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
-    pnm = len(start) > 2 and start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
-    return start.startswith((b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")) or pnm
+    return re.match(rb"\x89PNG\r\n\x1a\n|II[*+]\0|MM\0[*+]|BM|P[1-6]\s", start) is not None
 
 
 def _is_jpeg_stream(path: Path) -> bool:

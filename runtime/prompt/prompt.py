@@ -2,7 +2,7 @@
 
 What people write is text, whatever it contains: the characters of a special token in it become the tokens of these characters,
 never the special token. Only the chat template writes control tokens. For that, a marker stands for each such text while the
-template is rendered, and its ids are put there afterwards; text without special tokens is tokenized in one piece, as ever.
+template is rendered, and its ids are put there afterwards; text without special tokens is tokenized in one piece.
 
 D hidden, N visual tokens of a clip, S prompt positions, V vocabulary.
 """
