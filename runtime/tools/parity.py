@@ -1,4 +1,4 @@
-"""Does an engine compute what torch computed? A table, stage by stage.
+"""Does an engine compute what torch computed? A table, stage by stage, judged by Polygraphy's comparator.
 
 In: a bundle's `reference/` (input, torch's stages and tokens, transformers' logits and greedy ids) and the backends to compare with it.
 Out: one row a stage and backend.

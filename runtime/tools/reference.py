@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +57,9 @@ def outputs(bundle: Bundle, name: str, needed: str | None = None) -> dict[str, n
     needed: one that must be among them.
     """
     path = bundle.file(f"reference/{name}.json")
-    try:
+    with quiet_polygraphy():
         from polygraphy.comparator import RunResults
-        from polygraphy.logger import G_LOGGER
-    except ImportError:
-        raise missing_package("polygraphy", "reading the reference outputs", "runtime") from None
-    # results stand alone on stdout, where it logs
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):  # what is critical it raises as well
+
         try:
             ((_, (iteration,)),) = RunResults.load(str(path)).lst
             arrays = {str(key): np.asarray(array) for key, array in iteration.items()}
@@ -90,6 +88,17 @@ def llm(bundle: Bundle) -> LLMReference:
     visual_tokens = np.asarray(read_array(bundle.file("reference/llm_visual_tokens.npy"), 2))
     logits = np.asarray(read_array(bundle.file("reference/llm_logits.npy"), 1))
     return LLMReference(PromptIds((before, after)), visual_tokens, logits, greedy, margins, rounding)
+
+
+@contextmanager
+def quiet_polygraphy() -> Iterator[None]:
+    """Polygraphy imported and silent: it logs to stdout, where results stand alone."""
+    try:
+        from polygraphy.logger import G_LOGGER
+    except ImportError:
+        raise missing_package("polygraphy", "reading the reference outputs", "runtime") from None
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):  # what is critical it raises as well
+        yield
 
 
 def _id(value: object) -> int:

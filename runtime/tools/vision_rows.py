@@ -75,13 +75,30 @@ def _judge(
     precision: str,
     rounding: float,
 ) -> list[Row]:
-    """Each of `got` against `expected`, stages.json's arrays being flat; strides: every how many-th value `expected` keeps."""
-    rows = []
-    for name, array in got.items():
-        truth = expected[name]
-        if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
-            truth = truth.reshape(array.shape)
-        selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
-        difference = compare(array, truth, precision, selected, strides[name], rounding)
-        rows.append(row_of(name, backend, array, difference, precision if selected else None))
-    return rows
+    """Polygraphy's comparator over both runs, with the metric and the tolerances of this project as its compare function."""
+    with reference.quiet_polygraphy():
+        from polygraphy.comparator import Comparator, IterationResult, RunResults
+
+        rows: dict[str, Row] = {}
+
+        def judge(torch: IterationResult, engine: IterationResult) -> dict[str, Row]:
+            rows.update({name: judge_stage(name, engine[name], torch[name]) for name in engine})
+            return rows
+
+        def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
+            array, truth = np.asarray(array), np.asarray(truth)
+            selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
+            if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
+                truth = truth.reshape(array.shape)  # stages.json keeps stages flat
+            difference = compare(array, truth, precision, selected, strides[name], rounding)
+            return row_of(name, backend, array, difference, precision if selected else None)
+
+        runs = RunResults(
+            [
+                ("torch", [IterationResult(outputs=dict(expected), runner_name="torch")]),
+                (backend, [IterationResult(outputs=dict(got), runner_name=backend)]),
+            ]
+        )
+        agreed = bool(Comparator.compare_accuracy(runs, compare_func=judge))
+    assert agreed == all(rows.values()), "Polygraphy's verdict is the table's"
+    return list(rows.values())
