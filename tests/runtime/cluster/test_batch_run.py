@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.cluster import batch
-from runtime.cluster.batch import BatchOptions, BatchResult
-from runtime.cluster.worker import Worker
+from runtime.cluster.batch import BatchOptions, BatchResult, Worker
 from runtime.engine import EngineOptions
 
 ENGINE = EngineOptions("cpu", 4, True)
