@@ -29,8 +29,7 @@ from runtime.core.errors import UserError
 from runtime.core.files import sha256_of
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import placed
+from runtime.engine import EngineOptions, backend_option, placed
 from runtime.vision.encoder import VisionEncoder
 
 

@@ -15,9 +15,9 @@ from runtime.bundle import DECODER, Bundle
 from runtime.bundle.records import written
 from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.llm.chat import LanguageModel
+from runtime.llm.decoder import check_context
 from runtime.llm.local import LocalLLM
 from runtime.llm.remote import RemoteLLM
-from runtime.llm.step import check_context
 from runtime.server.clip_encoder import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from runtime.bundle import VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.engine import EngineOptions
+from runtime.engine import EngineOptions, place
 from runtime.engine.onnx import OnnxEngine
-from runtime.engine.place import place
 from runtime.tools.stages import first_compression
-from runtime.vision.engine import VisionEngine, open_vision, vision_engine
+from runtime.vision.engine import VisionEngine, open_vision
 
 TOKEN_NORMS = "token_norms"
 
@@ -28,7 +27,7 @@ def open_with_norms(bundle: Bundle, backend: str, options: EngineOptions) -> Vis
     model = _with_norms(bundle) if looped else None
     if model is None:
         return open_vision(bundle, backend, options)
-    return vision_engine(OnnxEngine.load(model, options, data=bundle.path))
+    return VisionEngine(OnnxEngine.load(model, options, data=bundle.path))
 
 
 def _with_norms(bundle: Bundle) -> bytes | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from runtime.core.errors import UsageError, missing_package
 from runtime.core.progress import log, step
-from runtime.engine.place import place
+from runtime.engine import place
 from runtime.server.options import ServerOptions, is_loopback
 
 if TYPE_CHECKING:
