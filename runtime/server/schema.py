@@ -1,8 +1,8 @@
 """What a request may contain: OpenAI's chat completions with clips, and the two video routes.
 
-A clip comes as video_url, input_video, image_url, input_image, video, image or file, which differ in name only. A parameter that this
-server does not support is refused unless its value changes nothing (parameters.py); a parameter that no server has is refused by name.
-null is the same as leaving a field out.
+A clip comes as video_url, input_video, image_url, input_image, video, image or file, which differ in name only. A parameter that
+this server does not support is refused unless its value changes nothing (parameters.py); a parameter that no server has is refused
+by name. null is the same as leaving a field out.
 """
 
 from __future__ import annotations
