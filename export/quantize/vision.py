@@ -23,7 +23,7 @@ from export.quantize.qdq import int8_rounded, w8a8
 from export.quantize.ranges import activation_rounded, thresholds
 from export.quantize.report import LayerReport, Report
 from export.surgeon import run_passes
-from export.surgeon.outputs import drop_outputs
+from export.surgeon.graph import drop_outputs
 from export.surgeon.split import split
 from runtime.bundle import VISION_LOOP
 from runtime.core.errors import ExportError
