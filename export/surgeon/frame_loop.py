@@ -152,7 +152,9 @@ def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frame
     )
     position = graph.nodes.index(region[0])
     graph.nodes[position:position] = [loop, *after]
-    graph.cleanup()
+    graph.cleanup(
+        recurse_subgraphs=False
+    )  # graph-surgeon compares nodes by value: it can't tell those of the body from the originals
 
 
 # RULES: operator -> whether it keeps the frames of its framed inputs apart; other inputs are constants, and the first dimension of

@@ -51,13 +51,14 @@ def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto
         )
 
     frame = next(node.outputs[0] for node in body.nodes if node.op == "Unsqueeze" and _picks_frame(node.inputs[0], picture))
-    pixels = gs.Variable(picture.name, picture.dtype, [1, *picture.shape[1:]])
-    reroute(frame, pixels)
+    frames, *size = picture.shape
+    picture.shape = [1, *size]
+    reroute(frame, picture)
     features = gs.Variable(FEATURES, stacked.dtype, [1, *grid, channels])
     nodes = [*body.nodes, _reshape(leave.inputs[0], features)]
-    encoder = _model(looped, graph, "vision.encoder", nodes, pixels, [features])
+    encoder = _model(looped, graph, "vision.encoder", nodes, picture, [features])
 
-    features = gs.Variable(FEATURES, stacked.dtype, [picture.shape[0], *grid, channels])
+    features = gs.Variable(FEATURES, stacked.dtype, [frames, *grid, channels])
     stacked.inputs.clear()
     nodes = [_reshape(features, stacked), *(node for node in graph.nodes if node is not loop)]
     return encoder, _model(looped, graph, "vision.compressor", nodes, features, graph.outputs)

@@ -101,6 +101,7 @@ def test_an_operator_goes_into_the_loop_where_it_keeps_frames_apart(moved, rank,
     )  # fmt: skip
     after, _ = rewrite(model, ["frame_loop"], {"x": normal(4, 4, 4)}, tolerance=1e-5)
     op = moved.split("(")[0].split("<")[0]
+    count = ops(model).count(op)
     views = op in (
         "Flatten",
         "Squeeze",
@@ -108,7 +109,7 @@ def test_an_operator_goes_into_the_loop_where_it_keeps_frames_apart(moved, rank,
     )  # at the end they stay outside all the same, unless they leave the graph themselves
     assert _body(after).count("MatMul") == 1
     assert ("Identity" in ops(after)) == (not inside) or views
-    assert (op in ops(after)) == (not inside) and (op in _body(after) or not inside)
+    assert (op in ops(after)) == (not inside) and (_body(after).count(op) >= count or not inside)
 
 
 @pytest.mark.parametrize(
