@@ -70,8 +70,8 @@ def _narrowable(graph: gs.Graph) -> list[gs.Node]:
 
 
 def _may_narrow(graph: gs.Graph, node: gs.Node, candidates: dict[int, gs.Node]) -> bool:
-    typed = [node.inputs[index] for index in _typed_inputs(node)]
-    if any(isinstance(tensor, gs.Constant) and not _fits(tensor) for tensor in typed):
+    operands = [node.inputs[index] for index in _typed_inputs(node)]
+    if any(isinstance(tensor, gs.Constant) and not _fits(tensor) for tensor in operands):
         return False
     for tensor in node.outputs:
         if tensor.dtype != np.int64:
