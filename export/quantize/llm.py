@@ -23,7 +23,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.tensors import LOGITS
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.llm.step import cache_pairs, decoder_feeds
+from runtime.llm.decoder import cache_pairs, decoder_feeds
 from runtime.prompt import Prompt
 from runtime.tools.compare import relative_error
 from runtime.vision.encoder import VisionEncoder

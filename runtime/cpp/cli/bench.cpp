@@ -6,7 +6,6 @@
 #include "hardware.hpp"
 #include "rounds.hpp"
 #include "stopwatch.hpp"
-#include "table.hpp"
 #include "text.hpp"
 
 namespace gridpool::cli {
