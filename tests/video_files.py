@@ -110,3 +110,20 @@ def decoded_by(monkeypatch) -> list[int | None]:
 
     monkeypatch.setattr(Reader, "frames_after", noted)
     return decoded
+
+
+def write_two_streams(path: Path, first: tuple[str, int], second: tuple[str, int]) -> Path:
+    """(codec, disposition) of two video streams in one file: a picture of 24 rows, then 12 frames of 96."""
+    with av.open(str(path), "w") as output:
+        streams = []
+        for (codec, disposition), images in ((first, pattern(1, 24, 32)), (second, pattern(12))):
+            stream = output.add_stream(codec, rate=12)
+            stream.height, stream.width = images[0].shape[:2]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = av.stream.Disposition(disposition)
+            streams.append((stream, images))
+        for stream, images in streams:
+            for image in images:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(stream.encode())
+    return path

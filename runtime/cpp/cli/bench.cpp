@@ -12,7 +12,6 @@ extern "C" {
 #include "npy.hpp"
 #include "options.hpp"
 #include "stopwatch.hpp"
-#include "table.hpp"
 #include "text.hpp"
 
 namespace gridpool::cli {

@@ -130,19 +130,6 @@ class Camera {
   std::thread thread_;  // last: it uses all of the above
 };
 
-void report(bool json, double seconds, const Answer& answer, int64_t dropped, int64_t lost) {
-  const std::string when = format("%.1f s: ", seconds);
-  if (dropped) log(concat(when, "the engine is slower than the camera: ", dropped, " sampled frames dropped, the newest kept"));
-  if (lost) log(concat(when, lost, " frames arrived damaged or without the frames they refer to, and are left out"));
-  if (json) {
-    print_line({{"time", seconds}, {"text", answer.text}, {"ids", answer.ids}, {"frames", answer.frames}, {"dropped", dropped},
-                {"seconds", json_of(answer.seconds)}});
-  } else {
-    std::printf("%8.1f s  %s\n", seconds, answer.text.c_str());
-  }
-  std::fflush(stdout);
-}
-
 void watch(const WatchOptions& options) {
   const CommonOptions& common = options.common;
   options.ask.check();
@@ -160,9 +147,19 @@ void watch(const WatchOptions& options) {
   int64_t answers = 0;
   double due = options.every, last = 0;
   bool is_new = false;  // frames have arrived since the last answer
-  const auto ask = [&](double seconds) {
+  const auto ask = [&] {
     const Answer answer = chat.ask_about(live.visual(), options.question, {}, options.ask);
-    report(common.json, seconds, answer, camera ? camera->take_dropped() : 0, sampler.take_lost());
+    const int64_t dropped = camera ? camera->take_dropped() : 0, lost = sampler.take_lost();
+    const std::string when = format("%.1f s: ", last);
+    if (dropped) log(concat(when, "the engine is slower than the camera: ", dropped, " sampled frames dropped, the newest kept"));
+    if (lost) log(concat(when, lost, " frames arrived damaged or without the frames they refer to, and are left out"));
+    if (common.json) {
+      print_line({{"time", last}, {"text", answer.text}, {"ids", answer.ids}, {"frames", answer.frames}, {"dropped", dropped},
+                  {"seconds", json_of(answer.seconds)}});
+    } else {
+      std::printf("%8.1f s  %s\n", last, answer.text.c_str());
+    }
+    std::fflush(stdout);
     is_new = false;
     return ++answers == options.count;
   };
@@ -172,9 +169,9 @@ void watch(const WatchOptions& options) {
     is_new = true;
     if (last + kRounding < due) continue;
     while (due <= last + kRounding) due += options.every;
-    if (ask(last)) return;
+    if (ask()) return;
   }
-  if (is_new) ask(last);
+  if (is_new) ask();
 }
 
 }  // namespace

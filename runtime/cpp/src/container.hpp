@@ -32,10 +32,6 @@ struct Container {
   std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
 };
 
-/// Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
-/// them, listed up front.
-bool is_fragmented(const std::filesystem::path& path);
-
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or has none that can be decoded; AvFailure as below.
 Container open_container(const std::filesystem::path& path, bool strict = true, bool threads = true);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "gridpool/video.hpp"
 
@@ -17,8 +18,8 @@ struct Orientation {
   /// This one, and then `next`.
   Orientation then(const Orientation& next) const;
 
-  /// EXIF's tag 0x0112, 1 to 8; upright for any other number.
-  static Orientation from_exif(int number);
+  /// EXIF's tag 0x0112, 1 to 8; upright for any other number, and for none.
+  static Orientation from_exif(std::optional<int> number);
 
   /// The nearest to the 2x2 part of a display matrix of FFmpeg (nine 16.16 and 2.30 fixed-point numbers, ISO/IEC 14496-12,
   /// 6.2.2): x' = ax + cy, y' = bx + dy.

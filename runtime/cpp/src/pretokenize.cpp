@@ -152,8 +152,8 @@ Normaliser unicode_form(int options) {
 std::string lowercase(const std::string& text) {
   std::string result;
   for (size_t at = 0; at < text.size();) {
-    const size_t length = utf8_character(std::string_view(text).substr(at));
-    const char32_t code = code_point(std::string_view(text).substr(at, length));
+    char32_t code = 0;
+    const size_t length = utf8_character(std::string_view(text).substr(at), &code);
     if (code == 0x130) {  // the only letter whose lower case is two characters
       result += "i\xcc\x87";
     } else {
@@ -245,8 +245,9 @@ std::string bytes_of(std::string_view token) {
   }();
   std::string bytes;
   for (size_t at = 0; at < token.size();) {
-    const size_t length = utf8_character(token.substr(at));
-    const auto found = length ? back.find(code_point(token.substr(at, length))) : back.end();
+    char32_t code = 0;
+    const size_t length = utf8_character(token.substr(at), &code);
+    const auto found = length ? back.find(code) : back.end();
     if (found == back.end()) return std::string(token);
     bytes += found->second;
     at += length;

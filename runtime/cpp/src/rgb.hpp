@@ -33,9 +33,8 @@ class RgbConverter {
   enum Part { full_frame, top_field, bottom_field, chroma };
   static int rows_of(const AVFrame& frame, Part part);
   SwsContext& scaler(const AVFrame& frame, Part part);
-  void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);
+  void scale(const AVFrame& frame, Part part, AVFrame& result);
   Image converted(const AVFrame& frame);
-  FramePtr with_chroma_of_every_pixel(const AVFrame& frame);
   Orientation orientation(const AVFrame& frame) const;
 
   const AVStream& stream_;

@@ -17,8 +17,6 @@ namespace {
 
 constexpr const char* kTimeout = "10000000";  // microseconds without a packet after which a network stream counts as gone
 
-bool starts_with(const std::string& text, std::string_view start) { return text.compare(0, start.size(), start) == 0; }
-
 /// What reads cameras: libavdevice, which is opened only here because the eighty libraries behind it doubled every start-up.
 const AVInputFormat* camera_format(const std::string& source) {
   const std::string name = "libavdevice.so." + std::to_string(avformat_version() >> 16);  // released with libavformat, under its number
@@ -30,25 +28,17 @@ const AVInputFormat* camera_format(const std::string& source) {
   return av_find_input_format("v4l2");
 }
 
-FormatPtr open_camera(const std::string& source, bool is_network) {
-  AVDictionary* options = nullptr;
-  const AVInputFormat* format = nullptr;
+FormatPtr open_camera(const std::string& source, bool is_network) try {
   if (is_network) {
     avformat_network_init();
-    av_dict_set(&options, "timeout", kTimeout, 0);
-    av_dict_set(&options, "rtsp_transport", "tcp", 0);
-    av_dict_set(&options, "fflags", "nobuffer", 0);
-  } else {
-    format = camera_format(source);
-    if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
+    return open_input(source, {{"timeout", kTimeout}, {"rtsp_transport", "tcp"}, {"fflags", "nobuffer"}});
   }
-  AVFormatContext* context = nullptr;
-  int status = avformat_open_input(&context, source.c_str(), format, &options);
-  av_dict_free(&options);
-  FormatPtr opened(status < 0 ? nullptr : context);
-  if (status >= 0) status = avformat_find_stream_info(opened.get(), nullptr);
-  if (status < 0) throw VideoError(source + " can't be watched (" + av_reason(status) + "); expected a video file, /dev/videoN or rtsp://…");
-  return opened;
+  const AVInputFormat* format = camera_format(source);
+  if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
+  return open_input(source, {}, format);
+} catch (const AvFailure& failure) {
+  throw VideoError(source + " can't be watched (" + av_reason(failure.number) +
+                   "); expected a video file, /dev/videoN or rtsp://…");
 }
 
 /// Where frames come from, one after the other.
@@ -77,7 +67,7 @@ class FileSource : public FrameSource {
   bool is_shown_ = false;
 };
 
-/// A camera does not come back to what was lost: damaged frames are left out, and those that may refer to them.
+/// A camera can't repeat what was lost: damaged frames are left out, and those that may refer to them.
 class CameraSource : public FrameSource {
  public:
   CameraSource(const std::string& source, bool is_network) : source_(source), packet_(owned<PacketPtr>(av_packet_alloc())) {
