@@ -1,11 +1,7 @@
 // A media file opened with FFmpeg, and the video stream in it that is shown (runtime/media/container.py).
 #pragma once
 
-#include <filesystem>
-#include <optional>
-
 #include "av.hpp"
-#include "orientation.hpp"
 #include "picture.hpp"
 
 namespace gridpool {
@@ -27,9 +23,6 @@ struct Container {
   /// Seconds from a frame to the next as FFmpeg guesses it, 1/25 if it can't. The average rate of a raw stream may be 25
   /// whatever is in its headers.
   AVRational interval() const;
-
-  /// Of the file of a still picture, which overrides FFmpeg's.
-  std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
 };
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens

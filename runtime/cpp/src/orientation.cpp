@@ -1,7 +1,7 @@
-#include "orientation.hpp"
-
 #include <cstdlib>
 #include <cstring>
+
+#include "picture.hpp"
 
 namespace gridpool {
 

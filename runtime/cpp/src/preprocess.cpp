@@ -27,13 +27,9 @@ Kernel kernel_of(Resample filter) {
   switch (filter) {
     case Resample::box: return {0.5, [](double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }};
     case Resample::bilinear: return {1.0, [](double x) { return std::abs(x) < 1.0 ? 1.0 - std::abs(x) : 0.0; }};
-    case Resample::hamming:
+    case Resample::hamming:  // Pillow writes its two constants in single precision
       return {1.0, [](double x) {
-                x = std::abs(x);
-                if (x == 0.0) return 1.0;
-                if (x >= 1.0) return 0.0;
-                x *= kPi;
-                return std::sin(x) / x * (0.54f + 0.46f * std::cos(x));  // Pillow writes these two in single precision
+                return x == 0.0 ? 1.0 : std::abs(x) < 1.0 ? sinc(x) * (0.54f + 0.46f * std::cos(x * kPi)) : 0.0;
               }};
     case Resample::lanczos: return {3.0, [](double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0) : 0.0; }};
     default:  // Keys' cubic with a = -0.5

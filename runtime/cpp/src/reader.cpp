@@ -36,7 +36,8 @@ void Reader::check_length() const {
     const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
     if (static_cast<Wide>(entry->pos) + entry->size > length) {
       const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), container_.tick());
-      throw VideoError(concat(path_.string(), " is cut off at ", format("%.2f", at), " s: it has ", length, " bytes and its index lists more; copy it again"));
+      throw VideoError(concat(path_.string(), " is cut off at ", format("%.2f", at), " s: it has ", length,
+                              " bytes and its index lists more; copy it again"));
     }
   }
 }
@@ -78,7 +79,7 @@ std::optional<double> Reader::seconds_since_key(const AVPacket& packet) const {
   return seconds_of(static_cast<Wide>(packet.pts) - *first_key_, container_.tick());
 }
 
-/// Whether the packet in hand stands two before a keyframe, and no picture in between is missing, unless a new clock begins there.
+/// Whether the packet in hand is two before a keyframe, and either no picture in between is missing or a new clock begins there.
 bool Reader::is_at_joint() const {
   if (ahead_.size() < kWindow || !is_key(*ahead_[2])) return false;
   const AVPacket &before = *ahead_[1], &key = *ahead_[2];

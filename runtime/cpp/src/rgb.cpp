@@ -71,9 +71,9 @@ FramePtr frame_like(const AVFrame& frame, AVPixelFormat format) {
 }  // namespace
 
 Orientation RgbConverter::orientation(const AVFrame& frame) const {
-  if (picture_) return *picture_;
+  if (container_.picture) return container_.picture->orientation;
   const AVFrameSideData* data = av_frame_get_side_data(&frame, AV_FRAME_DATA_DISPLAYMATRIX);
-  const int32_t* matrix = data ? reinterpret_cast<const int32_t*>(data->data) : stream_matrix(stream_);
+  const int32_t* matrix = data ? reinterpret_cast<const int32_t*>(data->data) : stream_matrix(*container_.stream);
   return matrix ? Orientation::from_matrix(matrix) : Orientation{};
 }
 
@@ -91,7 +91,7 @@ SwsContext& RgbConverter::scaler(const AVFrame& frame, Part part) {
   const auto set = [&](const char* name, int64_t value) { av_checked(av_opt_set_int(scaler.context.get(), name, value, 0)); };
   set("srcw", frame.width), set("srch", rows), set("src_format", frame.format);
   set("dstw", frame.width), set("dsth", rows), set("dst_format", part == chroma ? AV_PIX_FMT_YUV444P : AV_PIX_FMT_RGB24);
-  set("sws_flags", picture_ ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
+  set("sws_flags", container_.picture ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
   auto [x, y] = chroma_position(frame.chroma_location, *layout);
   if (part == top_field || part == bottom_field) {  // a field's rows are two rows apart, and chroma is beside those of the top field
     if (part == bottom_field) y += 256 * ((1 << layout->log2_chroma_h) - 1);
@@ -136,7 +136,7 @@ Image RgbConverter::converted(const AVFrame& frame) {
   const AVPixFmtDescriptor* layout = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
   if (frame.width < 1 || frame.height < 1 || !layout) throw AvFailure{AVERROR_INVALIDDATA};
   if (!has_known_colours(frame, *layout)) throw AvFailure{AVERROR(EOPNOTSUPP)};
-  if (picture_ && layout->log2_chroma_h) {  // FFmpeg's releases before 7.1 convert with the nearest row of chroma
+  if (container_.picture && layout->log2_chroma_h) {  // FFmpeg's releases before 7.1 convert with the nearest row of chroma
     const FramePtr full = frame_like(frame, AV_PIX_FMT_YUV444P);
     scale(frame, chroma, *full);
     return converted(*full);

@@ -3,19 +3,17 @@
 #pragma once
 
 #include <array>
-#include <optional>
 
-#include "av.hpp"
-#include "orientation.hpp"
+#include "container.hpp"
 
 namespace gridpool {
 
 /// Turns frames into upright RGB; keeps its scalers from frame to frame.
 class RgbConverter {
  public:
-  /// stream: its display matrix applies to frames that have none.
-  /// picture: the orientation of a still picture's file, instead of any matrix.
-  explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
+  /// For the frames of a container. The orientation of a still picture's file overrides the display matrices of FFmpeg, and that of
+  /// a frame its stream's.
+  explicit RgbConverter(const Container& container) : container_(container) {}
 
   /// VideoError for a colour space that FFmpeg can't convert.
   Image convert(const AVFrame& frame);
@@ -37,8 +35,7 @@ class RgbConverter {
   Image converted(const AVFrame& frame);
   Orientation orientation(const AVFrame& frame) const;
 
-  const AVStream& stream_;
-  std::optional<Orientation> picture_;
+  const Container& container_;
   std::array<Scaler, 4> scalers_;  // one for each Part
 };
 

@@ -13,24 +13,12 @@ static bool is_space(char32_t c) {
          (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-std::string join(const std::vector<std::string>& parts, std::string_view separator) {
-  std::string text;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (i) text += separator;
-    text += parts[i];
-  }
-  return text;
-}
-
 std::string format(const char* pattern, ...) {
-  va_list arguments, again;
+  char text[128];
+  va_list arguments;
   va_start(arguments, pattern);
-  va_copy(again, arguments);
-  const int size = std::vsnprintf(nullptr, 0, pattern, arguments);
+  std::vsnprintf(text, sizeof text, pattern, arguments);
   va_end(arguments);
-  std::string text(static_cast<size_t>(size > 0 ? size : 0), '\0');
-  std::vsnprintf(text.data(), text.size() + 1, pattern, again);
-  va_end(again);
   return text;
 }
 

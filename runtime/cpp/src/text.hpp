@@ -11,7 +11,14 @@ namespace gridpool {
 
 inline bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
 
-std::string join(const std::vector<std::string>& parts, std::string_view separator = ", ");
+inline std::string join(const std::vector<std::string>& parts, std::string_view separator = ", ") {
+  std::string text;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i) text += separator;
+    text += parts[i];
+  }
+  return text;
+}
 
 /// The parts one after the other, each as a stream prints it.
 template <typename... Parts>
@@ -21,7 +28,7 @@ std::string concat(const Parts&... parts) {
   return text.str();
 }
 
-/// printf to a string, for numbers with a format.
+/// printf to a string of at most 127 bytes, for numbers with a format.
 __attribute__((format(printf, 1, 2))) std::string format(const char* pattern, ...);
 
 bool is_utf8(std::string_view text);

@@ -25,7 +25,7 @@ enum class Find { seeking, by_time, by_number };
 /// Decode the sampled frames; none if one does not come out at the time that the packets promised.
 std::optional<Clip> take(const fs::path& path, const Timeline& timeline, int64_t frames, const Each& each, bool strict, Find find) {
   Reader reader(path, strict);
-  RgbConverter rgb(*reader.container().stream, reader.container().orientation());
+  RgbConverter rgb(reader.container());
   Clip clip;
   int64_t position = -1;  // the last frame that the decoder gave
   for (const int64_t index : timeline.sample(frames)) {
