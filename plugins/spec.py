@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
+from operator import ge, gt, le
 from typing import Any
 
 from plugins.errors import SpecError, nearest
@@ -27,13 +28,8 @@ class Limits:
 
     def expected(self, value: Any) -> str:
         """What `value` should be instead, e.g. "at least 1 and at most 8"; "" where it is in the range."""
-        limits = []
-        if self.at_least is not None:
-            limits.append((value >= self.at_least, f"at least {self.at_least:g}"))
-        if self.above is not None:
-            limits.append((value > self.above, f"more than {self.above:g}"))
-        if self.at_most is not None:
-            limits.append((value <= self.at_most, f"at most {self.at_most:g}"))
+        checks = [("at least", ge, self.at_least), ("more than", gt, self.above), ("at most", le, self.at_most)]
+        limits = [(met(value, limit), f"{words} {limit:g}") for words, met, limit in checks if limit is not None]
         return "" if all(met for met, _ in limits) else " and ".join(text for _, text in limits)
 
 

@@ -13,6 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from runtime.media.clip import Clip, sample_frames
+
+# x264's own settings for an open group: its first pictures tell the decoder to drop references that a cut took away.
+OPEN = {"g": "24", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
+
 
 def pattern(count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
     """RGB uint8 frames with waves that travel, so that inter-frame prediction has work and no two frames are equal."""
@@ -89,6 +94,12 @@ def write_audio(path: Path) -> Path:
         output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return path
+
+
+def seen(path: Path, count: int | None = None) -> tuple[Clip, list[np.ndarray]]:
+    """The clip and its frames: all of them, or `count`."""
+    clip = sample_frames(path, count or sample_frames(path, 1, lambda image: image).total, lambda image: image)
+    return clip, list(clip.frames)
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

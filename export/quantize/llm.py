@@ -19,7 +19,7 @@ from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.bundle.tensors import LOGITS
 from runtime.engine.onnx import OnnxEngine
-from runtime.llm.step import cache_pairs, decoder_feeds
+from runtime.llm.decoder import cache_pairs, decoder_feeds
 from runtime.tools.compare import relative_error
 
 BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits

@@ -25,7 +25,7 @@ from plugins.plan import Plan, make_plan
 
 
 def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any = None) -> Any:
-    """[T, H, W, D] -> [T, H', W', D], queued on `stream` (the current one of x's package where None).
+    """[T, H, W, D] -> [T, H', W', D], queued on `stream` (if None, the current stream of x's package).
 
     x: float32, float16 or bfloat16 CUDA array, contiguous, of torch, CuPy, or anything with DLPack or `__cuda_array_interface__`;
     others need `out`, of the right shape, dtype and device. UserError where the kernel does not cover spec, shape or array.

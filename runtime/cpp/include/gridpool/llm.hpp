@@ -14,7 +14,7 @@
 
 namespace gridpool {
 
-/// Positions per run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/step.py.
+/// Positions per run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/decoder.py.
 inline constexpr int64_t kPrefillChunk = 256, kGpuPrefillChunk = 1024;
 
 using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id

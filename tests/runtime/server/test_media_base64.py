@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 
 import pytest
+from refusal import naming
 
-from runtime.server import base64_text
-from runtime.server.base64_text import decoded
+from runtime.server import media
 from runtime.server.errors import ApiError
+from runtime.server.media import decoded
 
 PIECE = 1 << 18  # characters
 
@@ -51,20 +52,37 @@ def test_the_part_that_is_asked_for_is_read(text, start, stop, content):
 
 @pytest.mark.parametrize(
     "text",
-    ["Q", "QUJDQ", "=QUJD", "Q=Q=", "QUJD=QUJD", "QU\x00D", "QÜJD", "Q~JD", "%3DQUJD", "%FF", "QUJD****", "****", "QQ==****"],
-)
-def test_what_is_none_is_refused(text):
-    with pytest.raises(ApiError) as raised:
+    ["Q", "QUJDQ", "=QUJD", "Q=Q=", "QUJD=QUJD", "QU\x00D", "QÜJD", "Q~JD", "%3DQUJD", "%FF", "QUJD****", "****", "QQ==****",
+     "AB*D", "AA==BBBB", "QUJD\0", "%%%%"],
+)  # fmt: skip
+def test_what_is_not_base64_is_refused(text):
+    with pytest.raises(ApiError, match=naming("base64")) as raised:
         list(decoded(text))
-    error = raised.value
-    assert (error.status, str(error), error.code) == (400, "the clip is not valid base64", "invalid_media")
+    assert (raised.value.status, raised.value.code) == (400, "invalid_media")
 
 
 def test_padding_ends_the_text_wherever_a_piece_ends():
-    with pytest.raises(ApiError, match="not valid base64"):
+    with pytest.raises(ApiError, match=naming("base64")):
         list(decoded("A" * (PIECE - 2) + "==" + "QUJD"))
 
 
 def test_a_text_without_escapes_is_not_copied_as_a_whole(monkeypatch):
-    monkeypatch.setattr(base64_text, "unquote", lambda text: pytest.fail("it was copied"))
+    monkeypatch.setattr(media, "unquote", lambda text: pytest.fail("it was copied"))
     assert b"".join(decoded("%QUJD%", 1, 5)) == b"ABC"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 300, 3 << 16, (3 << 16) + 1])
+def test_base64_is_read_however_it_is_written(size):
+    content = bytes(number * 131 % 251 for number in range(size))
+    standard, safe = base64.b64encode(content).decode(), base64.urlsafe_b64encode(content).decode()
+    escaped = standard.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
+    wrapped = base64.encodebytes(content).decode()
+    for text in (standard, safe, standard.rstrip("="), safe.rstrip("="), wrapped, escaped, f"\r\n{standard} "):
+        assert b"".join(decoded(text)) == content
+        assert b"".join(decoded(f"start{text}end", 5, 5 + len(text))) == content
+
+
+def test_an_escape_may_stand_anywhere():
+    """Also first: 0xfb 0xff is +/8= in base64."""
+    for text in ("%2B%2F8%3D", "+%2F8=", "+/8%3D", "%2b/8"):
+        assert b"".join(decoded(text)) == b"".join(decoded(f"%{text}%", 1, 1 + len(text))) == b"\xfb\xff"

@@ -9,8 +9,7 @@ from transformers import AutoTokenizer
 
 from export.demo import CHECKPOINT
 from runtime.core.errors import PromptError
-from runtime.prompt import Prompt, PromptIds
-from runtime.prompt.ids import prompt_ids
+from runtime.prompt import Prompt, PromptIds, prompt_ids
 from runtime.prompt.template import ChatTemplate
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from video_files import pattern, write_video
 
-import runtime.vision.overlap
+import runtime.vision.encoder
 from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import EngineError, VideoError
 from runtime.engine import TensorSpec
 from runtime.media.clip import sample_frames
 from runtime.media.preprocess import Preprocessor
-from runtime.vision.overlap import DEPTH, encode_while_decoding
+from runtime.vision.encoder import DEPTH, encode_while_decoding
 
 SIZE = 8
 FACTS = Preprocessing((SIZE, SIZE), "bicubic", 1, 0, 1)
@@ -74,26 +74,26 @@ def slow(monkeypatch):
             gate.release()
         return future.result(30)
 
-    monkeypatch.setattr(runtime.vision.overlap, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(runtime.vision.overlap, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(runtime.vision.encoder, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(runtime.vision.encoder, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     return SimpleNamespace(gate=gate, in_flight=in_flight)
 
 
 @pytest.mark.parametrize("frames", [1, 7, 40, 100])
 def test_features_stand_in_the_order_of_the_clip_and_each_frame_is_encoded_once(video, preprocessor, frames):
     engine = Encoder(frames)
-    got = encode_while_decoding(video, frames, preprocessor, engine)
+    features, clip, _ = encode_while_decoding(video, frames, preprocessor, engine)
     expected = sample_frames(video, frames, preprocessor.resize)
-    np.testing.assert_array_equal(got.clip.frames, expected.frames)
-    assert (got.clip.indices, got.clip.timestamps) == (expected.indices, expected.timestamps)
-    np.testing.assert_allclose(got.features.reshape(-1), expected.frames.mean(axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(clip.frames, expected.frames)
+    assert (clip.indices, clip.timestamps) == (expected.indices, expected.timestamps)
+    np.testing.assert_allclose(features.reshape(-1), expected.frames.mean(axis=(1, 2, 3)), rtol=1e-5)
     assert engine.encoded == len(set(expected.indices))
 
 
 def test_a_slow_encoder_holds_the_decoder_back(video, preprocessor, slow):
-    got = encode_while_decoding(video, 40, preprocessor, Encoder(40, slow.gate))
+    *_, decoding = encode_while_decoding(video, 40, preprocessor, Encoder(40, slow.gate))
     assert slow.in_flight == [DEPTH] * (40 - DEPTH) + list(range(DEPTH, 0, -1))
-    assert got.decoding == 0  # all the time that passed was spent on waiting for the encoder
+    assert decoding == 0  # all the time that passed was spent on waiting for the encoder
 
 
 def test_an_encoder_that_fails_is_told_before_the_last_frame(video, preprocessor, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_told_and_no_thread_stays(tmp_path, video, preprocesso
 def test_a_file_that_is_read_twice_gives_what_the_second_reading_gave(video, preprocessor, monkeypatch):
     import runtime.media.clip as reader
 
-    expected = encode_while_decoding(video, 8, preprocessor, Encoder(8))
+    expected, clip, _ = encode_while_decoding(video, 8, preprocessor, Encoder(8))
     take, readings = reader._take_by_time, []
 
     def fails_first(path, timeline, frames, each, *args, **kwargs):
@@ -132,7 +132,7 @@ def test_a_file_that_is_read_twice_gives_what_the_second_reading_gave(video, pre
 
     monkeypatch.setattr(reader, "_take_by_time", fails_first)
     engine = Encoder(8)
-    got = encode_while_decoding(video, 8, preprocessor, engine)
+    features, again, _ = encode_while_decoding(video, 8, preprocessor, engine)
     assert engine.encoded == 16
-    np.testing.assert_array_equal(got.features, expected.features)
-    np.testing.assert_array_equal(got.clip.frames, expected.clip.frames)
+    np.testing.assert_array_equal(features, expected)
+    np.testing.assert_array_equal(again.frames, clip.frames)

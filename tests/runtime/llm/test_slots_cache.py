@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime.llm.prefix_cache import PrefixCache, common
+from runtime.llm.slots import PrefixCache, common
 
 
 def opened(*filled: list[int], lengths: list[int] | None = None) -> PrefixCache:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.core.errors import ContextError
-from runtime.llm.length import check_length
+from runtime.llm.local import check_length
 from runtime.prompt import Prompt
 from runtime.prompt.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.llm.stops import StopFilter
+from runtime.llm.generation import StopFilter
 
 
 def _reference(pieces: list[str], stops: list[str]) -> tuple[str, bool]:

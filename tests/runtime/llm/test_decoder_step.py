@@ -10,7 +10,7 @@ from manifests import bundle_of
 
 from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
-from runtime.llm.step import DecoderStep, cache_pairs, check_context, decoder_feeds, finite
+from runtime.llm.decoder import DecoderStep, cache_pairs, check_context, decoder_feeds, finite
 
 
 class Engine:
