@@ -20,7 +20,7 @@ from export.preflight import check_frames, check_several_frames
 from runtime.bundle.manifest import Preprocessing, PromptInfo
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 from runtime.core.progress import log
-from runtime.prompt.ids import PromptIds, prompt_ids
+from runtime.prompt import PromptIds, prompt_ids
 from runtime.prompt.template import ChatTemplate, question_about_clip
 from runtime.prompt.tokenizer import Tokenizer
 

@@ -12,8 +12,7 @@ from runtime.bundle import Bundle
 from runtime.core.errors import UsageError, nearest
 from runtime.core.options import nested, options_from_args
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import placed
+from runtime.engine import EngineOptions, backend_option, placed
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -22,9 +22,9 @@ import os
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from operator import ge, gt, le
 from typing import Any, TypeVar
 
+from plugins.spec import Limits
 from runtime.core.errors import UsageError, UserError, nearest
 
 _T = TypeVar("_T")
@@ -33,16 +33,13 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(Limits):
     """What an option has beyond the field's name, type and default; see `option`."""
 
     help: str = ""
     flag: str | None = ""
     metavar: str | None = None
     choices: Collection[str] = ()
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
     scale: int = 1
     parse: Callable[[str], Any] | None = None
     env: str | None = None
@@ -51,11 +48,7 @@ class Option:
         """What `value` should be instead; "" where it is within the limits."""
         if isinstance(value, str) and self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
-        if not isinstance(value, (int, float)):
-            return ""
-        bounds = (("at least", self.at_least, ge), ("more than", self.above, gt), ("at most", self.at_most, le))
-        limits = {f"{words} {bound}": met(value, bound) for words, bound, met in bounds if bound is not None}
-        return "" if all(limits.values()) else " and ".join(limits)
+        return super().expected(value) if isinstance(value, (int, float)) else ""
 
 
 def option(default: Any, help: str = "", **more: Any) -> Any:
@@ -69,7 +62,7 @@ def option(default: Any, help: str = "", **more: Any) -> Any:
     parse      text -> value, default: the field's type; its ValueError says what was expected
     env        an environment variable to read where the command line does not have the option
     """
-    return field(default=default, metadata={_KEY: Option(help, **more)})
+    return field(default=default, metadata={_KEY: Option(help=help, **more)})
 
 
 def secret_option(help: str, **more: Any) -> Any:

@@ -14,7 +14,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bund
 from runtime.bundle.graph_file import read_graph
 from runtime.bundle.graphs import EMBEDDINGS, MASK, PAST, POSITIONS, file_of
 from runtime.core.errors import BundleError
-from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.tools import liveness
 
 if TYPE_CHECKING:
