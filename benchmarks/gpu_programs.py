@@ -40,7 +40,7 @@ def build_cuda_program(device: str, folder: Path) -> Path:
     if device == "cuda":
         return _cmake(CUDA_TESTS, folder) / "cuda-on-gpu"
     sources = ROOT / "runtime" / "cpp"
-    parts = [sources / "src" / f"{name}.cpp" for name in ("cuda_driver", "elf", "library", "text")]
+    parts = [sources / "src" / f"{name}.cpp" for name in ("cuda_driver", "library")]
     includes = [f"-I{sources / name}" for name in ("include", "src", "tensorrt")]
     _stand_in_runtime(folder, "address,undefined")
     program = folder / "cuda-on-gpu"

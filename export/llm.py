@@ -25,10 +25,9 @@ from export.decoder import Decoder
 from export.manifest import make_manifest
 from export.plan import CHAT_TEMPLATE, Plan
 from export.quantize import llm_precision
-from export.quantize.calibration import calibration_prompts
 from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
-from export.quantize.llm import quantize_llm
+from export.quantize.llm import calibration_prompts, quantize_llm
 from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
 from export.surgeon import run_passes

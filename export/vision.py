@@ -29,7 +29,7 @@ from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
 from export.stages import Vision
 from export.surgeon import run_passes
-from export.surgeon.outputs import drop_outputs
+from export.surgeon.graph import drop_outputs
 from export.surgeon.split import split
 from export.trace import trace_vision
 from export.verify import StageResult, verify_float16, verify_frame_by_frame, verify_vision

@@ -2,9 +2,9 @@
 
     serve run runtime.cluster.app:build bundle=/bundles/ov replicas=2
 
-The front reads the request, passes it to a replica and returns the response. A response that is not an event stream leaves the front
-only when it is complete. So if its replica dies before that, another replica gets the same request, and no accepted request is lost. A
-stream that has begun cannot be restarted; it ends with an error event.
+The front reads the request, passes it to a replica and returns the response. A response that is not an event stream leaves the
+front only when it is complete. So if its replica dies before that, another replica gets the same request, and no accepted request
+is lost. A stream that has begun cannot be restarted; it ends with an error event.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`python -m runtime batch`: videos to rows of compressed tokens in Parquet, on Ray or in a thread pool of this process.
 
-Workers encode. Only this process writes, in the order of the input, and writes each part as soon as its rows are complete. Workers never
-get far ahead of the writer, so memory does not grow with the job. If a worker or this process is killed at any point, the same command
-continues with what is missing.
+Workers encode. Only this process writes, in the order of the input, and writes each part as soon as its rows are complete. Workers
+never get far ahead of the writer, so memory does not grow with the job. If a worker or this process is killed at any point, the
+same command continues with what is missing.
 
 N visual tokens, D hidden.
 """

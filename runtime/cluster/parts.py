@@ -2,9 +2,9 @@
 
     path string · sha256 string · bundle string · spec string · tokens float16 [N, D] · error string · size, mtime_ns int64
 
-One row per file; `tokens` is null where `error` is not. Only the job's process writes, under a lock, so a row is in exactly one part
-whichever process dies at whatever time. Rows of finished parts are done. A row whose file has changed, or that is to be tried again, is
-removed from its part before the file is encoded.
+One row per file; `tokens` is null where `error` is not. Only the job's process writes, under a lock, so a row is in exactly one
+part whichever process dies at whatever time. Rows of finished parts are done. A row whose file has changed, or that is to be tried
+again, is removed from its part before the file is encoded.
 
 N visual tokens, D hidden.
 """

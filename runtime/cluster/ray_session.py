@@ -1,4 +1,4 @@
-"""Ray for the duration of a job: a running cluster is joined, otherwise one is started here; one that the caller started is left alone."""
+"""Ray for the duration of a job: joins a running cluster or starts one; a cluster that the caller started is left alone."""
 
 from __future__ import annotations
 

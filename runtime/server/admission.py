@@ -1,7 +1,7 @@
 """Which requests are accepted: a bounded number at a time, none while the server drains, each with a deadline.
 
-A request counts from the end of its body until its answer is complete, clip decoding included. While its body is still being read it
-does not count: body.py and memory.py limit how long that takes and how much memory it uses.
+A request counts from the end of its body until its answer is complete, clip decoding included. While its body is still being read
+it does not count: body.py and memory.py limit how long that takes and how much memory it uses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: check, encode the clips, and let the LLM answer with one object; stream.py sends server-sent events.
 
-Whatever can be recognized as wrong is refused before a clip is decoded. When the client disconnects, its work is cancelled wherever it is.
+Whatever can be recognized as wrong is refused before a clip is decoded. When the client disconnects, its work is cancelled wherever
+it is.
 """
 
 from __future__ import annotations

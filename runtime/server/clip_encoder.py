@@ -55,7 +55,7 @@ class ClipEncoder:
         return f"{self.identity}:{media.digest}"
 
     def decode(self, media: Media, check: Callable[[], None]) -> Clip:
-        """Sample the bundle's number of frames. check() runs for each and raises to stop. VideoError names the clip, not our file."""
+        """Sample the bundle's frames. check() runs for each and raises to stop. VideoError names the clip, not our file."""
         count = self.bundle.manifest.frames
 
         def each(frame: np.ndarray) -> np.ndarray:

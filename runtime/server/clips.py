@@ -1,7 +1,7 @@
 """Each clip is encoded once: a bounded cache by content, and one encoding however many requests wait for it.
 
-Up to two clips are decoded while a third is encoded, in the order of the requests, so that a clip that is slow to decode does not keep
-the others from the encoder. Decoding has a time limit. An encoding is abandoned when every request that waits for it is gone.
+Up to two clips are decoded while a third is encoded, in the order of the requests, so that a clip that is slow to decode does not
+keep the others from the encoder. Decoding has a time limit. An encoding is abandoned when every request that waits for it is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}} and a status that selects their exception class.
+"""Errors as OpenAI's clients expect them: {"error": {"message", "type", "param", "code"}} and a status that selects the exception.
 
-400 the request, 401 the key, 403 the host, 404 model or path, 408 too slow, 413 too large, 422 an unusable clip, 429 queue or memory
-full, 503 not now (draining, or the remote LLM is unreachable), 504 the deadline. A failure of the server itself is 500 without details.
+400 the request, 401 the key, 403 the host, 404 model or path, 408 too slow, 413 too large, 422 an unusable clip, 429 queue or
+memory full, 503 not now (draining, or the remote LLM is unreachable), 504 the deadline. A failure of the server itself is 500
+without details.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def media_too_large(most: int) -> ApiError:
 def forget_frames(error: BaseException | None) -> None:
     """Drop the tracebacks of an error that has been handled.
 
-    Their frames refer to the request and its large body, and to the error itself. That is a reference cycle, which stays in memory until
-    the garbage collector runs, while more requests arrive.
+    Their frames refer to the request and its large body, and to the error itself. That is a reference cycle, which stays in memory
+    until the garbage collector runs, while more requests arrive.
     """
     while error is not None:
         error.__traceback__ = None

@@ -1,8 +1,8 @@
 """Fetch a clip from a host that the operator allowed, and from nowhere else.
 
-https only; the host must be on the list; its addresses are looked up once, all of them must be public, and the connection goes to the
-very address that was checked, so that a second DNS answer cannot redirect it. Redirects are not followed. The size is limited while
-reading, and one time limit covers everything from the connection to the last byte, however slowly the host sends.
+https only; the host must be on the list; its addresses are looked up once, all of them must be public, and the connection goes to
+the very address that was checked, so that a second DNS answer cannot redirect it. Redirects are not followed. The size is limited
+while reading, and one time limit covers everything from the connection to the last byte, however slowly the host sends.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _HOST = re.compile(r"(?:\[(?P<address>[^][]*)\]|(?P<name>[^][:]*))(?::\d*)?")
 
 
 class Guard:
-    """paths: the routes' paths, which are labels in the metrics; all other paths share one label, so that clients cannot add any."""
+    """paths: the routes' paths, which are labels in the metrics; other paths share one label, so that clients cannot add any."""
 
     def __init__(self, app: ASGIApp, state: State, paths: Collection[str]):
         self.app, self.state, self.paths = app, state, frozenset(paths)
@@ -66,8 +66,8 @@ class Guard:
             raise headers_too_large()
         host = request.headers.get("host")
         if self.state.options.keyless_loopback and host is not None and not is_loopback(_name(host)):
-            # DNS rebinding: a web page whose host name resolves to 127.0.0.1 has this origin for the browser, and could read answers
-            message = f'this server answers only to localhost, not to the host "{host[:100]}"; to serve other hosts, start it with --api-key'
+            # DNS rebinding: for the browser, a web page whose host name resolves to 127.0.0.1 has this origin and may read answers
+            message = f'this server answers only to localhost, not to "{host[:100]}"; to serve other hosts, start it with --api-key'
             raise ApiError(403, message, "host_not_allowed")
         if not path.startswith("/v1"):
             return  # the page, health and metrics are public

@@ -3,8 +3,8 @@
 The bytes are written to a private temporary file as they arrive, because decoders seek and memory is scarce; their SHA-256 then
 identifies the clip. A clip may also be a list of such URLs, one for each of its frames.
 
-base64 may be padded or not, wrapped into lines, in either alphabet and %-escaped. As a clip's text is the largest part of a request, it
-is decoded piece by piece and never copied as a whole, unless it contains escapes.
+base64 may be padded or not, wrapped into lines, in either alphabet and %-escaped. As a clip's text is the largest part of a
+request, it is decoded piece by piece and never copied as a whole, unless it contains escapes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A limit on the bytes that requests hold in memory: bodies that are being read, and clips that wait to be encoded.
 
-A request may grow until it is as large as the rest of the capacity. So n equal requests get 1/(n + 1) of it each, and a small request
-is still accepted however many large ones there are.
+A request may grow until it is as large as the rest of the capacity. So n equal requests get 1/(n + 1) of it each, and a small
+request is still accepted however many large ones there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runtime.server.errors import ApiError
 
 
 class Memory:
-    """`held` of `capacity` bytes. Used in the event loop only. parsing: admits one large body at a time, as parsing doubles its memory."""
+    """`held` of `capacity` bytes; for the event loop only. parsing: admits one large body at a time, as that doubles its memory."""
 
     def __init__(self, capacity: int):
         self.capacity, self.held = capacity, 0

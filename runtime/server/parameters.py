@@ -1,7 +1,7 @@
 """Parameters that clients send but this server does not support, each with the values that change nothing here.
 
-null, an empty list and an empty object change nothing, whatever the name, known here or not. Any other value would change the answer,
-so it is refused by name, with what to do instead.
+null, an empty list and an empty object change nothing, whatever the name, known here or not. Any other value would change the
+answer, so it is refused by name, with what to do instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """HTTP/1.1 on uvicorn's h11 protocol, with limits on what a connection may cost before its request is complete.
 
-Headers must be complete within 64 KiB and a few seconds. The number of connections is limited; one more closes the connection that has
-been without a request for the longest time. A client that does not read its response is disconnected. (uvicorn's faster protocol,
-httptools, limits none of this.) What is not HTTP gets an error in the server's usual form.
+Headers must be complete within 64 KiB and a few seconds. The number of connections is limited; one more closes the connection that
+has been without a request for the longest time. A client that does not read its response is disconnected. (uvicorn's faster
+protocol, httptools, limits none of this.) What is not HTTP gets an error in the server's usual form.
 """
 
 from __future__ import annotations

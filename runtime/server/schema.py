@@ -1,8 +1,8 @@
 """What a request may contain: OpenAI's chat completions with clips, and the two video routes.
 
-A clip comes as video_url, input_video, image_url, input_image, video, image or file, which differ in name only. A parameter that this
-server does not support is refused unless its value changes nothing (parameters.py); a parameter that no server has is refused by name.
-null is the same as leaving a field out.
+A clip comes as video_url, input_video, image_url, input_image, video, image or file, which differ in name only. A parameter that
+this server does not support is refused unless its value changes nothing (parameters.py); a parameter that no server has is refused
+by name. null is the same as leaving a field out.
 """
 
 from __future__ import annotations
@@ -205,5 +205,7 @@ def _refused(error: ValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{path}'; leave it out.", "unknown_parameter", path)
     if first["type"] == "missing":
+        if location[-1] == "video_url" and len(location) > 1:  # pydantic takes the first alias; the part's own name is its type
+            path = path.removesuffix("video_url") + str(location[-2])
         return ApiError(400, f"Missing required parameter: '{path}'.", "missing_required_parameter", path)
     return ApiError(400, f"Invalid value for '{path}': {first['msg']}.", "invalid_value", path)

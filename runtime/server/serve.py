@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 128  # connections accepted at once: together with the open ones, they stay below the limit of open files
 _MARGIN = 2  # seconds between ending unfinished answers and aborting connections
-# seconds: longer than clients keep an idle connection (httpx and openai: 5), as one that sends just as the server closes gets a reset
+# seconds: longer than clients keep an idle connection (httpx, openai: 5), as one that sends just as the server closes gets a reset
 _KEEP_ALIVE = 75
 
 

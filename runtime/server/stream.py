@@ -1,8 +1,8 @@
 """A streamed answer as server-sent events, which begin almost at once.
 
-A proxy that receives nothing for a minute gives up, and on a busy server a first token may take longer. So a stream waits only a moment
-for its first token, or for an error, which then has an HTTP status of its own. After that it begins with a comment, which clients skip,
-and further comments every few seconds keep it open. A later error is an event, as with OpenAI and vLLM.
+A proxy that receives nothing for a minute gives up, and on a busy server a first token may take longer. So a stream waits only a
+moment for its first token, or for an error, which then has an HTTP status of its own. After that it begins with a comment, which
+clients skip, and further comments every few seconds keep it open. A later error is an event, as with OpenAI and vLLM.
 """
 
 from __future__ import annotations

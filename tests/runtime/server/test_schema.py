@@ -133,6 +133,7 @@ def test_a_clip_s_place_and_rate_are_found_in_every_part(part, url, data, frames
         ({"type": "file", "file": {"file_id": "f"}}, "messages.0.content.0.file"),
         ({"type": "video_url", "video_url": "u", "image": "u"}, "messages.0.content.0.image"),
         ({"type": "video_url", "video_url": None, "uuid": "u1"}, "messages.0.content.0.video_url"),
+        ({"type": "image"}, "messages.0.content.0.image"),
         ({"type": "file", "file": {"file_data": 5}}, "messages.0.content.0.file.file_data"),
         ({"type": "video_url", "video_url": {"url": "u", "fps": 0}}, "messages.0.content.0.video_url.fps"),
         ({"type": "text", "text": "a", "video_url": "u"}, "messages.0.content.0.video_url"),

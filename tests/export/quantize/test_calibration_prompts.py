@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from export.quantize import calibration
-from export.quantize.calibration import calibration_prompts
+from export.quantize import llm
+from export.quantize.llm import calibration_prompts
 from runtime.engine import EngineOptions
 
 
@@ -36,8 +36,8 @@ def engines(monkeypatch) -> list[SimpleNamespace]:
             made.append(encoder.engine)
             return encoder
 
-    monkeypatch.setattr(calibration, "Prompt", FakePrompt)
-    monkeypatch.setattr(calibration, "VisionEncoder", Encoder)
+    monkeypatch.setattr(llm, "Prompt", FakePrompt)
+    monkeypatch.setattr(llm, "VisionEncoder", Encoder)
     return made
 
 
