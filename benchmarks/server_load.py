@@ -67,7 +67,7 @@ async def _measure(bundle: Path, requests: int, threads: int) -> tuple[list[Phas
     return phases, over
 
 
-class _server:  # noqa: N801: used as a function
+class _server:  # used as a function
     def __init__(self, bundle: Path, threads: int, *options: str):
         command = [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", "0", "--threads", str(threads), *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,12 @@ _DTYPES: dict[str, np.dtype] = {
 # By default ONNX Runtime lets fp32 products drop to TF32, ten bits of mantissa, and allocates memory in powers of two: at 0.5B 11.0 GB for
 # a clip's features where 8.3 GB are as fast (benchmarks/RESULTS.md).
 CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+
+# x86 CPUs without VNNI add two int8 products in 16 bits, which saturates (github.com/microsoft/onnxruntime/pull/12088); with this, ONNX Runtime
+# widens them first, where the CPU and the weights need it. Only for graphs that quantize activations: ONNX Runtime 1.31 breaks int8 weights
+# without zero points under it. runtime/cpp/src/onnx_engine.cpp sets the same.
+_EXACT_INT8 = ("session.x64quantprecision", "1")
+_QUANTIZES = b"\x22\x0eQuantizeLinear"  # NodeProto.op_type in a serialised model
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,8 @@ class OnnxEngine:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = options.threads
+        if _contains(model, _QUANTIZES):
+            settings.add_session_config_entry(*_EXACT_INT8)
         if as_written:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if data is not None:
@@ -196,6 +205,16 @@ def _cuda_fault() -> str | None:
     except Exception as error:  # ONNX Runtime has no common base class for its errors
         return f"CUDA does not start in ONNX Runtime {onnxruntime.__version__}: {error}; {doctor}"
     return None
+
+
+def _contains(model: Path | bytes, part: bytes) -> bool:
+    if isinstance(model, bytes):
+        return part in model
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(part) >= 0
+    except (OSError, ValueError):  # missing or empty; ONNX Runtime says what is wrong with it
+        return False
 
 
 def _buffer_of(value: Any, entries: slice, device: str) -> tuple[str, int, np.dtype, list[int], int]:

@@ -61,7 +61,7 @@ async def _discard(request: Request, most: int) -> bool:
     while size < most and time.monotonic() < end:
         try:
             message = await asyncio.wait_for(request.receive(), _PAUSE)
-        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+        except asyncio.TimeoutError:  # a class of its own before Python 3.11
             return False
         size += len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
@@ -80,7 +80,7 @@ async def _bounded(request: Request, limit: int, seconds: float, held: Held) -> 
         allowed = seconds + len(body) / _SLOWEST
         try:
             message = await asyncio.wait_for(request.receive(), max(0.0, start + allowed - time.monotonic()))
-        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+        except asyncio.TimeoutError:  # a class of its own before Python 3.11
             raise ApiError(408, f"the request was incomplete after {allowed:.0f} s; send it faster", "request_timeout") from None
         if message["type"] == "http.disconnect":
             raise ApiError(400, "the client disconnected before its request was complete", "incomplete_request")

@@ -99,7 +99,7 @@ class _Encoding:
             decoding = loop.run_in_executor(store.decoders, encoder.decode, media, self._check)
             try:
                 clip = await asyncio.wait_for(decoding, store.decode_seconds)
-            except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+            except asyncio.TimeoutError:  # a class of its own before Python 3.11
                 self.abandoned = True
                 message = f"the clip takes more than {store.decode_seconds:g} s to decode; send a shorter or smaller one"
                 raise VideoError(message) from None

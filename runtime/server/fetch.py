@@ -29,7 +29,7 @@ def fetch(url: str, hosts: tuple[str, ...], most: int, seconds: float) -> bytes:
     address = _public_address(host, port)
     try:
         return asyncio.run(asyncio.wait_for(_get(host, port, address, target, most), seconds))
-    except (TimeoutError, asyncio.TimeoutError):  # noqa: UP041: two classes before Python 3.11
+    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
         raise ApiError(422, f"{host} did not send the clip within {seconds:g} s", "media_timeout") from None
     except (OSError, h11.RemoteProtocolError) as error:
         raise ApiError(422, f"the clip cannot be fetched from {host}: {type(error).__name__}", "media_unavailable") from None

@@ -36,7 +36,7 @@ class State:
         """The encoded clip, and whether the cache had it. Counts it in the metrics. DeadlineError after `deadline`."""
         try:
             clip, cached = await asyncio.wait_for(self.clips.get(model.encoder, media), max(0.0, deadline - time.monotonic()))
-        except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+        except asyncio.TimeoutError:  # a class of its own before Python 3.11
             raise DeadlineError("the request's deadline passed while its clip was being encoded") from None
         self.metrics.clips.labels("hit" if cached else "miss").inc()
         self.metrics.tokens_in.inc(model.bundle.manifest.patch_tokens)

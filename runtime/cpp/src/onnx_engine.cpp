@@ -47,10 +47,13 @@ struct OnnxState : State {
 
 class OnnxEngine : public Engine {
  public:
-  OnnxEngine(OnnxRuntime& ort, const fs::path& model, const EngineOptions& options) : Engine("onnx", options.device) {
+  OnnxEngine(OnnxRuntime& ort, const fs::path& model, const EngineOptions& options, bool exact_int8)
+      : Engine("onnx", options.device) {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(3);
     settings.SetIntraOpNumThreads(options.threads);
+    // int8 products without saturation, of graphs that quantize activations: see runtime/engine/onnx.py
+    if (exact_int8) settings.AddConfigEntry("session.x64quantprecision", "1");
     try {
       if (device() == "cuda") append_cuda(settings);
       session_ = Ort::Session(ort.environment, model.c_str(), settings);
@@ -175,7 +178,7 @@ std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph
   const fs::path model = bundle.file((one_by_one ? kVisionLoop : graph) + ".onnx");
   OnnxRuntime& ort = onnx_runtime(options.onnxruntime, bundle.path());  // before anything that its interface would destroy
   try {
-    return std::make_unique<OnnxEngine>(ort, model, options);
+    return std::make_unique<OnnxEngine>(ort, model, options, graph.rfind("vision", 0) == 0);
   } catch (const Ort::Exception& error) {
     throw EngineError("ONNX Runtime can't run on " + options.device + ": " + error.what());
   }

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from refusal import naming
 
@@ -169,6 +170,16 @@ class TestSession:
         engine = OnnxEngine.load(model, **more)
         assert asked == [(source, {"log_severity_level": 3} | settings, ["CPUExecutionProvider"])]
         assert (engine.device, engine.inputs, engine.outputs) == ("cpu", (), ())
+
+    @pytest.mark.parametrize(("op_type", "exact"), [("QuantizeLinear", True), ("DequantizeLinear", False)])
+    @pytest.mark.parametrize("in_a_file", [True, False])
+    def test_only_a_graph_that_quantizes_activations_widens_int8_products(self, asked, tmp_path, op_type, exact, in_a_file):
+        """ONNX Runtime 1.31 breaks weights that alone are int8 where it widens."""
+        node = onnx.helper.make_node(op_type, ["x", "scale"], ["y"], "QuantizeLinear")
+        model = onnx.helper.make_model(onnx.helper.make_graph([node], "QuantizeLinear", [], []))
+        onnx.save(model, tmp_path / "m.onnx")
+        OnnxEngine.load(tmp_path / "m.onnx" if in_a_file else model.SerializeToString())
+        assert ("session.x64quantprecision" in asked[0][1]) is exact
 
     def test_a_graph_may_run_as_it_is_written(self, asked):
         import onnxruntime
