@@ -33,7 +33,7 @@ def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
 
 
 def _value(node: ir.Node, index: int) -> np.ndarray | None:
-    """The value of a constant input, where it is in the model's file."""
+    """The value of a constant input that is not in an external file."""
     constant = _constant(node, index)
     return None if constant is None or isinstance(constant, ir.ExternalTensor) else constant.numpy()
 
@@ -49,7 +49,8 @@ def _outputs(node: ir.Node) -> int:
 
 def _must_be_constant(index: int, role: str) -> Limit:
     def limit(node: ir.Node) -> str | None:
-        return f"its {role} must be a constant" if tensor_at(node, index) and not _constant(node, index) else None
+        computed = tensor_at(node, index) is not None and _constant(node, index) is None
+        return f"its {role} must be a constant" if computed else None
 
     return limit
 
@@ -104,13 +105,13 @@ def _zero_point(node: ir.Node) -> str | None:
 
 def _attention(node: ir.Node) -> str | None:
     for index, name in ((4, "past_key"), (5, "past_value"), (6, "nonpad_kv_seqlen")):
-        if tensor_at(node, index):
+        if tensor_at(node, index) is not None:
             return f"{name} is not supported: pass the full cache and a mask"
     if _outputs(node) > 1:
         return "only its first output is supported: update the cache outside of it"
     if _attribute(node, "softcap", 0.0) or _attribute(node, "qk_matmul_output_mode", 0):
         return "softcap and qk_matmul_output_mode are not supported"
-    fits = all(_rank(node, index, 4) == 4 for index in range(4) if tensor_at(node, index))
+    fits = all(_rank(node, index, 4) == 4 for index in range(4))
     return None if fits else "Q, K, V and the mask must have 4 dimensions"
 
 

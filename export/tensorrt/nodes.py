@@ -26,7 +26,7 @@ _TYPES = {  # element types that the parser's table calls by another name than O
     ir.DataType.FLOAT4E2M1: "FP4",
 }
 _DATA_INPUT = {"Where": 1, "OneHot": 2}  # which input has the type that the table means; the first of all others
-_DATA_OUTPUT = {"Constant", "ConstantOfShape", "EyeLike"}  # whose output has it
+_DATA_OUTPUT = {"Constant", "ConstantOfShape", "EyeLike"}  # operators whose output has it instead
 _TYPE_FREE = {"If", "Loop", "Scan"}  # the nodes of their bodies are checked instead
 
 
