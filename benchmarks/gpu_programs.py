@@ -1,6 +1,6 @@
 """The C++ programs that run on a GPU, built where they are to run: for a GPU by CMake with the CUDA toolkit, else on stand-ins.
 
-    cuda-on-gpu, kernel-on-gpu, planted-faults      see runtime/cpp/tests/cuda and tests/plugins/library
+    cuda-on-gpu, kernel-on-gpu, planted-faults      see tests/runtime/cpp/native/cuda and tests/plugins/library
 
 The stand-ins are a CUDA runtime in host memory and a driver that runs the kernel on the CPU; with them g++ and CUDA's headers are
 enough, and the address sanitizer stands for compute-sanitizer.
@@ -18,7 +18,7 @@ import processes
 
 BUILD_SECONDS = 300
 ROOT = Path(__file__).resolve().parent.parent
-CUDA_TESTS = ROOT / "runtime" / "cpp" / "tests" / "cuda"
+CUDA_TESTS = ROOT / "tests" / "runtime" / "cpp" / "native" / "cuda"
 LIBRARY_TESTS = ROOT / "tests" / "plugins" / "library"
 
 

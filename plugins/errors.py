@@ -23,6 +23,10 @@ class EngineError(UserError):
     """An engine or a kernel that can't be built, loaded or run here."""
 
 
+class MissingPackageError(UserError, ImportError):
+    """An optional dependency that is not installed; an ImportError too, for a caller that can do without."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean "x"?' for a misspelt name, or the list of known names where none is close."""
     known = sorted(set(known))
@@ -43,6 +47,6 @@ def install_command(extras: str) -> str:
     return f'pip install "st-gridpool[{extras}]"'
 
 
-def missing_package(package: str, needed_for: str, extras: str) -> UserError:
+def missing_package(package: str, needed_for: str, extras: str) -> MissingPackageError:
     """The error for an optional dependency that is not installed: what needs it and the command that installs it."""
-    return UserError(f'{needed_for} needs the package "{package}", which is not installed: {install_command(extras)}')
+    return MissingPackageError(f'{needed_for} needs the package "{package}", which is not installed: {install_command(extras)}')

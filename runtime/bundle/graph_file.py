@@ -1,4 +1,4 @@
-"""Reading the structure of a bundle's ONNX file with the onnx package, which must be installed; weights stay unread."""
+"""Reading the structure of a bundle's ONNX file with the onnx package; weights stay unread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.core.errors import BundleError, UserError
+from runtime.core.errors import BundleError, UserError, missing_package
 
 if TYPE_CHECKING:
     import onnx
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 def read_graph(path: Path, inline: bool = False) -> onnx.ModelProto:
     """The model in `path`; BundleError where it is none. inline: local functions are replaced by their nodes."""
-    import onnx
-    import onnx.inliner
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError:
+        raise missing_package("onnx", "reading a graph", "runtime") from None
 
     with onnx_errors(path):
         model = onnx.load(str(path), load_external_data=False)
@@ -34,7 +37,7 @@ def onnx_errors(path: Path) -> Iterator[None]:
     """What the onnx package raises about a file, as a BundleError: its readers and checks have no common class of errors."""
     try:
         yield
-    except (UserError, ImportError):
+    except UserError:
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]

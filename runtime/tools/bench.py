@@ -3,17 +3,15 @@
 In: a bundle, and a video or else the bundle's reference input. Out: rows by stage, memory, and the hardware they were
 measured on. A round is one complete answer of `new_tokens` tokens: decode and preprocess the video (if there is one), encode
 and compress, prefill, then greedy decoding that no end-of-answer token shortens.
-
-T frames, h, w pixels, N visual tokens, D hidden, S prompt positions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +94,14 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
     load_seconds = time.perf_counter() - start
     run = _Round(bundle, vision, decoder, pixels, options)
     seconds: dict[str, list[float]] = {}
-    for number in range(-1, options.rounds):
-        measured = run()
-        log(f"warm-up: {measured.total:.2f} s" if number < 0 else f"round {number + 1} of {options.rounds}: {measured.total:.2f} s")
-        for name, value in measured.stages.items() if number >= 0 else ():
-            seconds.setdefault(name, []).append(value)
-    engines = {"vision": vision, "llm": decoder}
+    for number in range(options.rounds + 1):
+        start = time.perf_counter()
+        stages = run()
+        name = f"round {number} of {options.rounds}" if number else "warm-up"
+        log(f"{name}: {time.perf_counter() - start:.2f} s")
+        for stage, value in stages.items() if number else ():
+            seconds.setdefault(stage, []).append(value)
+    engines = {name: component.engine for name, component in (("vision", vision), ("llm", decoder)) if component}
     return BenchReport(
         bundle=str(bundle.path),
         input=str(options.video) if options.video else "the bundle's reference input",
@@ -110,9 +110,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         peak_rss=_peak_rss(),
         tokens=run.tokens,
         rounds=options.rounds,
-        backends={
-            name: f"{component.engine.backend} on {component.engine.device}" for name, component in engines.items() if component
-        },
+        backends={name: f"{engine.backend} on {engine.device}" for name, engine in engines.items()},
         hardware=hardware(engine_options.device, options.engine.threads),
     )
 
@@ -149,24 +147,11 @@ def text(report: BenchReport) -> str:
     )
 
 
-@dataclass
-class _Timings:
-    """stages: seconds, or a rate for the decode row; total: seconds of the round."""
-
-    stages: dict[str, float]
-    total: float
-
-
 class _Round:
-    """One answer, timed stage by stage."""
+    """One answer; a call returns {stage: seconds, or tokens a second of the decode rate}."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        vision: VisionEncoder | None,
-        decoder: LocalDecoder | None,
-        pixels: np.ndarray | None,
-        options: BenchOptions,
+        self, bundle: Bundle, vision: VisionEncoder | None, decoder: LocalDecoder | None, pixels: Any, options: BenchOptions
     ):
         self.bundle, self.vision, self.decoder, self.pixels, self.options = bundle, vision, decoder, pixels, options
         self.tokens: dict[str, int] = {}
@@ -181,30 +166,32 @@ class _Round:
             check_context(len(self.ids) + visual + options.new_tokens, decoder.max_context)
             self.tokens |= {"prompt_tokens": len(self.ids) + visual, "new_tokens": options.new_tokens}
 
-    def __call__(self) -> _Timings:
-        start = time.perf_counter()
+    def __call__(self) -> dict[str, float]:
         stages: dict[str, float] = {}
-        visual = self._see(stages) if self.vision else self.visual
+        visual: Any = self._see(self.vision, stages) if self.vision else self.visual
         if self.decoder:
-            assert visual is not None
             self._answer(self.decoder, visual, stages)
-        return _Timings(stages, time.perf_counter() - start)
+        return stages
 
-    def _see(self, stages: dict[str, float]) -> np.ndarray:
-        assert self.vision
+    def _see(self, vision: VisionEncoder, stages: dict[str, float]) -> np.ndarray:
         pixels = self.pixels
         if self.options.video is not None:
-            preprocessor = self.vision.preprocessor
-            resize, resizing = _timed(preprocessor.resize)
+            resizing: list[float] = []
+
+            def resize(frame: np.ndarray) -> np.ndarray:
+                start = time.perf_counter()
+                resized = vision.preprocessor.resize(frame)
+                resizing.append(time.perf_counter() - start)
+                return resized
+
             start = time.perf_counter()
             clip = sample_frames(self.options.video, self.bundle.manifest.frames, resize)  # each frame is resized as it comes
             decoded = time.perf_counter()
-            pixels = preprocessor.normalise(clip.frames)
+            pixels = vision.preprocessor.normalise(clip.frames)
             stages["decode"] = decoded - start - sum(resizing)
             stages["preprocess"] = time.perf_counter() - decoded + sum(resizing)
-        assert pixels is not None
         start = time.perf_counter()
-        tokens = self.vision.tokens(pixels)
+        tokens = vision.tokens(pixels)
         stages["encode+compress"] = time.perf_counter() - start
         return tokens
 
@@ -222,22 +209,9 @@ class _Round:
         stages["decode rate"] = self.options.new_tokens / (time.perf_counter() - first)
 
 
-def _timed(function: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[np.ndarray], np.ndarray], list[float]]:
-    seconds: list[float] = []
-
-    def call(argument: np.ndarray) -> np.ndarray:
-        start = time.perf_counter()
-        result = function(argument)
-        seconds.append(time.perf_counter() - start)
-        return result
-
-    return call, seconds
-
-
 def _summary(stage: str, values: list[float]) -> Measured:
-    if stage == "decode rate":
-        return Measured(stage, "tokens/s", float(np.median(values)), float(np.quantile(values, 0.1)))
-    return Measured(stage, "s", float(np.median(values)), float(np.quantile(values, 0.9)))
+    unit, slow_side = ("tokens/s", 0.1) if stage == "decode rate" else ("s", 0.9)
+    return Measured(stage, unit, float(np.median(values)), float(np.quantile(values, slow_side)))
 
 
 def _number(value: float, unit: str) -> str:
@@ -246,18 +220,14 @@ def _number(value: float, unit: str) -> str:
 
 def _reset_peak() -> None:
     """Forget the peak of what came before (reading the reference input), where the kernel lets a process do that."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def _peak_rss() -> int:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
-    except OSError:
-        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10

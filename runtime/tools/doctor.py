@@ -1,7 +1,6 @@
 """What is installed and usable on this machine, and what each missing thing would give, with the command that brings it.
 
-`report()` returns the checks, `text()` formats them. Nothing here fails: a package that can't be imported is reported as broken, with
-its error.
+Nothing here fails: a package that can't be imported is reported as broken, with its error.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,22 @@ class Check:
 
 def report() -> list[Check]:
     """Every check, in the order in which data travels: machine, decoding, prompt, engines, GPU."""
+    runtime, system = install_command("runtime"), f"{platform.system()} {platform.machine()}"
     return [
-        _python(),
+        Check("python", sys.version_info >= (3, 10), f"{platform.python_version()} on {system}", "3.10 or newer"),
         Check("processor", True, f"{cores()} cores for this process, {_memory()}", "ONNX Runtime uses them all"),
         Check("disk", True, f"{size(shutil.disk_usage(Path.cwd()).free)} free in {Path.cwd()}", "bundles and engines"),
-        _package("numpy", "all arrays", install_command("runtime")),
-        _package("av", "decoding video", install_command("runtime"), _av),
-        _package("PIL", "resizing frames as the checkpoint's processor does", install_command("runtime"), distribution="pillow"),
-        _package("tokenizers", "the prompt's tokens; without it `tokens` still works", install_command("runtime")),
-        _package("jinja2", "the chat template; without it `tokens` still works", install_command("runtime")),
+        _package("numpy", "all arrays", runtime),
+        _package("av", "decoding video", runtime, lambda av: f"libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"),
+        _package("PIL", "resizing frames as the checkpoint's processor does", runtime, name="pillow"),
+        _package("tokenizers", "the prompt's tokens; without it `tokens` still works", runtime),
+        _package("jinja2", "the chat template; without it `tokens` still works", runtime),
         _onnxruntime(),
         _package(
             "openvino", "the openvino backend: Intel and Arm CPUs, Intel GPUs and NPUs", install_command("openvino"), _devices
         ),
-        _package("onnx", "stages for `parity`", install_command("runtime")),
-        _package("polygraphy", "`parity` and its comparisons", install_command("runtime")),
+        _package("onnx", "stages for `parity`", runtime),
+        _package("polygraphy", "`parity` and its comparisons", runtime),
         _package("matplotlib", "`plot`", install_command("plot")),
         _driver(),
         _cuda_bindings(),
@@ -70,13 +70,9 @@ def text(checks: list[Check]) -> str:
     return table(["", "usable", "found", "gives"], rows)
 
 
-def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Check("python", sys.version_info >= (3, 10), found, "3.10 or newer")
-
-
-def _package(module: str, gives: str, install: str, details: Callable[[Any], str] | None = None, distribution: str = "") -> Check:
-    name = distribution or module
+def _package(module: str, gives: str, install: str, details: Callable[[Any], str] | None = None, name: str = "") -> Check:
+    """name: of the distribution, where it is not the module's."""
+    name = name or module
     if importlib.util.find_spec(module) is None:
         return Check(name, False, "not installed", f"{gives}: {install}")
     try:
@@ -85,10 +81,6 @@ def _package(module: str, gives: str, install: str, details: Callable[[Any], str
     except Exception as error:  # whatever a broken installation raises is what is to be reported
         return Check(name, False, f"broken: {_one_line(error)}", f"{gives}: {install} --force-reinstall")
     return Check(name, True, found, gives)
-
-
-def _av(module: Any) -> str:
-    return "libavcodec " + ".".join(map(str, module.library_versions["libavcodec"]))
 
 
 def _onnxruntime() -> Check:
@@ -100,11 +92,9 @@ def _onnxruntime() -> Check:
         return Check("onnxruntime", False, found, f"the two wheels exclude each other: {remedy}")
     gives = "the onnx backend, on every machine"
     check = _package("onnxruntime", gives, install_command("runtime"), _providers, wheels[0] if wheels else "onnxruntime")
-    on_gpu = "CUDAExecutionProvider" in check.found
-    if check.ok and not on_gpu and cuda.gpus():
-        return Check(
-            check.name, True, check.found, f"{gives}; on the GPU with: pip uninstall -y onnxruntime, then {install_command('gpu')}"
-        )
+    if check.ok and "CUDAExecutionProvider" not in check.found and cuda.gpus():
+        remedy = f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
+        return replace(check, gives=f"{gives}; on the GPU with: {remedy}")
     return check
 
 
@@ -129,9 +119,9 @@ def _driver() -> Check:
 
 def _cuda_bindings() -> Check:
     gives, version = "GPUs: buffers of the TensorRT engines, the plugin's kernel", _version("cuda-bindings")
-    if version is None:
-        return Check("cuda-bindings", False, "not installed", f"{gives}: {install_command('gpu')}")
-    return Check("cuda-bindings", True, version, gives)
+    return Check(
+        "cuda-bindings", bool(version), version or "not installed", gives if version else f"{gives}: {install_command('gpu')}"
+    )
 
 
 def _tensorrt(backend: str, gives: str, install: str) -> Check:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _SHARES_INPUT = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 _IN_PLACE = {"ScatterElements", "ScatterND", "TensorScatter"}  # of a state, which engines bind as input and output at once
-
-
 _SMALL = 1 << 16  # values of a tensor that may be a size or a list of positions
 
 
@@ -36,10 +34,8 @@ class Peak:
     unknown: int
 
 
-def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
+def load(path: Path, sizes: Mapping[str, Mapping[int, int]] = {}) -> onnx.ModelProto:
     """The structure of an ONNX file with every shape inferred. sizes: {input: {axis: size}} for dynamic axes."""
-    import onnx
-
     model = read_graph(path, inline=True)
     named: dict[str, int] = {}
     for value in model.graph.input:
@@ -55,18 +51,10 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]]) -> onnx.ModelProto:
             if dim.dim_param in named:
                 dim.dim_value = named[dim.dim_param]
     _bring_sizes_inside(model.graph, {})
-    with onnx_errors(path):
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    model = _inferred(path, model)
     while _count_passes(model) + _fold_sizes(model):  # what is computed from shapes at run time is a constant now
-        with onnx_errors(path):
-            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        model = _inferred(path, model)
     return model
-
-
-def inputs(model: onnx.ModelProto) -> list[str]:
-    """Names of the graph's inputs, initialisers left out."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [value.name for value in model.graph.input if value.name not in weights]
 
 
 def weights(model: onnx.ModelProto) -> int:
@@ -74,23 +62,31 @@ def weights(model: onnx.ModelProto) -> int:
     return sum(_bytes(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
 
 
+def value_bytes(value: onnx.ValueInfoProto) -> int | None:
+    """Bytes of a tensor; None where its type or shape is not known."""
+    kind, shape = value.type.tensor_type.elem_type, _known_shape(value)
+    return _bytes(kind, shape) if kind and shape is not None else None
+
+
+def shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """{tensor: shape} of the inputs, weights, outputs and what lies between whose every length is known."""
+    known = {value.name: _known_shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return weights | {name: shape for name, shape in known.items() if shape is not None}
+
+
 def operators(path: Path) -> dict[str, int]:
     """{operator: nodes} of the graph as it is in the file; a local function counts as one operator, with its domain."""
-
     nodes = read_graph(path).graph.node
     return dict(Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes))
 
 
-def peak(model: onnx.ModelProto, state: Collection[str] = ()) -> Peak:
+def peak(graph: onnx.GraphProto, state: Collection[str] = ()) -> Peak:
     """The largest sum of tensors alive at once. state: inputs that are counted elsewhere (the KV cache)."""
-    return _peak(model.graph, frozenset(state))
-
-
-def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
     constant = {tensor.name for tensor in graph.initializer}
     constant |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
-    uncounted = constant | state | {""}
-    size = {value.name: _value_bytes(value) for value in [*graph.input, *graph.value_info, *graph.output]}
+    uncounted = constant | {*state, ""}
+    size = {value.name: value_bytes(value) for value in [*graph.input, *graph.value_info, *graph.output]}
     root: dict[str, str] = {}  # tensor -> the tensor whose memory it shares
 
     def owner(name: str) -> str:
@@ -114,7 +110,7 @@ def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
             if owner(name) == name and name not in uncounted:
                 unknown += size.get(name) is None
                 alive[name] = size.get(name) or 0
-        inside = [_peak(body) for body in _bodies(node)]  # one pass of a Loop's body is in memory at a time
+        inside = [peak(body) for body in _bodies(node)]  # one pass of a Loop's body is in memory at a time
         unknown += sum(body.unknown for body in inside)
         total = sum(alive.values()) + max((body.bytes for body in inside), default=0)
         if total > best:
@@ -122,6 +118,13 @@ def _peak(graph: onnx.GraphProto, state: frozenset[str] = frozenset()) -> Peak:
         for name in [name for name in alive if last.get(name, index) <= index]:
             del alive[name]
     return Peak(best, where, unknown)
+
+
+def _inferred(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    with onnx_errors(path):
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
@@ -172,25 +175,23 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
         for attribute in node.attribute
         if attribute.name == "value" and _is_small_integer(attribute.t)
     }
-    shapes = {value.name: _known_shape(value) for value in [*graph.input, *graph.value_info, *graph.output]}
+    known = shapes(graph)
     folded = 0
     for node in graph.node:
         if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or len(node.output) != 1 or not node.input:
             continue
         if node.op_type == "Shape":
-            shape = shapes.get(node.input[0])
+            shape = known.get(node.input[0])
             if shape is None:
                 continue
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
             result = np.array(shape, np.int64)[bounds.get("start", 0) : bounds.get("end", len(shape))]
         elif all(name in values for name in node.input) and not _bodies(node):
-            shape = shapes.get(node.output[0])
+            shape = known.get(node.output[0])
             if shape is None or prod(shape) > _SMALL:  # asked before it is computed: a Range of three numbers may have any length
                 continue
-            alone = helper.make_graph(
-                [node], "one", [_untyped(name) for name in dict.fromkeys(node.input)], [_untyped(node.output[0])]
-            )
             feeds = {name: values[name] for name in node.input}
+            alone = helper.make_graph([node], "one", list(map(_untyped, feeds)), [_untyped(node.output[0])])
             (result,) = reference.ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, feeds)
         else:
             continue
@@ -221,12 +222,6 @@ def _known_shape(value: onnx.ValueInfoProto) -> list[int] | None:
     tensor = value.type.tensor_type
     dims = tensor.shape.dim
     return [dim.dim_value for dim in dims] if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims) else None
-
-
-def _value_bytes(value: onnx.ValueInfoProto) -> int | None:
-    """Bytes of a tensor; None where its shape is not known."""
-    kind, shape = value.type.tensor_type.elem_type, _known_shape(value)
-    return _bytes(kind, shape) if kind and shape is not None else None
 
 
 def _bytes(kind: int, dims: Collection[int]) -> int:

@@ -16,11 +16,10 @@ from runtime.bundle.graphs import file_of
 from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
 from runtime.core.errors import BundleError
 from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from runtime.tools import liveness
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from runtime.tools.liveness import Peak
 
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # of activations
 
@@ -38,17 +37,14 @@ class GraphMemory:
 
 def graph_memory(bundle: Bundle, graph: str) -> GraphMemory:
     """Count `graph`; without the package onnx its weights alone, by the size of its files."""
-    path = bundle.model(graph)
     shared = bundle.data_files(graph) if graph != VISION_COMPRESSOR else []  # counted with the encoder
     on_disk = sum(bundle.manifest.files[name].size for name in (file_of(graph), *shared))
     try:
-        from runtime.tools import liveness
-
         model, peak = _loaded(bundle, graph, PREFILL_CHUNK)
     except ImportError:
         return GraphMemory(graph, {}, on_disk, 0, 'activations are not counted: pip install "onnx" to read the graphs')
     note = f"{peak.unknown} tensors of unknown size are left out of its activations" if peak.unknown else ""
-    return GraphMemory(graph, liveness.operators(path), liveness.weights(model), peak.bytes, note)
+    return GraphMemory(graph, liveness.operators(bundle.model(graph)), liveness.weights(model), peak.bytes, note)
 
 
 def bundle_memory(bundle: Bundle, graphs: list[GraphMemory], decoder_on_gpu: int = 0) -> dict[str, int]:
@@ -97,12 +93,10 @@ def decoder_activations_on_gpu(bundle: Bundle) -> int:
         return 0
 
 
-def _loaded(bundle: Bundle, graph: str, chunk: int) -> tuple[ModelProto, Peak]:
+def _loaded(bundle: Bundle, graph: str, chunk: int) -> tuple[ModelProto, liveness.Peak]:
     """A graph's structure with the sizes of a prefill of `chunk` positions a run, and what it needs at one time."""
-    from runtime.tools import liveness
-
     model = liveness.load(bundle.model(graph), _sizes(bundle, graph, chunk))
-    return model, liveness.peak(model, {name for name in liveness.inputs(model) if name.startswith(PAST)})
+    return model, liveness.peak(model.graph, {value.name for value in model.graph.input if value.name.startswith(PAST)})
 
 
 def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, dict[int, int]]:

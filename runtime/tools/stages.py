@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.bundle import VISION, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.core.errors import BundleError, missing_package
+from runtime.core.errors import BundleError
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 
@@ -64,15 +64,8 @@ def run_stages(
 
 def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) -> tuple[OnnxEngine, dict[str, str]]:
     """The engine with every stage as an output, and {stage: that output's name}."""
-    try:
-        import onnx
-    except ImportError:
-        raise missing_package("onnx", "looking inside the vision graph", "runtime") from None
-
     path = bundle.model(VISION)
-    model = read_graph(
-        path, inline=True
-    )  # compression may be a function, for a plugin to replace; its tensors are none of the graph's
+    model = read_graph(path, inline=True)  # compression may be a function, for a plugin to replace
     # a tensor of an inlined function has the number of the call behind its name
     written = {name.partition("__")[0]: name for node in model.graph.node for name in node.output}
     already = {output.name for output in model.graph.output}
@@ -82,6 +75,6 @@ def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) 
             raise BundleError(f'{path} has no tensor "{tensor}", which the manifest names for {stage}; export the bundle again')
         found[stage] = written[tensor]
         if found[stage] not in already:  # ONNX Runtime infers type and shape of an output that has only a name
-            model.graph.output.append(onnx.ValueInfoProto(name=found[stage]))
+            model.graph.output.add(name=found[stage])
             already.add(found[stage])
     return OnnxEngine.load(model.SerializeToString(), options, path.parent), found

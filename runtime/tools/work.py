@@ -13,16 +13,14 @@ T frames, S prompt positions, P positions read, K inputs, N outputs of a layer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.bundle.graph_file import onnx_errors, read_graph
 from runtime.bundle.tensors import PRESENT, cache_names
-from runtime.core.errors import missing_package
 from runtime.llm.step import PREFILL_CHUNK
+from runtime.tools import liveness
 
 if TYPE_CHECKING:
     import onnx
@@ -38,17 +36,17 @@ class Work:
 
 def vision_work(bundle: Bundle) -> Work:
     """One clip; bytes with the weights read once."""
-    graph = _graph(bundle, VISION)
-    shapes = _shapes(graph)
+    model = liveness.load(bundle.model(VISION))
+    graph, shapes = model.graph, liveness.shapes(model.graph)
     quantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = "fp16" if bundle.manifest.precision == "fp16" else "fp32"
     operations = dict.fromkeys(("int8", floats), 0.0)
     for node in graph.node:
         quantised_both = all(name in quantised for name in node.input[:2])
         operations["int8" if quantised_both else floats] += _operations(node, shapes)
-    clip = _bytes(graph.input[0].type.tensor_type.elem_type) * math.prod(shapes[graph.input[0].name])
+    clip = liveness.value_bytes(graph.input[0]) or 0
     features = bundle.manifest.patch_tokens * bundle.manifest.hidden_size * (2 if floats == "fp16" else 4)
-    return Work({name: count for name, count in operations.items() if count}, _weights(graph) + clip + 2 * features)
+    return Work({name: count for name, count in operations.items() if count}, liveness.weights(model) + clip + 2 * features)
 
 
 def prefill_work(bundle: Bundle, positions: int) -> Work:
@@ -70,23 +68,21 @@ def decode_work(bundle: Bundle, positions: int) -> Work:
     return Work({_floats(bundle): float(operations)}, float(stored + positions * _cache_row(bundle)))
 
 
-def _decoder(bundle: Bundle) -> tuple[int, int, float]:
+def _decoder(bundle: Bundle) -> tuple[int, int, int]:
     """(weights used by all positions, weights used only by the last one of a run, bytes of all stored weights).
 
     The second are those after the last layer's cache: its output projection, its MLP, and lm_head.
     """
-    graph = _graph(bundle, DECODER)
-    shapes = _shapes(graph)
-    stored = _stored(graph)
+    model = liveness.load(bundle.model(DECODER))
+    shapes, stored = liveness.shapes(model.graph), _stored(model.graph)
     last_cache = cache_names(PRESENT, bundle.llm.layers)[-1]
-    all_positions = last_only = 0
+    used = [0, 0]
     behind = False
-    for node in graph.node:
+    for node in model.graph.node:
         behind = behind or last_cache in node.output
         if node.op_type == "MatMul" and node.input[1] in stored:
-            size = math.prod(shapes[node.input[1]])
-            all_positions, last_only = (all_positions, last_only + size) if behind else (all_positions + size, last_only)
-    return all_positions, last_only, _weights(graph)
+            used[behind] += prod(shapes[node.input[1]])
+    return used[0], used[1], liveness.weights(model)
 
 
 def _stored(graph: onnx.GraphProto) -> set[str]:
@@ -106,46 +102,9 @@ def _cache_row(bundle: Bundle) -> int:
     return 2 * llm.layers * llm.kv_heads * llm.head_dim * (2 if _floats(bundle) == "fp16" else 4)
 
 
-def _operations(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> float:
+def _operations(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> float:
     if node.op_type in ("MatMul", "Gemm") and all(name in shapes for name in (*node.input[:2], node.output[0])):
-        return 2.0 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        return 2.0 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
     if node.op_type == "Conv" and node.output[0] in shapes:
-        return 2.0 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+        return 2.0 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
     return 0.0
-
-
-def _graph(bundle: Bundle, name: str) -> onnx.GraphProto:
-    try:
-        import onnx
-        import onnx.shape_inference
-    except ImportError:
-        raise missing_package("onnx", "counting a graph's work", "runtime") from None
-    model = read_graph(bundle.model(name))
-    with onnx_errors(bundle.model(name)):
-        return onnx.shape_inference.infer_shapes(model).graph
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            found[value.name] = tuple(dim.dim_value for dim in dims)
-    for node in _dequantized(graph, found):
-        found[node.output[0]] = found[node.input[0]]
-    return found
-
-
-def _dequantized(graph: onnx.GraphProto, known: dict[str, tuple[int, ...]]) -> Iterator[onnx.NodeProto]:
-    return (node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in known)
-
-
-def _weights(graph: onnx.GraphProto) -> float:
-    return sum(_bytes(tensor.data_type) * math.prod(tensor.dims) for tensor in graph.initializer)
-
-
-def _bytes(element: int) -> float:
-    import onnx
-
-    four_bits = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
-    return 0.5 if element in four_bits else float(onnx.helper.tensor_dtype_to_np_dtype(element).itemsize)

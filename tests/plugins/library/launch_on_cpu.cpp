@@ -4,7 +4,7 @@
 
 #include "../../../plugins/csrc/plan.h"
 #include "../../../plugins/csrc/st_gridpool.h"
-#include "../../../runtime/cpp/tests/cuda/stand_in_runtime.hpp"
+#include "../../../tests/runtime/cpp/native/cuda/stand_in_runtime.hpp"
 
 extern "C" int cuLaunchKernel(void* kernel, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                               void* stream, void** parameters, void** extra);

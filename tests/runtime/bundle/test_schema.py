@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -141,6 +142,14 @@ def test_what_is_refused_is_named_in_one_short_line(path: list[Any], value: Any,
 )  # fmt: skip
 def test_every_kind_of_bundle_passes(values: dict[str, Any]) -> None:
     check(VALUES | values, "m.json")
+
+
+@pytest.mark.parametrize("name", ["clip_fp32", "split_int8_int4"])
+def test_manifests_of_2026_11_26_are_read_without_loss(name: str) -> None:
+    """Written by `python -m export` at feb7a3d, before the manifest had records and a schema."""
+    values = json.loads((pathlib.Path(__file__).parent / "old" / f"{name}.json").read_text())
+    check(values, name)
+    assert json.dumps({"schema_version": 1} | written(read(Manifest, values))) == json.dumps(values)
 
 
 def test_keys_that_older_exports_lack_have_defaults() -> None:

@@ -149,7 +149,7 @@ def test_the_wheel_that_fits_needs_no_advice(wheels, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("version", "ok"), [((3, 9, 20), False), ((3, 10, 0), True), ((3, 13, 1), True)])
 def test_python_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], ok: bool) -> None:
     monkeypatch.setattr(doctor, "sys", types.SimpleNamespace(version_info=version))
-    assert doctor._python().ok is ok
+    assert named("python").ok is ok
 
 
 def test_the_processor_is_told_with_its_cores_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

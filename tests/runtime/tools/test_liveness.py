@@ -62,9 +62,8 @@ def test_what_is_found_only_after_a_loop_and_a_shape_were_counted_has_a_size(tmp
     assert found["rows"] == found["more"] == [4, 2]
 
 
-def test_inputs_that_hold_weights_are_none_and_weights_are_bytes_of_all(tmp_path):
+def test_weights_are_the_bytes_of_all_initialisers():
     model = graph_of("g (float[3] x, float[4] w) => (float[3] y) { y = own.A(x, w) }", w=np.ones(4, np.float32), v=[1, 2])
-    assert liveness.inputs(model) == ["x"]
     assert liveness.weights(model) == 4 * 4 + 2 * 8
 
 
@@ -105,15 +104,15 @@ def test_operators_are_counted_with_their_domain(tmp_path):
     ],
 )  # fmt: skip
 def test_a_tensor_lives_from_the_node_that_writes_it_to_the_last_that_reads_it(text, state, expected):
-    peak = liveness.peak(graph_of(text), state)
+    peak = liveness.peak(graph_of(text).graph, state)
     assert (peak.bytes, peak.node, peak.unknown) == expected
 
 
 def test_an_output_that_is_left_out_is_no_tensor():
     model = graph_of("g (float[10] x) => (float[1] y) { _, y = own.A(x) }")
-    assert liveness.peak(model).unknown == 1
+    assert liveness.peak(model.graph).unknown == 1
     model.graph.node[0].output[0] = ""
-    assert liveness.peak(model).unknown == 0
+    assert liveness.peak(model.graph).unknown == 0
 
 
 @pytest.mark.parametrize("operator", ["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"])
@@ -123,15 +122,15 @@ def test_a_view_is_its_tensor_and_keeps_it_alive(operator):
             [n1] a = own.A(x) [n2] b = {operator}(a) [n3] v = {operator}(b) [n4] c = own.B(x) [n5] y = own.C(v, c)
         }}"""
     )
-    assert liveness.peak(model) == liveness.Peak(4 * (10 + 50 + 20 + 1), "n5", 0)
+    assert liveness.peak(model.graph) == liveness.Peak(4 * (10 + 50 + 20 + 1), "n5", 0)
 
 
 @pytest.mark.parametrize("operator", ["ScatterElements", "ScatterND", "TensorScatter"])
 def test_a_state_is_written_in_place_and_another_tensor_is_not(operator):
     text = f"g (float[100] past, float[1] new) => (float[100] now) {{ [n1] now = {operator}(past, at, new) }}"
-    assert liveness.peak(graph_of(text, at=[1]), {"past"}).bytes == 4
-    assert liveness.peak(graph_of(text, at=[1]), {"new"}).bytes == 4 * 200
-    assert liveness.peak(graph_of(text.replace(operator, "Gather"), at=[1]), {"past"}).bytes == 4 * 101
+    assert liveness.peak(graph_of(text, at=[1]).graph, {"past"}).bytes == 4
+    assert liveness.peak(graph_of(text, at=[1]).graph, {"new"}).bytes == 4 * 200
+    assert liveness.peak(graph_of(text.replace(operator, "Gather"), at=[1]).graph, {"past"}).bytes == 4 * 101
 
 
 def test_of_two_branches_the_larger_counts_and_what_they_read_lives_until_then():
@@ -143,7 +142,7 @@ def test_of_two_branches_the_larger_counts_and_what_they_read_lives_until_then()
                         else_branch = e () => (float[1] w) <float[6] q> { q = own.E(b) r = own.F(q) w = own.D(r) }> (c)
         }"""
     )
-    assert liveness.peak(model) == liveness.Peak(4 * (10 + 20 + 20 + 1) + 1 + 4 * 31, "n3", 1)  # r has no known size
+    assert liveness.peak(model.graph) == liveness.Peak(4 * (10 + 20 + 20 + 1) + 1 + 4 * 31, "n3", 1)  # r has no known size
 
 
 def test_whole_numbers_from_outside_are_brought_into_bodies_within_bodies():
@@ -212,6 +211,18 @@ def test_a_shape_is_known_of_inputs_outputs_and_what_lies_between():
     assert folded == {"sx": [2, 3], "sa": [5, 6], "sy": [4], "sz": [], "s1": [6]}
 
 
+def test_shapes_are_those_whose_every_length_is_known():
+    model = graph_of(
+        """g (float[2, 4] x, float[S, 3] n) => (float[2, 5] y, float[S, 3] m, float[2, T] t) <float[2, 3] known, float[U, 3] unknown> {
+            y = own.A(x, w)
+            m = Neg(n)
+        }""",
+        w=np.ones((4, 5), np.int8),
+        scale=1.0,
+    )
+    assert liveness.shapes(model.graph) == {"w": [4, 5], "scale": [], "x": [2, 4], "y": [2, 5], "known": [2, 3]}
+
+
 def test_numbers_in_another_file_are_not_looked_at():
     tensor = numpy_helper.from_array(np.array([3]), "n")
     assert liveness._is_small_integer(tensor)
@@ -221,7 +232,7 @@ def test_numbers_in_another_file_are_not_looked_at():
 
 
 def test_a_value_of_no_known_type_has_no_size():
-    assert liveness._value_bytes(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [3])) is None
+    assert liveness.value_bytes(helper.make_tensor_value_info("x", TensorProto.UNDEFINED, [3])) is None
 
 
 def test_one_length_of_a_shape_is_known_also_where_another_is_not(tmp_path):

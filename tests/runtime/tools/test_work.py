@@ -57,26 +57,6 @@ def test_a_token_reads_all_weights_and_the_cache_of_what_came_before(decoder, pr
     assert prefill.bytes == 4 * (40 + 56) * 3 + (256 + 512 + 700) * row
 
 
-def test_shapes_are_those_whose_every_length_is_known():
-    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 20]>
-    g (float[2, 4] x, float[S, 3] n) => (float[2, 5] y, float[S, 3] m, float[2, T] t) <float[2, 3] known, float[U, 3] unknown> {
-        w = DequantizeLinear(w8, scale, zero)
-        y = MatMul(x, w)
-        m = Neg(n)
-        other = DequantizeLinear(m8, scale, zero)
-    }""")
-    arrays = {"w8": np.ones((4, 5), np.int8), "scale": np.float32(1), "zero": np.int8(0)}
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items())
-    assert work._shapes(model.graph) == {
-        "w8": (4, 5), "scale": (), "zero": (), "x": (2, 4), "y": (2, 5), "known": (2, 3), "w": (4, 5),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("kind", "size"), [("FLOAT", 4), ("FLOAT16", 2), ("INT8", 1), ("INT4", 0.5), ("UINT4", 0.5), ("BOOL", 1)])
-def test_bytes_of_an_element(kind, size):
-    assert work._bytes(getattr(TensorProto, kind)) == size
-
-
 @pytest.mark.parametrize(("positions", "chunks"), [(1, [1]), (256, [256]), (257, [256, 257]), (512, [256, 512])])
 def test_a_prompt_runs_in_as_few_chunks_as_hold_it(decoder, positions, chunks):
     row = LAYERS * (HEAD_DIM * KV_HEADS) * 2 * 4
