@@ -230,7 +230,7 @@ def _chances(clips: Clips) -> str:
 
 
 def norms(clips: Clips) -> str:
-    """How the tokens' norms go with what the patches show, by the generator's own masks."""
+    """How the tokens' norms relate to what the patches show, by the generator's own masks."""
     covered = []
     for scene in clips.scenes:
         _, labels = draw_with_labels(scene)
@@ -300,7 +300,7 @@ def _first_token() -> dict[str, float]:
 
 
 def _draw(points: dict[str, list[tuple[str, int, float]]]) -> None:
-    """Accuracy against tokens; presets and what lies on the Pareto front are numbered, with a key beside the picture."""
+    """Accuracy against tokens; presets and what is on the Pareto front are numbered, with a key beside the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

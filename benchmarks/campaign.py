@@ -1,6 +1,6 @@
 """A campaign against this program that anyone can repeat: mutated inputs, killed runs, full disks, hostile clients.
 
-    python benchmarks/campaign.py --seed N --minutes M [--only KIND…] [--out DIR]      # goes on where an earlier run stopped
+    python benchmarks/campaign.py --seed N --minutes M [--only KIND…] [--out DIR]      # resumes where an earlier run stopped
     python benchmarks/campaign.py --replay KIND:INDEX|FILE [--only KIND] [--out DIR]    # one input again
     python benchmarks/campaign.py --seed N --results [--out DIR]                        # its table into results/
 

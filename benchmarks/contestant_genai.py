@@ -3,7 +3,7 @@
     python benchmarks/contestant_genai.py '{"model": DIR, "prompts": [S, ...], "new_tokens": n, "threads": n}'
     python benchmarks/contestant_genai.py --build CHECKPOINT DIR
 
-Prints what contestant_runtime.py prints, without "encode". It takes no embeddings, so a prompt is S token ids: the same work but for the
+Prints what contestant_runtime.py prints, without "encode". It takes no embeddings, so a prompt is S token ids: the same work without the
 look-up. --build writes the LLM as a Qwen2 checkpoint and runs the package's model builder on it (int4, blocks of 32, accuracy level 4).
 """
 
@@ -65,9 +65,9 @@ def _measure(genai, model, positions: int, new_tokens: int) -> dict:
 def build(checkpoint: Path, out: Path) -> None:
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
 
-    whole = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
-    llm = Qwen2ForCausalLM(whole.config.text_config)
-    llm.model, llm.lm_head = whole.model.language_model, whole.lm_head
+    both = LlavaOnevisionForConditionalGeneration.from_pretrained(checkpoint, dtype="float32")
+    llm = Qwen2ForCausalLM(both.config.text_config)
+    llm.model, llm.lm_head = both.model.language_model, both.lm_head
     with tempfile.TemporaryDirectory() as scratch:
         llm.save_pretrained(f"{scratch}/qwen2")
         AutoTokenizer.from_pretrained(checkpoint).save_pretrained(f"{scratch}/qwen2")

@@ -25,8 +25,7 @@ from workload import pixel_values, prompt_embeddings, timed  # noqa: E402
 
 from runtime.bundle import Bundle  # noqa: E402
 from runtime.engine import EngineOptions  # noqa: E402
-from runtime.llm.decoder import LocalDecoder  # noqa: E402
-from runtime.llm.step import PREFILL_CHUNK  # noqa: E402
+from runtime.llm.decoder import PREFILL_CHUNK, LocalDecoder  # noqa: E402
 from runtime.prompt import Prompt  # noqa: E402
 from runtime.vision.encoder import VisionEncoder  # noqa: E402
 

@@ -5,7 +5,7 @@
                                                    "threads": n, "compile": bool}'
 
 Prints what contestant_runtime.py prints. Decoding is a bare loop over the model with its KV cache, which is faster than `generate`.
-"compile" is torch.compile of the vision tower alone; what compiling takes is in no number.
+"compile" is torch.compile of the vision tower alone; no number includes the time to compile.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class CoveringTests:
 
     @cached_property
     def tests(self) -> list[str]:
-        """Not those that need a GPU, which are in files of their own."""
+        """Not those that need a GPU, which are in separate files."""
         found = (str(path.relative_to(self.root)) for path in (self.root / "tests").rglob("test_*.py"))
         return sorted(test for test in found if not test.endswith("_on_gpu.py"))
 

@@ -2,7 +2,7 @@
 
     python benchmarks/cpp_runtime.py [--rounds 7] [--threads 2] [--bundle DIR]
 
-Start-up is part of what an edge program costs, so every contestant is a process of its own that opens the demo bundle (its
+Start-up is part of what an edge program costs, so every contestant is a new process that opens the demo bundle (its
 files hashed by an earlier run), decodes the clip, answers and decodes 64 tokens more. Needs `make cpp`.
 """
 

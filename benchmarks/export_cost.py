@@ -2,7 +2,7 @@
 
     python benchmarks/export_cost.py [--size 0.5b] [--frames 32] [--threads 2]
 
-The export is the whole command, reading, tracing, passes and verification included. The build needs no GPU.
+The export is the complete command: reading, tracing, passes and verification. The build needs no GPU.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=32)
     args = parser.parse_args()
     bundle, export = prepare.export(args.size, args.threads, args.frames)
-    facts = json.loads((bundle / "manifest.json").read_text())
-    written = sum(entry["size"] for entry in facts["files"].values())
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    written = sum(entry["size"] for entry in manifest["files"].values())
     rows = [["export", export.seconds, export.peak_rss / 1e9, written / 1e9]]
     build, engines = _build(bundle, args.threads)
     rows += [[f"TensorRT-RTX build of {engine['graph']}", engine["seconds"], "", engine["size"] / 1e9] for engine in engines]

@@ -18,7 +18,7 @@ import prepare
 from harness import ROOT, TEXT_POSITIONS, Contestant, arguments, compete, run_python, table, write_section
 from random_checkpoint import SIZES, Tower
 
-CHUNK = 256  # runtime.llm.step.PREFILL_CHUNK; a test of this project keeps them equal
+CHUNK = 256  # runtime.llm.decoder.PREFILL_CHUNK; a test of this project keeps them equal
 PLOT = ROOT / "benchmarks" / "frames.png"
 COLUMNS = (
     "frames",

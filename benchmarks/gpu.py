@@ -7,8 +7,8 @@
 
 Out: DIR/results.md (the tables of all steps), DIR/results.json ({step: {"status", "seconds", "command", "text", "data"}}) and
 DIR/log.txt. Both results are written again after each step, so that whatever ends the run loses nothing that was measured; Ctrl-C
-and SIGTERM end the step under way with all that it started. A step that fails or runs out of time stops no other one; the exit
-status is 1 where there was such a step. Bundles are made under DIR too.
+and SIGTERM end the running step with all that it started. A step that fails or runs out of time stops no other one; the exit
+status is 1 if there was such a step. Bundles are made under DIR too.
 
 A step is a script with the options --device, --plan and --json: its tables go to stdout, its progress to stderr. Needed are torch
 with CUDA, transformers, cuda-bindings and NVRTC; the steps onnxruntime and 0.5b need onnxruntime-gpu, onnx-graphsurgeon and
@@ -93,10 +93,10 @@ def main() -> int:
 
 
 def all_steps(out: Path, device: str, engines: Path | None = None) -> list[Step]:
-    """In the order in which they are worth most. The export, minutes on half of the cores, begins after the steps that time
+    """The most valuable first. The export, minutes on half of the cores, begins after the steps that time
     launches of torch, which it would slow down.
 
-    seconds: twice what an H200 took or more; where a step has parts with limits of their own, those fit into it.
+    seconds: twice what an H200 took or more; the limits of a step's parts fit into it.
     """
     demo, large = str(out.resolve() / "demo"), str(out.resolve() / "large")
     ort, size = "benchmarks/gpu_onnxruntime.py", "0.5b" if device == "cuda" else "tiny"

@@ -30,8 +30,8 @@ CASES = r"^(\d+) cases, \d+ replays each, 0 of them differ"
 class Check:
     """One command. tool: of compute-sanitizer, "" without; seconds: expected on an H100; proof, planted: as for `judged`.
 
-    program: the build whose program stands first in the command, "" for Python; cases: the set of kernel_cases.py that it reads;
-    kernels: whether it launches kernels of its own;
+    program: the build whose program is first in the command, "" for Python; cases: the set of kernel_cases.py that it reads;
+    kernels: whether it launches kernels itself;
     faults: what else is wrong after a good run.
     """
 
@@ -90,7 +90,7 @@ def planned(device: str, work: Path) -> list[Check]:
 def _kernel_check(name: str, tool: str, work: Path, seconds: int, cases: str = "golden", replays: int = 2) -> Check:
     """A file of cases, the program's tokens in another, and both compared afterwards."""
     tokens = work / f"tokens-{cases}-{tool or 'plain'}"
-    # initcheck looks for reads of what nobody wrote, which poison would hide from it
+    # initcheck looks for reads of uninitialized memory, which poison would hide from it
     poison = ["--no-poison"] if tool == "initcheck" else []
     command = (str(cases_file(work, cases)), str(tokens), "--replays", str(replays), *poison)
 

@@ -3,7 +3,7 @@
     python benchmarks/gpu_facts.py [--device cuda|cpu] [--plan] [--json FILE]
 
 Bandwidth counts bytes read and bytes written, for a large copy and for some as large as a clip's features, timed as gpu_plugin.py
-times them: captured, through more memory than a cache holds, 2 ms or more a replay. The product is of random matrices, since one
+times them: captured, through more memory than the caches have, 2 ms or more a replay. The product is of random matrices, since one
 of zeros is faster than anything real.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.gpu_timing import medians, milliseconds_a_pass, replay, rounds_i
 from benchmarks.json_file import write_json
 
 COPIES = {"cuda": (1 << 32, 100 << 20, 25 << 20), "cpu": (1 << 24, 1 << 20)}  # bytes
-ROTATED = {"cuda": 1 << 30, "cpu": 1 << 24}  # bytes that a contestant goes through, so that no cache holds them
+ROTATED = {"cuda": 1 << 30, "cpu": 1 << 24}  # bytes that a contestant goes through, so that they fit no cache
 SIDE = {"cuda": 8192, "cpu": 256}
 
 

@@ -104,7 +104,7 @@ def sanitizer() -> str:
 
 
 def _builds(pool: ThreadPoolExecutor, checks: list[Check], device: str, work: Path) -> dict[str, Future[Path]]:
-    """What the checks need, under way: {program: where it will be}."""
+    """Starts to build what the checks need: {program: where it will be}."""
     builds: dict[str, Future[Path]] = {}
     programs = {check.program for check in checks}
     if "cuda" in programs:
@@ -156,7 +156,7 @@ def _executed(
         command = [sanitizer(), "--tool", check.tool, *SANITIZER, *port, *memcheck, *check.options, *command]
     print(f"running: {check.title}", file=sys.stderr, flush=True)
     environment = gpu_programs.environment(device, folder) if check.program else dict(os.environ)
-    # a session of its own: compute-sanitizer's target outlives it otherwise and keeps the GPU
+    # a new session: otherwise compute-sanitizer's target outlives it and keeps the GPU
     text, status = processes.run(command, check.limit, cwd=ROOT, env=environment)
     if status is None:
         return Verdict(WRONG, f"not done after {check.limit} s"), text, command

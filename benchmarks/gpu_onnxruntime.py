@@ -6,10 +6,10 @@
     python benchmarks/gpu_onnxruntime.py --fill DIR OUT                               # a 0.5B bundle in seconds, for times alone
     python benchmarks/gpu_onnxruntime.py --device cpu --demo DIR --bundle TINY --size tiny --rounds 1    # shows that it runs
 
-Parts, each a process of its own with a time limit: parity, placement, state (KV cache and binding) and options (CUDA graph and
+Parts, each in its own process with a time limit: parity, placement, state (KV cache and binding) and options (CUDA graph and
 the provider's switches) on demo bundles; bench, placement-large, race, prefill and options-large on `--bundle`. `--demo` makes
-what it lacks. Where `--bundle` is not finished yet, `--wait` seconds are waited for it. Markdown goes to stdout as it comes,
-progress to stderr, all numbers to `--json`; those of a part under way are in FILE.parts/ beside it. Exit status 1 where a part
+what it lacks. `--wait` is how many seconds to wait for a `--bundle` that is not finished yet. Markdown goes to stdout as it comes,
+progress to stderr, all numbers to `--json`; those of the running part are in FILE.parts/ beside it. Exit status 1 where a part
 failed, numbers are not what they must be, the GPU can't be used, or a bundle that a part needs is missing.
 """
 

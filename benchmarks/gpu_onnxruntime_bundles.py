@@ -36,7 +36,7 @@ def make(kind: str, directory: Path, frames: int, threads: int) -> int:
 
 
 def demo(directory: Path, threads: int) -> dict[str, float]:
-    """All demo bundles, each export a process of its own, all at once."""
+    """All demo bundles, exported at once, each in its own process."""
     start = time.perf_counter()
     missing = {name: options for name, options in DEMO.items() if not (directory / name / MANIFEST).exists()}
     share = max(1, threads // max(1, len(missing)))

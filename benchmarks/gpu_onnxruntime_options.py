@@ -1,6 +1,6 @@
 """What the CUDA provider's switches do to the vision graph: CUDA graph, convolution search, TF32, NHWC, the arena.
 
-Each row is a session of its own with the clip and the tokens bound to device memory. A CUDA graph replays what an early run
+Each row is a separate session with the clip and the tokens bound to device memory. A CUDA graph replays what an early run
 launched: it needs every node on the GPU and the same addresses. What is compared comes from one more run, after the clip in
 device memory was replaced by another and the tokens by NaN, so that a replay that reads or writes elsewhere, or does nothing, is
 seen. All rows but TF32's compute the same in the same precision, and must be as near to the plain session as parity asks of that

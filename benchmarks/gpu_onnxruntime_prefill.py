@@ -29,8 +29,7 @@ def prefill_of(args: argparse.Namespace, report: Report) -> None:
 def _measure(directory: Path, args: argparse.Namespace, report: Report) -> None:
     from runtime.bundle import Bundle
     from runtime.engine import EngineOptions
-    from runtime.llm.decoder import LocalDecoder
-    from runtime.llm.step import decoder_feeds
+    from runtime.llm.decoder import LocalDecoder, decoder_feeds
 
     bundle = Bundle.open(directory)
     decoder = LocalDecoder.open(bundle, "onnx", EngineOptions(device=args.device))

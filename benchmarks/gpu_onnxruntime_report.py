@@ -1,6 +1,6 @@
 """What a step leaves behind: sections printed as they come, numbers in a file that is complete after each of them, and a verdict.
 
-A part is a function of the arguments and a `Report`; it runs in a process of its own, because a CUDA error that sticks, or a crash,
+A part is a function of the arguments and a `Report`; it runs in its own process, because a sticky CUDA error, or a crash,
 ends the process that meets it and must not end the parts that follow.
 """
 
@@ -17,7 +17,7 @@ import processes
 from harness import ROOT, log
 from json_file import write_json
 
-FAILED = 3  # exit status of a part that ran to its end and recorded a failure; Python's own is 1
+FAILED = 3  # exit status of a part that completed and recorded a failure; an exception's is 1
 
 
 class Report:
@@ -52,7 +52,7 @@ class Report:
 
 
 def run_apart(title: str, command: Sequence[str], report: Report, part_json: Path, seconds: float) -> None:
-    """Run a part in a process of its own, which prints its sections itself; its numbers join `report`, also where it is cut off."""
+    """Run a part in its own process, which prints its sections; its numbers join `report`, even if it is stopped."""
     log(f"part {title}")
     start = time.perf_counter()
     process = processes.start([sys.executable, *command], cwd=ROOT)

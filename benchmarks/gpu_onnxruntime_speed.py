@@ -1,6 +1,6 @@
 """The 0.5B bundle on ONNX Runtime beside the same model in torch: encode, prefill, first token, decode, in one process, in turns.
 
-`runtime bench` goes first, as anybody would run it. Then every contestant does each stage once a round. torch's models are random,
+`runtime bench` goes first, run as a user would. Then every contestant does each stage once per round. torch's models are random,
 of the bundle's shapes, on the GPU in half precision; their pixels are there already, the runtime is fed NumPy arrays as always: its
 upload is in its time.
 
@@ -40,7 +40,7 @@ class Contestant:
 
 
 def bench_of(args: argparse.Namespace, report: Report) -> None:
-    """`python -m runtime bench` in a process of its own."""
+    """`python -m runtime bench` in a separate process."""
     for directory in args.bundles:
         command = [
             "-m",
@@ -155,7 +155,7 @@ def _torch(torch: Any, bundle: Any, dtype_name: str, attention: str, args: argpa
     with torch.device(args.device):
         settings = LlavaOnevisionConfig(**config(shape))
         kind = LlavaOnevisionForConditionalGeneration
-        # transformers takes no notice of torch's default dtype: without `dtype` the model is float32 and casts what it is given
+        # transformers ignores torch's default dtype: without `dtype` the model is float32 and casts its inputs
         model = kind._from_config(settings, attn_implementation=attention, dtype=dtype).eval()
     side, hidden = shape.image // 14, shape.llm.width
     pixels = torch.from_numpy(pixel_values(frames, shape.image)).to(args.device, dtype)

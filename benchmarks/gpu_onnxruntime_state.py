@@ -75,7 +75,7 @@ class _Step:
     """One decode step at LENGTH, over and over: it writes the same row of the cache each time."""
 
     def __init__(self, engine: Any, bundle: Any):
-        from runtime.llm.step import cache_pairs, decoder_feeds
+        from runtime.llm.decoder import cache_pairs, decoder_feeds
 
         self.engine, self.pairs = engine, cache_pairs(engine.inputs)
         self.state = engine.new_state(self.pairs)

@@ -9,8 +9,8 @@
 Needs torch with CUDA and `pip install "st-gridpool[plugin]"`. Correctness: the authors' vectors and fresh random clips, outputs
 full of NaN before the call, against the NumPy reference in float64. Speed: CUDA events around replays of a captured graph (copy, plugin,
 torch.compile) or around calls (eager torch, which can't be captured), median of rounds in turns; inputs rotate through more memory
-than any L2 holds, the copy's too, and one replay goes through them at least twice and for 2 ms or longer, so that the launch of the
-graph is below 1 % of it. Counted are the bytes that must move whatever is done: tokens that anything depends on, read once, and the
+than any L2 has, the copy's too, and one replay goes through them at least twice and for 2 ms or longer, so that the launch of the
+graph is below 1 % of it. Bytes are those that must move in any case: tokens that anything depends on, read once, and the
 output, written once.
 
 T frames, H, W patch rows and columns, D hidden.

@@ -3,7 +3,7 @@
     cuda-on-gpu, kernel-on-gpu, planted-faults      see tests/runtime/cpp/native/cuda and tests/plugins/library
 
 The stand-ins are a CUDA runtime in host memory and a driver that runs the kernel on the CPU; with them g++ and CUDA's headers are
-enough, and the address sanitizer stands for compute-sanitizer.
+enough, and the address sanitizer replaces compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build_cuda_program(device: str, folder: Path) -> Path:
     if device == "cuda":
         return _cmake(CUDA_TESTS, folder) / "cuda-on-gpu"
     sources = ROOT / "runtime" / "cpp"
-    parts = [sources / "src" / f"{name}.cpp" for name in ("cuda_driver", "elf", "library", "text")]
+    parts = [sources / "src" / f"{name}.cpp" for name in ("cuda_driver", "library")]
     includes = [f"-I{sources / name}" for name in ("include", "src", "tensorrt")]
     _stand_in_runtime(folder, "address,undefined")
     program = folder / "cuda-on-gpu"
@@ -103,7 +103,7 @@ def _cmake(source: Path, folder: Path, *options: str) -> Path:
 
 
 def _tool(name: str) -> str:
-    """The program's path, also where the toolkit is not on PATH; "" where it is nowhere."""
+    """The program's path, even if the toolkit is not on PATH; "" if there is none."""
     return shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin") or ""
 
 

@@ -1,11 +1,11 @@
-"""What TensorRT-RTX says to engines that it is not made for: each is read and run on this GPU, and the words of a refusal kept.
+"""What TensorRT-RTX does with engines on a GPU that it does not list: each is read and run, and the message of a refusal is kept.
 
     python benchmarks/gpu_tensorrt_rtx.py --make FOLDER      here, no GPU needed: engines, and ONNX Runtime's numbers beside them
     python benchmarks/gpu_tensorrt_rtx.py FOLDER             there: read each, make a context, run it, compare
     python benchmarks/gpu_tensorrt_rtx.py --device cpu       both on this machine, in a temporary folder
 
 NVIDIA lists no sm_90 for TensorRT-RTX, so that a refusal is what a data-centre GPU is expected to get; it counts as an answer.
-Each engine has a process of its own, because a library may end the process, or hang, instead of refusing. Exit status 1 where one
+Each engine has its own process, because a library may end the process, or hang, instead of refusing. Exit status 1 where one
 did that, where numbers are wrong, or where nothing could be tried.
 
     FOLDER/probe.onnx, probe.npz     a convolution, a matrix product and a softmax in float32; inputs and outputs by name
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--make", type=Path, metavar="FOLDER", help="build the engines, which needs onnx and onnxruntime")
     parser.add_argument("--plan", action="store_true", help="print what would be tried and how long it should take")
     parser.add_argument("--json", type=Path, help="write the answers here")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # one engine, in a process of its own
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # one engine, in its own process
     args = parser.parse_args()
     if args.plan:
         most = (len(TARGETS) + 1) * LIMIT

@@ -1,6 +1,6 @@
-"""What every benchmark shares: contestants in processes of their own, medians of interleaved rounds, and the tables in results/.
+"""What every benchmark shares: contestants in separate processes, medians of interleaved rounds, and the tables in results/.
 
-A contestant is a command that prints one JSON object as its last line of stdout. Each run of it is a process of its own, so its
+A contestant is a command that prints one JSON object as its last line of stdout. Each run of it is a new process, so its
 peak RSS and its cold start are its own; rounds go through all contestants in turn, forwards and backwards, so that a busy minute
 or a warm chip hits all of them; every process gets the same number of threads. The scripts that start contestants must stay light
 (no torch): Linux starts a child's peak RSS at its parent's.
@@ -155,7 +155,7 @@ def hardware() -> str:
 
 
 def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have: --size, --threads, and --rounds where a default is given."""
+    """A parser with the options that all benchmarks have: --size, --threads, and --rounds where it has a default."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=["tiny", "0.5b"], default=defaults.get("size", "0.5b"))
     parser.add_argument("--threads", type=int, default=2)
@@ -174,7 +174,7 @@ def _value(run: Run, path: tuple[str | int, ...]) -> float:
 
 
 def _json_of(text: str) -> Any:
-    """JSON of the whole text, or of its last line; {} where neither is any."""
+    """The JSON in the text, or in its last line; {} where neither is JSON."""
     for candidate in (text, *text.strip().splitlines()[-1:]):
         try:
             return json.loads(candidate)

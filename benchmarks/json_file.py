@@ -1,4 +1,4 @@
-"""Files of results, each replaced as a whole: a run that is killed leaves the last complete one."""
+"""Files of results, each replaced at once: a run that is killed leaves the last complete one."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def wrong_cases(cases: list[KernelCase], file: Path) -> tuple[list[str], float]:
         got = np.frombuffer(content, dtype, count, start).reshape(case.expected.shape)
         start += count * dtype.itemsize
         error = worst(got, case.expected) / TOLERANCE[case.dtype]
-        if not error < 1:  # also where it is NaN, which a token is that was not written
+        if not error < 1:  # or NaN, as a token that was not written is
             faults.append(f"{case.name}: error of {error:.2g} tolerances")
         largest = max(largest, error if error == error else float("inf"))
     if start != len(content):

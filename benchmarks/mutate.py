@@ -9,7 +9,7 @@
     python benchmarks/mutate.py … --write         write the table into results/
 
 In: a seed and file patterns, which fix the changes and their order. Out: `--out`/results.jsonl, a line a change, and a table on stdout
-(`--json` for programs). A killed run goes on where it was: changes that have a line are not tried again. Changes are made in a copy of
+(`--json` for programs). A killed run resumes where it was: changes that have a line are not tried again. Changes are made in a copy of
 the working tree under `--out`, never in the tree itself. The tests that run are those of `make test` (neither slow nor gpu) that could
 notice (covering_tests.py), the nearest first, up to the first failure; a test that fails without the change too is left out.
 
@@ -79,7 +79,7 @@ class Result:
 
 @dataclass
 class Outcome:
-    """What a run of tests gave. failed: node ids, in order; crashed: pytest itself ended without a word; late: it was given up."""
+    """What a run of tests gave. failed: node ids, in order; crashed: pytest itself ended without a report; late: it ran out of time."""
 
     status: int
     failed: list[str] = field(default_factory=list)
@@ -306,7 +306,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def read_results(path: Path) -> Iterator[Result]:
-    """In the order of trial; a line that a kill cut off is left out."""
+    """In the order of trial, without a line that a kill cut short."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             yield Result(**json.loads(line))

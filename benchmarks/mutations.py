@@ -3,7 +3,7 @@
 In: a file's name and text. Out: every `Mutation` of it, in the order of the text; `is_a_change` says which compile and differ from the
 source as a program. Left alone is what no test should pin: docstrings, messages (f-strings, the arguments of `raise`, of exceptions and
 of what prints), annotations, help texts, assertions, and what runs only for a type checker; and the arguments of what kills processes or
-removes files, since a wrong one would do it to somebody else's.
+removes files, since a wrong one would do that to other processes and files.
 """
 
 from __future__ import annotations

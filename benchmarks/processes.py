@@ -1,7 +1,7 @@
 """Processes that end with everything that they started, and none of which outlives this one.
 
     with none_left():                         in main(): SIGTERM and Ctrl-C raise SystemExit, and at the end everything is ended
-        process = start(command, ...)         a session of its own
+        process = start(command, ...)         in a new session
         status = wait(process, seconds)       exit status, None after the time limit; nothing of the session is left
 
 A signal that comes while a process is being started waits until the process is registered. A session inside a session is not
@@ -62,7 +62,7 @@ def wait(process: subprocess.Popen, seconds: float, grace: float = 0.0) -> int |
 
 
 def end(process: subprocess.Popen, grace: float = 0.0) -> None:
-    """SIGTERM, where there is a grace, then SIGKILL to all of the session, also where its first process is gone."""
+    """SIGTERM if there is a grace period, then SIGKILL to all of the session, even if its first process is gone."""
     if process.returncode is None:  # not reaped yet: its number can't be another's
         if grace:
             _signal(process, signal.SIGTERM)

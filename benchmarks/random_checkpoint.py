@@ -4,12 +4,13 @@
 
 Out: config.json, generation_config.json, model-*.safetensors with their index, preprocessor_config.json, chat template, tokenizer.
 Layout `hf` is today's transformers' (`model.language_model.*`), `published` that of the llava-hf files (`language_model.model.*`,
-`vision_tower.vision_model.*`); both hold the same numbers. `7b-vision` has the 7B model's config and no LLM weights: export it with
+`vision_tower.vision_model.*`); both have the same numbers. `7b-vision` has the 7B model's config and no LLM weights: export it with
 `--only vision`.
 
 Weights are seeded by name and scaled by fan-in, and those that write to a residual stream by its depth too, so activations and
 logits stay near one whatever the size. The LLM's matrices have 16 levels in every 32 inputs of an output, so that int4 in such blocks
-loses nothing: of matrices without structure it would lose more than an export allows, and their bundles would be of other precisions. Shards are made one at a time, in float32, with NumPy alone: memory is twice a shard.
+loses nothing: on matrices without structure it would lose more than an export allows, so that their bundles would be of other
+precisions. Shards are made one at a time, in float32, with NumPy alone: memory is twice a shard.
 
 C encoder width, D hidden of the LLM, V vocabulary.
 """

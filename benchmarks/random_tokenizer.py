@@ -1,6 +1,6 @@
 """A byte-level BPE tokenizer of any vocabulary size in Qwen2's form, its special tokens at the ids that a config asks for.
 
-In: the id of the first special token. Out: the dict that `tokenizer.json` holds. No vocabulary is downloaded, so the merges are
+In: the id of the first special token. Out: the content of `tokenizer.json`. No vocabulary is downloaded, so the merges are
 made up: bytes first, then pairs of bytes, then pairs of pairs, until every id below the special ones has a token. A file of the
 real size takes the real time to load, and any UTF-8 text survives encoding and decoding; only the split into tokens is not Qwen2's.
 """
@@ -28,7 +28,7 @@ def tokenizer_json(first_special_id: int) -> dict:
         merges.append([left, right])
     if len(vocabulary) != first_special_id:
         raise ValueError(f"the first special id is {first_special_id}, expected {BYTES} to {BYTES + BYTES**2 + BYTES**4}")
-    # The special tokens stand in the vocabulary too: the library gives an added token its id from there.
+    # The special tokens are in the vocabulary too: the library reads an added token's id from there.
     vocabulary |= {token: first_special_id + index for index, token in enumerate(SPECIAL_TOKENS)}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {

@@ -40,14 +40,14 @@ def main() -> int:
         machines += machine
         for stage, seconds in zip(predicted, measured, strict=True):
             bound = median(one["seconds"] for one in stage)
-            facts = stage[0]
+            first = stage[0]
             rows.append(
                 [
                     name,
-                    facts["name"],
-                    facts["bound"],
-                    f"{facts['operations'] / 1e9:,.1f}",
-                    f"{facts['bytes'] / 1e6:,.0f}",
+                    first["name"],
+                    first["bound"],
+                    f"{first['operations'] / 1e9:,.1f}",
+                    f"{first['bytes'] / 1e6:,.0f}",
                     bound,
                     seconds,
                     f"{bound / seconds:.0%}",

@@ -1,7 +1,7 @@
 """Continuous batching: tokens/s of 1, 2, 4 and 8 chats that decode at once, and whether their ids are those of each alone.
 
 python benchmarks/server_batch.py [--size 0.5b] [--rounds 3] [--threads 2]
-The LLM in int4, on each CPU backend. Every chat has a prompt of its own, as long as a clip's tokens and a question. Prompts stay
+The LLM in int4, on each CPU backend. Every chat has a different prompt, as long as a clip's tokens and a question. Prompts stay
 in their slots between the rounds, so that the rounds measure decoding. The baseline is the graph for one conversation.
 """
 

@@ -2,7 +2,7 @@
 and what happens above the queue's limit.
 
 python benchmarks/server_load.py [--requests 20000] [--threads 2]
-The server is a process of its own on the demo checkpoint; clients stream, each asks its next question when the last is answered.
+The server is a separate process on the demo checkpoint; clients stream, each asks its next question when the last is answered.
 Bounded in count and in time, and only ever sent to 127.0.0.1.
 """
 

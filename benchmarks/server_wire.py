@@ -1,7 +1,7 @@
 """What visual tokens cost on the way to a remote LLM: bytes and time of one request, uncompressed, 4:1 and 8:1.
 
 python benchmarks/server_wire.py [--rounds 5]
-The very body that runtime.llm.remote sends is built, sent over loopback, parsed there and loaded with torch.load; at 20 and 100
+The body that runtime.llm.remote sends is built, sent over loopback, parsed there and loaded with torch.load; at 20 and 100
 Mbit/s the time on the wire is computed from the bytes. 32 frames of 27x27 tokens, hidden sizes of Qwen2 0.5B and 7B, random values.
 """
 

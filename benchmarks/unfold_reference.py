@@ -1,6 +1,6 @@
-"""ST-GridPool as its authors' algorithm goes, written plainly in torch: the yardstick of compression_cost.py.
+"""The authors' algorithm of ST-GridPool, written plainly in torch: the baseline of compression_cost.py.
 
-Level by level the whole clip is cloned, every frame of a group is shrunk with adaptive_avg_pool2d and tiled over the group's last
+Level by level the clip is cloned, every frame of a group is shrunk with adaptive_avg_pool2d and tiled over the group's last
 frame; then every window is unfolded, its tokens' norms go through a softmax, and the weighted tokens are summed. Nothing is made
 slower on purpose and nothing is fused.
 

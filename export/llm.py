@@ -24,10 +24,9 @@ from export.component import Component, base_dtype, check_tensorrt, make_manifes
 from export.decoder import Decoder
 from export.plan import CHAT_TEMPLATE, Plan
 from export.quantize import llm_precision
-from export.quantize.calibration import calibration_prompts
 from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
-from export.quantize.llm import quantize_llm
+from export.quantize.llm import calibration_prompts, quantize_llm
 from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
 from export.surgeon import run_passes

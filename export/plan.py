@@ -19,7 +19,7 @@ from export.options import MOST_FRAMES, ExportOptions, check_several_frames
 from runtime.bundle.manifest import Preprocessing, PromptInfo
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 from runtime.core.progress import log
-from runtime.prompt.ids import PromptIds, prompt_ids
+from runtime.prompt import PromptIds, prompt_ids
 from runtime.prompt.template import ChatTemplate, question_about_clip
 from runtime.prompt.tokenizer import Tokenizer
 

@@ -29,7 +29,7 @@ from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
 from export.stages import Vision, tensor_of
 from export.surgeon import run_passes
-from export.surgeon.outputs import drop_outputs
+from export.surgeon.graph import drop_outputs
 from export.surgeon.split import split
 from export.trace import trace_vision
 from export.verify import verify_float16, verify_frame_by_frame, verify_vision
@@ -41,7 +41,7 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.tools.float16_rows import compare_vision_float16
 from runtime.tools.rows import Row
 from runtime.tools.stages import VISUAL_TOKENS
-from runtime.vision.engine import vision_engine
+from runtime.vision.engine import VisionEngine
 
 
 def export_vision(directory: Path, plan: Plan) -> Component:
@@ -81,7 +81,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         tensorrt |= check_tensorrt(directory, graph, options.tensorrt)
 
     with step("comparing the graph that runs frame by frame"):
-        engine = vision_engine(*(OnnxEngine.load(directory / file_of(graph)) for graph in graphs))
+        engine = VisionEngine(*(OnnxEngine.load(directory / file_of(graph)) for graph in graphs))
         verified.append(verify_frame_by_frame(engine, vision, tokens, expected, options.precision))
         engine.close()
     if dtype == "fp16":

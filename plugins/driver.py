@@ -1,7 +1,7 @@
-"""The CUDA driver, through cuda-bindings: the only file of this project that loads it. Nothing is loaded before the first call.
+"""The CUDA driver, through cuda-bindings: the only file of this project that loads it, at the first call.
 
-The driver's own API needs no CUDA runtime library and works with any driver that has the functions; memory and streams are those of
-a device's primary context, which PyTorch, ONNX Runtime and TensorRT use too.
+The driver API needs no CUDA runtime library; memory and streams are those of a device's primary context, which PyTorch, ONNX
+Runtime and TensorRT use too.
 """
 
 from __future__ import annotations
@@ -20,24 +20,19 @@ def driver() -> Any:
     try:
         from cuda.bindings import driver as bindings
     except ImportError as error:
-        raise EngineError(
-            'an NVIDIA GPU needs the package "cuda-bindings", which is not installed; pip install "cuda-bindings>=12.9", or use the CPU'
-        ) from error
+        problem = 'a GPU needs the package "cuda-bindings", which is not installed'
+        raise EngineError(f'{problem}; pip install "cuda-bindings>=12.9", or use the CPU') from error
     try:
         (status,) = bindings.cuInit(0)
     except RuntimeError as error:  # libcuda is not there
-        raise EngineError(
-            "no NVIDIA driver (libcuda.so.1 is not installed); run on a machine with an NVIDIA GPU, or use the CPU"
-        ) from error
+        raise EngineError("no NVIDIA driver (libcuda.so.1); run on a machine with an NVIDIA GPU, or use the CPU") from error
     if int(status):
-        raise EngineError(
-            f"the NVIDIA driver sees no GPU ({status.name}); check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU"
-        )
+        raise EngineError(f"the driver sees no GPU ({status.name}); check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU")
     return bindings
 
 
 def call_driver(function: str, *arguments: Any, doing: str = "") -> Any:
-    """The value that a function of the driver returns; EngineError in CUDA's words where it fails. doing: what it is called for."""
+    """The value that a function of the driver returns; EngineError with CUDA's message if it fails. doing: what it is for."""
     status, *values = getattr(driver(), function)(*arguments)
     if int(status):
         _, words = driver().cuGetErrorString(status)
@@ -60,9 +55,8 @@ class Device:
 
     def attribute(self, name: str) -> int:
         """The value of CU_DEVICE_ATTRIBUTE_<name>."""
-        return int(
-            call_driver("cuDeviceGetAttribute", getattr(driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), self.handle)
-        )
+        attribute = getattr(driver().CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(call_driver("cuDeviceGetAttribute", attribute, self.handle))
 
     @functools.cached_property
     def context(self) -> Any:
@@ -71,7 +65,7 @@ class Device:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Calls in this block, and in this thread, are for this device."""
+        """Calls from this thread within the block are for this device."""
         call_driver("cuCtxPushCurrent", self.context)
         try:
             yield

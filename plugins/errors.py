@@ -7,8 +7,10 @@ where a command line also prints them.
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from importlib import metadata
+from typing import Any
 
 
 class UserError(Exception):
@@ -50,3 +52,11 @@ def install_command(extras: str) -> str:
 def missing_package(package: str, needed_for: str, extras: str) -> MissingPackageError:
     """The error for an optional dependency that is not installed: what needs it and the command that installs it."""
     return MissingPackageError(f'{needed_for} needs the package "{package}", which is not installed: {install_command(extras)}')
+
+
+def import_package(module: str, needed_for: str, extras: str, package: str = "") -> Any:
+    """The module of an optional dependency, or the error of `missing_package`; package: its name in pip, where that is another."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise missing_package(package or module, needed_for, extras) from None

@@ -20,7 +20,7 @@ T frames, H, W patch rows and columns, D hidden, H', W' windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,10 +47,8 @@ class PTGOptions:
 
     def __post_init__(self):
         if len(self.sizes) != len(self.strides):
-            raise SpecError(
-                f"ptg: sizes={format_value(self.sizes)} has {len(self.sizes)} levels, "
-                f"strides={format_value(self.strides)} has {len(self.strides)}; give every level one of each"
-            )
+            sizes, strides = format_value(self.sizes), format_value(self.strides)
+            raise SpecError(f"ptg: sizes={sizes} and strides={strides} differ in length; give each level a size and a stride")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class NSPOptions:
 
     def __post_init__(self):
         if self.padding and self.padding >= self.window:
-            raise SpecError(
-                f"nsp: padding {self.padding} makes windows of window {self.window} without a token; choose a smaller one"
-            )
+            raise SpecError(f"nsp: padding={self.padding} makes windows of padding alone; expected less than window={self.window}")
 
 
 OPTIONS: dict[str, type] = {"ptg": PTGOptions, "nsp": NSPOptions}
@@ -114,15 +110,6 @@ def attributes_of(spec: StGridPool) -> dict[str, Any]:
     return pyramid | scalars
 
 
-def spec_from_attributes(attributes: Mapping[str, Any]) -> StGridPool:
-    """The inverse; attributes of other names (plan, plugin_namespace, …) are ignored."""
-    return StGridPool(
-        sizes=tuple(map(int, attributes.get("sizes", ()))),
-        strides=tuple(map(int, attributes.get("strides", ()))),
-        **{name: type(default)(attributes.get(name, default)) for name, default in asdict(NSPOptions()).items()},
-    )
-
-
 def tile_layout(size: int) -> tuple[int, int]:
     """(rows, columns) in which `size` frames are tiled: the most square factor pair, rows >= columns."""
     columns = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
@@ -135,7 +122,7 @@ def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int,
     ring = 2 * spec.padding
     rows, columns = (height + ring) // spec.window, (width + ring) // spec.window
     if min(frames, height, width, hidden) < 1:
-        raise SpecError(f"{NAME}: the input is {_shape(shape)}; expected [T, H, W, D] with at least one of each")
+        raise SpecError(f"{NAME}: the input is {list(shape)}; expected [T, H, W, D] with at least one of each")
     if min(rows, columns) < 1:
         raise SpecError(f"{NAME}: window {spec.window} does not fit a grid of {height}x{width} tokens; choose a smaller window")
     for size in spec.sizes:
@@ -148,7 +135,7 @@ def output_shape(spec: StGridPool, shape: Sequence[int]) -> tuple[int, int, int,
 def not_covered(spec: StGridPool, shape: Sequence[int], dtype: str) -> str:
     """Why the CUDA kernel does not cover a call, in one line; "" where it does. The plain graph computes what it does not cover."""
     if len(shape) != 4:
-        return f"the input has shape {_shape(shape)}; expected [T, H, W, D]"
+        return f"the input has shape {list(shape)}; expected [T, H, W, D]"
     frames, *_, hidden = shape
     if dtype not in DTYPES:
         return f"dtype {dtype}; expected one of {', '.join(DTYPES)}"
@@ -161,7 +148,3 @@ def not_covered(spec: StGridPool, shape: Sequence[int], dtype: str) -> str:
     if MAX_ORDER < spec.order < math.inf:
         return f"order {spec.order:g}; expected at most {MAX_ORDER}, or inf (|x|^p is summed in float32)"
     return ""
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, shape))}]"

@@ -2,16 +2,15 @@
 
 In: a spec and T, H, W. Out: `Plan`, whose `ints` go into the graph as an attribute, into the kernel's source or into GPU memory.
 
-A summary frame is never stored: it is a tiling of *pooled frames* (a frame resized to one tile), and those are what the levels share.
-In the default schedule level 1 pools the 16 odd frames, level 2 the four summaries of level 1, level 3 the two of level 2; what
-level 2 reads of the clip itself, and level 3 of older summaries, has been pooled already. A frame's versions are numbered: 0..T-1 are
-the original frames, T.. the summaries, in the order of the schedule.
+A summary frame is never stored: it is a tiling of *pooled frames* (a frame resized to one tile), which levels share: what a later
+level reads of the clip itself has often been pooled already. A frame's versions are numbered: 0..T-1 are the original frames, T..
+the summaries, in the order of the schedule.
 
-Launch k pools what launch k-1 completed, so their order is all the synchronisation that launches need. Windows of a frame run in the
-first launch that can compute them; those of frames that nothing pools are spread over the later launches and come first there: they
-need no earlier launch, so the GPU has work while one ends, and late levels, small as they are, do not leave it idle. Where windows are
-2x2 and a pooled frame has half the frame's size, one task does both: the kernel reads the frame once for them. Otherwise a frame is
-pooled just before its windows run, and the second read finds it in the L2 cache. In each launch original frames come before summaries.
+Launch k pools what launch k-1 completed, so their order is all the synchronization that launches need. Windows of a frame run in
+the first launch that can compute them; those of frames that nothing pools are spread over the later launches and come first there:
+they need no earlier launch, so the GPU has work while one ends, and late levels, which are small, do not leave it idle. Where
+windows are 2x2 and a pooled frame has half the frame's size, one task does both: the kernel reads the frame once. Otherwise a frame
+is pooled just before its windows run, and the second read hits the L2 cache. In each launch original frames come before summaries.
 
     ints = [FORMAT, T, H, W, H', W', window, padding, launches L, tasks N, versions V, tiles M, pools P, scratch tokens]
            + L+1 first tasks + N x (kind, index, version, pool) + V x (tile columns, h, w, first tile)
@@ -22,8 +21,9 @@ T frames, H, W patch rows and columns, H', W' windows, h, w cells of a pooled fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 
 from plugins.op import StGridPool, output_shape, tile_layout
 from plugins.schedule import ptg_schedule
@@ -36,7 +36,7 @@ WINDOWS, POOL, BOTH = range(3)
 
 @dataclass(frozen=True)
 class Plan:
-    """ints, as above, and what they say."""
+    """ints, as above, and the tables in them."""
 
     ints: tuple[int, ...]
 
@@ -50,10 +50,10 @@ class Plan:
         return self.ints[1], self.ints[4], self.ints[5]
 
     @property
-    def launches(self) -> tuple[int, ...]:
-        """Tasks of each launch."""
-        firsts = self.ints[HEADER : HEADER + self.ints[8] + 1]
-        return tuple(end - start for start, end in pairwise(firsts))
+    def launches(self) -> list[list[tuple[int, ...]]]:
+        """The tasks of each launch."""
+        tasks, firsts = self.tasks, self.ints[HEADER : HEADER + self.ints[8] + 1]
+        return [tasks[start:end] for start, end in pairwise(firsts)]
 
     @property
     def scratch_tokens(self) -> int:
@@ -95,105 +95,74 @@ class Plan:
     def depth(self) -> int:
         return max((self.level(self.frames + i) for i in range(self.ints[10])), default=0)
 
-    def by_launch(self) -> list[list[tuple[int, ...]]]:
-        """The tasks of each launch."""
-        tasks = iter(self.tasks)
-        return [list(islice(tasks, count)) for count in self.launches]
-
     def _rows(self, name: str, count: int) -> list[tuple[int, ...]]:
         start = self.section(name)
         return [self.ints[i : i + 4] for i in range(start, start + 4 * count, 4)]
 
 
-@dataclass
-class _Tables:
-    frames: int
-    height: int
-    width: int
-    versions: list[tuple[int, ...]] = field(default_factory=list)
-    tiles: list[int] = field(default_factory=list)
-    pools: list[tuple[int, ...]] = field(default_factory=list)
-    level: dict[int, int] = field(default_factory=dict)  # of a version: the launch that completes it; originals need none
-    known: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    tokens: int = 0
-
-    def pool(self, version: int, height: int, width: int) -> int:
-        key = (version, height, width)
-        if key not in self.known:
-            self.known[key] = len(self.pools)
-            self.pools.append((version, height, width, self.tokens))
-            self.tokens += height * width
-        return self.known[key]
-
-    def summary(self, reads: list[int]) -> int:
-        rows, columns = tile_layout(len(reads))
-        height, width = -(-self.height // rows), -(-self.width // columns)
-        version = self.frames + len(self.versions)
-        self.versions.append((columns, height, width, len(self.tiles)))
-        self.tiles += [self.pool(read, height, width) for read in reads]
-        self.level[version] = 1 + max(self.level.get(read, 0) for read in reads)
-        return version
-
-
 def make_plan(spec: StGridPool, frames: int, height: int, width: int) -> Plan:
-    """Raises SpecError where the spec does not fit the grid."""
+    """The plan of a clip; SpecError where the spec does not fit the grid."""
     _, rows, columns, _ = output_shape(spec, (frames, height, width, 1))
-    tables = _Tables(frames, height, width)
+    versions: list[tuple[int, ...]] = []
+    tiles: list[int] = []
+    pools: dict[tuple[int, int, int], int] = {}  # (version, h, w): number
+    level: Counter[int] = Counter()  # of a version: the launch that completes it; originals need none
     current = list(range(frames))  # version of each frame
     for groups in ptg_schedule(frames, spec.sizes, spec.strides):
         before = list(current)
         for group in groups:
-            current[group.writes] = tables.summary([before[read] for read in group.reads])
-    launches = _launches(tables, current, (spec.window, spec.padding) == (2, 0))
-    firsts = [sum(map(len, launches[:i])) for i in range(len(launches) + 1)]
+            reads = [before[read] for read in group.reads]
+            down, across = tile_layout(len(reads))
+            h, w = -(-height // down), -(-width // across)
+            current[group.writes] = frames + len(versions)
+            versions.append((across, h, w, len(tiles)))
+            tiles += [pools.setdefault((read, h, w), len(pools)) for read in reads]
+            level[current[group.writes]] = 1 + max(level[read] for read in reads)
+    half = (-(-height // 2), -(-width // 2)) if (spec.window, spec.padding) == (2, 0) else None
+    launches = _launches(current, level, pools, half)
     tasks = [task for launch in launches for task in launch]
+    *scratch, tokens = accumulate((h * w for _, h, w in pools), initial=0)
     header = [FORMAT, frames, height, width, rows, columns, spec.window, spec.padding]
-    header += [len(launches), len(tasks), len(tables.versions), len(tables.tiles), len(tables.pools), tables.tokens]
-    body = [*firsts, *_flat(tasks), *_flat(tables.versions), *tables.tiles, *_flat(tables.pools)]
-    return Plan((*header, *body))
+    header += [len(launches), len(tasks), len(versions), len(tiles), len(pools), tokens]
+    firsts = accumulate(map(len, launches), initial=0)
+    pool_rows = [(*pool, first) for pool, first in zip(pools, scratch, strict=True)]
+    return Plan((*header, *firsts, *chain(*tasks), *chain(*versions), *tiles, *chain(*pool_rows)))
 
 
 def in_one_launch(plan: Plan) -> Plan:
     """The same tables with windows alone, for a kernel that computes summaries on the fly; the longest windows come first."""
-    windows: list[tuple[int, ...]] = [(WINDOWS, index, version, 0) for kind, index, version, _ in plan.tasks if kind != POOL]
+    windows = [(WINDOWS, index, version, 0) for kind, index, version, _ in plan.tasks if kind != POOL]
     windows.sort(key=lambda task: -plan.level(task[2]))
     ints = list(plan.ints)
     ints[8:10] = [1, len(windows)]
-    rest = plan.ints[plan.section("versions") :]
-    return Plan((*ints[:HEADER], 0, len(windows), *_flat(windows), *rest))
+    return Plan((*ints[:HEADER], 0, len(windows), *chain(*windows), *ints[plan.section("versions") :]))
 
 
-def _launches(tables: _Tables, current: list[int], half: bool) -> list[list[tuple[int, ...]]]:
-    """half: a pooled frame of half the size is made of the windows' tokens, so that one task can be both."""
+def _launches(
+    current: list[int], level: Counter[int], pools: dict[tuple[int, int, int], int], half: tuple[int, int] | None
+) -> list[list[tuple[int, ...]]]:
+    """The tasks of each launch. half: the size of a pooled frame that one task can make together with the windows, if any."""
+    frames = len(current)
     frame_of = {version: frame for frame, version in enumerate(current)}
-    depth = max((tables.level[version] for version in current if version in tables.level), default=0)
-    launches: list[list[tuple[int, ...]]] = [[] for _ in range(depth + 1)]
-    pools_of: dict[int, list[int]] = {}
-    for pool, (version, *_) in enumerate(tables.pools):
-        pools_of.setdefault(version, []).append(pool)
-    size = (-(-tables.height // 2), -(-tables.width // 2))
-    for version, pools in sorted(pools_of.items()):
-        launch = launches[tables.level.get(version, 0)]
-        frame = frame_of.get(version)
-        joined = next((pool for pool in pools if tables.pools[pool][1:3] == size), None) if half and frame is not None else None
-        alone: list[tuple[int, ...]] = [(POOL, pool, version, 0) for pool in pools if pool != joined]
+    launches: list[list[tuple[int, ...]]] = [[] for _ in range(1 + max(level[version] for version in current))]
+    pools_of: dict[int, list[tuple[int, ...]]] = {}
+    for (version, *size), pool in pools.items():
+        pools_of.setdefault(version, []).append((pool, *size))
+    for version, pooled in sorted(pools_of.items()):
+        launch, frame = launches[level[version]], frame_of.get(version)
+        joined = next((pool for pool, *size in pooled if tuple(size) == half), None) if frame is not None else None
+        alone = [(POOL, pool, version, 0) for pool, *_ in pooled if pool != joined]
         if frame is None:
             launch += alone
         elif joined is None:
             launch += [*alone, (WINDOWS, frame, version, 0)]  # they read what was just pooled
         else:
             launch += [(BOTH, frame, version, joined), *alone]
+    free: list[tuple[int, ...]] = []  # of original frames that nothing pools
     for frame, version in enumerate(current):
-        if version not in pools_of and version >= tables.frames:
-            launches[tables.level[version]].append((WINDOWS, frame, version, 0))
-    free = [
-        (WINDOWS, frame, frame, 0) for frame, version in enumerate(current) if version not in pools_of and version < tables.frames
-    ]
+        if version not in pools_of:
+            (launches[level[version]] if version >= frames else free).append((WINDOWS, frame, version, 0))
     later = launches[1:] or launches
     for number, launch in enumerate(later):
         launch[:0] = free[number * len(free) // len(later) : (number + 1) * len(free) // len(later)]
     return [launch for launch in launches if launch]
-
-
-def _flat(rows: list[tuple[int, ...]]) -> list[int]:
-    return [value for row in rows for value in row]

@@ -1,6 +1,6 @@
-"""StGridPool in NumPy, accumulated in float64: the reference that kernel and graph are tested against.
+"""StGridPool in NumPy, accumulated in float64: the reference for tests of the kernel and the graph.
 
-Follows the definition, frame by frame and window by window, and shares only the schedule with the kernel's plan.
+It follows the definition, frame by frame and window by window, and shares only the schedule with the kernel's plan.
 
 T frames, H, W patch rows and columns, D hidden, H', W' windows.
 """
@@ -37,11 +37,9 @@ def temporal_grid(x: np.ndarray, spec: StGridPool) -> np.ndarray:
 
 def area_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """Adaptive average of [H, W, D] to [height, width, D]."""
-    result = np.empty((height, width, frame.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            result[i, j] = frame[_span(i, frame.shape[0], height), _span(j, frame.shape[1], width)].mean((0, 1))
-    return result
+    rows = [_span(i, frame.shape[0], height) for i in range(height)]
+    columns = [_span(j, frame.shape[1], width) for j in range(width)]
+    return np.array([[frame[row, column].mean((0, 1)) for column in columns] for row in rows])
 
 
 def norm_pool(x: np.ndarray, spec: StGridPool) -> np.ndarray:

@@ -25,12 +25,11 @@ class Group:
 
 
 def ptg_schedule(frames: int, sizes: Sequence[int], strides: Sequence[int]) -> list[list[Group]]:
-    """The groups of each level. Levels run one after another; a level reads the values from before it.
+    """The groups of each level; ValueError where `sizes` and `strides` have different lengths.
 
-    A level samples `frames // stride` frames evenly, in groups of `size`; leftovers form no group.
+    Levels run one after another; a level reads the frames as the one before it left them. It samples `frames // stride` frames
+    evenly, in groups of `size`; what is left over forms no group.
     """
-    if len(sizes) != len(strides):
-        raise ValueError(f"{len(sizes)} sizes and {len(strides)} strides; every level needs one of each")
     return [_level(frames, size, stride) for size, stride in zip(sizes, strides, strict=True)]
 
 

@@ -4,36 +4,41 @@
     stage   name[:key=value,...]      a preset's name without options stands for its stages
     value   a number, or numbers with / between them where the option is a list
 
-In: a spec or a preset. Out: `Parsed` stages, or the expanded text with every option written out, which is what the manifest
-stores. The options of a stage are a frozen dataclass; the parser is built from its fields, so a new stage brings its own grammar.
-Any fault is a one-line SpecError.
+In: a spec or a preset. Out: `Parsed` stages, or the expanded text with every option written out, as the manifest stores it. The
+options of a stage are a frozen dataclass whose fields are its grammar. Any fault is a one-line SpecError.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
+from operator import ge, gt, le
 from typing import Any
 
 from plugins.errors import SpecError, nearest
 
 
-def option(
-    default: Any,
-    help: str,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    only_if_set: bool = False,
-) -> Any:
-    """A dataclass field that is a stage's option, with the range of its value (or of each value of its list).
+@dataclass(frozen=True)
+class Limits:
+    """The range of a number; `above` itself is excluded."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def expected(self, value: Any) -> str:
+        """What `value` should be instead, e.g. "at least 1 and at most 8"; "" where it is in the range."""
+        checks = [("at least", ge, self.at_least), ("more than", gt, self.above), ("at most", le, self.at_most)]
+        limits = [(met(value, limit), f"{words} {limit:g}") for words, met, limit in checks if limit is not None]
+        return "" if all(met for met, _ in limits) else " and ".join(text for _, text in limits)
+
+
+def option(default: Any, help: str, only_if_set: bool = False, **limits: float) -> Any:
+    """A dataclass field that is a stage's option. limits: of `Limits`, for its value or each value of its list.
 
     only_if_set: the expanded spec writes the option only where it differs from the default (for options that few specs use).
     """
-    limits = {"at_least": at_least, "above": above, "at_most": at_most}
-    return field(default=default, metadata={"help": help, "limits": limits, "only_if_set": only_if_set})
+    return field(default=default, metadata={"help": help, "limits": Limits(**limits), "only_if_set": only_if_set})
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,7 @@ class Parsed:
 def parse(text: str, options: Mapping[str, type], presets: Mapping[str, str] = {}, others: bool = False) -> list[Parsed]:
     """The stages of a spec. options: {stage: options dataclass}; presets: {name: spec}; others: accept other stages unread."""
     if not text.strip():
-        raise SpecError(
-            f"the compression spec is empty; expected stage[:key=value,...][+stage...] or a preset{nearest('', presets)}"
-        )
+        raise SpecError(f"the compression spec is empty; expected stage[:key=value,...][+...] or a preset{nearest('', presets)}")
     stages: list[Parsed] = []
     for part in text.split("+"):
         name, colon, arguments = (piece.strip() for piece in part.partition(":"))
@@ -68,12 +71,8 @@ def parse(text: str, options: Mapping[str, type], presets: Mapping[str, str] = {
 
 def unique_names(stages: Sequence[str]) -> list[str]:
     """The stages' names in a graph and a manifest: a second "nsp" is "nsp_2"."""
-    counts: Counter[str] = Counter()
-    names = []
-    for name in stages:
-        counts[name] += 1
-        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
-    return names
+    counts = [stages[: i + 1].count(name) for i, name in enumerate(stages)]
+    return [name if count == 1 else f"{name}_{count}" for name, count in zip(stages, counts, strict=True)]
 
 
 def format(stages: list[Parsed]) -> str:
@@ -91,29 +90,18 @@ def format_value(value: Any) -> str:
 
 
 def check_ranges(stage: str, options: Any) -> None:
-    """SpecError where a value of an options dataclass is out of its field's range."""
+    """SpecError where a value of an options dataclass is out of its field's range, as NaN is."""
     for f in fields(options):
-        value, limits = getattr(options, f.name), f.metadata["limits"]
+        value = getattr(options, f.name)
         for item in value if isinstance(value, tuple) else (value,):
-            if (
-                math.isnan(item)
-                or (limits["at_least"] is not None and item < limits["at_least"])
-                or (limits["above"] is not None and item <= limits["above"])
-                or (limits["at_most"] is not None and item > limits["at_most"])
-            ):
-                words = [f"{word.replace('_', ' ')} {limit:g}" for word, limit in limits.items() if limit is not None]
-                noun = _noun(_number_type(f))
-                raise SpecError(
-                    f'stage "{stage}": {f.name}={format_value(value)} is out of range; expected {noun} {" and ".join(words)}'
-                )
+            if expected := f.metadata["limits"].expected(item):
+                expected = f"expected {_noun(_number_type(f))} {expected}"
+                raise SpecError(f'stage "{stage}": {f.name}={format_value(value)} is out of range; {expected}')
 
 
 def _format_stage(stage: Parsed) -> str:
-    written = [
-        f"{f.name}={format_value(getattr(stage.options, f.name))}"
-        for f in fields(stage.options)
-        if not f.metadata["only_if_set"] or getattr(stage.options, f.name) != f.default
-    ]
+    values = [(f, getattr(stage.options, f.name)) for f in fields(stage.options)]
+    written = [f"{f.name}={format_value(v)}" for f, v in values if not f.metadata["only_if_set"] or v != f.default]
     return f"{stage.name}:{','.join(written)}" if written else stage.name
 
 
@@ -145,7 +133,6 @@ def _value(stage: str, f: Field, text: str) -> Any:
 
 
 def _number_type(f: Field) -> type:
-    assert f.default is not MISSING, "every option has a default"
     return type(f.default[0] if isinstance(f.default, tuple) else f.default)
 
 

@@ -15,10 +15,9 @@ from runtime.core.errors import PromptError
 from runtime.core.options import check_limits, nested, option
 from runtime.engine import EngineOptions
 from runtime.llm.chat import ClipTokens
-from runtime.llm.decoder import Conversation, LocalDecoder
+from runtime.llm.decoder import Conversation, LocalDecoder, check_context
 from runtime.llm.generation import Generation, Request, keys_of
 from runtime.llm.sampling import Sampling
-from runtime.llm.step import check_context
 from runtime.media.clip import check_file
 from runtime.prompt import Prompt, PromptIds
 from runtime.vision.encoder import VisionEncoder, VisualTokens

@@ -96,9 +96,7 @@ class Watch:
         self._chat.prompt.ids(question)  # refused before the camera is opened
         self._live.clear()
         stream = Stream(source)
-        frames: Iterator[tuple[float, np.ndarray]] = sampled(
-            stream, options.window / self._live.frames, self._live.preprocessor, options
-        )
+        frames = sampled(stream, options.window / self._live.frames, self._live.preprocessor, options)
         camera = _Camera(frames, self._live.frames) if options.realtime or is_live(source) else None
         due, last, is_new, count = options.every, 0.0, False, 0
         try:
@@ -145,11 +143,11 @@ class _Camera:
     """Frames read by a second thread; the newest `capacity` wait."""
 
     def __init__(self, frames: Iterator[tuple[float, np.ndarray]], capacity: int):
-        self._waiting: deque[tuple[float, np.ndarray]] = deque()
+        self._waiting: deque[tuple[float, np.ndarray]] = deque(maxlen=capacity)
         self._changed = threading.Condition()
         self._dropped, self._ended, self._stopped = 0, False, False
         self._failure: Exception | None = None
-        threading.Thread(target=self._work, args=(frames, capacity), name="camera", daemon=True).start()
+        threading.Thread(target=self._work, args=(frames,), name="camera", daemon=True).start()
 
     def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
         while True:
@@ -171,14 +169,12 @@ class _Camera:
     def stop(self) -> None:
         self._stopped = True
 
-    def _work(self, frames: Iterator[tuple[float, np.ndarray]], capacity: int) -> None:
+    def _work(self, frames: Iterator[tuple[float, np.ndarray]]) -> None:
         try:
             for frame in frames:
                 with self._changed:
+                    self._dropped += len(self._waiting) == self._waiting.maxlen
                     self._waiting.append(frame)
-                    if len(self._waiting) > capacity:
-                        self._waiting.popleft()
-                        self._dropped += 1
                     self._changed.notify()
                 if self._stopped:
                     break

@@ -27,7 +27,7 @@ class Commands:
             return SimpleNamespace(options=engine.on("cpu" if backend == "onnx" else "cuda"), note="")
 
         monkeypatch.setattr("runtime.bundle.Bundle.open", opened)
-        monkeypatch.setattr("runtime.engine.place.place", place)
+        monkeypatch.setattr("runtime.engine.open.place", place)
 
     def answering(self, name: str, result: Any, of: int = 1) -> None:
         """Let the function `name` return `result`; its last `of` arguments are noted."""

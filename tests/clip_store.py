@@ -13,7 +13,7 @@ def with_store(work: Callable[[ClipStore], Awaitable[None]], **options: Any) -> 
     """Run work(store) to its end and close the store. options: as ClipStore takes them."""
 
     async def main() -> None:
-        store = ClipStore(**{"capacity": 1000, "decode_seconds": 10} | options)
+        store = ClipStore(**{"capacity": 1000, "decode_seconds": 1000} | options)
         try:
             await work(store)
         finally:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import openai
 import uvicorn
+from loop_time import pass_time
 
 from runtime.server.models import Models
 from runtime.server.options import ServerOptions
@@ -32,12 +34,26 @@ class Running:
     def client(self, key: str = "none", **options) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
-    def until_idle(self, seconds: float = 10) -> None:
+    def until_idle(self) -> None:
         """Wait until no request holds a place or memory."""
-        end = time.monotonic() + seconds
-        while self.state.admission.accepted or self.state.memory.held:
-            assert time.monotonic() < end, "a request still holds something"
-            time.sleep(0.01)
+        until(lambda: not self.state.admission.accepted and not self.state.memory.held)
+
+    def until_connected(self, count: int) -> None:
+        """Wait until the server has so many connections."""
+        until(lambda: len(self.server.server_state.connections) == count)
+
+    def pass_time(self, seconds: float) -> None:
+        """Set the clock of the server's event loop ahead and let the timers that are due then run."""
+        loop = self.server.servers[0].get_loop()
+        asyncio.run_coroutine_threadsafe(pass_time(seconds), loop).result(60)
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what another thread or process does; `seconds` are for a busy machine."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -46,6 +62,7 @@ def running(models: Models, options: ServerOptions) -> Iterator[Running]:
     state = State(models, options)
     one = server(state, lifespan=False)
     one.config.host, one.config.port = "127.0.0.1", 0
+    one.config.loop = "asyncio"  # also where uvloop is installed, whose clock can't be set
     thread = threading.Thread(target=one.run, daemon=True)
     thread.start()
     while not one.started:

@@ -12,7 +12,7 @@ from http_server import Running
 class Raw:
     """A connection to a server; `answer` reads to the end of the response."""
 
-    def __init__(self, server: Running | str, seconds: float = 20):
+    def __init__(self, server: Running | str, seconds: float = 60):
         url = server if isinstance(server, str) else server.url
         self.socket = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), seconds)
 

@@ -1,7 +1,8 @@
 """A stand-in for vLLM with --enable-prompt-embeds: the same wire format and rules, decoding by transformers' own Qwen2.
 
 It shares no code with the runtime: torch.load reads the embeddings, transformers renders the chat template and generates.
-`faults` makes it misbehave: {"status": [429, 503], "cut": True, "newline": True, "slow": seconds}.
+`faults` makes it misbehave: {"status": [429, 503], "cut": True, "newline": True, "stays": True}; the last is
+silent after the first piece of an answer until its reader goes away.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -85,7 +85,10 @@ class RemoteLLMServer:
                     for number in range(len(ids)):
                         text = remote.tokenizer.decode(ids[number : number + 1])
                         self.event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
-                        time.sleep(remote.faults.get("slow", 0))
+                        if remote.faults.get("stays"):
+                            if not self.connection.recv(1):
+                                remote.reader_left.set()
+                            return
                     if remote.faults.get("cut"):
                         return
                     finish = "length" if len(ids) == body.get("max_tokens") else "stop"

@@ -17,8 +17,11 @@ class Module:
 
     __version__ = "10.3.0"
 
-    class DataType:
-        FLOAT, HALF, INT64, INT32, INT8, UINT8, BOOL = "FLOAT", "HALF", "INT64", "INT32", "INT8", "UINT8", "BOOL"
+    @staticmethod
+    def nptype(kind: str) -> type:
+        if kind not in (FLOAT, INT64):
+            raise TypeError("no such type in NumPy")
+        return np.float32 if kind == FLOAT else np.int64
 
     class TensorIOMode:
         INPUT, OUTPUT = "INPUT", "OUTPUT"

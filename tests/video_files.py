@@ -13,6 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from runtime.media.clip import Clip, sample_frames
+
+# x264's own settings for an open group: its first pictures tell the decoder to drop references that a cut took away.
+OPEN = {"g": "24", "bf": "2", "x264-params": "open-gop=1:scenecut=0"}
+
 
 def pattern(count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
     """RGB uint8 frames with waves that travel, so that inter-frame prediction has work and no two frames are equal."""
@@ -91,6 +96,12 @@ def write_audio(path: Path) -> Path:
     return path
 
 
+def seen(path: Path, count: int | None = None) -> tuple[Clip, list[np.ndarray]]:
+    """The clip and its frames: all of them, or `count`."""
+    clip = sample_frames(path, count or sample_frames(path, 1, lambda image: image).total, lambda image: image)
+    return clip, list(clip.frames)
+
+
 def frames_of(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -110,3 +121,20 @@ def decoded_by(monkeypatch) -> list[int | None]:
 
     monkeypatch.setattr(Reader, "frames_after", noted)
     return decoded
+
+
+def write_two_streams(path: Path, first: tuple[str, int], second: tuple[str, int]) -> Path:
+    """(codec, disposition) of two video streams in one file: a picture of 24 rows, then 12 frames of 96."""
+    with av.open(str(path), "w") as output:
+        streams = []
+        for (codec, disposition), images in ((first, pattern(1, 24, 32)), (second, pattern(12))):
+            stream = output.add_stream(codec, rate=12)
+            stream.height, stream.width = images[0].shape[:2]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            stream.disposition = av.stream.Disposition(disposition)
+            streams.append((stream, images))
+        for stream, images in streams:
+            for image in images:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(stream.encode())
+    return path

@@ -1,7 +1,7 @@
 """The campaign: what it throws at the program, and how it knows that something is wrong.
 
     command    options, the loop over kinds in time slices, progress
-    state      counts and findings on disk; a killed campaign goes on from there
+    state      counts and findings on disk; a killed campaign resumes from there
     verdicts   what counts as a finding
     findings   one directory a finding: the minimised input, its output, how to replay it
     child      a forked child with its output in files, a time limit and its peak memory

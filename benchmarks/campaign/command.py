@@ -1,6 +1,6 @@
 """The command line: time slices over the kinds, progress on stderr, results as JSON and a table.
 
-Each slice goes to the kind that is furthest behind its share. Preparing a kind (imports, its corpus) counts for nobody.
+Each slice goes to the kind that is furthest behind its share. The time to prepare a kind (imports, its corpus) is not counted.
 Exit code 1 where something was found.
 """
 

@@ -61,7 +61,7 @@ class Corpus:
         self.lacking: list[str] = []
 
     def make_media(self) -> None:
-        """Each file in a child of its own: encoders start threads, and some crash."""
+        """Each file in a child process: encoders start threads, and some crash."""
         made = self.media / "made.json"
         if not made.exists():
             self.media.mkdir(parents=True, exist_ok=True)
@@ -97,13 +97,13 @@ class Corpus:
             _once(self.demo, lambda path: export_bundle(ExportOptions(out=str(path))))
 
 
-def _once(goal: Path, make: Callable[[Path], Any]) -> None:
+def _once(target: Path, make: Callable[[Path], Any]) -> None:
     """Make a directory under another name, so that a campaign that was killed here begins it anew."""
-    unfinished = goal.with_name(goal.name + ".unfinished")
+    unfinished = target.with_name(target.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    goal.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     make(unfinished)
-    unfinished.rename(goal)
+    unfinished.rename(target)
 
 
 def _images(count: int = COUNT) -> list[Any]:

@@ -16,7 +16,7 @@ INPUT = "input"
 
 
 def store(state: State, kind: str, index: int, fault: Fault, data: bytes, suffix: str = "") -> Path | None:
-    """Keep a finding; None where one like it is there, which then only counts."""
+    """Store a finding; None if there is one like it already, which is then counted."""
     key = f"{kind}: {fault.signature}"
     if key in state.findings:
         state.findings[key]["times"] += 1
@@ -26,7 +26,7 @@ def store(state: State, kind: str, index: int, fault: Fault, data: bytes, suffix
     folder = root / f"{kind}-{number:03d}"
     folder.mkdir(parents=True)
     (folder / f"{INPUT}{suffix}").write_bytes(data)
-    facts = {
+    finding = {
         "id": f"{kind}:{index}",
         "kind": kind,
         "what": fault.what,
@@ -36,9 +36,9 @@ def store(state: State, kind: str, index: int, fault: Fault, data: bytes, suffix
         "bytes": len(data),
         "replay": f"python benchmarks/campaign.py --seed {state.seed} --replay {folder / (INPUT + suffix)}",
     }
-    (folder / "finding.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "finding.json").write_text(json.dumps(finding, indent=1) + "\n")
     (folder / "output.txt").write_text(fault.detail)
-    state.findings[key] = {"id": facts["id"], "folder": folder.name, "times": 1}
+    state.findings[key] = {"id": finding["id"], "folder": folder.name, "times": 1}
     return folder
 
 
@@ -47,7 +47,7 @@ def known(state: State, kind: str, fault: Fault) -> bool:
 
 
 def read(path: Path) -> tuple[str | None, bytes, str]:
-    """(kind, where a finding.json beside it says one; bytes; suffix) of a file to be replayed."""
-    facts = path.parent / "finding.json"
-    kind = json.loads(facts.read_text())["kind"] if facts.exists() else None
+    """(kind, if a finding.json beside it names one; bytes; suffix) of a file to replay."""
+    finding = path.parent / "finding.json"
+    kind = json.loads(finding.read_text())["kind"] if finding.exists() else None
     return kind, path.read_bytes(), "".join(path.suffixes)

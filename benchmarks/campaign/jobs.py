@@ -1,7 +1,7 @@
-"""Commands that write, each in a directory of its own, and what must be true of that directory whenever they end.
+"""Commands that write, each in its own directory, and what must be true of that directory whenever they end.
 
 `begin` lays out what was there before, `words` is the command line, `fault` looks for what is lost, and `complete` for what is
-missing once the command has come to its end. Everything that reads results runs in a child of its own.
+missing once the command has completed. Everything that reads results runs in a child process.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Build(Job):
 
 
 class Batch(Job):
-    """A job of some clips, which goes on where it was stopped."""
+    """A job of some clips, which resumes where it was stopped."""
 
     name = "batch"
     chained = 3

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def minimised(data: bytes, fails: Callable[[bytes], bool], seconds: float = 60.0) -> bytes:
-    """A short input for which `fails` still holds; `data` itself where time runs out at once."""
+    """A short input for which `fails` is still true; `data` itself if time runs out at once."""
     end = time.monotonic() + seconds
     try:
         value = json.loads(data)

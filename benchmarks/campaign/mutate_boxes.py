@@ -22,7 +22,7 @@ class Box:
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Box]:
-    """All boxes of a file, parents before what they hold."""
+    """All boxes of a file, parents before their children."""
     end = len(data) if end is None else end
     while start + 8 <= end:
         size, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]

@@ -65,7 +65,7 @@ def _once(rng: random.Random, value: Any, words: Sequence[str]) -> Any:
 
 
 def _another(rng: random.Random, value: Any, words: Sequence[str]) -> Any:
-    """A value to stand in `value`'s place, of its own type more often than not."""
+    """A replacement for `value`, more often than not of the same type."""
     near = rng.random() < 0.5
     if near and type(value) in (int, float):
         return rng.choice((value + 1, value - 1, -value, value * 2, value * 1000, float(value), str(value)))

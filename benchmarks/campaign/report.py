@@ -33,8 +33,8 @@ def tables(state: State) -> str:
         rows.append(f"| {unit} | {done:,} | {goal:,} | {'yes' if done >= goal else 'no'} |")
     if state.findings:
         rows += ["", "| finding | times | first |", "|---|--:|---|"]
-        for key, facts in state.findings.items():
-            rows.append(f"| {key.replace('|', '/')} | {facts['times']:,} | {facts['id']} |")
+        for key, finding in state.findings.items():
+            rows.append(f"| {key.replace('|', '/')} | {finding['times']:,} | {finding['id']} |")
     else:
         rows += ["", "Nothing was found."]
     return "\n".join(rows)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from benchmarks.campaign import findings
 from benchmarks.campaign.corpus import Corpus
+from benchmarks.campaign.minimise import minimised
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.state import State
 from benchmarks.campaign.verdicts import Fault
@@ -44,6 +45,19 @@ class Run:
         folder = self.folder / "work" / kind
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def report(self, kind: Kind, index: int, fault: Fault) -> None:
+        """Store a fault of one of `kind`'s inputs, with the smallest input that shows it again."""
+        case = kind.make(self, index)
+
+        def fails(data: bytes) -> bool:
+            again = kind.replay(self, Case(data, case.suffix))
+            return again is not None and again.signature == fault.signature
+
+        def smaller() -> bytes:
+            return minimised(case.data, fails, self.minimising) if fails(case.data) else case.data
+
+        self.found(kind.name, index, fault, case, smaller)
 
     def found(self, kind: str, index: int, fault: Fault, case: Case, smaller: Callable[[], bytes] | None = None) -> None:
         """Store a fault; `smaller` makes its input small and is called for the first of its signature only."""

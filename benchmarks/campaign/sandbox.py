@@ -1,7 +1,7 @@
 """Many inputs a second: a forked worker takes one after the other until one of them ends it.
 
 The worker says which input it begins and what came of it; the parent watches processor time and the clock. A worker that an
-input kills or stops is replaced, and the next input goes on in a new one.
+input kills or stops is replaced, and the next input runs in a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Protocol
 from benchmarks.campaign.child import Child, cpu_seconds, memory_of, reset_peak
 from benchmarks.campaign.verdicts import Ended, Fault, judge
 
-WORKER_INPUTS = 400  # then a new worker, so that what one input left behind does not stay for ever
+WORKER_INPUTS = 400  # then a new worker, so that what an input left behind does not accumulate
 ADDRESS_SPACE = 6 << 30  # bytes over the parent's, which keeps the machine usable
 
 
@@ -62,7 +62,7 @@ def run_many(
 
 
 def run_one(called: Called, case: Case, folder: Path) -> Outcome:
-    """The outcome of one input in a worker of its own."""
+    """The outcome of one input in a new worker."""
     return next(_one_worker(called, lambda _: case, 0, lambda index: index > 0, folder))
 
 

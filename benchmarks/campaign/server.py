@@ -1,6 +1,6 @@
 """A server under test, on the demo bundle in a forked child, and a client that sends any bytes to it.
 
-The good requests are answered once by a server that has nothing else to do; whatever else is sent, they must be answered so again.
+The good requests are answered once by an idle server; whatever else is sent, they must get the same answers again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Server:
         return fault or (Fault("memory", "server", f"{growth / 1e6:.0f} MB") if growth > MEMORY else None)
 
     def files(self) -> int:
-        """How many files and connections it holds."""
+        """How many files and connections it has open."""
         return len(list(Path(f"/proc/{self.child.pid}/fd").iterdir()))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
@@ -88,7 +88,7 @@ class Response:
 
 
 async def send(port: int, data: bytes, limit: float = ANSWER) -> Response:
-    """One request on a connection of its own; TimeoutError past `limit` seconds."""
+    """One request on a new connection; TimeoutError past `limit` seconds."""
     return await asyncio.wait_for(_exchange(port, data), limit)
 
 

@@ -1,4 +1,4 @@
-"""What a campaign has done so far, on disk after every slice: a campaign that was killed goes on from there.
+"""What a campaign has done so far, on disk after every slice: a campaign that was killed resumes from there.
 
 Counts by kind: "next" is the first index that was not tried, "inputs" how many were, "seconds" how long; the rest is the kind's
 own, such as "kills", "requests" or how often each exit code came.
@@ -24,7 +24,7 @@ class State:
         if self.file.exists():
             values = json.loads(self.file.read_text())
             if values["seed"] != seed:
-                raise SystemExit(f"{folder} holds a campaign of seed {values['seed']}; pass that --seed or another --out")
+                raise SystemExit(f"{folder} has a campaign of seed {values['seed']}; pass that --seed or another --out")
             self.counts = {kind: Counter(counts) for kind, counts in values["counts"].items()}
             self.findings = values["findings"]
 

@@ -1,6 +1,6 @@
 """One run of a job's command: undisturbed, stopped after a share of its time, or stopped as it is about to change a file.
 
-Most run in a child of this process, which has imported what they need; some are processes of their own, `python -m …`.
+Most run in a child of this process, which has imported what they need; some are separate processes, `python -m …`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.campaign.child import POLL, Child
 from benchmarks.campaign.verdicts import ROOT, Ended
 
-LIMIT = 300.0  # seconds for a command that nobody stops
+LIMIT = 300.0  # seconds for a command that is not stopped
 AFTER_SIGNAL = 60.0
 _CHANGES = frozenset(("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"))
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -38,17 +38,17 @@ class Command:
 
     def measure(self) -> tuple[Ended, int, list[str]]:
         """How it ends undisturbed, how often it changes a file below its folder, and the modules that it imports."""
-        facts = self.folder / "facts.json"
+        measured = self.folder / "measured.json"
 
         def work() -> int:
             changes = [0]
             _on_change(self.folder, lambda: changes.__setitem__(0, changes[0] + 1))
             code = self.main(None)
-            facts.write_text(json.dumps([changes[0], sorted(sys.modules)]))
+            measured.write_text(json.dumps([changes[0], sorted(sys.modules)]))
             return code
 
         ended = Child(work, self.folder).wait(LIMIT)
-        changes, modules = json.loads(facts.read_text()) if facts.exists() else (0, [])
+        changes, modules = json.loads(measured.read_text()) if measured.exists() else (0, [])
         return ended, changes, modules
 
     def stopped_after(self, number: int, seconds: float) -> tuple[Ended, bool]:
@@ -78,7 +78,7 @@ class Command:
         return ended, ended.code in (-number, 130)
 
     def process_stopped_after(self, number: int, seconds: float) -> tuple[Ended, bool]:
-        """The same for a process of its own, imports included. It begins with the interpreter's own start behind it."""
+        """The same for a separate process, imports included, from after the interpreter's start."""
         out, err = self.folder / "child.stdout", self.folder / "child.stderr"
         code = (
             "import os, runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -151,7 +151,7 @@ def _send(
         time.sleep(min(POLL, max(0.0, end - time.monotonic())))
     send(number)
     ended = wait(AFTER_SIGNAL)
-    return ended, ended.code != 0  # 0: it had come to its end as the signal was sent
+    return ended, ended.code != 0  # 0: it had completed when the signal was sent
 
 
 def _on_change(folder: Path, each: Callable[[], None]) -> None:

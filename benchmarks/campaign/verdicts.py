@@ -1,14 +1,14 @@
 """What counts as a finding, judged from how a command ended.
 
-crash       it died of a signal that nobody sent
+crash       it died of a signal that the campaign did not send
 hang        it ran past its limit
 traceback   a Python traceback or a Rust panic where a user can see it (a server: status 500, or one in its log)
-exit code   another one than 0, 1, 2 or 130
+exit code   one other than 0, 1, 2 or 130
 message     exit code 2 without exactly one "error: …" line
 memory      it grew by more than its bound
 answer      an answer that differs from the answer alone
 lost        a bundle, an engine or a row that is gone, damaged or there twice; a partial output that looks complete
-leak        memory, files or connections that are still held when everything has ended
+leak        memory, files or connections that are not released when everything has ended
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Fault:
 
 
 def judge(ended: Ended, memory: int = 1 << 62) -> Fault | None:
-    """The fault of a command that nobody disturbed, None for none; memory: bytes that it may grow by."""
+    """The fault of an undisturbed command, None for none; memory: bytes that it may grow by."""
     text = ended.stderr
     if ended.hung:
         return Fault("hang", _place(text), f"no end after {ended.seconds:.0f} s\n{text[-4000:]}")

@@ -15,33 +15,26 @@ from export.scenes.draw import DrawnClip, make_clip
 from export.scenes.scene import MIN_FRAMES, SIZE, clip_rng
 from runtime.core.errors import ExportError, missing_package
 from runtime.core.files import atomic_file
+from runtime.core.options import check_limits, option
 
 RATE = 16
 HOLD = 4
-MAX_SCALE = 16
-MAX_FRAMES = 1024
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """seed in the test split; frames that are generated; scale of the picture, in pixels of the file a pixel."""
+    """Which clip to write, and how large; ExportError for a value out of range."""
 
-    seed: int = 0
-    frames: int = 16
-    scale: int = 3
+    seed: int = option(0, "seed of the generator, in the test split", at_least=0)
+    frames: int = option(16, "frames to generate", at_least=MIN_FRAMES, at_most=1024)
+    scale: int = option(3, "width and height in the file of a generated pixel", at_least=1, at_most=16)
+
+    def __post_init__(self) -> None:
+        check_limits(self, ExportError)
 
 
 def write_demo_clip(path: Path, options: ClipOptions = ClipOptions()) -> DrawnClip:
-    """Generate the clip of `options.seed`, write it to `path` as H.264 in an mp4 file, and return it.
-
-    Raises ExportError for options out of range and for a path that can't be written.
-    """
-    if options.seed < 0:
-        raise ExportError(f"seed {options.seed}; expected 0 or more")
-    if not MIN_FRAMES <= options.frames <= MAX_FRAMES:
-        raise ExportError(f"{options.frames} frames; expected {MIN_FRAMES} to {MAX_FRAMES}")
-    if not 1 <= options.scale <= MAX_SCALE:
-        raise ExportError(f"scale {options.scale}; expected 1 to {MAX_SCALE}")
+    """Generate a clip, write it to `path` as H.264 in an mp4 file, and return it; ExportError for a path that can't be written."""
     if path.is_dir():
         raise ExportError(f"{path} is a directory; expected the name of a file to write, such as {path / 'clip.mp4'}")
     clip = make_clip(clip_rng("test", options.seed), options.frames)

@@ -12,6 +12,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from export.scenes.draw import DrawnClip, make_clip
 from export.scenes.questions import Question, choices
 from export.scenes.scene import GRID, SPLITS, clip_rng
 from runtime.core.errors import ExportError
+from runtime.core.options import check_limits, option
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionForConditionalGeneration
@@ -39,23 +41,17 @@ _RATES = (10, 16, 25, 30)
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """`clips` clips of `seed` in `split`; compress: a preset or spec, unless a bundle is evaluated; checkpoint: a directory in the
-    layout of the shipped one."""
+    """What is asked about, and what answers; ExportError for a value out of range."""
 
-    seed: int = 0
-    clips: int = 300
-    split: str = "test"
-    compress: str = DEFAULT_PRESET
-    checkpoint: Path = CHECKPOINT
-    bundle: Path | None = None
+    seed: int = option(0, "seed of the clips", at_least=0)
+    clips: int = option(300, "how many clips", at_least=1)
+    split: str = option("test", choices=SPLITS)
+    compress: str = option(DEFAULT_PRESET, "preset or spec of the compression", metavar="SPEC")
+    checkpoint: Path = option(CHECKPOINT, "a directory in the layout of the shipped one, which is the default", metavar="DIR")
+    bundle: Path | None = option(None, "let an exported bundle answer instead, from mp4 files", metavar="DIR")
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ExportError(f"seed {self.seed}; expected 0 or more")
-        if self.clips < 1:
-            raise ExportError(f"{self.clips} clips; expected at least 1")
-        if self.split not in SPLITS:
-            raise ExportError(f'split "{self.split}"; expected {", ".join(SPLITS)}')
+        check_limits(self, ExportError)
 
 
 def evaluate(options: EvaluateOptions, progress: Callable[[int, int], None] = lambda done, clips: None) -> dict[str, Any]:
@@ -120,7 +116,8 @@ def _by_torch(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple[
     model = load_model(options.checkpoint)
 
     def run() -> Iterator[tuple[list[Question], list[str]]]:
-        for clips in _chunks(clips_of(options.split, options.seed, options.clips)):
+        drawn = clips_of(options.split, options.seed, options.clips)
+        while clips := list(islice(drawn, _BATCH)):
             asked = [clip.questions for clip in clips]
             with torch.inference_mode():
                 frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
@@ -160,14 +157,3 @@ def _by_bundle(options: EvaluateOptions) -> tuple[dict[str, Any], Iterator[tuple
 
 def _compression(spec: str, tokens: int) -> dict[str, Any]:
     return {"compress": spec, "tokens_per_clip": tokens, "compression": round(FRAMES * GRID * GRID / tokens, 2)}
-
-
-def _chunks(clips: Iterator[DrawnClip]) -> Iterator[list[DrawnClip]]:
-    chunk: list[DrawnClip] = []
-    for clip in clips:
-        chunk.append(clip)
-        if len(chunk) == _BATCH:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

@@ -106,14 +106,14 @@ def _over_time(drawn: Reduction, x: torch.Tensor) -> torch.Tensor:
         frames = list(x.unbind(1))
         height, width = x.shape[2:4]
         for sources in drawn.grids:
-            tiles = [_resize(frames[t], -(-height // 2), -(-width // 2), "area") for t in sources]
+            tiles = [resize(frames[t], -(-height // 2), -(-width // 2), "area") for t in sources]
             summary = torch.cat([torch.cat(tiles[:2], dim=2), torch.cat(tiles[2:], dim=2)], dim=1)
             frames[sources[-1]] = summary[:, :height, :width]
         return torch.stack(frames, dim=1)
     return x
 
 
-def _resize(x: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+def resize(x: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
     """[B, H, W, D] -> [B, height, width, D]."""
     return functional.interpolate(x.permute(0, 3, 1, 2), size=(height, width), mode=mode).permute(0, 2, 3, 1)
 
@@ -121,7 +121,7 @@ def _resize(x: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor
 def _over_space(drawn: Reduction, x: torch.Tensor) -> torch.Tensor:
     clips = x.shape[0]
     if drawn.space == "resize":
-        return _resize(x.flatten(0, 1), *drawn.size, mode="bilinear").unflatten(0, (clips, -1))
+        return resize(x.flatten(0, 1), *drawn.size, mode="bilinear").unflatten(0, (clips, -1))
     if drawn.space == "window":
         k = drawn.size[0]
         rows, columns = x.shape[2] // k, x.shape[3] // k

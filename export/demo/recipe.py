@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from runtime.core.errors import ExportError
+from runtime.core.options import check_limits, option
 
 POOLINGS = ("mix", "family")
 QUESTIONS = 8  # of a clip in one pass
@@ -51,8 +52,10 @@ class Recipe:
     learning at most, in the joint stages tower_rate of it for the vision tower, in the polish polish_rate of it; frames: of a
     clip, as the checkpoint says."""
 
-    seed: int = 0
-    pooling: str = "mix"
+    seed: int = option(0, "seed of the weights and clips", at_least=0)
+    pooling: str = option(
+        "mix", "what visual tokens go through: a fair mix of reductions, or only the family's pooling", choices=POOLINGS
+    )
     warmup_steps: int = 1600
     warmup_pictures: int = 32
     stages: tuple[Stage, ...] = (
@@ -65,16 +68,11 @@ class Recipe:
     rate: float = 1.5e-3
     polish_rate: float = 0.3
     tower_rate: float = 0.3
-    threads: int = 2
+    threads: int = option(2, "CPU threads", at_least=1)
     frames: int = 16
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ExportError(f'pooling "{self.pooling}"; expected {" or ".join(POOLINGS)}')
-        if self.seed < 0:
-            raise ExportError(f"seed {self.seed}; expected 0 or more")
-        if self.threads < 1:
-            raise ExportError(f"{self.threads} threads; expected at least 1")
+        check_limits(self, ExportError)
 
     @property
     def steps(self) -> int:

@@ -1,9 +1,9 @@
 """Training the demo checkpoint from scratch: one recipe in steps, seeded, resumable.
 
     warm-up    the vision tower and the projector on crowded single pictures (export/demo/warmup.py)
-    joint      everything on single pictures and then on clips of 4, 8 and 16 frames, several questions sharing a pass over their clip; the visual tokens
-               go through a reduction that is drawn for each batch (export/demo/mix.py), or, with `pooling="family"`, always
-               through the family's bilinear pooling
+    joint      everything on single pictures and then on clips of 4, 8 and 16 frames, several questions sharing a pass over their clip;
+               the visual tokens go through a reduction that is drawn for each batch (export/demo/mix.py), or, with
+               `pooling="family"`, always through the family's bilinear pooling
     polish     the last stage's clips again at a lower rate, most of them uncompressed
 
 Each batch is drawn from (seed, stage, step) alone, so that a resumed run sees the batches that it would have seen.
@@ -12,10 +12,10 @@ bfloat16 autocast, AdamW.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from export.demo import mix, warmup
 from export.demo.packing import LENGTH, Packed, answer_logits, pack, use_blocked_attention
-from export.demo.recipe import QUESTIONS, SCALE_LOSS, WEIGHTS, Recipe
+from export.demo.recipe import QUESTIONS, SCALE_LOSS, WEIGHTS, Recipe, Stage
 from export.demo.tiny import encoded, make_model, project, save_checkpoint
 from export.scenes.draw import make_clip, make_still
 from export.scenes.questions import KINDS
@@ -35,6 +35,7 @@ from runtime.core.files import atomic_directory, atomic_file
 
 REPORT_EVERY = 25
 SAVE_EVERY = 100
+PARTS = ("warmup", "joint", "polish")  # their places are the numbers of their random streams
 
 
 @dataclass
@@ -45,44 +46,25 @@ class _Batch:
     reduction: mix.Reduction | None
 
 
-class _Batches(torch.utils.data.Dataset):
-    """Batch n of stages that follow each other; part: 1 for the joint stages, 2 for the polish, with separate random streams."""
-
-    def __init__(self, recipe: Recipe, part: int):
-        self.recipe, self.part = recipe, part
-        self.stages = [stage for stage in (recipe.stages if part == 1 else (recipe.polish,)) for _ in range(stage.steps)]
-
-    def __len__(self) -> int:
-        return len(self.stages)
-
-    def __getitem__(self, step: int) -> _Batch:
-        recipe, stage = self.recipe, self.stages[step]
-        rng = clip_rng("train", recipe.seed, self.part, step)
-        reduction = mix.draw(rng, stage.frames, GRID, GRID, stage.rates) if recipe.pooling == "mix" else None
-        tokens = reduction.tokens if reduction else stage.frames * ((GRID + 1) // 2) ** 2
-        count = int(np.clip(stage.tokens // (tokens + QUESTIONS * LENGTH), 8, stage.clips))
-        clips = [make_still(rng) if stage.frames == 1 else make_clip(rng, stage.frames) for _ in range(count)]
-        asked = []
-        for clip in clips:
-            weights = np.array([WEIGHTS[question.kind] for question in clip.questions])
-            size = min(QUESTIONS, len(weights))
-            chosen = rng.choice(len(weights), size, replace=False, p=weights / weights.sum())
-            asked.append([clip.questions[n] for n in chosen])
-        frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
-        return _Batch(frames, pack(asked, QUESTIONS), [question.kind for one in asked for question in one], reduction)
+def _clip_batch(recipe: Recipe, part: str, stages: Sequence[Stage], step: int) -> _Batch:
+    """stages: of each step of the part."""
+    stage = stages[step]
+    rng = clip_rng("train", recipe.seed, PARTS.index(part), step)
+    reduction = mix.draw(rng, stage.frames, GRID, GRID, stage.rates) if recipe.pooling == "mix" else None
+    tokens = reduction.tokens if reduction else stage.frames * ((GRID + 1) // 2) ** 2
+    count = int(np.clip(stage.tokens // (tokens + QUESTIONS * LENGTH), 8, stage.clips))
+    clips = [make_still(rng) if stage.frames == 1 else make_clip(rng, stage.frames) for _ in range(count)]
+    asked = []
+    for clip in clips:
+        weights = np.array([WEIGHTS[question.kind] for question in clip.questions])
+        chosen = rng.choice(len(weights), min(QUESTIONS, len(weights)), replace=False, p=weights / weights.sum())
+        asked.append([clip.questions[n] for n in chosen])
+    frames = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+    return _Batch(frames, pack(asked, QUESTIONS), [question.kind for one in asked for question in one], reduction)
 
 
-class _Pictures(torch.utils.data.Dataset):
-    """Batch n of the warm-up."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-
-    def __len__(self) -> int:
-        return self.recipe.warmup_steps
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return warmup.pictures(clip_rng("train", self.recipe.seed, 0, step), self.recipe.warmup_pictures)
+def _picture_batch(recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return warmup.pictures(clip_rng("train", recipe.seed, PARTS.index("warmup"), step), recipe.warmup_pictures)
 
 
 class Training:
@@ -94,13 +76,10 @@ class Training:
         self.model = make_model(recipe.seed)
         use_blocked_attention(self.model)
         self.heads = warmup.Heads(self.model.config.text_config.hidden_size)
-        self.done = {"warmup": 0, "joint": 0, "polish": 0}
+        self.done = dict.fromkeys(PARTS, 0)
         self.seconds = 0.0
         self._optimizer_state: dict | None = None
-
-    @property
-    def state_file(self) -> Path:
-        return self.directory / "state.pt"
+        self.state_file = directory / "state.pt"
 
     def run(self) -> Path:
         """Train from where the state stands to the end; returns the checkpoint's directory."""
@@ -109,8 +88,8 @@ class Training:
             self._load()
         self._started = time.monotonic() - self.seconds
         self._warmup()
-        self._clips("joint", _Batches(self.recipe, 1), lambda share: min(1, max(0.02, (1 - share) / 0.5)))
-        self._clips("polish", _Batches(self.recipe, 2), lambda share: self.recipe.polish_rate * (1 - 0.95 * share))
+        self._clips("joint", self.recipe.stages, lambda share: min(1, max(0.02, (1 - share) / 0.5)))
+        self._clips("polish", [self.recipe.polish], lambda share: self.recipe.polish_rate * (1 - 0.95 * share))
         self.seconds = time.monotonic() - self._started
         out = self.directory / "checkpoint"
         with atomic_directory(out) as temporary:
@@ -126,7 +105,7 @@ class Training:
         learning = [model.vision_tower, model.multi_modal_projector, words, self.heads]
         optimizer = self._optimizer([([weight for module in learning for weight in module.parameters()], 1.0)])
         self._restore(optimizer, "warmup")
-        for step, (frames, shown) in self._batches(_Pictures(self.recipe), self.done["warmup"]):
+        for step, (frames, shown) in _batches(partial(_picture_batch, self.recipe), self.done["warmup"], steps):
             self._set_rate(optimizer, min(1, (step + 1) / 50) * (1 - 0.9 * step / steps))
             with torch.autocast("cpu", torch.bfloat16):
                 tokens = project(self.model, encoded(self.model, frames))[:, 0]
@@ -136,9 +115,10 @@ class Training:
                 self._log(f"warm-up {step + 1}/{steps}", loss=loss.item(), patches=right)
             self._save(optimizer, "warmup", step + 1, steps)
 
-    def _clips(self, part: str, batches: _Batches, rate: Callable[[float], float]) -> None:
+    def _clips(self, part: str, stages: Sequence[Stage], rate: Callable[[float], float]) -> None:
         """Train everything on clips; rate: the share of the recipe's learning rate when this share of the part is done."""
-        steps = len(batches)
+        of_step = [stage for stage in stages for _ in range(stage.steps)]
+        steps = len(of_step)
         if self.done[part] >= steps:
             return
         tower = list(self.model.model.vision_tower.parameters())
@@ -146,14 +126,14 @@ class Training:
         optimizer = self._optimizer([(tower, self.recipe.tower_rate), (others, 1.0)])
         self._restore(optimizer, part)
         right, asked, losses = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), []
-        for step, batch in self._batches(batches, self.done[part]):
+        for step, batch in _batches(partial(_clip_batch, self.recipe, part, of_step), self.done[part], steps):
             self._set_rate(optimizer, min(1, (step + 1) / 50) * rate(step / steps))
-            stage = batches.stages[step]
+            stage = of_step[step]
             with torch.autocast("cpu", torch.bfloat16):
                 with torch.set_grad_enabled(stage.tower):
                     patches = encoded(self.model, batch.frames)
                 tokens = project(self.model, patches)
-                logits, targets = answer_logits(self.model, self._reduce(tokens, batch.reduction), batch.packed)
+                logits, targets = answer_logits(self.model, (batch.reduction or _pool)(tokens), batch.packed)
             loss = functional.cross_entropy(logits, targets)
             scale = tokens.float().square().mean().sqrt()
             self._step(optimizer, loss + SCALE_LOSS * (scale - 1) ** 2)
@@ -168,22 +148,6 @@ class Training:
                 self._log(f"{part} T={stage.frames} {step + 1}/{steps}", loss=float(np.mean(losses)), all=everything, **shares)
                 right, asked, losses = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), []
             self._save(optimizer, part, step + 1, steps)
-
-    def _reduce(self, tokens: torch.Tensor, reduction: mix.Reduction | None) -> torch.Tensor:
-        if reduction:
-            return reduction(tokens)
-        side = (GRID + 1) // 2
-        frames = tokens.flatten(0, 1).permute(0, 3, 1, 2)
-        pooled = functional.interpolate(frames, size=(side, side), mode="bilinear")
-        return pooled.flatten(2).transpose(1, 2).reshape(tokens.shape[0], -1, tokens.shape[-1])
-
-    def _batches(self, dataset: Any, start: int) -> Iterator[tuple[int, Any]]:
-        """(number, batch) from `start` on, drawn by a process beside this one."""
-        numbers = list(range(start, len(dataset)))
-        loader = torch.utils.data.DataLoader(
-            torch.utils.data.Subset(dataset, numbers), batch_size=None, num_workers=1, prefetch_factor=4
-        )
-        yield from zip(numbers, loader, strict=True)
 
     def _optimizer(self, parts: list[tuple[Iterable[torch.nn.Parameter], float]]) -> torch.optim.Optimizer:
         """AdamW over (weights, factor of the learning rate); only matrices decay."""
@@ -221,11 +185,11 @@ class Training:
 
     def _load(self) -> None:
         state = torch.load(self.state_file, weights_only=True)
-        now = json.loads(json.dumps(asdict(self.recipe) | {"threads": 0}))
-        then = json.loads(json.dumps(state["recipe"] | {"threads": 0}))
-        if now != then:
-            differing = ", ".join(name for name in now if now[name] != then.get(name))
-            raise ExportError(f"{self.state_file} is of a run with another {differing}; pass another --out")
+        differing = [
+            name for name, value in asdict(self.recipe).items() if name != "threads" and value != state["recipe"].get(name)
+        ]
+        if differing:
+            raise ExportError(f"{self.state_file} is of a run with another {', '.join(differing)}; pass another --out")
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.done, self.seconds = state["done"], state["seconds"]
@@ -241,3 +205,16 @@ class Training:
         self.report(line)
         with (self.directory / "log.txt").open("a") as file:
             file.write(line + "\n")
+
+
+def _batches(make: Callable[[int], Any], start: int, stop: int) -> Iterator[tuple[int, Any]]:
+    """(step, batch) from `start` on, made by a process beside this one."""
+    steps = range(start, stop)
+    loader = torch.utils.data.DataLoader(steps, batch_size=None, collate_fn=make, num_workers=1, prefetch_factor=4)
+    yield from zip(steps, loader, strict=True)
+
+
+def _pool(tokens: torch.Tensor) -> torch.Tensor:
+    """The family's pooling: [B, T, GRID, GRID, D] -> [B, N, D]."""
+    side = (GRID + 1) // 2
+    return mix.resize(tokens.flatten(0, 1), side, side, "bilinear").reshape(tokens.shape[0], -1, tokens.shape[-1])

@@ -4,7 +4,7 @@
              least on calibration frames, their channels equalized before (export/quantize/vision.py, equalize.py)
     LLM      int8 or int4 weights, activations in float: int8 per output channel, int4 in blocks along the input (export/quantize/llm.py)
 
-Both follow one rule (export/quantize/budget.py): all layers are quantised, the error of the component is measured on clips that it was
+Both follow one rule (`meet_budget`, export/quantize/layers.py): all layers are quantised, the error of the component is measured on clips that it was
 not calibrated on, and while that is over the budget the layers with the largest error go up a step. The bundle's quantization.json
 says which and why.
 

@@ -13,7 +13,6 @@ K inputs of a layer.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,6 @@ def _groups(model: onnx.ModelProto, layers: Collection[Layer]) -> list[_Group]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     constants, outputs = {tensor.name for tensor in model.graph.initializer}, {output.name for output in model.graph.output}
-    uses = Counter(name for node in model.graph.node for name in node.input)
     groups = []
     for node in model.graph.node:
         if node.op_type != "LayerNormalization" or node.output[0] in outputs:
@@ -104,7 +102,7 @@ def _groups(model: onnx.ModelProto, layers: Collection[Layer]) -> list[_Group]:
         reading = [of_node.get(reader.name) for reader in readers.get(node.output[0], [])]
         found = tuple(layer for layer in reading if layer and layer.input == node.output[0])
         changed = (*affine, *(layer.weight for layer in found))
-        if found and len(found) == len(reading) and all(name in constants and uses[name] == 1 for name in changed):
+        if found and len(found) == len(reading) and all(name in constants and len(readers[name]) == 1 for name in changed):
             groups.append(_Group(node.output[0], affine, found))
     return groups
 

@@ -1,4 +1,4 @@
-"""The layers of a graph that can be quantised, and the error of each.
+"""The layers of a graph that can be quantised, the error of each, and which of them go up in precision to meet a budget.
 
 A layer is a MatMul of an activation with a constant matrix. Its error is the relative error of its output,
 |x W - x' W'| / |x W| (root of the sums of squares), when only its weight W' and its input x' are rounded, on inputs x as the float graph
@@ -9,8 +9,9 @@ S rows of an input, K inputs, N outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,6 @@ from export.trace import INLINE_BYTES
 from runtime.tools.compare import relative_error
 
 SAMPLE = 256  # rows of a layer's input that its error is measured on
-
-Round = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -61,22 +60,51 @@ def layer_errors(
     directory: Path,
     layers: Collection[Layer],
     inputs: Mapping[str, np.ndarray],
-    round_input: Callable[[Layer], Round],
-    round_weight: Callable[[Layer], Round],
+    round_input: Callable[[Layer, np.ndarray], np.ndarray],
+    round_weight: Callable[[Layer, np.ndarray], np.ndarray],
 ) -> dict[str, float]:
     """{node: relative error of its output}.
 
-    model: with external weights in `directory`, which are read one by one; inputs: {tensor: values [..., K]} of the float graph.
+    model: with external weights in `directory`, which are read one by one; inputs: {tensor: values [..., K]} of the float graph;
+    round_input: of a layer and x [S, K]; round_weight: of a layer and its weight [K, N].
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     errors = {}
     for layer in layers:
         x = sampled(inputs[layer.input].reshape(-1, layer.shape[0])).astype(np.float32)
         weight = numpy_helper.to_array(tensors[layer.weight], str(directory)).astype(np.float32)
-        exact = x @ weight
-        rounded = round_input(layer)(x) @ round_weight(layer)(weight)
-        errors[layer.node] = relative_error(rounded, exact)
+        errors[layer.node] = relative_error(round_input(layer, x) @ round_weight(layer, weight), x @ weight)
     return errors
+
+
+def meet_budget(
+    lowest: Mapping[str, str],
+    steps: Sequence[str],
+    errors: Mapping[str, float],
+    measure: Callable[[dict[str, str]], float],
+    budget: float,
+) -> tuple[dict[str, str], float]:
+    """({node: precision}, the component's error in them), within `budget` unless every layer is in the last of `steps`.
+
+    lowest: {node: precision to start from}; steps: precisions, from the lowest; errors: {node: the layer's error};
+    measure: the component's error with layers in these precisions.
+    """
+    chosen = dict(lowest)
+    for rounds in count():
+        error = measure(chosen)
+        left = [node for node, step in chosen.items() if step != steps[-1]]
+        if error <= budget or not left:
+            break
+        first = min((chosen[node] for node in left), key=steps.index)
+        for node in worst(errors, [node for node in left if chosen[node] == first], rounds):
+            chosen[node] = steps[steps.index(first) + 1]
+    return chosen, error
+
+
+def worst(errors: Mapping[str, float], left: Collection[str], rounds: int = 0) -> list[str]:
+    """The nodes of `left` to raise next: those of the largest error, a twelfth of all layers, then twice as many each round."""
+    ranked = sorted(left, key=lambda node: -errors[node])
+    return ranked[: max(1, len(errors) * 2**rounds // 12)]
 
 
 def sampled(rows: np.ndarray) -> np.ndarray:

@@ -1,30 +1,53 @@
-"""int4 or int8 weights for the decoder; activations stay in float, because decoding is bound by reading weights and not by arithmetic.
+"""int4 or int8 weights for the decoder; activations stay in float, because decoding is bound by reading weights, not by arithmetic.
 
 Layers start at the requested precision and go up a step, int4 -> int8 -> float, where the budget requires it. An int4 block runs
 along the layer's inputs and must divide their number (TensorRT supports no remainder); a layer where it does not is int8.
+
+N visual tokens, S prompt positions, V vocabulary, D hidden; K inputs, N outputs of a layer.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from export.quantize.budget import meet_budget
-from export.quantize.layers import Layer, find_layers, layer_errors, save, with_outputs, with_weights
+from export.quantize.clips import QUESTIONS, Clips
+from export.quantize.layers import Layer, find_layers, layer_errors, meet_budget, save, with_outputs, with_weights
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
+from runtime.bundle import Bundle
 from runtime.bundle.tensors import LOGITS
+from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
-from runtime.llm.step import cache_pairs, decoder_feeds
+from runtime.llm.decoder import cache_pairs, decoder_feeds
+from runtime.prompt import Prompt
 from runtime.tools.compare import relative_error
+from runtime.vision.encoder import VisionEncoder
 
 BUDGET = {"int8": 0.05, "int4": 0.15}  # relative error of the logits
 _STEPS = ("int4", "int8", "fp32")
 _POSITIONS = 512  # of a prompt that the layers' errors are measured on
+_CLIPS, _QUESTIONS = 4, 2  # of each clip
+
+
+def calibration_prompts(bundle: Bundle, clips: Clips, visual_tokens: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Embeddings [1, S, D] of questions about clips, as the bundle's vision encoder sees them.
+
+    visual_tokens: [N, D] to use instead of all clips, where the bundle has no vision encoder.
+    """
+    prompt = Prompt(bundle)
+    if visual_tokens is not None:
+        yield from (prompt.embed(prompt.ids(question), visual_tokens) for question in QUESTIONS)
+        return
+    vision = VisionEncoder.open(bundle, "onnx", EngineOptions("cpu"))
+    for pixels, questions in clips.clips(_CLIPS, bundle.manifest.frames):
+        tokens = vision.tokens(pixels)
+        yield from (prompt.embed(prompt.ids(question), tokens) for question in questions[:_QUESTIONS])
+    vision.engine.close()
 
 
 def quantize_llm(
@@ -47,9 +70,9 @@ def quantize_llm(
         model,
         path.parent,
         layers,
-        {layer.input: found[layer.input] for layer in layers},
-        lambda layer: lambda x: x,
-        lambda layer: lambda weight: _rounded(weight, lowest[layer.node], block),
+        found,
+        lambda layer, x: x,
+        lambda layer, weight: _rounded(weight, lowest[layer.node], block),
     )
     del engine, found
     exact = _logits(OnnxEngine.load(path), prompts)

@@ -76,28 +76,17 @@ def w8(model: onnx.ModelProto, layers: Collection[Layer]) -> onnx.ModelProto:
 
 
 def w4(model: onnx.ModelProto, layers: Collection[Layer], block: int) -> onnx.ModelProto:
-    """Quantise the weights of `layers` to int4; `block` divides the K of each."""
+    """Quantise the weights of `layers` to int4; `block` divides the K of each. The opset becomes OPSET_OF_INT4 where it is lower."""
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     chosen = {layer.node for layer in layers}
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in chosen]
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=block,
-        is_symmetric=True,
-        accuracy_level=4,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=("MatMul",),
-        bits=4,
-    )
+    config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4)
     with _quiet():
         quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)
         quantizer.process()
-    model = quantizer.model.model
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx"):
-            opset.version = max(opset.version, OPSET_OF_INT4)
-    return model
+    return quantizer.model.model
 
 
 def rows_to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,12 +126,8 @@ def _lift_biases(model: onnx.ModelProto, nodes: Collection[str]) -> None:
                     row = numpy_helper.to_array(biases[name])[None, None]
                     graph.initializer.append(numpy_helper.from_array(row, lifted[name]))
                 node.input[index] = lifted[name]
-    _drop_unread(model, set(lifted))
-
-
-def _drop_unread(model: onnx.ModelProto, names: set[str]) -> None:
-    read = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
-    _replace(model, list(model.graph.node), [tensor for tensor in model.graph.initializer if tensor.name not in names - read])
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    _replace(model, list(graph.node), [tensor for tensor in graph.initializer if tensor.name not in lifted.keys() - read])
 
 
 def _replace(model: onnx.ModelProto, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]) -> None:

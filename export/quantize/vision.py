@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.quantize.budget import meet_budget
 from export.quantize.clips import Clips
 from export.quantize.equalize import find_equalization
-from export.quantize.layers import Layer, Round, find_layers, layer_errors, save, with_outputs, with_weights
+from export.quantize.layers import find_layers, layer_errors, meet_budget, save, with_outputs, with_weights
 from export.quantize.qdq import int8_rounded, w8a8
 from export.quantize.ranges import activation_rounded, thresholds
 from export.quantize.report import LayerReport, Report
 from export.surgeon import run_passes
-from export.surgeon.outputs import drop_outputs
+from export.surgeon.graph import drop_outputs
 from export.surgeon.split import split
 from runtime.bundle import VISION_LOOP
 from runtime.core.errors import ExportError
@@ -65,13 +64,14 @@ def quantize_vision(
         inputs = inputs or {name: out[name] for name in wanted}
     engine.close()
 
-    def round_input(layer: Layer) -> Round:
-        return lambda x: activation_rounded(x / equal.of(layer.input), limits[layer.input])
-
-    def round_weight(layer: Layer) -> Round:
-        return lambda weight: int8_rounded(weight * equal.of(layer.input)[:, None])
-
-    errors = layer_errors(encoder, directory, layers, inputs, round_input, round_weight)
+    errors = layer_errors(
+        encoder,
+        directory,
+        layers,
+        inputs,
+        lambda layer, x: activation_rounded(x / equal.of(layer.input), limits[layer.input]),
+        lambda layer, weight: int8_rounded(weight * equal.of(layer.input)[:, None]),
+    )
     del engine, inputs
 
     def quantized(graph: onnx.ModelProto, chosen: Mapping[str, str]) -> onnx.ModelProto:

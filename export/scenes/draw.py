@@ -1,7 +1,7 @@
 """Pictures of a scene: Scene -> uint8 RGB [T, S, S, 3], and what each pixel shows.
 
-Background, texture, clutter and noise come from the scene's own seed, so that no two clips share any. The labels are the truth
-that the vision tower is warmed up on and that token norms are compared with: per pixel 0 for background, else 1 + the index of what
+Background, texture, clutter and noise come from the scene's own seed, so that no two clips share any. The labels are the ground
+truth that the vision tower is warmed up on and that token norms are compared with: per pixel 0 for background, else 1 + the index of what
 is seen (WHAT: shapes, star, letters) and 1 + that of its colour.
 
 T frames of S x S pixels, S = SIZE.
@@ -49,24 +49,19 @@ def make_still(rng: np.random.Generator) -> DrawnClip:
 
 def draw(scene: Scene) -> np.ndarray:
     """uint8 RGB [T, S, S, 3] of a scene."""
-    return _pictures(scene, None)
+    return draw_with_labels(scene)[0]
 
 
 def draw_with_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """The pictures, and uint8 [T, S, S, 2]: what each pixel shows and in which colour, 0 for background."""
-    labels = np.zeros((scene.frames, SIZE, SIZE, 2), np.uint8)
-    return _pictures(scene, labels), labels
-
-
-def _pictures(scene: Scene, labels: np.ndarray | None) -> np.ndarray:
     rng = np.random.default_rng(scene.look)
     canvas = _background(rng)
     noise = rng.standard_normal((SIZE + 32, SIZE + 32, 3), dtype=np.float32) * scene.damage.noise
     images = np.empty((scene.frames, SIZE, SIZE, 3), np.float32)
-    for t, image in enumerate(images):
+    labels = np.zeros((scene.frames, SIZE, SIZE, 2), np.uint8)
+    for t, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = np.rint(scene.pan[t]).astype(int) + _MARGIN
         image[:] = canvas[y : y + SIZE, x : x + SIZE]
-        label = None if labels is None else labels[t]
         for thing in scene.things:
             if thing.appears <= t < thing.vanishes:
                 _paint(image, label, thing.shape, thing.radius, thing.path[t], thing.color_at(t))
@@ -75,8 +70,7 @@ def _pictures(scene: Scene, labels: np.ndarray | None) -> np.ndarray:
             stripe = slice(edge, edge + scene.bar.width)
             where = (slice(None), stripe) if scene.bar.upright else (stripe,)
             image[where] = scene.bar.grey
-            if label is not None:
-                label[where] = 0
+            label[where] = 0
         for letter in scene.letters:
             if letter.start <= t < letter.stop:
                 plate = slice(letter.top, letter.top + letter.plate), slice(letter.left, letter.left + letter.plate)
@@ -84,15 +78,13 @@ def _pictures(scene: Scene, labels: np.ndarray | None) -> np.ndarray:
                 left, top = letter.left + letter.inset[0], letter.top + letter.inset[1]
                 image[plate] = 10
                 image[top : top + glyph.shape[0], left : left + glyph.shape[1]][glyph] = 250
-                if label is not None:
-                    label[plate] = 1 + WHAT.index(letter.name), 0
+                label[plate] = 1 + WHAT.index(letter.name), 0
         flash = scene.flash
         if flash and flash.start <= t < flash.stop:
             _paint(image, label, "star", flash.radius, np.array(flash.center), flash.color)
         dx, dy = rng.integers(0, 33, 2)
         image += noise[dy : dy + SIZE, dx : dx + SIZE]
-    pictures = np.clip(images, 0, 255).astype(np.uint8)
-    return _jpeg(pictures, scene.damage)
+    return _jpeg(np.clip(images, 0, 255).astype(np.uint8), scene.damage), labels
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
@@ -113,7 +105,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def _paint(image: np.ndarray, label: np.ndarray | None, shape: str, radius: int, center: np.ndarray, color: str) -> None:
+def _paint(image: np.ndarray, label: np.ndarray, shape: str, radius: int, center: np.ndarray, color: str) -> None:
     """Cut off where it leaves the picture."""
     x, y = np.rint(center).astype(int) - radius
     mask = _mask(shape, radius)
@@ -121,8 +113,7 @@ def _paint(image: np.ndarray, label: np.ndarray | None, shape: str, radius: int,
     part = mask[max(0, -y) : max(0, SIZE - y), max(0, -x) : max(0, SIZE - x)]
     box = slice(max(0, y), max(0, y + side)), slice(max(0, x), max(0, x + side))
     image[box][part] = COLORS[color]
-    if label is not None:
-        label[box][part] = 1 + WHAT.index(shape), 1 + list(COLORS).index(color)
+    label[box][part] = 1 + WHAT.index(shape), 1 + list(COLORS).index(color)
 
 
 @lru_cache(maxsize=256)
@@ -159,6 +150,3 @@ def _jpeg(pictures: np.ndarray, damage: Damage) -> np.ndarray:
         Image.fromarray(picture).save(file, "jpeg", quality=damage.jpeg)
         out[:] = np.asarray(Image.open(file))
     return damaged
-
-
-__all__ = ["WHAT", "DrawnClip", "draw", "draw_with_labels", "make_clip", "make_still"]

@@ -64,18 +64,15 @@ def _things(
         if _apart(things):
             break
     # Each event happens to one object, and leaves enough frames before and after it to be seen.
-    if rng.random() < 0.45:
+    changes = rng.random() < 0.45
+    if changes or count > 1:
         chosen = int(rng.integers(count))
-        seen = frames - things[chosen].appears
+        thing = things[chosen]
+        seen = frames - thing.appears
         if seen >= 4:
-            after = int(rng.integers(max(1, int(seen * 0.35)), max(2, int(seen * 0.65)) + 1))
-            things[chosen] = replace(things[chosen], later_color=later_color, changes=things[chosen].appears + after)
-    elif count > 1:
-        chosen = int(rng.integers(count))
-        seen = frames - things[chosen].appears
-        if seen >= 4:
-            after = int(rng.integers(max(2, int(seen * 0.4)), max(2, int(seen * 0.8)) + 1))
-            things[chosen] = replace(things[chosen], vanishes=things[chosen].appears + after)
+            least, low, high = (1, 0.35, 0.65) if changes else (2, 0.4, 0.8)
+            at = thing.appears + int(rng.integers(max(least, int(seen * low)), max(2, int(seen * high)) + 1))
+            things[chosen] = replace(thing, later_color=later_color, changes=at) if changes else replace(thing, vanishes=at)
     return things
 
 

@@ -119,7 +119,7 @@ def clip_rng(split: str, seed: int, *index: int) -> np.random.Generator:
 
 
 def still(scene: Scene, frame: int) -> Scene:
-    """One frame of a scene as a scene of its own: what is seen then, in the colours of then."""
+    """One frame of a scene as a scene by itself: what is visible in it, in the colours of that moment."""
     moment = slice(frame, frame + 1)
     things = [
         replace(

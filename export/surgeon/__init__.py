@@ -3,7 +3,7 @@
     run_passes(model, graph="vision")        -> (model, [PassReport, …])
 
 torch's exporter has folded constants and merged equal nodes already. A pass is one file with `run(graph, context) -> int`, the number
-of rewrites it made, and one line in PASSES. It may also have `check(graph, context) -> str`: a note for the report, or an ExportError
+of rewrites it made, and its name in PASSES. It may also have `check(graph, context) -> str`: a note for the report, or an ExportError
 that names the node at fault. Passes change structure; weights are neither read nor copied, so a graph whose weights are external costs
 its structure's memory.
 """
@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.surgeon.context import Context
 from runtime.bundle.manifest import PassReport
 from runtime.core.errors import ExportError, nearest
 
@@ -23,15 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 # In this order: names come first, because the passes find `compress` by name and call new nodes after those they replace.
-PASSES: dict[str, str] = {
-    "names": "export.surgeon.names",
-    "int64": "export.surgeon.int64",
-    "float32": "export.surgeon.float32",
-    "join_matmuls": "export.surgeon.join_matmuls",
-    "frame_loop": "export.surgeon.frame_loop",
-    "fuse_gridpool": "export.surgeon.fuse_gridpool",
-    "batch": "export.surgeon.batch",
-}
+PASSES = ("names", "int64", "float32", "join_matmuls", "frame_loop", "fuse_gridpool", "batch")
 ON_REQUEST = {"join_matmuls", "frame_loop", "fuse_gridpool", "batch"}  # run only where they are named
 
 
@@ -52,7 +43,7 @@ def run_passes(
     compression: the expanded spec of the `compress` nodes, for passes that need it.
     Raises ExportError for an unknown pass, and where a pass's check fails.
     """
-    from export.surgeon.graph import graph_from_model, model_from_graph
+    from export.surgeon.graph import Context, graph_from_model, model_from_graph
 
     required = set(required)
     wanted = [name for name in PASSES if name not in ON_REQUEST] if passes is None else list(passes)
@@ -61,12 +52,12 @@ def run_passes(
             raise ExportError(f'no surgeon pass "{name}"{nearest(name, PASSES)}')
     edited = graph_from_model(model, directory)
     edited.name = graph
-    context = Context(graph, model, compression)
+    context = Context(model, compression)
     if precision is not None:
         _check_precision(edited, precision)
     reports = []
-    for name in sorted(wanted, key=list(PASSES).index):
-        module = import_module(PASSES[name])
+    for name in sorted(wanted, key=PASSES.index):
+        module = import_module(f"export.surgeon.{name}")
         rewrites = module.run(edited, context)
         note = module.check(edited, context) if hasattr(module, "check") else ""
         if name in required and not rewrites:

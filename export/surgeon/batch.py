@@ -13,42 +13,36 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
-from export.surgeon.graph import free_name, insert_after, small_value
+from export.surgeon.graph import Context, free_name, insert_after, small_value
 from runtime.bundle import BATCH
 
 
 def run(graph: gs.Graph, context: Context) -> int:
     """Make the first axis of every input and output `B`; counts the Reshapes rewritten, 0 where an input has another batch."""
-    boundary = {id(tensor): tensor for tensor in (*graph.inputs, *graph.outputs)}
-    shapes = {key: tensor.shape for key, tensor in boundary.items()}
-    if not all(shape and shape[0] == 1 for shape in shapes.values()):
+    boundary = [(tensor, tensor.shape) for tensor in (*graph.inputs, *graph.outputs)]
+    if not all(shape and shape[0] == 1 for _, shape in boundary):
         return 0
-    shaped: dict[int, gs.Tensor] = {}  # id of a shape that begins with 1: the one that begins with 0
-    rewrites = sum(_copy_first(graph, node, shaped) for node in list(graph.nodes) if node.op == "Reshape")
+    copying: dict[str, gs.Tensor | None] = {}  # name of a shape: the same that copies the first dimension
+    rewrites = 0
+    for node in [node for node in graph.nodes if node.op == "Reshape"]:
+        shape = node.inputs[1]
+        if shape.name not in copying:
+            copying[shape.name] = _copying(graph, shape)
+        if copying[shape.name] is not None:
+            node.inputs[1] = copying[shape.name]
+            node.attrs.pop("allowzero", None)
+            rewrites += 1
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable):
             tensor.shape = None  # what was inferred for a batch of one
-    for key, tensor in boundary.items():
-        tensor.shape = [BATCH, *shapes[key][1:]]
+    for tensor, shape in boundary:
+        tensor.shape = [BATCH, *shape[1:]]
     graph.cleanup()
     return rewrites
 
 
 def check(graph: gs.Graph, context: Context) -> str:
     return f"the first axis of all {len(graph.inputs)} inputs is {graph.inputs[0].shape[0]}"
-
-
-def _copy_first(graph: gs.Graph, node: gs.Node, shaped: dict[int, gs.Tensor]) -> bool:
-    shape = node.inputs[1]
-    if id(shape) not in shaped:
-        copied = _copying(graph, shape)
-        if copied is None:
-            return False
-        shaped[id(shape)] = copied
-    node.inputs[1] = shaped[id(shape)]
-    node.attrs.pop("allowzero", None)
-    return True
 
 
 def _copying(graph: gs.Graph, shape: gs.Tensor) -> gs.Tensor | None:
@@ -58,9 +52,11 @@ def _copying(graph: gs.Graph, shape: gs.Tensor) -> gs.Tensor | None:
         if len(values) < 2 or values[0] != 1:
             return None
         return gs.Constant(free_name(graph, f"{shape.name}/batch"), np.concatenate([[0], values[1:]]).astype(np.int64))
-    concat = shape.inputs[0] if shape.inputs and shape.inputs[0].op == "Concat" else None
-    first = small_value(concat.inputs[0]) if concat else None
-    if concat is None or first is None or first.shape != (1,) or first[0] != 1:
+    if not shape.inputs or shape.inputs[0].op != "Concat":
+        return None
+    (concat,) = shape.inputs
+    first = small_value(concat.inputs[0])
+    if first is None or first.tolist() != [1]:
         return None
     zero = gs.Constant(free_name(graph, f"{shape.name}/first"), np.zeros(1, np.int64))
     result = gs.Variable(free_name(graph, f"{shape.name}/batch"), np.int64)

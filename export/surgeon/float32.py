@@ -1,4 +1,4 @@
-"""Norms and softmax of compression, and norms anywhere, must compute in float32, also in a float16 graph: a check.
+"""A check: norms anywhere, and softmaxes in compression, must compute in float32, also in a float16 graph.
 
 3,584 squared float16 activations overflow (65504 / 3584 is an RMS of 4.3), and a softmax over norms of that size keeps two digits. So
 in the `compress` scope no reduction, softmax or power may run in float16, elsewhere no norm. Stages cast to float32 themselves
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
+from export.surgeon.graph import Context
 from runtime.core.errors import ExportError
 
 NORMS = {"ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Pow"}

@@ -16,13 +16,13 @@ T frames; a framed tensor is [T * k, …] with a frame's k rows side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
-from export.surgeon.graph import free_name, is_output, small_value, static_shape, unique
+from export.surgeon.graph import Context, free_name, leaving, small_value, static_shape
 
 # fmt: off
 _POINTWISE = {
@@ -58,11 +58,11 @@ def check(graph: gs.Graph, context: Context) -> str:
 
 
 def _region(graph: gs.Graph, inputs: list[gs.Tensor], frames: int) -> list[gs.Node]:
-    framed = {id(tensor) for tensor in inputs}
+    framed = {tensor.name for tensor in inputs}
     region = []
     for node in graph.nodes:
-        data = [tensor for tensor in node.inputs if id(tensor) in framed]
-        others = [tensor for tensor in node.inputs if id(tensor) not in framed and not tensor.is_empty()]
+        data = [tensor for tensor in node.inputs if tensor.name in framed]
+        others = [tensor for tensor in node.inputs if tensor.name not in framed and not tensor.is_empty()]
         if not data or node.name.startswith("compress/") or not all(_is_stored(tensor) for tensor in others):
             continue
         shapes = [static_shape(tensor) for tensor in [*data, *node.outputs]]
@@ -71,7 +71,7 @@ def _region(graph: gs.Graph, inputs: list[gs.Tensor], frames: int) -> list[gs.No
         rule = RULES.get(node.op)
         if rule is not None and rule(node, framed):
             region.append(node)
-            framed |= {id(tensor) for tensor in node.outputs}
+            framed |= {tensor.name for tensor in node.outputs}
     return region
 
 
@@ -88,104 +88,86 @@ def _without_views_at_the_end(graph: gs.Graph, region: list[gs.Node]) -> list[gs
     inside = {id(node) for node in region}
     for node in reversed(region):
         leaves = all(id(reader) not in inside for tensor in node.outputs for reader in tensor.outputs)
-        if node.op in _VIEWS and leaves and not any(is_output(graph, tensor) for tensor in node.outputs):
+        if node.op in _VIEWS and leaves and not any(tensor in graph.outputs for tensor in node.outputs):
             inside.discard(id(node))
     return [node for node in region if id(node) in inside]
 
 
 def _move(graph: gs.Graph, region: list[gs.Node], inputs: list[gs.Tensor], frames: int) -> None:
-    inside = {id(node) for node in region}
-    leaving = [
-        tensor
-        for node in region
-        for tensor in node.outputs
-        if is_output(graph, tensor) or any(id(reader) not in inside for reader in unique(tensor.outputs))
-    ]
-    position = next(index for index, node in enumerate(graph.nodes) if id(node) in inside)
     prefix = "vision/frames"
 
-    number = gs.Variable(free_name(graph, f"{prefix}/number"), np.dtype(np.int64), [])
-    go_on = gs.Variable(free_name(graph, f"{prefix}/condition"), np.dtype(bool), [])
-    goes_on = gs.Variable(free_name(graph, f"{prefix}/condition/output"), np.dtype(bool), [])
-    body_nodes = [gs.Node("Identity", f"{prefix}/condition", inputs=[go_on], outputs=[goes_on])]
-    axis = gs.Constant(free_name(graph, f"{prefix}/axis"), np.zeros(1, np.int64))
-    local: dict[int, gs.Tensor] = {}
-    for tensor in inputs:
-        rest = list(tensor.shape[1:])
-        picked = gs.Variable(free_name(graph, f"{prefix}/{tensor.name}/Gather"), tensor.dtype, rest)
-        frame = gs.Variable(free_name(graph, f"{prefix}/{tensor.name}"), tensor.dtype, [1, *rest])
-        body_nodes.append(gs.Node("Gather", picked.name, {"axis": 0}, [tensor, number], [picked]))
-        body_nodes.append(gs.Node("Unsqueeze", frame.name, inputs=[picked, axis], outputs=[frame]))
-        local[id(tensor)] = frame
+    def variable(name: str, dtype: np.dtype, shape: Sequence[int] = ()) -> gs.Variable:
+        return gs.Variable(free_name(graph, name), dtype, list(shape))
 
+    def constant(name: str, value: Any) -> gs.Constant:
+        return gs.Constant(free_name(graph, name), np.array(value))
+
+    number = variable(f"{prefix}/number", np.dtype(np.int64))
+    go_on = variable(f"{prefix}/condition", np.dtype(bool))
+    goes_on = variable(f"{prefix}/condition/output", np.dtype(bool))
+    nodes = [gs.Node("Identity", f"{prefix}/condition", inputs=[go_on], outputs=[goes_on])]
+    axis = constant(f"{prefix}/axis", [0])
+    local: dict[str, gs.Tensor] = {}  # name of a tensor: what it is for one frame
+    for tensor in inputs:
+        picked = variable(f"{prefix}/{tensor.name}/Gather", tensor.dtype, tensor.shape[1:])
+        frame = variable(f"{prefix}/{tensor.name}", tensor.dtype, [1, *tensor.shape[1:]])
+        nodes.append(gs.Node("Gather", picked.name, {"axis": 0}, [tensor, number], [picked]))
+        nodes.append(gs.Node("Unsqueeze", frame.name, inputs=[picked, axis], outputs=[frame]))
+        local[tensor.name] = frame
+
+    left = leaving(graph, region)
     for node in region:
         for tensor in node.inputs:
-            if id(tensor) not in local and not isinstance(tensor, gs.Constant) and not tensor.is_empty():
+            if isinstance(tensor, gs.Variable) and tensor.name and tensor.name not in local:
                 # a weight is dequantised where it is used: an engine looks for both in one graph
-                (made,) = tensor.inputs
-                local[id(tensor)] = gs.Variable(free_name(graph, f"{tensor.name}/frame"), tensor.dtype, tensor.shape)
-                body_nodes.append(gs.Node(made.op, made.name, dict(made.attrs), list(made.inputs), [local[id(tensor)]]))
+                local[tensor.name] = variable(f"{tensor.name}/frame", tensor.dtype, tensor.shape)
+                nodes.append(tensor.inputs[0].copy(tensor.inputs[0].inputs, [local[tensor.name]]))
         for tensor in node.outputs:
-            stays = all(tensor is not other for other in leaving)
-            name = tensor.name if stays else free_name(graph, f"{tensor.name}/frame")
-            local[id(tensor)] = gs.Variable(name, tensor.dtype, [tensor.shape[0] // frames, *tensor.shape[1:]])
-        body_nodes.append(_for_one_frame(graph, node, local))
+            name = free_name(graph, f"{tensor.name}/frame") if tensor in left else tensor.name
+            local[tensor.name] = gs.Variable(name, tensor.dtype, [tensor.shape[0] // frames, *tensor.shape[1:]])
+        operands = [local.get(tensor.name, tensor) for tensor in node.inputs]
+        if node.op in ("Reshape", "Expand"):
+            operands[1] = constant(f"{node.name}/frame/shape", local[node.outputs[0].name].shape)
+        nodes.append(node.copy(operands, [local[tensor.name] for tensor in node.outputs]))
 
-    loop = gs.Node("Loop", free_name(graph, prefix))
-    loop.inputs = [  # TensorRT's parser requires the condition
-        gs.Constant(free_name(graph, f"{prefix}/count"), np.array(frames, np.int64)),
-        gs.Constant(free_name(graph, f"{prefix}/always"), np.array(True)),
-    ]
-    stacked, after = [], []
-    for tensor in leaving:
-        rows, rest = tensor.shape[0] // frames, list(tensor.shape[1:])
-        frame = local[id(tensor)]
+    always = constant(f"{prefix}/always", True)  # TensorRT's parser requires a condition
+    loop = gs.Node("Loop", free_name(graph, prefix), inputs=[constant(f"{prefix}/count", frames), always])
+    results, after = [], []
+    for tensor in left:
+        rows, *rest = local[tensor.name].shape
         tensor.inputs.clear()
         if rows == 1:  # [1, …] of a frame -> […], which the loop stacks to [T, …]
-            flat = gs.Variable(free_name(graph, f"{tensor.name}/squeezed"), tensor.dtype, rest)
-            body_nodes.append(gs.Node("Squeeze", flat.name, inputs=[frame, axis], outputs=[flat]))
-            stacked.append(flat)
+            result = variable(f"{tensor.name}/squeezed", tensor.dtype, rest)
+            nodes.append(gs.Node("Squeeze", result.name, inputs=[local[tensor.name], axis], outputs=[result]))
             loop.outputs.append(tensor)
         else:
-            stack = gs.Variable(free_name(graph, f"{tensor.name}/stacked"), tensor.dtype, [frames, rows, *rest])
-            shape = gs.Constant(free_name(graph, f"{tensor.name}/shape"), np.array(tensor.shape, np.int64))
+            result = local[tensor.name]
+            stack = variable(f"{tensor.name}/stacked", tensor.dtype, [frames, rows, *rest])
+            shape = constant(f"{tensor.name}/shape", tensor.shape)
             after.append(gs.Node("Reshape", free_name(graph, f"{tensor.name}/Reshape"), inputs=[stack, shape], outputs=[tensor]))
-            stacked.append(frame)
             loop.outputs.append(stack)
-    for node in region:
-        node.inputs.clear()
-        node.outputs.clear()
+        results.append(result)
     loop.attrs["body"] = gs.Graph(
-        body_nodes, [number, go_on], [goes_on, *stacked], name="frame", opset=graph.opset, import_domains=graph.import_domains
+        nodes, [number, go_on], [goes_on, *results], name="frame", opset=graph.opset, import_domains=graph.import_domains
     )
-    moved = {id(node) for node in graph.nodes if node.op == "DequantizeLinear" and _is_unread(graph, node)}
-    before = [node for node in graph.nodes[:position] if id(node) not in inside | moved]
-    graph.nodes[:] = [*before, loop, *after, *(node for node in graph.nodes[position:] if id(node) not in inside | moved)]
-
-
-def _is_unread(graph: gs.Graph, node: gs.Node) -> bool:
-    return not any(tensor.outputs or is_output(graph, tensor) for tensor in node.outputs)
-
-
-def _for_one_frame(graph: gs.Graph, node: gs.Node, local: dict[int, gs.Tensor]) -> gs.Node:
-    inputs = [local.get(id(tensor), tensor) for tensor in node.inputs]
-    outputs = [local[id(tensor)] for tensor in node.outputs]
-    if node.op in ("Reshape", "Expand"):
-        inputs[1] = gs.Constant(free_name(graph, f"{node.name}/frame/shape"), np.array(outputs[0].shape, np.int64))
-    return gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain)
+    position = graph.nodes.index(region[0])
+    graph.nodes[position:position] = [loop, *after]
+    graph.cleanup(
+        recurse_subgraphs=False
+    )  # graph-surgeon compares nodes by value: it can't tell those of the body from the originals
 
 
 # RULES: operator -> whether it keeps the frames of its framed inputs apart; other inputs are constants, and the first dimension of
 # framed tensors is a multiple of T.
 
 
-def _pointwise(node: gs.Node, framed: set[int]) -> bool:
+def _pointwise(node: gs.Node, framed: set[str]) -> bool:
     shape = tuple(node.outputs[0].shape)
     for tensor in (tensor for tensor in node.inputs if not tensor.is_empty()):
         operand = static_shape(tensor)
         if operand is None:
             return False
-        if id(tensor) in framed:
+        if tensor.name in framed:
             if len(operand) != len(shape) or operand[0] != shape[0]:
                 return False
         elif len(operand) == len(shape) and operand[0] != 1:
@@ -193,40 +175,40 @@ def _pointwise(node: gs.Node, framed: set[int]) -> bool:
     return True
 
 
-def _matmul(node: gs.Node, framed: set[int]) -> bool:
+def _matmul(node: gs.Node, framed: set[str]) -> bool:
     left, right = (static_shape(tensor) for tensor in node.inputs)
     if left is None or right is None or min(len(left), len(right)) < 2:
         return False
-    if id(node.inputs[0]) not in framed:  # a constant matrix times one of each frame
+    if node.inputs[0].name not in framed:  # a constant matrix times one of each frame
         return len(right) > 2 and (len(left) == 2 or (len(left) == len(right) and left[0] == 1))
-    if id(node.inputs[1]) in framed:
+    if node.inputs[1].name in framed:
         return len(left) == len(right) > 2 and left[0] == right[0]
     return len(right) <= 2 or (len(right) == len(left) and right[0] == 1)
 
 
-def _gemm(node: gs.Node, framed: set[int]) -> bool:
+def _gemm(node: gs.Node, framed: set[str]) -> bool:
     bias = static_shape(node.inputs[2]) if len(node.inputs) > 2 else ()
     row_wise = not node.attrs.get("transA", 0) and bias is not None and (len(bias) < 2 or bias[0] == 1)
     return row_wise and _only_first(node, framed)
 
 
-def _only_first(node: gs.Node, framed: set[int]) -> bool:
-    return [id(tensor) in framed for tensor in node.inputs] == [True] + [False] * (len(node.inputs) - 1)
+def _only_first(node: gs.Node, framed: set[str]) -> bool:
+    return [tensor.name in framed for tensor in node.inputs] == [True] + [False] * (len(node.inputs) - 1)
 
 
-def _attention(node: gs.Node, framed: set[int]) -> bool:
+def _attention(node: gs.Node, framed: set[str]) -> bool:
     present = [tensor for tensor in node.inputs if not tensor.is_empty()]
-    return len(present) == 3 and all(id(tensor) in framed for tensor in present) and len(node.outputs) == 1
+    return len(present) == 3 and all(tensor.name in framed for tensor in present) and len(node.outputs) == 1
 
 
-def _other_axis(node: gs.Node, framed: set[int]) -> bool:
+def _other_axis(node: gs.Node, framed: set[str]) -> bool:
     rank = len(node.inputs[0].shape)
     if node.op == "Concat":
-        return all(id(tensor) in framed for tensor in node.inputs) and node.attrs["axis"] % rank != 0
+        return all(tensor.name in framed for tensor in node.inputs) and node.attrs["axis"] % rank != 0
     return _only_first(node, framed) and node.attrs.get("axis", _BY_AXIS_ATTRIBUTE[node.op]) % rank != 0
 
 
-def _other_axes(node: gs.Node, framed: set[int]) -> bool:
+def _other_axes(node: gs.Node, framed: set[str]) -> bool:
     """Operators whose axes are an input: the second (Reduce*, Squeeze, Unsqueeze) or the fourth (Slice)."""
     index = 3 if node.op == "Slice" else 1
     axes = small_value(node.inputs[index]) if len(node.inputs) > index else None
@@ -234,11 +216,11 @@ def _other_axes(node: gs.Node, framed: set[int]) -> bool:
     return axes is not None and axes.size > 0 and _only_first(node, framed) and bool(np.all(axes % rank != 0))
 
 
-def _same_rows(node: gs.Node, framed: set[int]) -> bool:
+def _same_rows(node: gs.Node, framed: set[str]) -> bool:
     return _only_first(node, framed) and node.inputs[0].shape[0] == node.outputs[0].shape[0]
 
 
-RULES: dict[str, Callable[[gs.Node, set[int]], bool]] = {
+RULES: dict[str, Callable[[gs.Node, set[str]], bool]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
     **dict.fromkeys(_BY_AXIS_ATTRIBUTE, _other_axis),
     **dict.fromkeys(

@@ -16,14 +16,10 @@ T frames, H, W patch rows and columns, D hidden, H', W' windows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
-from export.surgeon.graph import is_output, static_shape, unique
+from export.surgeon.graph import Context, insert_after, leaving, static_shape
 from plugins.op import DOMAIN, NAME, VERSION, StGridPool, attributes_of, not_covered, output_shape, spec_from_text
 from plugins.plan import make_plan
 from runtime.core.errors import SpecError
@@ -32,22 +28,25 @@ NODE = "compress/StGridPool"
 _STAGES = ("compress/ptg/", "compress/nsp/")
 
 
-@dataclass(frozen=True)
-class _Call:
-    """The nodes that a call replaces, what they read and make, and the op that computes it."""
-
-    region: Sequence[gs.Node]
-    source: gs.Tensor
-    result: gs.Tensor
-    spec: StGridPool
-
-
 def run(graph: gs.Graph, context: Context) -> int:
     """1 where compression has become a call, else 0; `check` says why."""
-    call = _find_call(graph, context)
-    if isinstance(call, str):
+    found = _find_call(graph, context)
+    if isinstance(found, str):
         return 0
-    _replace(graph, call)
+    region, source, result, spec = found
+    attributes = attributes_of(spec) | {
+        "plan": list(make_plan(spec, *source.shape[:3]).ints),
+        "plugin_namespace": DOMAIN,
+        "plugin_version": VERSION,
+    }
+    body = gs.Graph(region, [source], [result]).copy()
+    versions = {"opset": graph.opset, "import_domains": graph.import_domains, "ir_version": graph.ir_version}
+    function = gs.Function(NAME, DOMAIN, body.nodes, body.inputs, body.outputs, attrs=dict.fromkeys(attributes), **versions)
+    graph.functions.append(function)
+    call = gs.Node(NAME, NODE, attributes, [source], domain=DOMAIN)
+    insert_after(graph, result, call)
+    result.inputs = [call]
+    graph.cleanup()
     return 1
 
 
@@ -58,8 +57,8 @@ def check(graph: gs.Graph, context: Context) -> str:
     return f"compression stays plain nodes: {_find_call(graph, context)}"
 
 
-def _find_call(graph: gs.Graph, context: Context) -> _Call | str:
-    """The call that can replace the stages' nodes, or the reason why none can."""
+def _find_call(graph: gs.Graph, context: Context) -> tuple[list[gs.Node], gs.Tensor, gs.Tensor, StGridPool] | str:
+    """The nodes that a call can replace, what they read and make, and the op that computes it; or the reason why none can."""
     region = [node for node in graph.nodes if node.name.startswith(_STAGES)]
     try:
         spec = spec_from_text(context.compression)
@@ -67,22 +66,13 @@ def _find_call(graph: gs.Graph, context: Context) -> _Call | str:
         return str(error)
     if not region:
         return "there are no nodes of the stages ptg and nsp"
-    inside = {id(node) for node in region}
-    entering = unique(
-        tensor
-        for node in region
-        for tensor in node.inputs
-        if not isinstance(tensor, gs.Constant) and not tensor.is_empty() and all(id(maker) not in inside for maker in tensor.inputs)
-    )
-    leaving = [
-        tensor
-        for node in region
-        for tensor in node.outputs
-        if is_output(graph, tensor) or any(id(reader) not in inside for reader in unique(tensor.outputs))
-    ]
-    if len(entering) != 1 or len(leaving) != 1:
-        return f"{len(entering)} tensors enter the stages and {len(leaving)} leave them; expected one of each"
-    (source,), (result,) = entering, leaving
+    made = {tensor.name for node in region for tensor in node.outputs}
+    read = {tensor.name: tensor for node in region for tensor in node.inputs if isinstance(tensor, gs.Variable)}
+    entering = [tensor for name, tensor in read.items() if name and name not in made]
+    left = leaving(graph, region)
+    if len(entering) != 1 or len(left) != 1:
+        return f"{len(entering)} tensors enter the stages and {len(left)} leave them; expected one of each"
+    (source,), (result,) = entering, left
     shape = static_shape(source)
     if shape is None or source.dtype is None:
         return f"the shape or dtype of {source.name} is not known"
@@ -91,49 +81,4 @@ def _find_call(graph: gs.Graph, context: Context) -> _Call | str:
         return reason
     if static_shape(result) != output_shape(spec, shape) or result.dtype != source.dtype:
         return f"the stages make {result.shape} of {source.shape}, not what {spec} makes of it"
-    return _Call(region, source, result, spec)
-
-
-def _replace(graph: gs.Graph, call: _Call) -> None:
-    attributes = attributes_of(call.spec) | {
-        "plan": list(make_plan(call.spec, *call.source.shape[:3]).ints),
-        "plugin_namespace": DOMAIN,
-        "plugin_version": VERSION,
-    }
-    graph.functions.append(_body(graph, call, list(attributes)))
-    position = next(index for index, node in enumerate(graph.nodes) if node is call.region[-1])
-    node = gs.Node(NAME, NODE, attributes, [call.source], domain=DOMAIN)
-    for replaced in call.region:
-        replaced.inputs.clear()
-        replaced.outputs.clear()
-    node.outputs = [call.result]
-    graph.nodes.insert(position + 1, node)
-    graph.cleanup()
-
-
-def _body(graph: gs.Graph, call: _Call, attributes: list[str]) -> gs.Function:
-    """Copies of the nodes and of the constants that they read, between an input and an output of the same names."""
-    local: dict[int, gs.Tensor] = {}
-
-    def copy(tensor: gs.Tensor) -> gs.Tensor:
-        if tensor.is_empty():
-            return gs.Variable.empty()
-        if id(tensor) not in local:
-            local[id(tensor)] = tensor.copy()
-        return local[id(tensor)]
-
-    nodes = [
-        gs.Node(node.op, node.name, dict(node.attrs), [*map(copy, node.inputs)], [*map(copy, node.outputs)], domain=node.domain)
-        for node in call.region
-    ]
-    return gs.Function(
-        NAME,
-        DOMAIN,
-        nodes,
-        [copy(call.source)],
-        [copy(call.result)],
-        opset=graph.opset,
-        import_domains=graph.import_domains,
-        attrs=dict.fromkeys(attributes),
-        ir_version=graph.ir_version,
-    )
+    return region, source, result, spec

@@ -1,4 +1,4 @@
-"""What the passes share: ModelProto <-> graph-surgeon without loading weights, and small edits.
+"""What the passes share: their context, ModelProto <-> graph-surgeon without loading weights, and small edits.
 
 Weights stay where they are. graph-surgeon keeps initializers as unread LazyValues over the original protos, external ones
 included; only constants of up to SMALL bytes are ever read. It drops the exporter's metadata of nodes, stack traces with paths of
@@ -7,8 +7,11 @@ the export host among it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,11 +23,19 @@ SMALL = 1 << 20  # bytes; index tables and shapes are below, weights of real mod
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
+@dataclass(frozen=True)
+class Context:
+    """model: as it was before the passes, with the exporter's metadata; compression: the expanded spec of the `compress` nodes."""
+
+    model: onnx.ModelProto
+    compression: str = ""
+
+
 def graph_from_model(model: onnx.ModelProto, directory: Path | None = None) -> gs.Graph:
     """Import `model`; small external constants are read if `directory` says where their file is."""
     if directory is not None:
         for tensor in model.graph.initializer:
-            if uses_external_data(tensor) and _num_bytes(tensor) <= SMALL:
+            if uses_external_data(tensor) and LazyValues(tensor).nbytes <= SMALL:
                 load_external_data_for_tensor(tensor, str(directory))
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
@@ -40,15 +51,26 @@ def model_from_graph(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProt
     return model
 
 
+def drop_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy of `model` without the outputs `names`, which served a comparison. Their types stay in its value_info, so that a tool can
+    mark them as outputs again, except for those that only a Loop made and nothing else reads: they are no longer computed."""
+    graph = graph_from_model(model)
+    graph.outputs = [tensor for tensor in graph.outputs if tensor.name not in names]
+    for loop in [node for node in graph.nodes if node.op == "Loop"]:
+        body = loop.attrs["body"]
+        for index in reversed(range(len(loop.inputs) - 2, len(loop.outputs))):  # those that are stacked
+            if not loop.outputs[index].outputs and loop.outputs[index] not in graph.outputs:
+                del loop.outputs[index], body.outputs[index + 1]  # the condition comes first
+        body.cleanup()
+    return model_from_graph(graph, model)
+
+
 def small_value(tensor: gs.Tensor) -> np.ndarray | None:
     """The value of a constant that is small and readable here; None for variables, weights and unread external data."""
-    if not isinstance(tensor, gs.Constant) or not all(isinstance(dim, int) for dim in tensor.shape):
+    if not isinstance(tensor, gs.Constant):
         return None
-    values = tensor._values  # `values` would load and cache a weight
-    if isinstance(values, LazyValues):
-        if _num_bytes(values.tensor) > SMALL or uses_external_data(values.tensor):
-            return None
-    elif not isinstance(values, np.ndarray) or values.nbytes > SMALL:
+    stored = tensor._values  # `values` would load and cache a weight
+    if stored.nbytes > SMALL or (isinstance(stored, LazyValues) and uses_external_data(stored.tensor)):
         return None
     return np.asarray(tensor.values)
 
@@ -59,8 +81,15 @@ def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
     return tuple(shape) if shape is not None and all(isinstance(dim, int) for dim in shape) else None
 
 
-def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
-    return any(tensor is output for output in graph.outputs)
+def leaving(graph: gs.Graph, region: Sequence[gs.Node]) -> list[gs.Tensor]:
+    """The tensors that `region` makes and that nodes outside of it read, or that are graph outputs."""
+    inside = {id(node) for node in region}
+    return [
+        tensor
+        for node in region
+        for tensor in node.outputs
+        if tensor in graph.outputs or any(id(reader) not in inside for reader in tensor.outputs)
+    ]
 
 
 def insert_after(graph: gs.Graph, tensor: gs.Tensor, new: gs.Node) -> None:
@@ -71,10 +100,8 @@ def insert_after(graph: gs.Graph, tensor: gs.Tensor, new: gs.Node) -> None:
 
 def reroute(old: gs.Tensor, new: gs.Tensor) -> None:
     """Let every consumer of `old` read `new`."""
-    for consumer in unique(old.outputs):
-        for index, tensor in enumerate(consumer.inputs):
-            if tensor is old:
-                consumer.inputs[index] = new
+    for consumer in list(old.outputs):
+        consumer.inputs = [new if tensor is old else tensor for tensor in consumer.inputs]
 
 
 def unique(items: Iterable) -> list:
@@ -84,12 +111,13 @@ def unique(items: Iterable) -> list:
 
 def free_name(graph: gs.Graph, wanted: str) -> str:
     """`wanted`, or the first of wanted_2, wanted_3, … that names no node and no tensor."""
-    used = {node.name for node in graph.nodes} | set(graph.tensors())
-    name, count = wanted, 1
-    while name in used:
-        count += 1
-        name = f"{wanted}_{count}"
-    return name
+    return unused(wanted, {node.name for node in graph.nodes} | set(graph.tensors()))
+
+
+def unused(wanted: str, used: Collection[str]) -> str:
+    """`wanted`, or the first of wanted_2, wanted_3, … that is not `used`."""
+    names = itertools.chain([wanted], (f"{wanted}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in used)
 
 
 def _hoist_initializers(model: onnx.ModelProto) -> None:
@@ -99,22 +127,16 @@ def _hoist_initializers(model: onnx.ModelProto) -> None:
     """
     known = {tensor.name for tensor in model.graph.initializer}
     read_outside = {name for node in model.graph.node for name in node.input} | known
-    for node in model.graph.node:
-        for body in (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH):
-            quantized = {name for inner in body.node if inner.op_type in _QDQ for name in inner.input} - read_outside
-            kept = [tensor for tensor in body.initializer if tensor.name in quantized]
-            model.graph.initializer.extend(
-                tensor for tensor in body.initializer if tensor.name not in known and tensor.name not in quantized
-            )
-            known.update(tensor.name for tensor in model.graph.initializer)
-            kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]  # `del` empties what it deletes
-            del body.initializer[:]
-            body.initializer.extend(kept)
-            made_here = {name for inner in body.node for name in inner.output}
-            declared = [value for value in body.value_info if value.name in made_here]
-            del body.value_info[:]
-            body.value_info.extend(declared)
+    for body in (attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")):
+        quantized = {name for inner in body.node if inner.op_type in _QDQ for name in inner.input} - read_outside
+        there = known | quantized
+        model.graph.initializer.extend(tensor for tensor in body.initializer if tensor.name not in there)
+        known.update(tensor.name for tensor in model.graph.initializer)
+        _keep(body.initializer, quantized)
+        _keep(body.value_info, {name for inner in body.node for name in inner.output})
 
 
-def _num_bytes(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64)) * max(1, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+def _keep(parts: Any, names: Collection[str]) -> None:
+    """Delete from a repeated field what has none of the names."""
+    for index in reversed([index for index, part in enumerate(parts) if part.name not in names]):
+        del parts[index]

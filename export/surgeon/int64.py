@@ -11,14 +11,11 @@ Arithmetic must not overflow: Mul and the like are narrowed on graph inputs and 
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
-from export.surgeon.graph import free_name, insert_after, is_output, small_value, unique
+from export.surgeon.graph import Context, free_name, insert_after, small_value
 
 _ALL = None
 # Operator -> its inputs of the common type T (None: all of them). Both runtimes have them in int32.
@@ -37,19 +34,19 @@ _INT32 = np.iinfo(np.int32)
 def run(graph: gs.Graph, context: Context) -> int:
     """Narrow; counts nodes that compute in int32 now, and constant index tables that are int32 now."""
     narrowed = _worthwhile(graph, _narrowable(graph))
-    casts: dict[int, gs.Tensor] = {}
-    inside = {id(node) for node in narrowed}
-    for node in narrowed:
-        for index in _typed_inputs(node):
-            if _is_int64(node.inputs[index]) and not _made_by(node.inputs[index], inside):
-                node.inputs[index] = _as_int32(graph, node.inputs[index], casts)
-    for node in narrowed:
-        for tensor in node.outputs:
-            if _is_int64(tensor):
-                tensor.dtype = np.dtype(np.int32)
-    rewrites = len(narrowed) + _narrow_tables(graph, casts)
+    made = {tensor.name: tensor for node in narrowed for tensor in node.outputs if tensor.dtype == np.int64}
+    indices = [(node, INDEX_INPUT[node.op]) for node in graph.nodes if node.op in INDEX_INPUT]
+    tables = [(node, index) for node, index in indices if node.inputs[index].dtype == np.int64 and _fits(node.inputs[index])]
+    casts: dict[str, gs.Tensor] = {}
+    typed = [(node, index) for node in narrowed for index in _typed_inputs(node)]
+    for node, index in typed + tables:
+        tensor = node.inputs[index]
+        if tensor.dtype == np.int64 and tensor.name not in made:
+            node.inputs[index] = _as_int32(graph, tensor, casts)
+    for tensor in made.values():
+        tensor.dtype = np.dtype(np.int32)
     graph.cleanup()
-    return rewrites
+    return len(narrowed) + len(tables)
 
 
 def check(graph: gs.Graph, context: Context) -> str:
@@ -58,7 +55,7 @@ def check(graph: gs.Graph, context: Context) -> str:
 
 
 def _computes_int64(node: gs.Node) -> bool:
-    return node.op in POLYMORPHIC and any(_is_int64(node.inputs[index]) for index in _typed_inputs(node))
+    return node.op in POLYMORPHIC and any(node.inputs[index].dtype == np.int64 for index in _typed_inputs(node))
 
 
 def _narrowable(graph: gs.Graph) -> list[gs.Node]:
@@ -73,79 +70,51 @@ def _narrowable(graph: gs.Graph) -> list[gs.Node]:
 
 
 def _may_narrow(graph: gs.Graph, node: gs.Node, candidates: dict[int, gs.Node]) -> bool:
-    for index in _typed_inputs(node):
-        tensor = node.inputs[index]
-        if isinstance(tensor, gs.Constant) and not _fits(tensor):
-            return False
+    operands = [node.inputs[index] for index in _typed_inputs(node)]
+    if any(isinstance(tensor, gs.Constant) and not _fits(tensor) for tensor in operands):
+        return False
     for tensor in node.outputs:
-        if not _is_int64(tensor):
+        if tensor.dtype != np.int64:
             continue
-        if is_output(graph, tensor):
+        if tensor in graph.outputs:
             return False
         for consumer in tensor.outputs:
             slots = [index for index, other in enumerate(consumer.inputs) if other is tensor]
             typed = _typed_inputs(consumer) if id(consumer) in candidates else ()
-            if any(index not in typed and not _takes_any_integer(consumer, index) for index in slots):
+            if any(index not in typed and not (consumer.op == "Cast" or INDEX_INPUT.get(consumer.op) == index) for index in slots):
                 return False
     return True
 
 
 def _worthwhile(graph: gs.Graph, nodes: list[gs.Node]) -> list[gs.Node]:
-    """The connected groups that need fewer Casts than they have nodes."""
-    group = {id(node): id(node) for node in nodes}
-
-    def root(key: int) -> int:
-        while group[key] != key:
-            key = group[key]
-        return key
-
-    sources: dict[int, tuple[gs.Tensor, list[int]]] = {}  # int64 tensor from outside, and the nodes that read it
+    """The connected groups that need fewer Casts than they have nodes; nodes that share an int64 tensor are connected."""
+    groups: list[tuple[set[str], list[gs.Node]]] = []  # names of tensors, nodes
     for node in nodes:
-        for index in _typed_inputs(node):
-            tensor = node.inputs[index]
-            if not _is_int64(tensor) or isinstance(tensor, gs.Constant):
-                continue
-            producer = tensor.inputs[0] if tensor.inputs else None
-            if producer is not None and id(producer) in group:
-                group[root(id(node))] = root(id(producer))
-            else:
-                sources.setdefault(id(tensor), (tensor, []))[1].append(id(node))
-    for _, readers in sources.values():
-        for reader in readers[1:]:
-            group[root(reader)] = root(readers[0])
-    size: dict[int, int] = defaultdict(int)
-    for node in nodes:
-        size[root(id(node))] += 1
-    for tensor, readers in sources.values():
-        size[root(readers[0])] -= not _is_cast(tensor)
-    return [node for node in nodes if size[root(id(node))] > 0]
+        tensors = [*(node.inputs[index] for index in _typed_inputs(node)), *node.outputs]
+        names, members = (
+            {tensor.name for tensor in tensors if tensor.dtype == np.int64 and not isinstance(tensor, gs.Constant)},
+            [node],
+        )
+        for other in [group for group in groups if group[0] & names]:
+            groups.remove(other)
+            names, members = names | other[0], other[1] + members
+        groups.append((names, members))
+    known, made = graph.tensors(), {tensor.name for node in nodes for tensor in node.outputs}
+    casts = [sum(not _is_cast(known[name]) for name in names - made) for names, _ in groups]
+    kept = {id(node) for (_, members), count in zip(groups, casts, strict=True) if count < len(members) for node in members}
+    return [node for node in nodes if id(node) in kept]
 
 
-def _narrow_tables(graph: gs.Graph, casts: dict[int, gs.Tensor]) -> int:
-    """Constant index inputs."""
-    tables = 0
-    for node in graph.nodes:
-        index = INDEX_INPUT.get(node.op)
-        if index is None or not isinstance(node.inputs[index], gs.Constant):
-            continue
-        if _is_int64(node.inputs[index]) and _fits(node.inputs[index]):
-            node.inputs[index] = _as_int32(graph, node.inputs[index], casts)
-            tables += 1
-    return tables
-
-
-def _as_int32(graph: gs.Graph, tensor: gs.Tensor, casts: dict[int, gs.Tensor]) -> gs.Tensor:
-    if id(tensor) not in casts:
+def _as_int32(graph: gs.Graph, tensor: gs.Tensor, casts: dict[str, gs.Tensor]) -> gs.Tensor:
+    if tensor.name not in casts:
+        name = free_name(graph, f"{tensor.name}/int32")
         if isinstance(tensor, gs.Constant):
-            casts[id(tensor)] = gs.Constant(free_name(graph, f"{tensor.name}/int32"), tensor.values.astype(np.int32))
+            casts[tensor.name] = gs.Constant(name, tensor.values.astype(np.int32))
         else:
-            narrow = gs.Variable(free_name(graph, f"{tensor.name}/int32"), np.dtype(np.int32), tensor.shape)
+            casts[tensor.name] = narrow = gs.Variable(name, np.dtype(np.int32), tensor.shape)
             source = tensor.inputs[0].inputs[0] if _is_cast(tensor) else tensor  # not a Cast of a Cast
-            cast = gs.Node("Cast", narrow.name, {"to": int(onnx.TensorProto.INT32)}, [source], [narrow])
-            insert_after(graph, tensor, cast)
-            casts[id(tensor)] = narrow
-        casts[id(casts[id(tensor)])] = casts[id(tensor)]
-    return casts[id(tensor)]
+            insert_after(graph, tensor, gs.Node("Cast", name, {"to": int(onnx.TensorProto.INT32)}, [source], [narrow]))
+    return casts[tensor.name]
 
 
 def _typed_inputs(node: gs.Node) -> tuple[int, ...]:
@@ -154,22 +123,11 @@ def _typed_inputs(node: gs.Node) -> tuple[int, ...]:
     return present if slots is None else tuple(index for index in slots if index in present)
 
 
-def _takes_any_integer(node: gs.Node, index: int) -> bool:
-    return node.op == "Cast" or INDEX_INPUT.get(node.op) == index
-
-
-def _is_int64(tensor: gs.Tensor) -> bool:
-    return tensor.dtype is not None and not isinstance(tensor.dtype, int) and tensor.dtype == np.int64
-
-
 def _is_cast(tensor: gs.Tensor) -> bool:
     return bool(tensor.inputs) and tensor.inputs[0].op == "Cast"
 
 
-def _fits(tensor: gs.Constant) -> bool:
+def _fits(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant whose values fit into 32 bits."""
     value = small_value(tensor)
     return value is not None and (value.size == 0 or (value.min() >= _INT32.min and value.max() <= _INT32.max))
-
-
-def _made_by(tensor: gs.Tensor, inside: set[int]) -> bool:
-    return any(id(producer) in inside for producer in unique(tensor.inputs))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
-from export.surgeon.graph import free_name, insert_after, is_output, reroute, unique
+from export.surgeon.graph import Context, free_name, insert_after, reroute, unique
 
 ARITHMETIC = ("compress/", "vision/input/")  # scopes whose products are not layers
 
@@ -43,7 +42,7 @@ def _is_layer(node: gs.Node, tensor: gs.Tensor) -> bool:
 def _leaves(graph: gs.Graph, node: gs.Node) -> bool:
     """Whether the product, or its sum with a bias, is an output of the graph, which keeps its name and producer."""
     found = _bias(graph, node)
-    return is_output(graph, node.outputs[0]) or (found is not None and is_output(graph, found[0].outputs[0]))
+    return node.outputs[0] in graph.outputs or (found is not None and found[0].outputs[0] in graph.outputs)
 
 
 def _join(graph: gs.Graph, source: gs.Tensor, products: list[gs.Node]) -> None:
@@ -77,7 +76,7 @@ def _bias(graph: gs.Graph, node: gs.Node) -> tuple[gs.Node, gs.Constant] | None:
     """The Add of a constant row, where it is the product's only reader."""
     (out,) = node.outputs
     readers = unique(out.outputs)
-    if len(readers) != 1 or readers[0].op != "Add" or is_output(graph, out):
+    if len(readers) != 1 or readers[0].op != "Add" or out in graph.outputs:
         return None
     other = next((tensor for tensor in readers[0].inputs if tensor is not out), None)
     fits = isinstance(other, gs.Constant) and list(other.shape) == [out.shape[-1]]

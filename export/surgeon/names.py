@@ -11,11 +11,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from export.surgeon.context import Context
+from export.surgeon.graph import Context, unused
 from runtime.core.errors import ExportError
 
 Rules = Sequence[tuple[str, str]]
@@ -37,27 +38,24 @@ _ROLES = {
     ("Slice", 3): "axes",
     ("Slice", 4): "steps",
 }
-
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _KIND = "pkg.torch.export.graph_signature.InputSpec.kind"
 
 
 def run(graph: gs.Graph, context: Context) -> int:
     """Rename nodes and tensors; counts those that have another name than before."""
-    rules = VISION_RULES if context.graph.startswith("vision") else DECODER_RULES
-    scopes = module_scopes(graph, context.model)
-    wanted = [_node_name(node, scope or "", rules) for node, scope in zip(graph.nodes, scopes, strict=True)]
-    # names that stay as they are must not be given to an earlier node
-    used = {name for node, scope, name in zip(graph.nodes, scopes, wanted, strict=True) if name == node.name and not scope}
+    rules = VISION_RULES if graph.name.startswith("vision") else DECODER_RULES
+    scopes = zip(graph.nodes, module_scopes(graph, context.model), strict=True)
+    wanted = [(node, scope, _node_name(node, scope or "", rules)) for node, scope in scopes]
+    used = {name for node, scope, name in wanted if name == node.name and not scope}  # not to be given to an earlier node
     changed = 0
-    for node, scope, name in zip(graph.nodes, scopes, wanted, strict=True):
+    for node, scope, name in wanted:
         if scope or name != node.name:
-            name = _free(name, used)
+            name = unused(name, used)
         used.add(name)
         changed += name != node.name
         node.name = name
-    traced = {id(node) for node, scope in zip(graph.nodes, scopes, strict=True) if scope is not None}
+    traced = {id(node) for node, scope, _ in wanted if scope is not None}
     named = {value.name for value in context.model.graph.value_info for prop in value.metadata_props if prop.key == _KIND}
     return changed + _rename_tensors(graph, traced, named)
 
@@ -81,8 +79,9 @@ def module_scopes(graph: gs.Graph, model: onnx.ModelProto) -> list[str | None]:
     if any(scopes.values()):
         for node in reversed(graph.nodes):
             if scopes[id(node)] is None:
-                readers = [scopes[id(reader)] or "" for tensor in node.outputs for reader in tensor.outputs]
-                scopes[id(node)] = _common_scope(readers)
+                readers = [(scopes[id(reader)] or "").split(".") for tensor in node.outputs for reader in tensor.outputs]
+                common = takewhile(lambda parts: len(set(parts)) == 1, zip(*readers, strict=False))
+                scopes[id(node)] = ".".join(parts[0] for parts in common)
     return list(scopes.values())
 
 
@@ -106,27 +105,10 @@ def _module_scope(node: onnx.NodeProto) -> str | None:
     return None
 
 
-def _common_scope(scopes: Sequence[str]) -> str:
-    common: list[str] = []
-    for parts in zip(*(scope.split(".") for scope in scopes), strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)
-
-
 def _node_name(node: gs.Node, scope: str, rules: Rules) -> str:
     if not scope and "/" in node.name:
         return node.name
     return f"{path_of_scope(scope, rules)}/{node.op}".lstrip("/")
-
-
-def _free(name: str, used: set[str]) -> str:
-    candidate, count = name, 1
-    while candidate in used:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate
 
 
 def _rename_tensors(graph: gs.Graph, traced: set[int], named: set[str]) -> int:
@@ -145,7 +127,7 @@ def _rename_tensors(graph: gs.Graph, traced: set[int], named: set[str]) -> int:
     used = fixed | {tensor.name for tensor in graph.tensors().values() if id(tensor) not in new}
     changed = 0
     for tensor, name in new.values():
-        name = _free(name, used)
+        name = unused(name, used)
         used.add(name)
         changed += name != tensor.name
         tensor.name = name

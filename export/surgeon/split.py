@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import onnx
-from onnx import helper
+import onnx_graphsurgeon as gs
 
+from export.surgeon.graph import graph_from_model, model_from_graph, reroute
 from runtime.core.errors import ExportError
 
 FEATURES = "features"
@@ -32,94 +34,55 @@ def split(looped: onnx.ModelProto, grid: Sequence[int]) -> tuple[onnx.ModelProto
 
     ExportError where the graph can't be cut at one tensor a frame.
     """
-    loops = [node for node in looped.graph.node if node.op_type == "Loop"]
-    if len(loops) != 1 or len(loops[0].output) != 1 or len(loops[0].input) != 2:
-        found = f"{len(loops)} loops" if len(loops) != 1 else f"{len(loops[0].output)} tensors a frame"
+    graph = graph_from_model(looped)
+    loops = [node for node in graph.nodes if node.op == "Loop"]
+    if len(loops) != 1 or len(loops[0].outputs) != 1 or len(loops[0].inputs) != 2:
+        found = f"{len(loops)} loops" if len(loops) != 1 else f"{len(loops[0].outputs)} tensors a frame"
         raise ExportError(
             f"the vision graph can't be split into encoder and compressor: {found}, expected one; export without --split"
         )
-    (loop,) = loops
-    (picture,) = looped.graph.input
-    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
-    frames = picture.type.tensor_type.shape.dim[0].dim_value
-    squeeze = next(node for node in body.node if body.output[1].name in node.output)
-    dtype = body.output[1].type.tensor_type.elem_type
-    *rows, channels = (dim.dim_value for dim in body.output[1].type.tensor_type.shape.dim)  # [H * W, C] or [H, W, C]
-    patches = prod(rows)
-    if squeeze.op_type != "Squeeze" or patches != grid[0] * grid[1]:
+    (loop,), (picture,) = loops, graph.inputs
+    body, (stacked,) = loop.attrs["body"], loop.outputs
+    (leave,) = body.outputs[1].inputs
+    *rows, channels = body.outputs[1].shape  # [H * W, C] or [H, W, C]
+    if leave.op != "Squeeze" or prod(rows) != prod(grid):
         raise ExportError(
-            f"a frame leaves the encoder as {patches} patches by {squeeze.op_type}, expected {grid[0]}x{grid[1]}; export without --split"
+            f"a frame leaves the encoder as {prod(rows)} patches by {leave.op}, expected {grid[0]}x{grid[1]}; export without --split"
         )
 
-    first = next(node for node in body.node if node.op_type == "Unsqueeze" and node.input[0] in _picked(body, picture.name))
-    nodes = [node for node in body.node if node not in (first, squeeze) and not _is_bookkeeping(node, body, picture.name)]
-    pixels = _one_frame(picture)
-    for node in nodes:
-        _rename_inputs(node, first.output[0], pixels.name)
-    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [4], [1, *grid, channels])
-    nodes.append(helper.make_node("Reshape", [squeeze.input[0], shape.name], [FEATURES], "vision/features/Reshape"))
-    features = helper.make_tensor_value_info(FEATURES, dtype, [1, *grid, channels])
-    encoder = _model(looped, "vision.encoder", nodes, [pixels], [features], [shape], body.value_info)
+    frame = next(node.outputs[0] for node in body.nodes if node.op == "Unsqueeze" and _picks_frame(node.inputs[0], picture))
+    frames, *size = picture.shape
+    picture.shape = [1, *size]
+    reroute(frame, picture)
+    features = gs.Variable(FEATURES, stacked.dtype, [1, *grid, channels])
+    nodes = [*body.nodes, _reshape(leave.inputs[0], features)]
+    encoder = _model(looped, graph, "vision.encoder", nodes, picture, [features])
 
-    shape = helper.make_tensor(f"{FEATURES}/shape", onnx.TensorProto.INT64, [len(rows) + 2], [frames, *rows, channels])
-    after = [node for node in looped.graph.node if node is not loop]
-    after.insert(0, helper.make_node("Reshape", [FEATURES, shape.name], [loop.output[0]], "vision/features/Reshape"))
-    features = helper.make_tensor_value_info(FEATURES, dtype, [frames, *grid, channels])
-    compressor = _model(looped, "vision.compressor", after, [features], list(looped.graph.output), [shape], looped.graph.value_info)
-    return encoder, compressor
+    features = gs.Variable(FEATURES, stacked.dtype, [frames, *grid, channels])
+    stacked.inputs.clear()
+    nodes = [_reshape(features, stacked), *(node for node in graph.nodes if node is not loop)]
+    return encoder, _model(looped, graph, "vision.compressor", nodes, features, graph.outputs)
 
 
-def _picked(body: onnx.GraphProto, source: str) -> set[str]:
-    return {name for node in body.node if node.op_type == "Gather" and node.input[0] == source for name in node.output}
+def _picks_frame(tensor: gs.Tensor, picture: gs.Tensor) -> bool:
+    return any(node.op == "Gather" and node.inputs[0] is picture for node in tensor.inputs)
 
 
-def _is_bookkeeping(node: onnx.NodeProto, body: onnx.GraphProto, source: str) -> bool:
-    """The loop condition, and the selection of the frame from the clip."""
-    return body.output[0].name in node.output or bool(_picked(body, source) & set(node.output))
-
-
-def _one_frame(picture: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    one = onnx.ValueInfoProto()
-    one.CopyFrom(picture)
-    one.type.tensor_type.shape.dim[0].dim_value = 1
-    return one
-
-
-def _rename_inputs(node: onnx.NodeProto, old: str, new: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == old:
-            node.input[index] = new
-
-
-def _bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
-    return [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.name == "body"]
+def _reshape(source: gs.Tensor, result: gs.Variable) -> gs.Node:
+    shape = gs.Constant(f"{FEATURES}/shape", np.array(result.shape, np.int64))
+    return gs.Node("Reshape", "vision/features/Reshape", inputs=[source, shape], outputs=[result])
 
 
 def _model(
-    source: onnx.ModelProto,
-    name: str,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    more: Sequence[onnx.TensorProto],
-    known: Sequence[onnx.ValueInfoProto],
+    source: onnx.ModelProto, graph: gs.Graph, name: str, nodes: list[gs.Node], read: gs.Variable, outputs: list[gs.Tensor]
 ) -> onnx.ModelProto:
-    """A model of `nodes` with the initializers that they read; metadata and opsets are those of `source`."""
-    read = {tensor for node in nodes for tensor in node.input}
-    made = {tensor for node in nodes for tensor in node.output} - {output.name for output in outputs}
-    stored = [tensor for graph in (source.graph, *_bodies(source)) for tensor in graph.initializer if tensor.name in read]
-    missing = read - made - {tensor.name for tensor in [*stored, *inputs, *more]} - {""}
-    if missing:
-        raise ExportError(f"{name} would read {sorted(missing)[0]}, which only the other graph has; export without --split")
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
-    graph = helper.make_graph(
-        nodes,
-        name,
-        inputs,
-        outputs,
-        [*stored, *more],
-        value_info=[value for value in known if value.name in made],
+    """A model of those of the nodes that its outputs need, which may read one input; the rest is that of `source`, which is `graph`."""
+    part = gs.Graph(
+        nodes, [read], outputs, name, opset=graph.opset, import_domains=graph.import_domains, ir_version=graph.ir_version
     )
-    model.graph.CopyFrom(graph)
-    return model
+    part.producer_name, part.producer_version = graph.producer_name, graph.producer_version
+    part.cleanup()
+    for tensor in part.tensors().values():
+        if isinstance(tensor, gs.Variable) and not tensor.inputs and tensor is not read:
+            raise ExportError(f"{name} would read {tensor.name}, which only the other graph has; export without --split")
+    return model_from_graph(part, source)

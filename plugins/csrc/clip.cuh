@@ -1,12 +1,12 @@
-// A clip as the kernel sees it: a token of any version of any frame, be it in the clip, in scratch, or a mean that has to be computed.
+// A clip as the kernel sees it: a token of any version of any frame, whether in the clip, in scratch, or a mean yet to be computed.
 #pragma once
 
 #include "vectors.cuh"
 
 namespace gridpool {
 
-constexpr int kScratch = -1;  // DEPTH: pooled frames lie in scratch
-constexpr int kAnyOrder = 0;  // ORDER: taken from Args; 2 is compiled in
+constexpr int kScratch = -1;  // DEPTH: pooled frames are in scratch
+constexpr int kAnyOrder = 0;  // ORDER: read from Args; 2 is compiled in
 constexpr int kWindows = 0, kPool = 1, kBoth = 2;  // kinds of tasks
 constexpr int kMaxWindow = 32;
 constexpr int kMaxThreads = 512;
@@ -20,11 +20,11 @@ struct Args {
   float temperature, order, inverse_dim;
 };
 
-// One of the plan's launches: its tasks begin with those of original frames. units: blocks of one of them, and of one of the others.
+// One of the plan's launches: tasks of original frames come first. units: blocks of one of those; late_units: of one of the others.
 struct Launch {
   int first_task, originals, units, late_units;
 
-  // Which task a block works at, and at which unit of it.
+  // The task that a block works on, and which unit of it.
   GRIDPOOL_BOTH int task_of(int block, int* unit) const {
     const int late = block - originals * units;
     *unit = late < 0 ? block % units : late % late_units;
@@ -59,7 +59,7 @@ struct Clip {
   const Vec* x;
   const Vec* scratch;
 
-  // Where a token of a frame's version is: in the clip, in scratch, or (on the fly) nowhere yet.
+  // Where a token of a frame's version is: in the clip, in scratch, or (on the fly) not computed yet.
   struct Place {
     const Vec* base;  // null in the padding, and for a cell that has to be computed
     int pool, cy, cx;
@@ -99,7 +99,7 @@ struct Clip {
     return place(version, y, x_);
   }
 
-  // LAST: nobody reads it again.
+  // LAST: nothing reads it again.
   template <bool LAST = false>
   GRIDPOOL_FN Vec token(const Place& at, int vec) const {
     if (at.base) return at.written ? load_written(at.base + vec) : LAST ? load_last(at.base + vec) : load(at.base + vec);

@@ -1,9 +1,12 @@
-// The kernels themselves, and which of them a choice means.
+// The kernels, and which of them a choice selects. Each kernels_*.cu compiles those of one dtype, so that they build in parallel.
 #pragma once
 
-#include "kernels.h"
+#include "plan.h"
 
 namespace gridpool {
+
+using Kernel = void (*)(Args, const int*, const Vec*, Vec*, Vec*, Launch);
+
 namespace {
 
 template <class T, int ORDER, int K>
@@ -12,7 +15,7 @@ __global__ void __launch_bounds__(K == 3 ? kMaxThreads : 256)
   run<T, ORDER, kScratch, K, 1>(args, plan, x, scratch, out, launch);
 }
 
-// The second bound is how many blocks must fit a multiprocessor, which bounds a thread's registers; plugins/kernel/variants.py names the same.
+// How many blocks must fit a multiprocessor, which bounds a thread's registers; the same in plugins/kernel/variants.py.
 constexpr int resident_blocks(int threads) { return 112 * threads > 65536 ? 1 : 65536 / (112 * threads); }
 
 template <class T, int ORDER, int NV, int STAGES, int THREADS>
@@ -39,9 +42,14 @@ Kernel kernel_of_order(const Choice& choice) {
 
 }  // namespace
 
+// squares: norms are of order 2.
 template <class T>
 Kernel kernel_for(const Choice& choice, bool squares) {
   return squares ? kernel_of_order<T, 2>(choice) : kernel_of_order<T, kAnyOrder>(choice);
 }
+
+extern template Kernel kernel_for<Float>(const Choice&, bool);
+extern template Kernel kernel_for<Half>(const Choice&, bool);
+extern template Kernel kernel_for<BFloat16>(const Choice&, bool);
 
 }  // namespace gridpool

@@ -1,4 +1,4 @@
-// PTG: pools a frame that a level reads into scratch, a cell a block. For pooled frames that no walk makes (walk.cuh).
+// PTG: pools a frame that a level reads into scratch, one cell per block, where no walk (walk.cuh) makes the pooled frame.
 #pragma once
 
 #include "clip.cuh"

@@ -1,9 +1,10 @@
 // The launcher: queues the plan's launches on a stream.
 #include "st_gridpool.h"
 
-#include "kernels.h"
+#include "kernels.cuh"
 
 namespace gridpool {
+
 cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hidden, float temperature, float order, const void* x,
                    void* scratch, void* out, cudaStream_t stream) {
   int device = 0, driver = 0, shared = 0;
@@ -23,8 +24,8 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   if (status == cudaSuccess) status = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, choice.shared_bytes());
   if (status != cudaSuccess) return status;
 
-  // Launches overlap where the code that the GPU runs was compiled with the instructions that order them, and where the driver can also
-  // capture such launches into a graph (CUDA 12.3).
+  // Launches overlap where the code that the GPU runs was compiled with the instructions that order them, and where the driver can
+  // capture such launches into a graph too (CUDA 12.3).
   const bool overlaps = attributes.ptxVersion >= 90 && driver >= 12030;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -37,7 +38,7 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   for (int number = 0; number < plan.launches(); ++number) {
     const Launch launch = plan.launch(args, choice, number);
     config.gridDim = dim3(plan.blocks(launch, number));
-    config.numAttrs = number > 0 && overlaps;  // the first one must not begin before what wrote x has ended
+    config.numAttrs = number > 0 && overlaps;  // the first must not begin before what writes x has ended
     status = cudaLaunchKernelEx(&config, run, args, device_plan, static_cast<const Vec*>(x), static_cast<Vec*>(scratch),
                                 static_cast<Vec*>(out), launch);
     if (status != cudaSuccess) return status;

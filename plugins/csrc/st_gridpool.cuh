@@ -1,22 +1,16 @@
 // StGridPool, the kernel body: Pyramid Temporal Gridding and Norm-based Spatial Pooling of [T, H, W, D] tokens in one pass.
 //
-// Compiles with nvcc, with NVRTC (no headers at all) and as host C++ (tests/plugins/host_kernel.cpp runs the same functions on a CPU).
-// It knows nothing of TensorRT or Python; the tables that it follows are made by plugins/plan.py.
+// Compiles with nvcc, with NVRTC (no headers at all) and as host C++ (tests/plugins/host_kernel.cpp runs the same functions on a
+// CPU). It knows nothing of TensorRT or Python; the tables that it follows are made by plugins/plan.py.
 //
-// How PTG is fused. An overwritten frame is a static function of the clip: tiles of pooled frames. A pass over the frames that are
-// read pools them into `scratch`; windows of overwritten frames read their tiles there, a summary frame is never written.
-// Not on the fly, because a cell is a mean of 3x3 tokens and levels nest. Tokens read through the caches at T=32, 27x27 and the
-// default levels: 166,646 on the fly; 56,832 with scratch where windows and cells are read for each alone; 36,852 where one walk
-// makes both (walk.cuh). Bytes at D=3584 in bf16, a token being 7,168: DRAM reads 22,480 tokens (161 MB) and writes 5,408 (39 MB)
-// whatever is done; scratch is 4,312 tokens (31 MB), written once.
-// DEPTH >= 0 selects on-the-fly summaries all the same: one launch and no scratch, for TensorRT's ahead-of-time plugins.
+// PTG: a summary frame is never written. What its tiles show is pooled into scratch, and its windows read it there. Computing it on
+// the fly instead reads more tokens, because a cell is a mean of about 3x3 tokens and levels nest: at T=32, 27x27 and the default
+// levels 166,646 through the caches; 56,832 with scratch if windows and cells each read the clip; 36,852 if one walk makes both
+// (walk.cuh). DEPTH >= 0 selects on the fly: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
-// A level needs the one before and is small: its launch alone would leave the GPU idle. So launches overlap (programmatic dependent
-// launch), and windows that need no level stand first in each of them.
-//
-// How NSP reads every byte once. Windows of 2x2: a walk keeps the tokens of a window in shared memory between the norms and the weighted
-// sum. Windows of 3x3, and those of 2x2 with summaries on the fly: in registers (window.cuh). Other windows, and tokens of more vectors
-// than these take, go the generic way, whose second read hits L1 or L2.
+// NSP reads every byte once. Windows of 2x2: a walk keeps the tokens of a window in shared memory between the norms and the
+// weighted sum. Windows of 3x3, and those of 2x2 with summaries on the fly: in registers (window.cuh). Other windows, and tokens
+// of more vectors than these take, go the generic way, whose second read hits L1 or L2.
 #pragma once
 
 #if !defined(__CUDACC_RTC__)
@@ -31,6 +25,13 @@
 namespace gridpool {
 
 #if defined(__CUDACC__)
+// What 32 lanes gathered, combined, in all of them.
+GRIDPOOL_FN float warp_total(float value, float order) {
+  GRIDPOOL_UNROLL
+  for (int distance = 16; distance > 0; distance /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, distance), order);
+  return value;
+}
+
 // The windows of a frame. K is 0 for the generic way.
 template <class T, int ORDER, int DEPTH, int K, int NV>
 __device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, int first, Vec* out) {
@@ -38,7 +39,7 @@ __device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, 
   const int thread = threadIdx.x, threads = blockDim.x, warps = threads / 32;
   const int windows = args.rows * args.columns;
   int window = first + threadIdx.y;
-  const bool idle = window >= windows;  // stays for the barrier
+  const bool idle = window >= windows;  // takes part in the barrier only
   if (idle) window = windows - 1;
   const int row = window / args.columns, column = window % args.columns;
   Vec* target = out + (static_cast<long long>(frame) * windows + window) * args.vecs;
@@ -75,7 +76,7 @@ __device__ void run_windows(const Clip<T, DEPTH>& clip, int frame, int version, 
   }
 }
 
-// grid: units of this launch's tasks; block (threads a unit, units a block); threads a multiple of 32. A unit is a window or a cell.
+// grid: units of this launch's tasks; block: (threads per unit, units), threads a multiple of 32. A unit is a window or a cell.
 template <class T, int ORDER, int DEPTH, int K, int NV>
 __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& launch) {
   if (DEPTH == kScratch) let_next_launch_begin();
@@ -98,8 +99,8 @@ __device__ void run(const Args& args, const int* plan, const Vec* x, Vec* scratc
   if (DEPTH == kScratch && blockIdx.x == 0) wait_for_launch_before();
 }
 
-// The softmax of four norms, from what each thread saw of them, for all threads. Lanes take the norms in turns, so that four sums over a
-// block cost little more than one. shared: another one than in the call before.
+// The softmax of four norms, from each thread's part of them, for all threads. Lanes take the norms in turns, so that four sums
+// over a block cost little more than one. shared: not that of the call before.
 template <int ORDER, int THREADS>
 __device__ void weights_of(float (&norm)[4], const Args& args, float (*shared)[4]) {
   constexpr unsigned kAll = 0xffffffffu;
@@ -141,7 +142,7 @@ __device__ void weights_of(float (&norm)[4], const Args& args, float (*shared)[4
   for (int k = 0; k < 4; ++k) norm[k] = __shfl_sync(kAll, own, k);
 }
 
-// The same where windows are 2x2: a block is a walk, or a cell of a pooled frame of which no walk can make the cells.
+// The same where windows are 2x2: a block is a walk, or a cell of a pooled frame whose cells no walk can make.
 template <class T, int ORDER, int NV, int STAGES, int THREADS>
 __device__ void run_walks(const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& launch) {
   using Share = Walk<T, ORDER, NV, STAGES, THREADS>;

@@ -1,4 +1,4 @@
-// 16-byte vectors of float32, float16 and bfloat16: load, store, convert. On the GPU by its own instructions, on a host by bits.
+// 16-byte vectors of float32, float16 and bfloat16: load, store, convert. By the GPU's instructions, or by bits on a host.
 //
 // No CUDA header is needed, so that NVRTC compiles this without a toolkit.
 #pragma once
@@ -19,26 +19,6 @@ struct alignas(16) Vec {
   unsigned word[4];
 };
 
-GRIDPOOL_FN float float_from_bits(unsigned bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-#endif
-}
-
-GRIDPOOL_FN unsigned bits_from_float(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  unsigned bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-#endif
-}
-
 // max that keeps NaN: a NaN token must not look like a pooled one
 GRIDPOOL_FN float largest(float a, float b) { return a != a || a > b ? a : b; }
 
@@ -48,18 +28,19 @@ GRIDPOOL_BOTH int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 GRIDPOOL_FN bool infinite(float value) { return value > 3.402823e38f; }  // the norm's order is never negative
 
-GRIDPOOL_FN Vec load(const Vec* address) {
 #if defined(__CUDA_ARCH__)
+using SharedAddress = unsigned;
+
+GRIDPOOL_FN float float_from_bits(unsigned bits) { return __uint_as_float(bits); }
+GRIDPOOL_FN unsigned bits_from_float(float value) { return __float_as_uint(value); }
+
+GRIDPOOL_FN Vec load(const Vec* address) {
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(address));
   return Vec{{words.x, words.y, words.z, words.w}};
-#else
-  return *address;
-#endif
 }
 
-// The last read of a token: it takes no place in L1, and the first one to go in L2, from tokens that will be read again.
+// The last read of a token: it is not kept in L1, and in L2 it is evicted before tokens that will be read again.
 GRIDPOOL_FN Vec load_last(const Vec* address) {
-#if defined(__CUDA_ARCH__)
   Vec vec;
   unsigned long long policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -67,89 +48,143 @@ GRIDPOOL_FN Vec load_last(const Vec* address) {
                : "=r"(vec.word[0]), "=r"(vec.word[1]), "=r"(vec.word[2]), "=r"(vec.word[3])
                : "l"(address), "l"(policy));
   return vec;
-#else
-  return *address;
-#endif
 }
 
 // What an earlier launch wrote, perhaps while this one was already on the GPU: from L2, where all multiprocessors see the same.
 GRIDPOOL_FN Vec load_written(const Vec* address) {
-#if defined(__CUDA_ARCH__)
   Vec vec;
   asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"  // "memory": it must stay behind wait_for_launch_before
                : "=r"(vec.word[0]), "=r"(vec.word[1]), "=r"(vec.word[2]), "=r"(vec.word[3])
                : "l"(address)
                : "memory");
   return vec;
-#else
-  return *address;
-#endif
 }
 
-#if defined(__CUDA_ARCH__)
-using SharedAddress = unsigned;
-#else
-using SharedAddress = Vec*;
-#endif
+// Nothing reads the output in this kernel: it must not push the clip out of L2.
+GRIDPOOL_FN void store_streaming(Vec* address, Vec value) {
+  __stcs(reinterpret_cast<uint4*>(address), make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]));
+}
 
 GRIDPOOL_FN SharedAddress shared_address(Vec* shared) {
-#if defined(__CUDA_ARCH__)
   unsigned address;
   asm("{ .reg .u64 wide; cvta.to.shared.u64 wide, %1; cvt.u32.u64 %0, wide; }" : "=r"(address) : "l"(shared));
   return address;
-#else
-  return shared;
-#endif
 }
 
-// 16 bytes to `position` vectors beyond `shared` where `wanted`, while this thread goes on; past L1.
+// The shared memory that the launch asked for beyond what the kernel declares.
+GRIDPOOL_FN Vec* dynamic_shared() {
+  extern __shared__ Vec dynamic_shared_memory[];
+  return dynamic_shared_memory;
+}
+
+// Starts to copy 16 bytes to `position` vectors beyond `shared` where `wanted`, bypassing L1.
 GRIDPOOL_FN void copy_async(SharedAddress shared, int position, const Vec* global, bool wanted) {
-#if defined(__CUDA_ARCH__)
   asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(shared + 16 * position),
                "l"(global), "r"(static_cast<int>(wanted))
                : "memory");
-#else
-  if (wanted) shared[position] = *global;
-#endif
 }
 
-// Ends a group of this thread's copies, an empty one too.
-GRIDPOOL_FN void commit_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
+// Ends a group of this thread's copies, which may be empty.
+GRIDPOOL_FN void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most LATER of this thread's groups are under way.
+// Until at most LATER of this thread's groups are in flight.
 template <int LATER>
 GRIDPOOL_FN void wait_for_copies() {
-#if defined(__CUDA_ARCH__)
   asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-#endif
 }
 
-// Programmatic dependent launch, from compute capability 9.0 on: the next launch may put its blocks where this one's are done, and waits
-// for all of this one before it reads what it wrote. Without the launch attribute, and on older GPUs, launches follow one another anyway.
+// Programmatic dependent launch, from compute capability 9.0 on: blocks of the next launch may start as blocks of this one end, and
+// wait for all of this one before they read what it wrote. Without the launch attribute, or on older GPUs, launches never overlap.
 GRIDPOOL_FN void let_next_launch_begin() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
 GRIDPOOL_FN void wait_for_launch_before() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Nothing reads the output in this kernel: it must not push the clip out of L2.
-GRIDPOOL_FN void store_streaming(Vec* address, Vec value) {
-#if defined(__CUDA_ARCH__)
-  __stcs(reinterpret_cast<uint4*>(address), make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]));
-#else
-  *address = value;
-#endif
+GRIDPOOL_FN unsigned bfloat16_pair(float low, float high) {
+  unsigned bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
 }
+
+GRIDPOOL_FN float float_from_half(unsigned half) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(half)));
+  return value;
+}
+
+GRIDPOOL_FN unsigned half_from_float(float value) {
+  unsigned short half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+  return half;
+}
+
+#else  // the same on a host
+using SharedAddress = Vec*;
+
+GRIDPOOL_FN float float_from_bits(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+GRIDPOOL_FN unsigned bits_from_float(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+GRIDPOOL_FN Vec load(const Vec* address) { return *address; }
+GRIDPOOL_FN Vec load_last(const Vec* address) { return *address; }
+GRIDPOOL_FN Vec load_written(const Vec* address) { return *address; }
+GRIDPOOL_FN void store_streaming(Vec* address, Vec value) { *address = value; }
+GRIDPOOL_FN SharedAddress shared_address(Vec* shared) { return shared; }
+#if defined(GRIDPOOL_DYNAMIC_SHARED)
+GRIDPOOL_FN Vec* dynamic_shared() { return static_cast<Vec*>(GRIDPOOL_DYNAMIC_SHARED); }
+#else
+GRIDPOOL_FN Vec* dynamic_shared() { return nullptr; }  // for nvcc's pass for the host
+#endif
+GRIDPOOL_FN void copy_async(SharedAddress shared, int position, const Vec* global, bool wanted) {
+  if (wanted) shared[position] = *global;
+}
+GRIDPOOL_FN void commit_copies() {}
+template <int LATER>
+GRIDPOOL_FN void wait_for_copies() {}
+GRIDPOOL_FN void let_next_launch_begin() {}
+GRIDPOOL_FN void wait_for_launch_before() {}
+
+GRIDPOOL_FN unsigned bfloat16_from_float(float value) {  // nearest, ties to even
+  const unsigned bits = bits_from_float(value);
+  return value != value ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
+GRIDPOOL_FN unsigned bfloat16_pair(float low, float high) { return bfloat16_from_float(low) | bfloat16_from_float(high) << 16; }
+
+GRIDPOOL_FN float float_from_half(unsigned half) {
+  const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
+  if (exponent == 0) {  // subnormal: fraction * 2^-24
+    const float value = static_cast<float>(fraction) * float_from_bits(0x33800000u);
+    return float_from_bits(bits_from_float(value) | sign);
+  }
+  return float_from_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+}
+
+GRIDPOOL_FN unsigned half_from_float(float value) {  // nearest, ties to even
+  const unsigned bits = bits_from_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fffu;
+  if (magnitude >= 0x47800000u) return sign | 0x7c00u;  // from 65536 on
+  if (magnitude < 0x38800000u)                          // below 2^-14: adding 0.5 leaves fraction * 2^-24, rounded by the FPU
+    return sign | (bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u);
+  const unsigned rebased = magnitude - (112u << 23);
+  return sign | (rebased + 0xfffu + (rebased >> 13 & 1u)) >> 13;  // 65520 and up carries into infinity
+}
+#endif
 
 struct Float {
   static constexpr int kLanes = 4;
@@ -162,82 +197,32 @@ struct Float {
   }
 };
 
-struct BFloat16 {
+// Two values a word, by the functions of the dtype T.
+template <class T>
+struct Pairs {
   static constexpr int kLanes = 8;
   static GRIDPOOL_FN void unpack(Vec vec, float (&value)[8]) {
     GRIDPOOL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      value[2 * i] = float_from_bits(vec.word[i] << 16);
-      value[2 * i + 1] = float_from_bits(vec.word[i] & 0xffff0000u);
-    }
+    for (int i = 0; i < 4; ++i) value[2 * i] = T::low(vec.word[i]), value[2 * i + 1] = T::high(vec.word[i]);
   }
   static GRIDPOOL_FN Vec pack(const float (&value)[8]) {
     Vec vec;
     GRIDPOOL_UNROLL
-    for (int i = 0; i < 4; ++i) vec.word[i] = pair(value[2 * i], value[2 * i + 1]);
+    for (int i = 0; i < 4; ++i) vec.word[i] = T::pair(value[2 * i], value[2 * i + 1]);
     return vec;
-  }
-  static GRIDPOOL_FN unsigned pair(float low, float high) {
-#if defined(__CUDA_ARCH__)
-    unsigned bits;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-    return bits;
-#else
-    return round(low) | round(high) << 16;
-#endif
-  }
-  static GRIDPOOL_FN unsigned round(float value) {  // nearest, ties to even
-    const unsigned bits = bits_from_float(value);
-    if (value != value) return 0x7fffu;
-    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   }
 };
 
-struct Half {
-  static constexpr int kLanes = 8;
-  static GRIDPOOL_FN void unpack(Vec vec, float (&value)[8]) {
-    GRIDPOOL_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      value[2 * i] = widen(vec.word[i] & 0xffffu);
-      value[2 * i + 1] = widen(vec.word[i] >> 16);
-    }
-  }
-  static GRIDPOOL_FN Vec pack(const float (&value)[8]) {
-    Vec vec;
-    GRIDPOOL_UNROLL
-    for (int i = 0; i < 4; ++i) vec.word[i] = narrow(value[2 * i]) | narrow(value[2 * i + 1]) << 16;
-    return vec;
-  }
-  static GRIDPOOL_FN float widen(unsigned half) {
-#if defined(__CUDA_ARCH__)
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<unsigned short>(half)));
-    return value;
-#else
-    const unsigned sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
-    if (exponent == 0) {  // subnormal: fraction * 2^-24
-      const float value = static_cast<float>(fraction) * float_from_bits(0x33800000u);
-      return float_from_bits(bits_from_float(value) | sign);
-    }
-    return float_from_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
-#endif
-  }
-  static GRIDPOOL_FN unsigned narrow(float value) {  // nearest, ties to even
-#if defined(__CUDA_ARCH__)
-    unsigned short half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
-    return half;
-#else
-    const unsigned bits = bits_from_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return 0x7fffu;
-    if (magnitude >= 0x47800000u) return sign | 0x7c00u;  // from 65536 on
-    if (magnitude < 0x38800000u) {                        // below 2^-14: adding 0.5 leaves fraction * 2^-24, rounded by the FPU
-      return sign | (bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u);
-    }
-    const unsigned rebased = magnitude - (112u << 23);
-    return sign | (rebased + 0xfffu + (rebased >> 13 & 1u)) >> 13;  // 65520 and up carries into infinity
-#endif
-  }
+struct BFloat16 : Pairs<BFloat16> {
+  static GRIDPOOL_FN float low(unsigned word) { return float_from_bits(word << 16); }
+  static GRIDPOOL_FN float high(unsigned word) { return float_from_bits(word & 0xffff0000u); }
+  static GRIDPOOL_FN unsigned pair(float low, float high) { return bfloat16_pair(low, high); }
+};
+
+struct Half : Pairs<Half> {
+  static GRIDPOOL_FN float low(unsigned word) { return float_from_half(word & 0xffffu); }
+  static GRIDPOOL_FN float high(unsigned word) { return float_from_half(word >> 16); }
+  static GRIDPOOL_FN unsigned pair(float low, float high) { return half_from_float(low) | half_from_float(high) << 16; }
 };
 
 // sum += weight * vec
@@ -248,29 +233,5 @@ GRIDPOOL_FN void add(float (&sum)[T::kLanes], Vec vec, float weight) {
   GRIDPOOL_UNROLL
   for (int lane = 0; lane < T::kLanes; ++lane) sum[lane] += weight * value[lane];
 }
-
-#if defined(__CUDACC__)
-// What the launch asked for beyond what the kernel declares.
-GRIDPOOL_FN Vec* dynamic_shared() {
-#if defined(__CUDA_ARCH__)
-  extern __shared__ Vec dynamic_shared_memory[];
-  return dynamic_shared_memory;
-#elif defined(GRIDPOOL_DYNAMIC_SHARED)
-  return static_cast<Vec*>(GRIDPOOL_DYNAMIC_SHARED);
-#else
-  return nullptr;  // nvcc's pass for the host
-#endif
-}
-
-// The total (or, of order inf, the largest) of 32 lanes, in all of them.
-GRIDPOOL_FN float warp_total(float value, float order) {
-  GRIDPOOL_UNROLL
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, value, distance);
-    value = infinite(order) ? largest(value, other) : value + other;
-  }
-  return value;
-}
-#endif
 
 }  // namespace gridpool

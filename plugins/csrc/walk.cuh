@@ -1,11 +1,10 @@
-// Windows of 2x2 and the cells of a pooled frame of half the size, in one walk along a row of windows: what is fetched is used for both.
+// Windows of 2x2 and the cells of a pooled frame of half the size, in one walk along a row of windows: a token is fetched for both.
 //
-// Such a cell is the mean of a window's tokens and, where the frame's side is odd, of one more row above and one more column to the left.
-// A step of a walk is a window and its cell; the sums of a step's last column are kept for the next cell. So only the row above is read
-// twice, by two walks at about the same time, and of a walk that begins within a row the column before it.
+// Such a cell is the mean of a window's tokens and, where the frame's side is odd, of one more row above and one more column to
+// the left. A step of a walk is a window and its cell; the sums of a step's last column are kept for the next cell. So only the
+// row above is read twice, by two walks at about the same time, and the column before a walk that begins within a row.
 //
-// Tokens are copied to shared memory STAGES - 1 steps ahead, by each thread those vectors that it will use: threads wait for one another
-// only where norms are summed.
+// Each thread copies to shared memory what it will use, STAGES - 1 steps ahead: threads wait only where norms are summed.
 #pragma once
 
 #include "window.cuh"
@@ -15,12 +14,12 @@ namespace gridpool {
 constexpr int kSteps = 7, kLateSteps = 3;  // the longest walk in an original frame, and in a summary
 constexpr int kStepTokens = 6;             // of a step: by row, the first one above the window, and column
 
-// Cells that a walk can make.
+// Whether a walk can make the cells of a pooled frame.
 GRIDPOOL_BOTH bool walks(const Args& args, const int* entry) {
   return args.window == 2 && args.padding == 0 && entry[1] == ceil_div(args.height, 2) && entry[2] == ceil_div(args.width, 2);
 }
 
-// Where a block walks: a part of a task.
+// Where a block walks: part of a task.
 struct Stretch {
   int version, frame, pool;  // frame, pool: -1 where there are no windows, or no cells
   int row, first, end;       // of windows and cells; nothing to do where end is not beyond first

@@ -33,7 +33,7 @@ GRIDPOOL_FN float finish(float norm, const Args& args) {
   return args.order == 1.0f ? mean : powf(mean, 1.0f / args.order);
 }
 
-// A thread's share of a window of K x K tokens, held in registers: vectors thread, thread + threads, ….
+// A thread's share of a window of K x K tokens, kept in registers: vectors thread, thread + threads, ….
 template <class T, int ORDER, int DEPTH, int K, int NV>
 struct Window {
   static constexpr int kTokens = K * K;

@@ -1,11 +1,12 @@
 """Pointer, shape and dtype of a CUDA array, without a copy: torch, CuPy, and anything with DLPack or `__cuda_array_interface__`
-(JAX, Numba, …). None of these packages is imported: where an array comes from one, it is loaded already.
+(JAX, Numba, …). None of these packages is imported: the one that an array comes from is loaded already.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import struct
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from plugins.errors import EngineError
 _TYPESTR = {"<f4": "float32", "<f2": "float16"}
 _DLPACK = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16"}  # (type code, bits)
 _CUDA, _CUDA_MANAGED = 2, 13
+# DLTensor of dlpack.h: data, device type and number, ndim, type code, bits, lanes, shape, strides, byte offset
+_TENSOR = struct.Struct("@QiiiBBHPPQ")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class View:
 
 
 def view(array: Any, stream: int) -> View:
-    """The view of an array on a GPU; EngineError for anything else. With DLPack, what wrote the array is ordered before `stream`."""
+    """The view of an array on a GPU; EngineError for anything else. With DLPack, `stream` waits for what writes the array."""
     if _package(array) == "torch":
         if not array.is_cuda:
             raise EngineError(f"x is on {array.device}; expected a CUDA array, move it with .cuda()")
@@ -55,14 +58,16 @@ def view(array: Any, stream: int) -> View:
 
 
 def view_of_capsule(capsule: Any, device: int | None) -> View:
-    """The view of an unversioned DLPack capsule, which owns the memory: it is not marked as used, so it frees it."""
-    tensor = _Tensor.from_address(_pointer(capsule, b"dltensor"))
-    shape = tuple(tensor.shape[: tensor.ndim])
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else _strides(shape, 1)
-    dtype = _DLPACK.get((tensor.code, tensor.bits), f"DLPack type {tensor.code} of {tensor.bits} bits")
-    if tensor.lanes != 1:
-        dtype += f" x {tensor.lanes}"
-    return View(tensor.data + tensor.byte_offset, shape, dtype, strides == _strides(shape, 1), device, capsule)
+    """The view of an unversioned DLPack capsule. The capsule owns the memory: it is not marked as used, so it will free it."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = ctypes.string_at(get(capsule, b"dltensor"), _TENSOR.size)
+    data, _, _, ndim, code, bits, lanes, shape_at, strides_at, offset = _TENSOR.unpack(tensor)
+    integers = ctypes.c_int64 * ndim
+    shape = tuple(integers.from_address(shape_at))
+    contiguous = not strides_at or tuple(integers.from_address(strides_at)) == _strides(shape, 1)
+    dtype = _DLPACK.get((code, bits), f"DLPack type {code} of {bits} bits") + (f" x {lanes}" if lanes != 1 else "")
+    return View(data + offset, shape, dtype, contiguous, device, capsule)
 
 
 def stream_of(array: Any, stream: Any) -> int:
@@ -80,9 +85,8 @@ def stream_of(array: Any, stream: Any) -> int:
     try:
         return int(stream)
     except (TypeError, ValueError):
-        raise EngineError(
-            f"stream is {type(stream).__name__}; expected a handle or a stream of torch, CuPy or cuda-python"
-        ) from None
+        expected = "a handle or a stream of torch, CuPy or cuda-python"
+        raise EngineError(f"stream is {type(stream).__name__}; expected {expected}") from None
 
 
 def empty_like(array: Any, shape: tuple[int, ...], stream: int) -> Any:
@@ -106,26 +110,3 @@ def _package(array: Any) -> str:
 
 def _strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(size * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-class _Tensor(ctypes.Structure):
-    """DLTensor of dlpack.h; x86-64 and AArch64 lay it out alike."""
-
-    _fields_ = (
-        ("data", ctypes.c_size_t),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-def _pointer(capsule: Any, name: bytes) -> int:
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return get(capsule, name)

@@ -40,7 +40,7 @@ class Compiled:
 
 @functools.cache
 def compile_kernel(variant: Variant, target: str, prelude: str = "", entry: str = "") -> Compiled:
-    """A cubin for "sm_…", PTX for "compute_…". `entry` replaces the kernel's own entry point, after `prelude`."""
+    """A cubin for "sm_…", PTX for "compute_…". `entry`, with `prelude` before it, replaces the kernel's own entry point."""
     nvrtc = _nvrtc()
     kind = f"{_TYPES[variant.dtype]}, {2 if variant.squares else 0}"
     if variant.stages:
@@ -50,34 +50,19 @@ def compile_kernel(variant: Variant, target: str, prelude: str = "", entry: str 
     bounds = (variant.threads * variant.groups, resident_blocks(variant))
     source = f'#include "st_gridpool.cuh"\nusing namespace gridpool;\n{prelude}\n{(entry or ENTRY) % (*bounds, arguments)}'
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.cuh"))}
-    program = _checked(
-        nvrtc.nvrtcCreateProgram(
-            source.encode(), b"st_gridpool.cu", len(headers), list(headers.values()), [n.encode() for n in headers]
-        )
-    )
+    names = [name.encode() for name in headers]
+    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"st_gridpool.cu", len(names), list(headers.values()), names))
     try:
-        options = [
-            f"--gpu-architecture={target}".encode(),
-            b"--std=c++17",
-            b"--ptxas-options=-v",
-            b"--device-as-default-execution-space",
-        ]
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
-        _checked(nvrtc.nvrtcGetProgramLog(program, log))
-        text = log.decode(errors="replace").strip("\0\n")
+        options = [f"--gpu-architecture={target}", "--std=c++17", "--ptxas-options=-v", "--device-as-default-execution-space"]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        text = _fetched(nvrtc, "ProgramLog", program).decode(errors="replace").strip("\0\n")
         if int(status):
             raise EngineError(f"NVRTC can't compile the kernel for {target}: {' '.join(text.split())[:500]}")
-        if target.startswith("compute_"):
-            code = bytearray(_checked(nvrtc.nvrtcGetPTXSize(program)))
-            _checked(nvrtc.nvrtcGetPTX(program, code))
-            return Compiled(bytes(code), 0, 0, 0)
-        code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program)))
-        _checked(nvrtc.nvrtcGetCUBIN(program, code))
+        code = _fetched(nvrtc, "PTX" if target.startswith("compute_") else "CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     spills = sum(map(int, re.findall(r"(\d+) bytes spill", text)))
-    return Compiled(bytes(code), _number(r"Used (\d+) registers", text), spills, _number(r"(\d+) bytes smem", text))
+    return Compiled(code, _number(r"Used (\d+) registers", text), spills, _number(r"(\d+) bytes smem", text))
 
 
 def _nvrtc() -> Any:
@@ -92,6 +77,12 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
+def _fetched(nvrtc: Any, what: str, program: Any) -> bytes:
+    content = bytearray(_checked(getattr(nvrtc, f"nvrtcGet{what}Size")(program)))
+    _checked(getattr(nvrtc, f"nvrtcGet{what}")(program, content))
+    return bytes(content)
+
+
 def _checked(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if int(status):
@@ -100,5 +91,4 @@ def _checked(result: tuple[Any, ...]) -> Any:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.findall(pattern, text)
-    return int(found[-1]) if found else 0
+    return int((re.findall(pattern, text) or [0])[-1])

@@ -1,7 +1,7 @@
 """`st_gridpool(x, spec)` on a GPU: any CUDA array in, an array of the same kind out, on the caller's stream, without a copy.
 
-The kernel is compiled by NVRTC at the first call with a spec, D, dtype and GPU, and launched through the driver API (cuda-bindings).
-The first call with a shape also uploads its plan, a few kilobytes: make it before capturing a CUDA graph.
+The first call with a spec, D, dtype and GPU compiles the kernel by NVRTC, and the first call with a shape uploads its plan, a few
+kilobytes: make it before capturing a CUDA graph.
 
 T frames, H, W patch rows and columns, D hidden, H', W' windows.
 """
@@ -25,7 +25,7 @@ from plugins.plan import Plan, make_plan
 
 
 def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any = None) -> Any:
-    """[T, H, W, D] -> [T, H', W', D], queued on `stream` (the current one of x's package where None).
+    """[T, H, W, D] -> [T, H', W', D], queued on `stream` (if None, the current stream of x's package).
 
     x: float32, float16 or bfloat16 CUDA array, contiguous, of torch, CuPy, or anything with DLPack or `__cuda_array_interface__`;
     others need `out`, of the right shape, dtype and device. UserError where the kernel does not cover spec, shape or array.
@@ -45,9 +45,8 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     target = view(result, handle)
     _refuse_layout("out", target)
     if (target.shape, target.dtype, _device_of(target)) != (shape, source.dtype, gpu.ordinal):
-        raise EngineError(
-            f"out is {target.dtype} {list(target.shape)} on GPU {_device_of(target)}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}"
-        )
+        got = f"{target.dtype} {list(target.shape)} on GPU {_device_of(target)}"
+        raise EngineError(f"out is {got}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}")
     call = _prepare(spec, source.shape, source.dtype, gpu.shared)
     with gpu.active(), gpu.scratch(call.scratch_bytes, handle) as scratch:
         gpu.launch(call, source.pointer, scratch, target.pointer, handle)
@@ -56,7 +55,7 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
 
 @dataclass(frozen=True)
 class _Call:
-    """What calls with one spec, shape and dtype share, so that a call itself costs microseconds."""
+    """What calls with one spec, shape and dtype share, so that a call costs microseconds."""
 
     plan: Plan
     variant: Variant
@@ -79,9 +78,7 @@ class _Gpu(Device):
         super().__init__(ordinal)
         major, minor = self.capability
         if self.capability < (8, 0):
-            raise EngineError(
-                f"GPU {ordinal} has compute capability {major}.{minor}; the kernel needs 8.0 or newer, use the plain graph"
-            )
+            raise EngineError(f"GPU {ordinal} is of compute capability {major}.{minor}; expected 8.0 or newer, use the plain graph")
         self.target = f"sm_{major}{minor}"
         self.shared = self.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         # programmatic dependent launch, where a driver can also capture it into a graph
@@ -91,7 +88,7 @@ class _Gpu(Device):
 
     @contextlib.contextmanager
     def scratch(self, size: int, stream: int) -> Iterator[int]:
-        """Stream-ordered memory, which is free again when the kernels that use it have run."""
+        """Stream-ordered memory, freed when the kernels that use it have run."""
         pointer = call_driver("cuMemAllocAsync", size, stream) if size else 0
         try:
             yield int(pointer)
@@ -105,7 +102,7 @@ class _Gpu(Device):
         for number, (*launch, blocks) in enumerate(call.launches):
             values = [call.args, *pointers, (ctypes.c_int * 4)(*launch)]
             parameters = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-            # The first launch must not begin before what wrote x has ended.
+            # The first launch must not begin before what writes x has ended.
             config = _config(blocks, call.variant, stream, overlaps=self.overlaps and number > 0)
             call_driver("cuLaunchKernelEx", config, kernel, ctypes.addressof(parameters), 0)
 
@@ -147,9 +144,8 @@ def _config(blocks: int, variant: Variant, stream: int, overlaps: bool) -> Any:
 def _device_of(array: View) -> int:
     if array.device is not None:
         return array.device
-    return int(
-        call_driver("cuPointerGetAttribute", driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
-    )
+    attribute = driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(call_driver("cuPointerGetAttribute", attribute, array.pointer))
 
 
 def _refuse_layout(name: str, array: View) -> None:

@@ -14,19 +14,19 @@ from plugins.plan import POOL, WINDOWS, Plan
 SCRATCH = -1  # depth: pooled frames are in scratch memory
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MIN_SHARED = 99 << 10  # bytes of shared memory that a block can have on any GPU of compute capability 8.0 and newer
-DECLARED_SHARED = 1024  # at least the bytes that a walking kernel declares itself: `kDeclaredShared` of csrc/plan.h
+DECLARED_SHARED = 1024  # at least the bytes of it that a walking kernel declares itself: `kDeclaredShared` of csrc/plan.h
 BLOCKS = (32, 64, 96, 128, 224, 256, 384, 512)  # threads of a walk; `kBlocks` of csrc/plan.h
 MAX_VECTORS = 1024  # of a token in a walk: `kMostVectors` of csrc/clip.cuh
 STEPS, LATE_STEPS = 7, 3  # of a walk: `kSteps`, `kLateSteps` of csrc/walk.cuh
-_MAX_THREADS = {2: 256, 3: 512}  # of a window that is kept in registers, by its side
+_MAX_THREADS = {2: 256, 3: 512}  # where tokens of a window stay in registers, by its side
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Template arguments, and the block: threads a window, windows a block.
+    """Template arguments, and the block: `threads` per window, `groups` windows.
 
-    window is 2 or 3 where tokens stay in registers, else 0; vectors: of 16 bytes, that a thread keeps of each token. stages: of a walk
-    (csrc/walk.cuh), whose steps are in shared memory; 0 where the kernel does not walk.
+    window: 2 for a walk, 2 or 3 where tokens stay in registers, else 0. vectors: of 16 bytes, that a thread keeps of each token.
+    stages: of a walk (csrc/walk.cuh), whose steps are in shared memory; 0 where the kernel does not walk.
     """
 
     dtype: str
@@ -45,10 +45,7 @@ class Variant:
 
 
 def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH, shared: int = MIN_SHARED) -> Variant:
-    """The variant for D and a dtype; `choose` of csrc/plan.h makes the same choice.
-
-    shared: bytes of shared memory that a block can have on the GPU.
-    """
+    """The variant for D and a dtype; the same choice as `choose` of csrc/plan.h. shared: bytes that a block can have on the GPU."""
     vecs, squares = hidden * BYTES[dtype] // 16, spec.order == 2
     if depth == SCRATCH and spec.window == 2 and vecs <= MAX_VECTORS:
         vectors = 2 if vecs > 32 else 1
@@ -56,9 +53,9 @@ def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH,
         twice = Variant(dtype, squares, depth, 2, vectors, threads, 1, stages=2)
         return twice if twice.shared_bytes + DECLARED_SHARED <= shared else replace(twice, stages=1)
     vectors = 1 if spec.window != 2 else 4 if vecs > 256 else 2  # nine tokens of two vectors would not fit the registers
-    threads = _round_up(-(-vecs // vectors), 32)
+    threads = 32 * -(-vecs // (32 * vectors))
     if threads > _MAX_THREADS.get(spec.window, 0) or (depth == SCRATCH and spec.window == 2):
-        return Variant(dtype, squares, depth, window=0, vectors=1, threads=min(_round_up(vecs, 32), 256), groups=1)
+        return Variant(dtype, squares, depth, window=0, vectors=1, threads=min(32 * -(-vecs // 32), 256), groups=1)
     return Variant(dtype, squares, depth, spec.window, vectors, threads, groups=max(1, 128 // threads))
 
 
@@ -70,7 +67,7 @@ def resident_blocks(variant: Variant) -> int:
 def launches(plan: Plan, variant: Variant) -> tuple[tuple[int, ...], ...]:
     """`Launch` of csrc/clip.cuh and the number of blocks, for each of the plan's launches."""
     first, result = 0, []
-    for tasks in plan.by_launch():
+    for tasks in plan.launches:
         units = [1, 1]
         for task in tasks:
             late = task[2] >= plan.frames
@@ -108,7 +105,3 @@ def args_of(plan: Plan, spec: StGridPool, hidden: int, dtype: str) -> Args:
     sections = [plan.section(name) for name in ("tasks", "versions", "tiles", "pools")]
     vecs = hidden * BYTES[dtype] // 16
     return Args(*plan.ints[1:8], vecs, *sections, spec.temperature, spec.order, 1.0 / hidden)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -1,7 +1,7 @@
 """StGridPool in TensorRT: a library with an IPluginV3 (plugin.cpp), or an ahead-of-time plugin from Python (aot.py).
 
-Either must be registered before a graph with calls of `gridpool::StGridPool` is parsed: TensorRT's parser then uses the plugin if its
-release has ENABLE_PLUGIN_OVERRIDE, or if the graph has no body (`drop_body`); otherwise it uses the body.
+Either must be registered before a graph with calls of `gridpool::StGridPool` is parsed. TensorRT's parser then uses the plugin if
+its release has ENABLE_PLUGIN_OVERRIDE, or if the function has no body (`drop_body`); otherwise it uses the body.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ def load_library(trt: Any, path: Path) -> None:
     """
     if not path.is_file():
         raise EngineError(f"{path} does not exist; build it with cmake -S plugins, or use an engine built without the plugin")
-    registry = trt.get_plugin_registry()
     if is_registered(trt):
         return
-    if registry.load_library(str(path)) is None or not is_registered(trt):
-        raise EngineError(
-            f"{path} does not register {DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}; build it against this TensorRT"
-        )
+    if trt.get_plugin_registry().load_library(str(path)) is None or not is_registered(trt):
+        plugin = f"{DOMAIN}::{NAME} version {VERSION} with TensorRT {trt.__version__}"
+        raise EngineError(f"{path} does not register {plugin}; build it against this TensorRT")
 
 
 def is_registered(trt: Any) -> bool:
-    """Whether a graph parsed now, or an engine read now, would find the plugin."""
+    """Whether a graph that is parsed now, or an engine that is read, would find the plugin."""
     return trt.get_plugin_registry().get_creator(NAME, VERSION, DOMAIN) is not None
 
 
@@ -51,9 +49,8 @@ def drop_body(model: Any) -> bool:
 
     Only a TensorRT with the plugin can read what is left.
     """
-    others = [function for function in model.functions if function.domain != DOMAIN]
-    found = len(others) < len(model.functions)
-    if found:
-        del model.functions[:]
-        model.functions.extend(others)
+    kept = [function for function in model.functions if function.domain != DOMAIN]
+    found = len(kept) < len(model.functions)
+    del model.functions[:]
+    model.functions.extend(kept)
     return found

@@ -1,14 +1,11 @@
 """StGridPool as an ahead-of-time Python plugin of TensorRT >= 10.9: the engine carries PTX, and needs no library at run time.
 
 `register(trt)` once, before a graph is parsed. Such a plugin is one kernel without a workspace, so summaries are computed on the fly
-(DEPTH >= 0 in csrc/st_gridpool.cuh): correct, and about three times the cache traffic of the library's kernel at the default
-levels. The plan, shapes and numbers are constants of the kernel's source. The PTX is for compute capability 8.0: the driver compiles
-it for the GPU that it meets.
+(DEPTH >= 0 in csrc/st_gridpool.cuh), which reads more tokens than the library's kernel does (docs/plugin.md). The plan, shapes and
+numbers are constants of the kernel's source. The PTX is for compute capability 8.0; the driver compiles it for the GPU at hand.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+# Without `from __future__ import annotations`: TensorRT reads the types of annotations, not their text.
 from typing import Any
 
 import numpy as np
@@ -24,21 +21,14 @@ PTX_TARGET = "compute_80"
 MAX_LEVELS = 4  # each level of summaries is another inlined loop
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """What TensorRT puts into the engine; the kernel's parameters are x and tokens."""
-
-    name: str
-    ptx: bytes
-    blocks: int
-    block: tuple[int, int]
-
-
 def kernel_for(
-    ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str, target: str = PTX_TARGET
-) -> Kernel:
-    """The kernel for one call of the op; SpecError where it does not cover the call."""
-    plan = Plan(tuple(ints))
+    ints: tuple[int, ...], temperature: float, order: float, hidden: int, dtype: str
+) -> tuple[bytes, int, tuple[int, int]]:
+    """For one call of the op: the PTX of KERNEL, whose parameters are x and tokens; blocks; and a block's (threads, windows).
+
+    SpecError where the kernel does not cover the call.
+    """
+    plan = Plan(ints)
     spec = StGridPool((), (), plan.ints[6], temperature, order, plan.ints[7])  # the pyramid is in the plan
     reason = not_covered(spec, (*plan.ints[1:4], hidden), dtype)
     if not reason and plan.depth > MAX_LEVELS:
@@ -56,44 +46,38 @@ def kernel_for(
         f"  const Args args = {{{values}}};\n"
         f"  run%s(args, kPlan, x, nullptr, out, {{{', '.join(map(str, launch))}}});\n}}\n"
     )
-    return Kernel(KERNEL, compile_kernel(variant, target, prelude, entry).code, blocks, (variant.threads, variant.groups))
+    return compile_kernel(variant, PTX_TARGET, prelude, entry).code, blocks, (variant.threads, variant.groups)
 
 
 def register(trt: Any) -> None:
     """Register the plugin with `trt`, the imported `tensorrt`. EngineError where the release has no ahead-of-time plugins."""
     if not hasattr(trt, "QuickPluginCreationRequest"):
-        raise EngineError(
-            f"TensorRT {trt.__version__} has no ahead-of-time Python plugins; use 10.9 or newer, or the plugin library"
-        )
+        raise EngineError(f"TensorRT {trt.__version__} has no ahead-of-time plugins; use 10.9 or newer, or the plugin library")
     import tensorrt.plugin as trtp
+    from tensorrt.plugin import TensorDesc  # tensorrt>=10.9
 
     plugin = f"{DOMAIN}::{NAME}"
-    desc: Any = trtp.TensorDesc  # tensorrt>=10.9
     dtypes = dict(zip((trt.float32, trt.float16, trt.bfloat16), DTYPES, strict=True))
 
-    def describe(x, plan, temperature, order):
+    @trtp.register(plugin)  # tensorrt>=10.9
+    def describe(x: TensorDesc, plan: npt.NDArray[np.int32], temperature: float, order: float) -> TensorDesc:
         tokens = x.like()
         for axis, size in zip(range(3), Plan(tuple(map(int, plan))).shape, strict=True):
             tokens.shape_expr[axis] = size
         return tokens
 
-    def choose(x, outputs):
+    @trtp.autotune(plugin)  # tensorrt>=10.9
+    def choose(x, outputs) -> list[trtp.AutoTuneCombination]:  # tensorrt>=10.9
         return [trtp.AutoTuneCombination("FP32|FP16|BF16, FP32|FP16|BF16", "LINEAR")]  # tensorrt>=10.9
 
-    def compile_call(x, plan, temperature, order, outputs, tactic):
-        kernel = kernel_for(tuple(map(int, plan)), float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
-        launch = trtp.KernelLaunchParams(kernel.blocks, 1, 1, *kernel.block)  # tensorrt>=10.9
-        return kernel.name, kernel.ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
-
-    # TensorRT reads types, not the strings that annotations are in this file
-    attributes = {"plan": npt.NDArray[np.int32], "temperature": float, "order": float}
-    describe.__annotations__ = {"x": desc, **attributes, "return": desc}
-    choose.__annotations__ = {"return": list[trtp.AutoTuneCombination]}  # tensorrt>=10.9
-    result = tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]  # tensorrt>=10.9
-    compile_call.__annotations__ = {"return": result}
-    trtp.register(plugin)(describe)  # tensorrt>=10.9
-    trtp.autotune(plugin)(choose)  # tensorrt>=10.9
-    trtp.aot_impl(plugin)(compile_call)  # tensorrt>=10.9
+    @trtp.aot_impl(plugin)  # tensorrt>=10.9
+    def compile_call(
+        x, plan, temperature, order, outputs, tactic
+    ) -> tuple[str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # tensorrt>=10.9
+        ints = tuple(map(int, plan))
+        ptx, blocks, block = kernel_for(ints, float(temperature), float(order), int(x.shape[3]), dtypes[x.dtype])
+        launch = trtp.KernelLaunchParams(blocks, 1, 1, *block)  # tensorrt>=10.9
+        return KERNEL, ptx, launch, trtp.SymIntExprs(0)  # tensorrt>=10.9
 
 
 def _literal(value: float) -> str:

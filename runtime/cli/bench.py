@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from runtime.cli.arguments import add_bundle, open_bundle, print_result
 from runtime.core.options import add_options, options_from_args
-from runtime.engine.place import placed
+from runtime.engine import placed
 from runtime.tools import bench
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from runtime.cli.arguments import add_bundle, open_bundle, print_result
 from runtime.core.options import add_options, options_from_args
-from runtime.engine import EngineOptions
-from runtime.engine.place import placed
+from runtime.engine import EngineOptions, placed
 from runtime.tools import plot
 
 

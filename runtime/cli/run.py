@@ -11,7 +11,7 @@ from runtime.chat import AskOptions, VideoChat
 from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
-from runtime.engine.place import placed
+from runtime.engine import placed
 from runtime.llm.remote import LLMOptions
 from runtime.prompt import Prompt
 from runtime.remote_chat import RemoteChat

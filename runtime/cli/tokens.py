@@ -11,7 +11,7 @@ from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle, print_r
 from runtime.core.files import atomic_file
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
-from runtime.engine.place import placed
+from runtime.engine import placed
 from runtime.vision.encoder import VisionEncoder
 
 

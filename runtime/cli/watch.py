@@ -9,7 +9,7 @@ from runtime.chat import AskOptions
 from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
-from runtime.engine.place import placed
+from runtime.engine import placed
 from runtime.watch import Watch, WatchOptions
 
 

@@ -1,4 +1,4 @@
-"""More machines than one: a batch job that turns files into tokens (batch.py) and server replicas (app.py), both on Ray.
+"""Several machines: a batch job that turns files into tokens (batch.py) and server replicas (app.py), both on Ray.
 
-files.py and parts.py know nothing of Ray: without it the batch job runs in a pool of this process, with the same output.
+Without Ray, the batch job runs in a thread pool of this process, with the same output; files.py and parts.py do not use Ray.
 """

@@ -2,9 +2,9 @@
 
     serve run runtime.cluster.app:build bundle=/bundles/ov replicas=2
 
-The front reads the request, passes it to a replica and returns the response. A response that is not a stream of events
-leaves the front only when it is complete, so when its replica dies before that, another one gets the same request: what was
-accepted is answered. A stream that has begun can't be begun again; it ends with an error event.
+The front reads the request, passes it to a replica and returns the response. A response that is not an event stream leaves the
+front only when it is complete. So if its replica dies before that, another replica gets the same request, and no accepted request
+is lost. A stream that has begun cannot be restarted; it ends with an error event.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from typing import Any
 from runtime.core.errors import UsageError, missing_package
 from runtime.core.options import check_limits, nested, option, options_from_values
 from runtime.engine import EngineOptions
+from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions
 
 try:
     from fastapi import Request, Response
-    from fastapi.responses import StreamingResponse
+    from fastapi.responses import JSONResponse, StreamingResponse
     from ray import serve
     from ray.exceptions import RayActorError
 except ImportError as error:
     raise missing_package(str(error.name), "serving on Ray", "ray") from None
 
 TRIES = 4
+_PAUSE = 0.2  # seconds between two of them
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """The arguments of the application, beside the server's options (without its address: Ray says where the fronts listen)."""
+    """The arguments of the application and the options of its servers, except for host, port and drain, which are up to Ray."""
 
     bundle: str = option("", "one path, or several with commas, the same on every node")
-    replicas: int = option(1, "loaded servers; the fewest where Ray scales", at_least=0)
-    max_replicas: int = option(0, "where this is more than replicas, Ray scales between the two")
-    target: float = option(4.0, "requests that a replica should have on average when Ray scales")
+    replicas: int = option(1, "loaded servers; the minimum if Ray scales", at_least=0)
+    max_replicas: int = option(0, "if this is more than replicas, Ray scales between the two")
+    target: float = option(4.0, "average number of requests per replica that Ray scales for")
     fronts: int = option(1, "processes that pass requests on")
     cpus: float = option(1.0, "that each replica reserves")
     gpus: float = option(0.0, "that each replica reserves")
@@ -68,13 +70,12 @@ class Replica:
     async def respond(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[dict[str, Any], None]:
         """The ASGI messages of the response."""
         messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(16)
-        sent = asyncio.Event()
+        requests = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
-            if sent.is_set():
-                await asyncio.Event().wait()  # the client is there until this generator is closed
-            sent.set()
-            return {"type": "http.request", "body": body, "more_body": False}
+            if not requests:
+                await asyncio.Event().wait()  # the client stays connected until this generator is closed
+            return requests.pop()
 
         async def run() -> None:
             try:
@@ -91,13 +92,12 @@ class Replica:
             task.cancel()
 
     def check_health(self) -> None:
-        reason = self.state.not_ready()
-        if reason:
+        if reason := self.state.not_ready():
             raise RuntimeError(reason)
 
 
 class Front:
-    """Passes requests on; knows nothing of bundles."""
+    """Passes requests on; knows nothing about bundles."""
 
     def __init__(self, replica: Any, max_body: int):
         self.replica, self.max_body = replica.options(stream=True), max_body
@@ -107,45 +107,43 @@ class Front:
         async for chunk in request.stream():
             body += chunk
             if len(body) > self.max_body:
-                return _error(413, f"the request is larger than {self.max_body} bytes", "request_too_large")
+                return _response(ApiError(413, f"the request is larger than {self.max_body} bytes", "request_too_large"))
         scope = _plain(request.scope)
-        for left in reversed(range(TRIES)):
+        for _ in range(TRIES):
             messages = self.replica.respond.remote(scope, bytes(body))
             try:
                 start = await anext(messages)
-                headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
-                if dict(headers).get("content-type", "").startswith("text/event-stream"):
-                    return _with_headers(StreamingResponse(_events(messages)), start["status"], headers)
+                pairs = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in start["headers"])
+                headers = {name: value for name, value in pairs if name != "content-length"}
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    return StreamingResponse(_events(messages), start["status"], headers)
                 content = b"".join([message.get("body", b"") async for message in messages])
-                return _with_headers(Response(content), start["status"], headers)
+                return Response(content, start["status"], headers)
             except RayActorError:
-                if not left:
-                    return _error(503, "no replica could finish this request", "replica_died", {"Retry-After": "5"})
-                await asyncio.sleep(0.2)
-        raise AssertionError("the last try returns")
+                await asyncio.sleep(_PAUSE)
+        return _response(ApiError(503, "no replica could finish this request", "replica_died", headers={"Retry-After": "5"}))
 
 
 def build(args: dict[str, Any]) -> Any:
-    """The application, for `serve run` and a RayService's `import_path`. UsageError for arguments that make no sense."""
+    """The application, for `serve run` and for the `import_path` of a RayService. UsageError for invalid arguments."""
     options = options_from_values(ClusterOptions, args)
     scaling: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:
         bounds = {"min_replicas": options.replicas, "max_replicas": options.max_replicas}
         scaling = {"autoscaling_config": bounds | {"target_ongoing_requests": options.target}}
-    limit = options.server.batch + options.server.queue
     replica: Any = serve.deployment(
         Replica,
         name="replica",
-        max_ongoing_requests=limit,
+        max_ongoing_requests=options.server.batch + options.server.queue,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=options.server.deadline,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         **scaling,
     )
-    entrance: Any = serve.deployment(
+    front: Any = serve.deployment(
         Front, name="front", num_replicas=options.fronts, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.1}
     )
-    return entrance.bind(replica.bind(options), options.server.max_body)
+    return front.bind(replica.bind(options), options.server.max_body)
 
 
 async def _events(messages: Any) -> AsyncGenerator[bytes, None]:
@@ -154,29 +152,18 @@ async def _events(messages: Any) -> AsyncGenerator[bytes, None]:
             if message.get("body"):
                 yield message["body"]
     except RayActorError:
-        yield b"data: " + json.dumps(_error_body("the replica died while it answered", "replica_died")).encode() + b"\n\n"
+        error = ApiError(503, "the replica died while it was answering", "replica_died")
+        yield b"data: " + json.dumps(error.body()).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 
 def _plain(scope: Any) -> dict[str, Any]:
-    """What of an ASGI scope can travel, at the root of the app."""
+    """The part of an ASGI scope that can be sent to another process, as if the application were at the root."""
     kept = ("type", "http_version", "method", "scheme", "query_string", "headers", "client", "server")
     plain = {name: scope[name] for name in kept if name in scope}
     path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
     return plain | {"asgi": {"version": "3.0"}, "path": path, "raw_path": path.encode(), "root_path": ""}
 
 
-def _with_headers(response: Response, status: int, headers: list[tuple[str, str]]) -> Response:
-    response.status_code = status
-    for name, value in headers:
-        if name.lower() != "content-length":
-            response.headers[name] = value
-    return response
-
-
-def _error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(_error_body(message, code)), status, headers, "application/json")
-
-
-def _error_body(message: str, code: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)

@@ -2,9 +2,9 @@
 
     path string · sha256 string · bundle string · spec string · tokens float16 [N, D] · error string · size, mtime_ns int64
 
-One row a file; `tokens` is null where `error` is not. Only the job's process writes, under a lock, so a row is in exactly one part
-whatever dies when. Rows of finished parts are done; a row whose file has changed since, or that is to be tried again, is removed from
-its part before the file is encoded.
+One row per file; `tokens` is null where `error` is not. Only the job's process writes, under a lock, so a row is in exactly one
+part whichever process dies at whatever time. Rows of finished parts are done. A row whose file has changed, or that is to be tried
+again, is removed from its part before the file is encoded.
 
 N visual tokens, D hidden.
 """
@@ -39,25 +39,16 @@ class Parts:
             raise missing_package("pyarrow", "the batch job", "batch") from None
         self.arrow, self.parquet = pyarrow, pyarrow.parquet
         manifest = bundle.manifest
-        self.out, self.shape = out, (manifest.tokens_per_clip, manifest.hidden_size)
+        self.out = out
         self.identity, self.spec = bundle.sha256(VISION), manifest.compression.spec
-        text = pyarrow.string()
-        self.schema = pyarrow.schema(
-            [
-                ("path", text),
-                ("sha256", text),
-                ("bundle", text),
-                ("spec", text),
-                ("tokens", pyarrow.fixed_shape_tensor(pyarrow.float16(), self.shape)),
-                ("error", text),
-                ("size", pyarrow.int64()),
-                ("mtime_ns", pyarrow.int64()),
-            ]
-        )
+        self.tokens = pyarrow.fixed_shape_tensor(pyarrow.float16(), (manifest.tokens_per_clip, manifest.hidden_size))
+        kinds = dict.fromkeys(("path", "sha256", "bundle", "spec"), pyarrow.string())
+        kinds |= {"tokens": self.tokens, "error": pyarrow.string(), "size": pyarrow.int64(), "mtime_ns": pyarrow.int64()}
+        self.schema = pyarrow.schema(kinds)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """OutputError where another job writes there, or nobody can."""
+        """OutputError if another job writes there, or nobody can."""
         if self.out.exists() and not self.out.is_dir():
             raise OutputError(f"{self.out} is a file; choose a directory for the output")
         require_writable(self.out)
@@ -74,77 +65,59 @@ class Parts:
             yield
 
     def done(self, retry_errors: bool = False) -> set[str]:
-        """Paths whose rows stand, for this bundle. Rows of files that have changed, and errors to retry, are removed."""
+        """Paths that have a valid row for this bundle. Rows of files that have changed, and errors to retry, are removed."""
         found: set[str] = set()
         for part in self._files():
             rows = self._read(part, ["path", "bundle", "error", "size", "mtime_ns"])
-            stands = [self._stands(row, retry_errors) for row in rows]
-            found |= {row["path"] for row, good in zip(rows, stands, strict=True) if good and row["bundle"] == self.identity}
-            if not all(stands):
-                self._keep(part, stands)
+            valid = [self._is_valid(row, retry_errors) for row in rows]
+            found |= {row["path"] for row, good in zip(rows, valid, strict=True) if good and row["bundle"] == self.identity}
+            if any(valid) and not all(valid):
+                with self._reading(part):
+                    kept = self.parquet.read_table(part).filter(self.arrow.array(valid))
+                self._store(part, kept)
+            elif not all(valid):
+                part.unlink()
         return found
 
     def write(self, rows: Sequence[dict[str, Any]]) -> Path:
-        """The next part."""
+        """Write the next part."""
         numbers = [int(match[1]) for part in self._files() if (match := _PART.fullmatch(part.name))]
         file = self.out / f"part-{max(numbers, default=-1) + 1:06d}.parquet"
         self._store(file, self._table(rows))
         return file
 
     def _table(self, rows: Sequence[dict[str, Any]]) -> Any:
-        arrow, count, size = self.arrow, len(rows), int(np.prod(self.shape))
-        values = np.zeros((count, size), np.float16)
-        for index, row in enumerate(rows):
-            if row["tokens"] is not None:
-                values[index] = np.frombuffer(row["tokens"], np.float16)
-        missing = arrow.array([row["tokens"] is None for row in rows])
-        flat = arrow.FixedSizeListArray.from_arrays(arrow.array(values.reshape(-1)), size, mask=missing)
-        tensor = arrow.ExtensionArray.from_storage(self.schema.field("tokens").type, flat)
-        columns = {
-            "path": [row["path"] for row in rows],
-            "sha256": [row["sha256"] for row in rows],
-            "bundle": [self.identity] * count,
-            "spec": [self.spec] * count,
-            "tokens": tensor,
-            "error": [row["error"] for row in rows],
-            "size": [row["size"] for row in rows],
-            "mtime_ns": [row["mtime_ns"] for row in rows],
-        }
-        return arrow.table(columns, schema=self.schema)
+        values = [None if row["tokens"] is None else np.frombuffer(row["tokens"], np.float16) for row in rows]
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("path", "sha256", "error", "size", "mtime_ns")}
+        columns |= {"bundle": [self.identity] * len(rows), "spec": [self.spec] * len(rows)}
+        columns["tokens"] = self.arrow.ExtensionArray.from_storage(self.tokens, self.arrow.array(values, self.tokens.storage_type))
+        return self.arrow.table(columns, schema=self.schema)
 
-    def _stands(self, row: dict[str, Any], retry_errors: bool) -> bool:
+    def _is_valid(self, row: dict[str, Any], retry_errors: bool) -> bool:
         if row["bundle"] != self.identity:
-            return True  # another bundle's row is none of this job's business
+            return True  # this job leaves the rows of other bundles alone
         if row["error"] is not None and retry_errors:
             return False
         try:
             stat = os.stat(row["path"])
         except OSError:
-            return True  # it was worked on when it was there, or is missing still
+            return True  # the file has been removed since, or is still missing
         return (stat.st_size, stat.st_mtime_ns) == (row["size"], row["mtime_ns"])
-
-    def _keep(self, part: Path, stands: list[bool]) -> None:
-        if not any(stands):
-            part.unlink()
-            return
-        with self._understanding(part):
-            kept = self.parquet.read_table(part).filter(self.arrow.array(stands))
-        self._store(part, kept)
 
     def _store(self, file: Path, table: Any) -> None:
         with atomic_file(file) as temporary:
             self.parquet.write_table(table, temporary, compression="zstd")
 
     def _read(self, part: Path, columns: list[str]) -> list[dict[str, Any]]:
-        with self._understanding(part):
+        with self._reading(part):
             rows = self.parquet.read_table(part, columns=columns).to_pylist()
             if any(type(row["path"]) is not str or "\0" in row["path"] or type(row["bundle"]) is not str for row in rows):
                 raise ValueError("a row without a path or a bundle")
             return rows
 
     @contextmanager
-    def _understanding(self, part: Path) -> Iterator[None]:
-        """OutputError if what is read within is not a part of a batch job."""
+    def _reading(self, part: Path) -> Iterator[None]:
+        """OutputError if `part` turns out not to be a part of a batch job."""
         try:
             yield
         except (OSError, KeyError, ValueError, MemoryError, self.arrow.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Ray for the length of a job: joined if there is a cluster, started here otherwise; one that the caller started is left alone."""
+"""Ray for the duration of a job: joins a running cluster or starts one; a cluster that the caller started is left alone."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def session(address: str | None, cpus: int) -> Iterator[Any]:
-    """The ray module, connected. UsageError where the cluster at `address` does not answer."""
+    """The ray module, connected. UsageError if the cluster at `address` does not respond."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # a cluster of this process alone, on loopback: nobody has a token for it
+        # a cluster of this process alone, on loopback, for which no token exists
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         import ray

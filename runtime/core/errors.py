@@ -15,6 +15,7 @@ from collections.abc import Callable
 from plugins.errors import EngineError as EngineError
 from plugins.errors import SpecError as SpecError
 from plugins.errors import UserError as UserError
+from plugins.errors import import_package as import_package
 from plugins.errors import install_command as install_command
 from plugins.errors import missing_package as missing_package
 from plugins.errors import nearest as nearest

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from plugins.spec import Limits
 from runtime.core.errors import UsageError, UserError, nearest
 
 _T = TypeVar("_T")
@@ -33,16 +34,13 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(Limits):
     """What an option has beyond the field's name, type and default; see `option`."""
 
     help: str = ""
     flag: str | None = ""
     metavar: str | None = None
     choices: Collection[str] = ()
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
     scale: int = 1
     parse: Callable[[str], Any] | None = None
     env: str | None = None
@@ -51,16 +49,7 @@ class Option:
         """What `value` should be instead; "" where it is within the limits."""
         if isinstance(value, str) and self.choices and value not in self.choices:
             return f"one of {', '.join(self.choices)}"
-        if not isinstance(value, (int, float)):
-            return ""
-        limits = []
-        if self.at_least is not None:
-            limits.append((value >= self.at_least, f"at least {self.at_least}"))
-        if self.above is not None:
-            limits.append((value > self.above, f"more than {self.above}"))
-        if self.at_most is not None:
-            limits.append((value <= self.at_most, f"at most {self.at_most}"))
-        return "" if all(met for met, _ in limits) else " and ".join(text for _, text in limits)
+        return super().expected(value) if isinstance(value, (int, float)) else ""
 
 
 def option(default: Any, help: str = "", **more: Any) -> Any:
@@ -74,7 +63,7 @@ def option(default: Any, help: str = "", **more: Any) -> Any:
     parse      text -> value, default: the field's type; its ValueError says what was expected
     env        an environment variable to read where the command line does not have the option
     """
-    return field(default=default, metadata={_KEY: Option(help, **more)})
+    return field(default=default, metadata={_KEY: Option(help=help, **more)})
 
 
 def secret_option(help: str, **more: Any) -> Any:

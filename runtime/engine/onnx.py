@@ -20,7 +20,7 @@ import numpy as np
 from runtime.bundle import Bundle
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine import cuda
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,13 +59,12 @@ class OnnxEngine:
     """One ONNX Runtime session."""
 
     backend = "onnx"
-    takes_bf16 = False
+    takes_bf16, takes_batches = False, True
 
     def __init__(self, session: onnxruntime.InferenceSession, device: str):
         self.session, self.device = session, device
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._state_dtypes = {spec.name: spec.dtype for spec in self.inputs}
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -96,9 +95,7 @@ class OnnxEngine:
         as_written: node by node, without ONNX Runtime's optimisations, which would keep float32 copies of float16 weights.
         """
         options = options.on("cpu")
-        reason = cls.unavailable(options.device)
-        if reason:
-            raise EngineError(f"backend onnx can't run on {options.device}: {reason}")
+        check_available(cls, options.device)
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -152,7 +149,7 @@ class OnnxEngine:
                 binding.bind_ortvalue_input(name, state.values[name])
                 binding.bind_ortvalue_output(output, state.values[name])
             else:
-                buffer = _buffer_of(state.values[name], state.entries, self._state_dtypes[name], self.device)
+                buffer = _buffer_of(state.values[name], state.entries, self.device)
                 binding.bind_input(name, *buffer)
                 binding.bind_output(output, *buffer)
         for name in wanted:
@@ -178,24 +175,16 @@ _ADDITION = (
 )
 
 
-def _preload_cuda() -> None:
-    """Load CUDA and cuDNN from NVIDIA's wheels, where they are installed: the loader does not look into site-packages.
-
-    ONNX Runtime prints to stdout what it did not find. A library may still come from elsewhere; if not, the first session fails.
-    """
-    import onnxruntime
-
-    if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and newer
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
-
-
 @functools.cache
 def _cuda_fault() -> str | None:
     """Why the CUDA provider can't compute on the GPU of this machine, tried once per process; None where it can."""
     import onnxruntime
 
-    _preload_cuda()
+    # CUDA and cuDNN of NVIDIA's wheels, in site-packages, where the loader does not look. What is not found there is printed, to stdout;
+    # it may still come from elsewhere.
+    if hasattr(onnxruntime, "preload_dlls"):  # 1.21 and newer
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     doctor = "`python -m runtime doctor` says what is missing"
@@ -209,9 +198,9 @@ def _cuda_fault() -> str | None:
     return None
 
 
-def _buffer_of(value: Any, entries: slice, dtype: np.dtype, device: str) -> tuple[str, int, np.dtype, list[int], int]:
+def _buffer_of(value: Any, entries: slice, device: str) -> tuple[str, int, np.dtype, list[int], int]:
     """The arguments that bind `entries` of a buffer's first axis in place: device, its number, dtype, shape, address."""
-    shape = value.shape()
+    shape, dtype = value.shape(), _DTYPES[value.data_type()]
     stride = int(np.prod(shape[1:])) * dtype.itemsize
     return device, 0, dtype, [entries.stop - entries.start, *shape[1:]], value.data_ptr() + entries.start * stride
 

@@ -25,12 +25,11 @@ import numpy as np
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
 from runtime.bundle.tensors import MASK, PAST, POSITIONS, PRESENT
-from runtime.core.errors import EngineError, missing_package
+from runtime.core.errors import EngineError, import_package, missing_package
 from runtime.engine.openvino_memory import lower_mmap_threshold, release_mapped_pages
-from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
+from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
 
 _READ_STEP = 32  # rows: OpenVINO rebuilds its kernels for every new shape, 12 ms a step at 0.5B size
-_DEVICES = ("cpu", "gpu", "npu")
 
 
 @cache
@@ -67,7 +66,7 @@ class OpenVINOEngine:
     """One compiled model."""
 
     backend = "openvino"
-    takes_bf16 = True
+    takes_bf16 = takes_batches = True
 
     def __init__(self, compiled: Any, device: str):
         self._compiled, self.device = compiled, device
@@ -81,8 +80,6 @@ class OpenVINOEngine:
             import openvino
         except ImportError:
             return str(missing_package("openvino", "backend openvino", "openvino"))
-        if device.partition(".")[0] not in _DEVICES:
-            return f"OpenVINO runs on {', '.join(_DEVICES)} (gpu.1 for the second), not on {device}"
         devices = [name.lower() for name in core().available_devices]
         if device not in devices and f"{device}.0" not in devices:
             return f"OpenVINO {openvino.__version__} finds no device {device} here, but {', '.join(devices)}"
@@ -100,9 +97,7 @@ class OpenVINOEngine:
     def load(cls, model: Path, options: EngineOptions = EngineOptions()) -> OpenVINOEngine:
         """Compile an ONNX file for `options.device`; "auto" is the CPU."""
         options = options.on("cpu")
-        reason = cls.unavailable(options.device)
-        if reason:
-            raise EngineError(f"backend openvino can't run here: {reason}")
+        check_available(cls, options.device)
         import openvino
 
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
@@ -126,41 +121,40 @@ class OpenVINOEngine:
     def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OpenVINOState:
         buffers = {spec.name: spec.zeros(batch) for spec in self.inputs if spec.name in pairs}
         state = OpenVINOState(dict(pairs), self._compiled.create_infer_request(), buffers)
-        self._bind(state, slice(None))
+        self._bind(state)
         return state
 
     def run(self, feeds: Mapping[str, np.ndarray], state: OpenVINOState | None = None) -> dict[str, np.ndarray]:
         import openvino
 
-        pairs = state.pairs if state else {}
-        check_feeds(self.inputs, feeds, frozenset(pairs))
-        request = state.request if state else self._request
+        state = state or OpenVINOState({}, self._request, {})
+        check_feeds(self.inputs, feeds, frozenset(state.pairs))
         arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # must live until the run has ended
-        if state:
+        if state.buffers:
             arrays[MASK] = _padded_mask(arrays[MASK], next(iter(state.buffers.values())).shape[2])
         try:
-            if state and state.entries:
-                self._bind(state, state.entries)
+            if state.entries:
+                self._bind(state)
             for name, array in arrays.items():
-                request.set_tensor(name, openvino.Tensor(array, shared_memory=array.size > 0))
-            request.infer(share_outputs=True)  # without it every output is copied
-            results = {spec.name: request.get_tensor(spec.name).data for spec in self.outputs}
+                state.request.set_tensor(name, openvino.Tensor(array, shared_memory=array.size > 0))
+            state.request.infer(share_outputs=True)  # without it every output is copied
+            results = {spec.name: state.request.get_tensor(spec.name).data for spec in self.outputs}
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on {self.device}: {_last_line(error)}") from None
-        for name, buffer in state.buffers.items() if state else ():
-            batch = buffer[state.entries] if state and state.entries else buffer
-            for entry, (rows, added) in enumerate(zip(feeds[POSITIONS], results[pairs[name]], strict=True)):
+        for name, buffer in state.buffers.items():
+            batch = buffer[state.entries or slice(None)]
+            for entry, (rows, added) in enumerate(zip(feeds[POSITIONS], results[state.pairs[name]], strict=True)):
                 batch[entry, :, rows[0] : rows[0] + len(rows)] = added
-        return {name: result.copy() for name, result in results.items() if name not in pairs.values()}
+        return {name: result.copy() for name, result in results.items() if name not in state.pairs.values()}
 
     def close(self) -> None:
         del self._request, self._compiled
 
-    def _bind(self, state: OpenVINOState, entries: slice) -> None:
+    def _bind(self, state: OpenVINOState) -> None:
         import openvino
 
         for name, buffer in state.buffers.items():
-            batch = buffer[entries]
+            batch = buffer[state.entries or slice(None)]
             state.request.set_tensor(name, openvino.Tensor(batch, list(batch.shape), self._compiled.input(name).element_type))
 
 
@@ -172,11 +166,9 @@ def _padded_mask(mask: np.ndarray, capacity: int) -> np.ndarray:
 
 def _readable(path: Path) -> Path | bytes:
     """The file; where it has local functions, the serialised model with functions inlined and weights included."""
-    try:
-        import onnx
-        import onnx.inliner
-    except ImportError:
-        raise missing_package("onnx", "reading a graph with local functions in OpenVINO", "runtime") from None
+    import_package("onnx", "reading a graph with local functions in OpenVINO", "runtime")
+    import onnx.inliner
+
     model = read_graph(path)
     if not model.functions:
         return path

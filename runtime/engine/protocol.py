@@ -51,7 +51,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How a graph is run; runtime/engine/place.py is the rule of device "auto"."""
+    """How a graph is run; runtime/engine/open.py has the rule of device "auto"."""
 
     device: str = option(
         "auto",
@@ -107,9 +107,11 @@ class Backend(Engine, Protocol):
     """What BACKENDS registers: an engine class that knows whether it can run here and loads graphs of a bundle.
 
     takes_bf16      whether it supports `EngineOptions.bf16`
+    takes_batches   whether it runs DECODER_BATCH
     """
 
     takes_bf16: bool
+    takes_batches: bool
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -118,6 +120,13 @@ class Backend(Engine, Protocol):
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> Backend:
         """Load the graph of that name. EngineError says what was wrong and what to run."""
+
+
+def check_available(backend: type[Backend], device: str) -> None:
+    """EngineError where `backend` can't run on `device` here."""
+    reason = backend.unavailable(device)
+    if reason:
+        raise EngineError(f"backend {backend.backend} can't run here: {reason}")
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], bound: frozenset[str] = frozenset()) -> None:

@@ -2,7 +2,7 @@
 
 Device and page-locked buffers are allocated once, at the largest shape of the engine's profile, and reused by every run.
 A graph of static shapes is captured as a CUDA graph after its first run, so that the CPU no longer launches its hundreds of kernels
-one by one; where capture fails that is logged, and runs go on without. A state (the KV cache) never leaves the GPU: it is one buffer
+one by one; if capture fails, that is logged and runs go on without it. A state (the KV cache) never leaves the GPU: it is one buffer
 where TensorRT declares output and input to be the same memory (its KV-cache layer), else two that swap after each run, because
 TensorRT guarantees nothing for other layers that write what they read.
 """
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from plugins.tensorrt import load_library
 from runtime.bundle import Bundle
-from runtime.core.errors import EngineError, UserError, missing_package
+from runtime.core.errors import EngineError, UserError
 from runtime.core.progress import log
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_feeds
-from runtime.engine.trt_plugin import LIBRARY, PluginChoice
 from runtime.engine.trt_records import dimension_names, find_engine, plugin_library
 
 
@@ -36,21 +36,13 @@ class TensorRTState:
     reads: dict[str, int]
     writes: dict[str, int]
 
-    def batch_slice(self, start: int, stop: int) -> TensorRTState:
-        raise EngineError("a TensorRT engine of this runtime decodes one conversation at a time; it has no batch to slice")
-
-    def advance(self) -> None:
-        """Let the next run read what the last one wrote."""
-        self.reads, self.writes = self.writes, self.reads
-
 
 class TensorRTEngine:
     """One deserialised engine with one execution context, one stream and its buffers."""
 
     backend = "tensorrt"
     device = "cuda"
-    takes_bf16 = False
-    package, extra = "tensorrt", "gpu"
+    takes_bf16 = takes_batches = False
 
     def __init__(self, engine: Any, gpu: cuda.Cuda, names: Mapping[str, list[int | str]] | None = None):
         """engine: an ICudaEngine; names: {input: its shape, with dynamic dimensions by name}."""
@@ -58,7 +50,12 @@ class TensorRTEngine:
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"{self.backend} could not make an execution context: {facade.last_error(self.backend)}")
-        self.inputs, self.outputs = self._specs(names or {})
+        tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        input_mode = facade.load(self.backend).TensorIOMode.INPUT
+        are_inputs = [engine.get_tensor_mode(name) == input_mode for name in tensors]
+        specs = [self._spec(name, (names or {}).get(name)) for name in tensors]
+        self.inputs = tuple(spec for spec, is_input in zip(specs, are_inputs, strict=True) if is_input)
+        self.outputs = tuple(spec for spec, is_input in zip(specs, are_inputs, strict=True) if not is_input)
         self._largest = self._largest_shapes()
         self._device: dict[str, int] = {}  # buffers of the tensors that are in no state, allocated when first needed
         self._host: dict[str, np.ndarray] = {}
@@ -70,8 +67,6 @@ class TensorRTEngine:
     def unavailable(cls, device: str) -> str | None:
         if device != "cuda":
             return f"TensorRT engines run on a GPU, not on {device}; pass --device cuda"
-        if not facade.installed(cls.backend):
-            return str(missing_package(cls.package, f"backend {cls.backend}", cls.extra))
         try:
             facade.load(cls.backend)
         except UserError as error:
@@ -80,13 +75,10 @@ class TensorRTEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> TensorRTEngine:
-        reason = cls.unavailable(options.on("cuda").device)
-        if reason:
-            raise EngineError(f"backend {cls.backend} can't run here: {reason}")
         path = find_engine(bundle, cls.backend, graph)
         library = plugin_library(path, graph)
         if library:
-            PluginChoice(LIBRARY, library).register(cls.backend)
+            load_library(facade.load(cls.backend), library)
         gpu = cuda.Cuda()
         try:
             return cls(_deserialize(cls.backend, path, bundle.path), gpu, dimension_names(path, graph))
@@ -100,8 +92,6 @@ class TensorRTEngine:
         specs = {spec.name: spec for spec in (*self.inputs, *self.outputs)}
         state = TensorRTState(dict(pairs), {}, {})
         for name, output in pairs.items():
-            if name not in specs or output not in specs:
-                raise EngineError(f"no pair {name} -> {output} in this engine; it has {', '.join(specs)}")
             if self._largest[name] != self._largest[output] or specs[name].dtype != specs[output].dtype:
                 raise EngineError(f"{name} {specs[name].shape} and {output} {specs[output].shape} can't share a buffer")
             nbytes = _nbytes(self._largest[name], specs[name].dtype)
@@ -112,24 +102,21 @@ class TensorRTEngine:
         return state
 
     def run(self, feeds: Mapping[str, np.ndarray], state: TensorRTState | None = None) -> dict[str, np.ndarray]:
-        check_feeds(self.inputs, feeds, frozenset(state.pairs) if state else frozenset())
+        state = state or TensorRTState({}, {}, {})
+        check_feeds(self.inputs, feeds, frozenset(state.pairs))
         for spec in self.inputs:
             if spec.name in feeds:
                 self._bind_input(spec, feeds[spec.name])
-        bound = set()
-        if state:
-            for name, output in state.pairs.items():
-                self._bind(name, state.reads[name])
-                self._bind(output, state.writes[name])
-                bound.add(output)
-        wanted = [spec for spec in self.outputs if spec.name not in bound]
+        for name, output in state.pairs.items():
+            self._bind(name, state.reads[name])
+            self._bind(output, state.writes[name])
+        wanted = [spec for spec in self.outputs if spec.name not in state.pairs.values()]
         for spec in wanted:
             self._bind(spec.name, self._device_buffer(spec))
-        self._launch(alone=state is None)
+        self._launch(alone=not state.pairs)
         results = {spec.name: self._fetch(spec) for spec in wanted}
         self._gpu.synchronize()
-        if state:
-            state.advance()
+        state.reads, state.writes = state.writes, state.reads  # the next run reads what this one wrote
         return {name: array.copy() for name, array in results.items()}  # the next run overwrites the page-locked original
 
     def close(self) -> None:
@@ -138,21 +125,18 @@ class TensorRTEngine:
         self._context = self._engine = None
         self._gpu.close()
 
-    def _specs(self, names: Mapping[str, list[int | str]]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        trt = facade.load(self.backend)
-        dtypes = _dtypes(self.backend)
-        inputs: list[TensorSpec] = []
-        outputs: list[TensorSpec] = []
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            dtype = self._engine.get_tensor_dtype(name)
-            if dtype not in dtypes:
-                raise EngineError(f"{name} is {dtype}, which this runtime does not support; export with --precision fp32 or fp16")
-            shape = tuple(self._engine.get_tensor_shape(name))
-            known = names.get(name, [f"{name}.{axis}" for axis in range(len(shape))])
-            spec = TensorSpec(name, dtypes[dtype], tuple(n if size < 0 else size for size, n in zip(shape, known, strict=True)))
-            (inputs if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(spec)
-        return tuple(inputs), tuple(outputs)
+    def _spec(self, name: str, named: list[int | str] | None) -> TensorSpec:
+        """named: the shape with dynamic dimensions by name, where it is known."""
+        kind = self._engine.get_tensor_dtype(name)
+        try:
+            dtype = np.dtype(facade.load(self.backend).nptype(kind))
+        except TypeError:
+            raise EngineError(
+                f"{name} is {kind}, which this runtime does not support; export with --precision fp32 or fp16"
+            ) from None
+        shape = tuple(self._engine.get_tensor_shape(name))
+        named = named or [f"{name}.{axis}" for axis in range(len(shape))]
+        return TensorSpec(name, dtype, tuple(label if size < 0 else size for size, label in zip(shape, named, strict=True)))
 
     def _largest_shapes(self) -> dict[str, tuple[int, ...]]:
         """{tensor: shape} with every dynamic input at its profile's upper end."""
@@ -226,7 +210,6 @@ class TensorRTRTXEngine(TensorRTEngine):
     """TensorRT-RTX, whose kernels are compiled for the GPU at the first run."""
 
     backend = "tensorrt-rtx"
-    package, extra = "tensorrt_rtx", "rtx"
 
 
 def _deserialize(backend: str, path: Path, bundle: Path) -> Any:
@@ -243,20 +226,6 @@ def _deserialize(backend: str, path: Path, bundle: Path) -> Any:
             f"run `python -m runtime build {bundle} --backend {backend} --force`"
         )
     return engine
-
-
-def _dtypes(backend: str) -> dict[Any, np.dtype]:
-    kinds = facade.load(backend).DataType
-    pairs = {
-        kinds.FLOAT: np.float32,
-        kinds.HALF: np.float16,
-        kinds.INT64: np.int64,
-        kinds.INT32: np.int32,
-        kinds.INT8: np.int8,
-        kinds.UINT8: np.uint8,
-        kinds.BOOL: np.bool_,
-    }
-    return {kind: np.dtype(dtype) for kind, dtype in pairs.items()}
 
 
 def _nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:

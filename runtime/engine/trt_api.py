@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from plugins.tensorrt import drop_body, prefer_plugin
+from runtime.bundle.graph_file import read_graph
 from runtime.core.errors import EngineError, missing_package
 
 LOG = logging.getLogger("st-gridpool.tensorrt")
@@ -193,9 +195,6 @@ def _prefer_plugin(trt: Any, parser: Any, path: Path) -> bytes | None:
 
     Its external data stay in their file. None where the model can be parsed as it is.
     """
-    from plugins.tensorrt import drop_body, prefer_plugin
-    from runtime.bundle.graph_file import read_graph
-
     if prefer_plugin(trt, parser):
         return None
     model = read_graph(path)

@@ -1,6 +1,7 @@
 """Bundle -> TensorRT engines beside it; `trt_records` describes the files, `trt_target` the targets.
 
-Precision is decided in the ONNX graph (networks are strongly typed), so a build only chooses where the engine runs.
+Precision is decided in the ONNX graph (networks are strongly typed, and fp32 products do not drop to TF32), so a build only chooses
+where the engine runs.
 One optimisation profile per graph, from 1 to the bundle's `max_context`: a second one would double the weights. A directory is
 replaced in one step when it is complete, and an engine whose inputs have not changed is kept, not rebuilt.
 
@@ -20,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
+from plugins.tensorrt import load_library
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
 from runtime.bundle.tensors import MASK
 from runtime.core.errors import EngineError, nearest
-from runtime.core.files import atomic_directory, atomic_file
+from runtime.core.files import atomic_directory, atomic_file, sha256_of
 from runtime.core.machine import cache_directory
 from runtime.core.options import option
 from runtime.core.progress import log, phases
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import NONE, PluginChoice, has_plugin_layer
-from runtime.engine.trt_records import BUILD, ENGINES, engine_file, reusable_engines
+from runtime.engine.trt_records import AOT, BUILD, ENGINES, LIBRARY, NONE, engine_file, reusable_engines
 from runtime.engine.trt_target import backend_that_builds, resolved_target, set_target, version_that_builds
 
 
@@ -39,8 +40,6 @@ class BuildOptions:
     """target     "tensorrt": "current" or "ampere-plus"; "tensorrt-rtx": "any", "current", or architectures such as "sm89" or
                "sm86,sm120"; see runtime/engine/trt_target.py
     graphs     which graphs; () for all that answer questions: of a split bundle, encoder and compressor
-    tf32       let fp32 matrix products drop to TF32: faster, but less precise than the ONNX graph
-    workspace  scratch memory in MiB that a kernel may use, 0 for TensorRT's own limit
     """
 
     backend: str = option(
@@ -51,8 +50,6 @@ class BuildOptions:
     target: str | None = option(None, "GPU to build for (default: what the backend can do here)")
     graphs: tuple[str, ...] = ()
     force: bool = option(False, "build again where an engine of this very graph exists")
-    tf32: bool = False
-    workspace: int = 0
     plugin: str = option(NONE, "the compression plugin (backend tensorrt only)", metavar="none|aot|FILE.so")
 
 
@@ -73,16 +70,63 @@ class BuiltEngine:
         return values
 
 
+@dataclass(frozen=True)
+class PluginChoice:
+    """The compression plugin in engines: registered before a graph is parsed, named in build.json, loaded before an engine is.
+
+    In `vision.onnx` compression is a call of `gridpool::StGridPool`, a function whose body is the plain nodes (plugins/op.py). A
+    TensorRT that knows a plugin of that name uses the plugin, any other the body. kind is one of
+
+        NONE       the body
+        AOT        the ahead-of-time Python plugin (TensorRT 10.9 and newer): the engine carries its kernel
+        LIBRARY    the plugin library at `library`; it is copied beside the engine, which can't be read without it
+    """
+
+    kind: str = NONE
+    library: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, backend: str) -> PluginChoice:
+        """The choice that `--plugin TEXT` names; EngineError where this backend or file can't be it."""
+        if text == NONE:
+            return cls()
+        if backend != "tensorrt":
+            raise EngineError(f"--plugin {text} is for --backend tensorrt; {backend} builds the plain nodes, leave it out")
+        if text == AOT:
+            return cls(AOT)
+        path = Path(text)
+        if not path.is_file():
+            raise EngineError(f'no plugin library at {path}; expected "{NONE}", "{AOT}" or a library built with cmake -S plugins')
+        return cls(LIBRARY, path)
+
+    @property
+    def key(self) -> str:
+        """What tells engines with different plugins apart."""
+        return f"{LIBRARY}:{sha256_of(self.library)}" if self.library else self.kind
+
+    def register(self, backend: str) -> None:
+        """Make the plugin known to TensorRT. EngineError where this release or file has none."""
+        if self.kind == NONE:
+            return
+        trt = facade.load(backend)
+        if self.library:
+            load_library(trt, self.library)
+        else:
+            from plugins.tensorrt.aot import register
+
+            register(trt)
+
+
 def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
     """Build the engines of `bundle`; EngineError says what was wrong, and the old engines stay as they were.
 
     The `tensorrt` backend needs the GPU that it builds for; `tensorrt-rtx` needs none.
     """
     graphs = _chosen_graphs(bundle, options.graphs)
-    note = ""
     if options.backend == "auto":
-        backend, note = backend_that_builds(options.plugin)
+        backend, note = backend_that_builds(options.plugin != NONE)
         options = replace(options, backend=backend)
+        log(note)
     version = version_that_builds(options.backend)
     precision = bundle.manifest.precision  # the manifest's field, not ILayer's (tensorrt<11)
     target = resolved_target(options.backend, options.target)
@@ -92,12 +136,9 @@ def build(bundle: Bundle, options: BuildOptions) -> list[BuiltEngine]:
         "version": version,
         "target": target,
         "precision": precision,
-        "options": {"tf32": options.tf32, "workspace": options.workspace},
         "plugin": plugin.key,
     }
     directory = bundle.path / ENGINES / "-".join((options.backend, target.replace(",", "+"), precision))
-    if note:
-        log(note)
     entries = reusable_engines(bundle, directory, key)
     to_build = [graph for graph in graphs if options.force or graph not in entries]
     for graph in set(graphs) - set(to_build):
@@ -141,7 +182,8 @@ def _build_graph(
         log(f"{graph}: compression {bundle.manifest.compression.spec} is built as plain nodes, the plugin does not cover it")
     facade.decompose_attention(backend, network)
     config = builder.create_builder_config()
-    _configure(config, options, target)
+    config.clear_flag(facade.load(backend).BuilderFlag.TF32)
+    set_target(backend, config, target)
     inputs = _add_profile(builder, network, config, bundle.max_context if bundle.has_llm else None)
     with _timing_cache(backend, config), phases(f"building {graph} for {target} with {backend}") as progress:
         engine = facade.serialize(backend, builder, network, config, progress)
@@ -157,13 +199,10 @@ def _build_graph(
     }
 
 
-def _configure(config: Any, options: BuildOptions, target: str) -> None:
-    trt = facade.load(options.backend)
-    if not options.tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if options.workspace:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
-    set_target(options.backend, config, target)
+def has_plugin_layer(backend: str, network: Any) -> bool:
+    """Whether a parsed network has a plugin layer."""
+    kinds = facade.load(backend).LayerType
+    return any(network.get_layer(index).type == kinds.PLUGIN_V3 for index in range(network.num_layers))
 
 
 def _add_profile(builder: Any, network: Any, config: Any, max_context: int | None) -> dict[str, list[int | str]]:

@@ -16,11 +16,11 @@ from runtime.bundle import Bundle
 from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import LIBRARY
 from runtime.engine.trt_target import runs_on
 
 BUILD = "build.json"
 ENGINES = "engines"
+NONE, AOT, LIBRARY = "none", "aot", "library"  # the plugin of an engine, see trt_build.PluginChoice
 
 
 def engine_file(graph: str) -> str:
@@ -118,7 +118,7 @@ def _size(file: Path) -> int | None:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    """Whether the values that are read of a build.json have the types that they were written with."""
+    """Whether the values that are read from a build.json have the types that they were written with."""
     return all(isinstance(record[name], str) for name in ("backend", "version", "target")) and all(
         type(entry["size"]) is int
         and isinstance(entry["onnx_sha256"], str)

@@ -14,23 +14,23 @@ from typing import Any
 from runtime.core.errors import EngineError, UserError, nearest
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import NONE
 
 DEFAULT_TARGET = {"tensorrt": "current", "tensorrt-rtx": "any"}
 RTX_ANY = "any"
 AMPERE_PLUS = "ampere-plus"
 
 
-def backend_that_builds(plugin: str) -> tuple[str, str]:
+def backend_that_builds(needs_plugin: bool) -> tuple[str, str]:
     """`build --backend auto`: the backend that can build here, tensorrt before tensorrt-rtx, and the line that says why.
 
     EngineError where none can.
     """
-    if plugin != NONE:
+    if needs_plugin:
         return "tensorrt", "backend tensorrt: only it takes a plugin"
-    why_not = _tensorrt_fault()
-    if why_not is None:
-        return "tensorrt", f"backend tensorrt: {facade.load('tensorrt').__version__}, for {cuda.gpus()[0].name}"
+    try:
+        return "tensorrt", f"backend tensorrt: {version_that_builds('tensorrt')}, for {cuda.gpus()[0].name}"
+    except UserError as error:
+        why_not = str(error).partition(";")[0]
     try:
         facade.load("tensorrt-rtx")
     except UserError as error:
@@ -71,7 +71,7 @@ def resolved_target(backend: str, target: str | None) -> str:
 
 
 def set_target(backend: str, config: Any, target: str) -> None:
-    """Let a builder's config make an engine for `target`; nothing is to be set for the GPU of this machine."""
+    """Let a builder's config make an engine for `target`; the GPU of this machine is the default."""
     if backend == "tensorrt-rtx" and target != RTX_ANY:
         rtx, names = facade.load(backend), target.split(",")
         config.num_compute_capabilities = len(names)
@@ -87,16 +87,3 @@ def runs_on(target: str, capability: tuple[int, int]) -> bool:
     if target in (RTX_ANY, AMPERE_PLUS):
         return capability >= (8, 0)
     return f"sm{capability[0]}{capability[1]}" in target.split(",")
-
-
-def _tensorrt_fault() -> str | None:
-    """Why the `tensorrt` backend can't build here; None where it can."""
-    if facade.installed("tensorrt"):
-        reason = cuda.no_gpu()
-        if reason:
-            return f"tensorrt builds on the GPU that it builds for, and {reason.partition(';')[0]}"
-    try:
-        facade.load("tensorrt")
-    except UserError as error:
-        return str(error)
-    return None

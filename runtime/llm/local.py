@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle
+from runtime.core.errors import ContextError
 from runtime.engine import EngineOptions
 from runtime.llm.chat import Chat, Piece
+from runtime.llm.decoder import check_context
 from runtime.llm.generation import Request, keys_of
-from runtime.llm.length import check_length
 from runtime.llm.scheduler import Scheduler
 from runtime.llm.slots import SlotDecoder
-from runtime.llm.step import check_context
 from runtime.prompt import Prompt
+from runtime.prompt.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 512  # of an answer whose length was not asked for
+_PIECE = 1 << 15  # characters tokenized at once
+_CUT = 8  # tokens that a cut between two pieces may add to the count
 
 
 class LocalLLM:
@@ -89,6 +92,32 @@ class LocalLLM:
         """(what is at each position, embeddings [S, D])."""
         ids = self.prompt.message_ids(chat.messages)
         return keys_of(ids, chat.clips), self.prompt.embed(ids, *(clip.tokens for clip in chat.clips))[0]
+
+
+def check_length(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], positions: int, gone: Callable[[], bool] = lambda: False
+) -> None:
+    """ContextError where the text of `messages` surely needs more than `positions` tokens; returns early once `gone()`.
+
+    No token is longer than the longest of the vocabulary, so a text of more characters than positions times that can't fit. What
+    passes is counted piece by piece, which ends soon after the context is full or the client has gone: tokenizing a text of some
+    megabytes takes many seconds and can't be interrupted.
+    """
+    texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+    characters = sum(map(len, texts))
+    most = positions * tokenizer.longest_token
+    if characters > most:
+        raise ContextError(f"the messages have {characters} characters, and {positions} positions hold at most {most}; ask less")
+    if characters <= _PIECE:
+        return
+    count = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            count += max(0, len(tokenizer.encode_literal(text[start : start + _PIECE])) - _CUT)
+            if gone():
+                return
+            if count > positions:
+                raise ContextError(f"the messages need more than {positions} positions, all that the context has; ask less")
 
 
 def _call(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece], piece: Piece) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.bundle import Bundle
-from runtime.core.errors import UsageError, UserError, missing_package
+from runtime.core.errors import UsageError, UserError, import_package
 from runtime.core.options import check_limits, option, secret_option
 from runtime.llm.chat import Chat, ClipTokens, DeadlineError, Piece
 from runtime.llm.wire import count_tokens, embeds, error_message, event_of, json_object, pieces_of, request_body
@@ -44,7 +44,7 @@ class RemoteError(UserError):
 class LLMOptions:
     """Where the LLM is: here, or at the address of an API, with /v1.
 
-    tries              of a request that was not begun
+    tries              attempts at a request that the remote has not begun
     connect, silence   seconds to connect, and that may pass between two pieces
     """
 
@@ -76,10 +76,7 @@ class RemoteLLM:
     max_context: int | None = None
 
     def __init__(self, bundle: Bundle, options: LLMOptions):
-        try:
-            import httpx
-        except ImportError:
-            raise missing_package("httpx", "a remote LLM", "serve") from None
+        httpx = import_package("httpx", "a remote LLM", "serve")
         self.options = options
         self.prompt = Prompt(bundle) if bundle.has_llm else None
         self.tokens_per_clip = bundle.manifest.tokens_per_clip
@@ -214,5 +211,5 @@ async def _within(work: Any, deadline: float) -> Any:
     left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
     try:
         return await asyncio.wait_for(work, left)
-    except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
+    except asyncio.TimeoutError:
         raise DeadlineError("the request's deadline has passed while the remote LLM was answering") from None

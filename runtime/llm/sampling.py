@@ -32,23 +32,18 @@ class Sampling:
 
         seen: ids of the prompt; penalty: the repetition penalty on them and on the ids that are chosen, 1 for none.
         """
-        choose = self._chooser()
-        if penalty == 1:
-            return choose
-        counted = set(seen)
+        counted, generator = set(seen), np.random.default_rng(self.seed)
 
-        def penalized(logits: np.ndarray) -> int:
-            token = choose(penalize(logits, counted, penalty))
+        def choose(logits: np.ndarray) -> int:
+            logits = penalize(logits, counted, penalty) if penalty != 1 else logits
+            if self.temperature < GREEDY_BELOW:
+                token = int(logits.argmax())
+            else:
+                token = int(generator.choice(logits.size, p=self.probabilities(logits)))
             counted.add(token)
             return token
 
-        return penalized
-
-    def _chooser(self) -> Callable[[np.ndarray], int]:
-        if self.temperature < GREEDY_BELOW:
-            return lambda logits: int(logits.argmax())
-        generator = np.random.default_rng(self.seed)
-        return lambda logits: int(generator.choice(logits.size, p=self.probabilities(logits)))
+        return choose
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """float64 [V], sums to 1, zero outside the nucleus; for temperatures from GREEDY_BELOW on."""

@@ -23,10 +23,9 @@ import numpy as np
 
 from runtime.core.errors import EngineError
 from runtime.llm.chat import Cancelled, DeadlineError, Piece
+from runtime.llm.decoder import check_context, finite
 from runtime.llm.generation import Generation, Request
-from runtime.llm.prefix_cache import PrefixCache
-from runtime.llm.slots import SlotDecoder
-from runtime.llm.step import check_context, finite
+from runtime.llm.slots import PrefixCache, SlotDecoder
 from runtime.prompt import Prompt
 
 log = logging.getLogger("runtime.llm.scheduler")

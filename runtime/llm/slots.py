@@ -11,16 +11,15 @@ S prompt positions, B slots of a step, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.bundle import BATCH, DECODER_BATCH, Bundle
 from runtime.bundle.tensors import EMBEDDINGS
-from runtime.core.errors import EngineError, UserError
+from runtime.core.errors import EngineError
 from runtime.engine import Engine, EngineOptions, State, open_engine
-from runtime.engine.place import place
-from runtime.llm.step import DecoderStep, check_context
+from runtime.llm.decoder import DecoderStep, check_context
 
 
 class SlotDecoder(DecoderStep):
@@ -33,29 +32,17 @@ class SlotDecoder(DecoderStep):
         self.slots, self.lengths = slots, [0] * slots
         (embeddings,) = (spec for spec in engine.inputs if spec.name == EMBEDDINGS)
         self.batched = embeddings.shape[0] == BATCH
-        self._states: list[State]
-        if self.batched:
-            self._states = [engine.new_state(self.cache_pairs, batch=slots)]
-        else:
-            self._states = [engine.new_state(self.cache_pairs) for _ in range(slots)]
+        states, batch = (1, slots) if self.batched else (slots, 1)
+        self._states: list[State] = [engine.new_state(self.cache_pairs, batch) for _ in range(states)]
 
     @classmethod
     def open(cls, bundle: Bundle, slots: int, backend: str = "auto", options: EngineOptions = EngineOptions()) -> SlotDecoder:
-        """The graph for a batch where the bundle has one and the backend can run it: ONNX Runtime, and OpenVINO."""
-        options = place(bundle, backend, options).options
-        if not bundle.has(DECODER_BATCH) or backend.startswith("tensorrt"):
-            return cls(bundle, open_engine(bundle, DECODER, backend, options), slots)
-        if backend == "auto" and options.device == "cuda":
-            try:
-                return cls(bundle, open_engine(bundle, DECODER, "tensorrt", options), slots)
-            except UserError:
-                backend = "onnx"  # no TensorRT here, or no engine of this bundle
         return cls(bundle, open_engine(bundle, DECODER_BATCH, backend, options), slots)
 
     def extend(self, slot: int, embeddings: np.ndarray) -> np.ndarray:
         """Append embeddings [S, D] to a slot; return the logits [V] float32 after the last of them.
 
-        Whether they are finite is left to the caller, row by row: see `runtime.llm.step.finite`.
+        Whether they are finite is left to the caller, row by row: see `runtime.llm.decoder.finite`.
         """
         logits = self.prefill(self._state(slot, slot + 1), embeddings[None], self.lengths[slot])
         self.lengths[slot] += len(embeddings)
@@ -85,3 +72,36 @@ class SlotDecoder(DecoderStep):
 
     def _state(self, start: int, stop: int) -> State:
         return self._states[0].batch_slice(start, stop) if self.batched else self._states[start]
+
+
+class PrefixCache:
+    """Which slot a new prompt takes; filled: what is at each position in each slot's cache, as in runtime/llm/generation.py."""
+
+    def __init__(self, decoder: SlotDecoder):
+        self.decoder = decoder
+        self.filled: list[list[Hashable]] = [[] for _ in range(decoder.slots)]
+        self._least_recent = list(range(decoder.slots))
+
+    def take(self, keys: Sequence[Hashable], free: Sequence[int]) -> tuple[int, int]:
+        """(slot, positions of `keys` that its cache has already) of one of the `free` slots, whose other positions are forgotten.
+
+        At least the last position is left to compute, for its logits.
+        """
+        shared = {slot: min(common(self.filled[slot], keys), self.decoder.lengths[slot], len(keys) - 1) for slot in free}
+        # A slot is taken for its beginning only where that is most of its cache: every prompt begins with the chat template's first
+        # tokens, and no clip's cache is worth giving up for those. Else the slot that was idle for longest is taken.
+        worth = [slot for slot in free if 2 * shared[slot] > len(self.filled[slot])]
+        slot = max(worth, key=shared.__getitem__) if worth else min(free, key=self._least_recent.index)
+        self._least_recent.remove(slot)
+        self._least_recent.append(slot)
+        self.decoder.lengths[slot] = shared[slot]
+        self.filled[slot] = list(keys[: shared[slot]])
+        return slot, shared[slot]
+
+
+def common(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
+    """How many keys both begin with."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return min(len(one), len(other))

@@ -59,7 +59,7 @@ def embeds(tokens: np.ndarray, dtype: str) -> bytes:
 
 
 def event_of(line: str) -> dict[str, Any] | None:
-    """The JSON of a server-sent event's line: {} for lines that are none, None for the end of the answer."""
+    """The JSON of a server-sent event's line: {} for a line without an event, None at the end of the answer."""
     if not line.startswith("data:"):
         return {}
     data = line.removeprefix("data:").strip()

@@ -26,7 +26,7 @@ import numpy as np
 from runtime.core.errors import VideoError
 from runtime.media import limits, stills
 from runtime.media.container import check_file, interval_of
-from runtime.media.decode import DamageError, Reader, damage, reading
+from runtime.media.decode import DamageError, damage, reading
 from runtime.media.limits import DecodeLimits
 from runtime.media.timeline import Timeline
 
@@ -120,13 +120,14 @@ def _take(path: Path, frames: int, each: Each) -> tuple[Timeline, Frames]:
     if stills.is_still(path):
         with stills.opened(path) as picture:
             timeline = picture.timeline()
-            return timeline, _take_pictures(picture, timeline, frames, each)
+            taken = {index: each(picture.rgb(index)) for index in sorted(set(timeline.sample(frames)))}
+            return timeline, (taken, picture.size)
     from_packets = _packet_timeline(path)
     if from_packets:
         for seek in (True, False):
-            taken = _take_by_packets(path, from_packets, frames, each, seek)
-            if taken:
-                return from_packets, taken
+            by_packets = _take_by_packets(path, from_packets, frames, each, seek)
+            if by_packets:
+                return from_packets, by_packets
     strict = True
     try:
         timeline = _decoded_timeline(path, strict)
@@ -158,11 +159,6 @@ def _strictness(path: Path) -> Iterator[bool]:
         warns = reader.warns
     if warns:
         yield False
-
-
-def _take_pictures(picture: stills.Still, timeline: Timeline, frames: int, each: Each) -> Frames:
-    taken = {index: each(picture.rgb(index)) for index in sorted(set(timeline.sample(frames)))}
-    return taken, picture.size
 
 
 def _packet_timeline(path: Path) -> Timeline | None:
@@ -241,17 +237,13 @@ def _decoded_timeline(path: Path, strict: bool = True) -> Timeline:
             times.append(time)
             duration = frame.duration
         if not times:
-            raise _without_frames(reader)
+            raise VideoError(
+                f"{path} has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
+                "expected at least one frame"
+            )
         if known:
             return Timeline.of(times, duration, rate, reader.tick, cut=reader.cut)
         return Timeline.of(range(len(times)), 1, rate, interval_of(reader.stream), cut=reader.cut)
-
-
-def _without_frames(reader: Reader) -> VideoError:
-    return VideoError(
-        f"{reader.path} has a video stream without a frame that can be decoded (no keyframe, or none with its headers); "
-        "expected at least one frame"
-    )
 
 
 def _take_by_number(path: Path, timeline: Timeline, frames: int, each: Each, strict: bool) -> Frames:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.core.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, import_package
 from runtime.media import limits
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def opened(path: Path, strict: bool = True, threads: bool = True) -> Iterator[tu
 
     strict, threads: see `decode.reading`. VideoError for a file that is not a video.
     """
-    try:
-        import av
-    except ImportError:
-        raise missing_package("av", "decoding a video", "runtime") from None
+    av = import_package("av", "decoding a video", "runtime")
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
     allowed = limits.current()
     if allowed:

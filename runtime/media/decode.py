@@ -18,10 +18,9 @@ which the decoder does not report.) The following are not damage:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, tee, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +83,8 @@ class Reader:
         packet: av.Packet | None = None
         packets = (packet for packet in self._demuxed() if packet.size)
         try:
-            for count, (packet, *following) in enumerate(_with_two_more(islice(packets, self._complete_frames)), 1):
+            for count, (packet, *next_two) in enumerate(_with_two_more(islice(packets, self._complete_frames)), 1):
+                following = [packet for packet in next_two if packet is not None]
                 limits.check_frames(self.path, count)
                 if self.container.format.name == "gif":
                     limits.check_animation(self.path, count, codec.width, codec.height)
@@ -230,17 +230,10 @@ class Reader:
             self.cut = True
 
 
-def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[deque[av.Packet]]:
-    """Each packet together with the two after it (fewer at the end)."""
-    window: deque[av.Packet] = deque()
-    for packet in packets:
-        window.append(packet)
-        if len(window) == 3:
-            yield window
-            window.popleft()
-    while window:
-        yield window
-        window.popleft()
+def _with_two_more(packets: Iterable[av.Packet]) -> Iterator[tuple[av.Packet, av.Packet | None, av.Packet | None]]:
+    """Each packet together with the two after it, None where there are fewer."""
+    first, second, third = tee(packets, 3)
+    return zip_longest(first, islice(second, 1, None), islice(third, 2, None))
 
 
 def damage(path: Path, seconds: float | None, reason: str | None) -> DamageError:

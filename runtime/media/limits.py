@@ -52,44 +52,34 @@ def limited(limits: DecodeLimits | None) -> Iterator[None]:
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    limits = current()
-    if limits and width * height > limits.pixels:
-        raise VideoError(f"{path} has frames of {width}x{height}; expected at most {limits.pixels} pixels a frame")
-    if limits and max(width, height) > limits.side:
-        raise VideoError(f"{path} has frames of {width}x{height}; expected at most {limits.side} pixels a side")
+    got = f"has frames of {width}x{height}"
+    _check(path, "pixels", width * height, got, "pixels a frame")
+    _check(path, "side", max(width, height), got, "pixels a side")
 
 
 def check_seconds(path: Path, seconds: float) -> None:
-    limits = current()
-    if limits and seconds > limits.seconds:
-        raise VideoError(f"{path} is {seconds:.0f} s long; expected at most {limits.seconds:.0f} s")
+    _check(path, "seconds", seconds, f"is {seconds:.0f} s long", "s")
 
 
 def check_frames(path: Path, frames: int) -> None:
-    limits = current()
-    if limits and frames > limits.frames:
-        raise VideoError(f"{path} has more than {limits.frames} frames; send a shorter clip")
+    _check(path, "frames", frames, f"has {frames} frames or more", "frames, send a shorter clip")
 
 
 def check_streams(path: Path, streams: int) -> None:
-    limits = current()
-    if limits and streams > limits.streams:
-        raise VideoError(f"{path} has {streams} streams; expected at most {limits.streams}")
+    _check(path, "streams", streams, f"has {streams} streams", "streams")
 
 
 def check_animation(path: Path, frames: int, width: int, height: int) -> None:
-    limits = current()
-    if limits and frames * width * height > limits.animation_pixels:
-        raise VideoError(
-            f"{path} is an animation of {frames} frames of {width}x{height}; "
-            f"expected at most {limits.animation_pixels} pixels in all its frames, send a video"
-        )
+    got = f"is an animation of {frames} frames of {width}x{height}"
+    _check(path, "animation_pixels", frames * width * height, got, "pixels in all its frames, send a video")
 
 
 def check_decoded(path: Path, frames: int, width: int, height: int) -> None:
-    limits = current()
-    if limits and frames * width * height > limits.decoded_pixels:
-        raise VideoError(
-            f"{path} needs {frames} frames of {width}x{height} decoded; expected at most {limits.decoded_pixels} pixels in all, "
-            "send a shorter clip, a smaller one, or one with more keyframes"
-        )
+    got, advice = f"needs {frames} frames of {width}x{height} decoded", "a shorter clip, a smaller one, or one with more keyframes"
+    _check(path, "decoded_pixels", frames * width * height, got, f"pixels in all, send {advice}")
+
+
+def _check(path: Path, limit: str, value: float, got: str, unit: str) -> None:
+    most = getattr(current(), limit, value)  # a trusted file has no limits
+    if value > most:
+        raise VideoError(f"{path} {got}; expected at most {most:.0f} {unit}")

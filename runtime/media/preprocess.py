@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle.manifest import RESAMPLING, Preprocessing
-from runtime.core.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, import_package
 from runtime.media.clip import Clip, sample_frames
 
 
@@ -44,8 +44,9 @@ class Preprocessor:
         self.size, self.frames = preprocessing.size, preprocessing.frames
         resample = preprocessing.resample
         self.resample = RESAMPLING.index(resample) if isinstance(resample, str) else resample
-        self.mean_and_std = _channels(preprocessing.image_mean), _channels(preprocessing.image_std)
-        self._levels = _levels(preprocessing, *self.mean_and_std)
+        mean, std = self.mean_and_std = _channels(preprocessing.image_mean), _channels(preprocessing.image_std)
+        rescaled = (np.arange(256, dtype=np.float64) * preprocessing.rescale_factor).astype(np.float32)
+        self._levels = (rescaled[None] - mean[:, None]) / std[:, None]  # float32 [3, 256]: what each of a channel's values becomes
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """RGB uint8 [any, any, 3] -> uint8 [h, w, 3]; VideoError where the graph takes frames of another size.
@@ -60,12 +61,9 @@ class Preprocessor:
                     f"export with --input frames:{got_height}x{got_width}, or without --input for any size"
                 )
             return frame
-        try:
-            from PIL import Image
-        except ImportError:
-            raise missing_package("pillow", "resizing frames", "runtime") from None
+        image = import_package("PIL.Image", "resizing frames", "runtime", "pillow")
         height, width = self.size
-        return np.asarray(Image.fromarray(frame).resize((width, height), resample=self.resample))
+        return np.asarray(image.fromarray(frame).resize((width, height), resample=self.resample))
 
     def normalise(self, frames: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
         """RGB uint8 [T, h, w, 3] -> what the graph takes: [T, 3, h, w] of `dtype` (float32, or float16 rounded from it), or the frames."""
@@ -82,12 +80,6 @@ class Preprocessor:
                 # mode="clip": every uint8 is a valid index, so no bounds check and no buffer for it
                 np.take(levels[channel], frame[:, :, channel], out=out[channel], mode="clip")
         return pixel_values
-
-
-def _levels(preprocessing: Preprocessing, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """float32 [3, 256]: what each of a channel's 256 values becomes."""
-    rescaled = (np.arange(256, dtype=np.float64) * preprocessing.rescale_factor).astype(np.float32)
-    return (rescaled[None] - mean[:, None]) / std[:, None]
 
 
 def _channels(value: float | tuple[float, float, float]) -> np.ndarray:

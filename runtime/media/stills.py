@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.core.errors import UserError, VideoError, missing_package
+from runtime.core.errors import UserError, VideoError, import_package
 from runtime.media import limits
 from runtime.media.timeline import Timeline
 
@@ -48,8 +49,7 @@ def is_still(path: Path) -> bool:
         return start[8:12] in _HEIF_BRANDS
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
-    pnm = len(start) > 2 and start[:1] == b"P" and start[1:2] in b"123456" and start[2:3].isspace()
-    return start.startswith((b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")) or pnm
+    return re.match(rb"\x89PNG\r\n\x1a\n|II[*+]\0|MM\0[*+]|BM|P[1-6]\s", start) is not None
 
 
 def _is_jpeg_stream(path: Path) -> bool:
@@ -73,16 +73,13 @@ class _Bounded(io.BufferedReader):
 @contextmanager
 def opened(path: Path) -> Iterator[Still]:
     """The picture, within the limits. VideoError for one that Pillow can't read."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise missing_package("pillow", "reading a picture", "runtime") from None
+    pillow = import_package("PIL.Image", "reading a picture", "runtime", "pillow")
     # A file object without a name is read, not mapped: Pillow 13 mixes up rows and columns of a mapped TIFF that EXIF rotates.
     with _Bounded(open(path, "rb", buffering=0)) as file:
         with _errors(path):
             try:
-                image: Any = Image.open(file, formats=_FORMATS)
-            except Image.UnidentifiedImageError:
+                image = pillow.open(file, formats=_FORMATS)
+            except pillow.UnidentifiedImageError:
                 image = _heif(path)
         with image:
             yield Still(path, image)
@@ -93,11 +90,7 @@ def _heif(path: Path) -> Image:
     with open(path, "rb") as file:
         if file.read(12)[4:8] != b"ftyp":
             raise VideoError(f"{path} is not a picture, or not all of one; expected a file such as jpg, png or webp")
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise missing_package("pillow-heif", "reading an HEIC picture", "runtime") from None
-    return HeifImageFile(path)
+    return import_package("pillow_heif", "reading an HEIC picture", "runtime", "pillow-heif").HeifImageFile(path)
 
 
 class Still:

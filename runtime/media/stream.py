@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.core.errors import VideoError, missing_package
+from runtime.core.errors import VideoError, import_package
 from runtime.media import stills
 from runtime.media.container import best_stream, check_file, interval_of, tick_of
 from runtime.media.decode import reading
@@ -133,10 +133,7 @@ class Clock:
 
 
 def _opened(source: str) -> InputContainer:
-    try:
-        import av
-    except ImportError:
-        raise missing_package("av", "watching a stream", "runtime") from None
+    av = import_package("av", "watching a stream", "runtime")
     if "://" in source and not source.startswith(("rtsp://", "rtsps://")):
         raise VideoError(f"{source} can't be watched; expected a video file, /dev/videoN or rtsp://…")
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from runtime.core.errors import PromptError, UserError, missing_package
+from runtime.core.errors import PromptError, UserError, import_package
 
 
 class ChatTemplate:
@@ -40,12 +40,10 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self):
-        try:
-            from jinja2 import TemplateError
-            from jinja2.ext import Extension, loopcontrols
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise missing_package("jinja2", "asking a question", "runtime") from None
+        import_package("jinja2", "asking a question", "runtime")
+        from jinja2 import TemplateError
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: str):
             raise PromptError(f"the chat template refuses the messages: {message}")

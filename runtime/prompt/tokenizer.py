@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from runtime.core.errors import BundleError, UserError, missing_package
+from runtime.core.errors import BundleError, UserError, import_package
 
 _T = TypeVar("_T")
 
@@ -65,11 +65,8 @@ class Tokenizer:
 
     def _read(self):
         """From the file: `to_str` lists every id that a vocabulary leaves out, 16 GB where a damaged one has an id near 2^32."""
-        try:
-            from tokenizers import Tokenizer as HuggingFaceTokenizer
-        except ImportError:
-            raise missing_package("tokenizers", "asking a question", "runtime") from None
-        return self._call(lambda: HuggingFaceTokenizer.from_file(str(self.path)))
+        tokenizers = import_package("tokenizers", "asking a question", "runtime")
+        return self._call(lambda: tokenizers.Tokenizer.from_file(str(self.path)))
 
     def _call(self, call: Callable[[], _T]) -> _T:
         try:

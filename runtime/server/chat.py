@@ -1,6 +1,7 @@
-"""POST /v1/chat/completions: check, encode the clips, let the LLM answer as one object; stream.py sends server-sent events.
+"""POST /v1/chat/completions: check, encode the clips, and let the LLM answer with one object; stream.py sends server-sent events.
 
-Whatever can be known to be wrong is refused before a clip is decoded. When the client goes away its work is cancelled wherever it is.
+Whatever can be recognized as wrong is refused before a clip is decoded. When the client disconnects, its work is cancelled wherever
+it is.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from runtime.llm.chat import Chat, ClipTokens, LanguageModel, Piece
 from runtime.server.chat_job import ONE_CLIP, Job
 from runtime.server.clip_encoder import EncodedClip
 from runtime.server.errors import ApiError
-from runtime.server.media import Media
+from runtime.server.media import Media, load
 from runtime.server.memory import Held
 from runtime.server.models import ServedModel
-from runtime.server.request_clips import check_frames, encode, stored
 from runtime.server.state import State
 
 
@@ -44,7 +44,7 @@ class Ready:
 
 @dataclass
 class Answering:
-    """A request on its way to its answer."""
+    """A request whose answer is being produced."""
 
     id: str
     model: ServedModel
@@ -73,12 +73,12 @@ class Answering:
 
 
 async def check(state: State, job: Job, held: Held) -> Ready:
-    """Refuse what can be refused without decoding a clip; then the clips are files, and `held` counts their bytes."""
-    model = state.models[job.model]
+    """Refuse what can be refused without decoding a clip, then store the clips as files; `held` then counts only their bytes."""
+    model = state.models[job.request.model]
     if model.llm is None:
-        raise ApiError(400, f'"{model.name}" has no LLM; POST /v1/video/tokens gives its tokens', "no_llm", "model")
+        raise ApiError(400, f'"{model.name}" has no LLM; POST /v1/video/tokens returns its tokens', "no_llm", "model")
     for param, count in job.frame_counts.items():
-        check_frames(model, count, param)
+        model.check_frames(count, param)
     gone = threading.Event()
     try:
         await asyncio.to_thread(model.llm.check, job.messages, gone.is_set)
@@ -89,7 +89,7 @@ async def check(state: State, job: Job, held: Held) -> Ready:
     ready = Ready(job, model, model.llm, [], held)
     try:
         while job.asked:
-            ready.clips.append(await stored(state, job.asked))
+            ready.clips.append(await asyncio.to_thread(load, job.asked.pop(0), state.options))
     except BaseException:
         ready.close()
         raise
@@ -101,12 +101,12 @@ async def begin(state: State, ready: Ready, deadline: float) -> Answering:
     """Encode the clips and ask the LLM, whose answer is still to come."""
     clips: list[EncodedClip] = []
     seconds: dict[str, float] = {}
-    cached = 0
+    hits = 0
     while ready.clips:
-        clip, was_there = await encode(state, ready.model, ready.clips.pop(0), deadline)
+        clip, cached = await state.encode(ready.model, ready.clips.pop(0), deadline)
         clips.append(clip)
-        cached += was_there
-        for stage, duration in ({} if was_there else clip.seconds).items():
+        hits += cached
+        for stage, duration in ({} if cached else clip.seconds).items():
             seconds[stage] = seconds.get(stage, 0.0) + duration
     ready.held.shrink(0)
     manifest = ready.model.bundle.manifest
@@ -117,16 +117,16 @@ async def begin(state: State, ready: Ready, deadline: float) -> Answering:
         "tokens_out": tokens_out,
         "ratio": round(tokens_in / tokens_out, 2) if tokens_out else None,
         "clips": len(clips),
-        "cached_clips": cached,
+        "cached_clips": hits,
         "seconds": seconds,
     }
-    job = ready.job
-    chat = Chat(job.messages, [ClipTokens(c.key, c.tokens) for c in clips], job.max_tokens, job.sampling, job.stops, deadline)
+    request, tokens = ready.job.request, [ClipTokens(clip.key, clip.tokens) for clip in clips]
+    chat = Chat(ready.job.messages, tokens, request.limit, request.sampling, request.stop, deadline)
     return Answering(f"chatcmpl-{token_hex(12)}", ready.model, chat, ready.llm.answer(chat), compression, int(time.time()))
 
 
 async def complete(state: State, ready: Ready, deadline: float, start: float) -> dict[str, Any]:
-    """The answer as one object. start: of the request, of time.perf_counter()."""
+    """The answer as one object. start: when the request arrived, in time of time.perf_counter()."""
     answering = await begin(state, ready, deadline)
     text, finish = "", None
     async with aclosing(answering.pieces) as pieces:

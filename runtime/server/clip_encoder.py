@@ -1,4 +1,5 @@
-"""One clip to visual tokens, and what the page shows: small pictures of the sampled frames, the norms of their tokens before compression.
+"""One clip to visual tokens, and to what the page shows: small pictures of the sampled frames, and the norms of their tokens before
+compression.
 
 T frames, H, W patch rows and columns, N visual tokens, D hidden.
 """
@@ -26,7 +27,7 @@ _PICTURE = 192  # pixels of a small picture's longer side
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """key names the content and the graph; tokens [N, D]; norms [T, H, W] float16 or None; pictures: T JPEG data: URLs."""
+    """key identifies the content and the graph; tokens [N, D]; norms [T, H, W] float16 or None; pictures: T JPEG data: URLs."""
 
     key: str
     tokens: np.ndarray
@@ -54,7 +55,7 @@ class ClipEncoder:
         return f"{self.identity}:{media.digest}"
 
     def decode(self, media: Media, check: Callable[[], None]) -> Clip:
-        """The bundle's frames of a clip. check is called for each and raises to stop; VideoError names the clip, not our file."""
+        """Sample the bundle's frames. check() runs for each and raises to stop. VideoError names the clip, not our file."""
         count = self.bundle.manifest.frames
 
         def each(frame: np.ndarray) -> np.ndarray:
@@ -77,19 +78,20 @@ class ClipEncoder:
         )
 
     def encode(self, media: Media, clip: Clip, check: Callable[[], None]) -> EncodedClip:
-        """check raises to stop before the encoder runs."""
+        """Encode sampled frames. check() raises to stop before the encoder runs."""
         start = time.perf_counter()
         pixel_values = self.vision.preprocessor.normalise(clip.frames)
         check()
         ready = time.perf_counter()
-        tokens, norms = self._run(pixel_values)
+        outputs, manifest = self.vision.run(pixel_values), self.bundle.manifest
+        norms = outputs.get(TOKEN_NORMS)
         return EncodedClip(
             key=self.key(media),
-            tokens=tokens,
+            tokens=outputs["visual_tokens"],
             frames=clip.indices,
             timestamps=clip.timestamps,
             repeated=clip.repeated,
-            norms=norms,
+            norms=None if norms is None else norms.reshape(manifest.frames, *manifest.grid).astype(np.float16),
             pictures=tuple(map(_picture, clip.frames)),
             seconds={"decode+preprocess": ready - start, "encode+compress": time.perf_counter() - ready},
         )
@@ -100,13 +102,6 @@ class ClipEncoder:
             return sample_frames_limited(path, count, each, self.limits)
         except VideoError as error:
             raise VideoError(str(error).replace(str(path), name)) from None
-
-    def _run(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        engine, manifest = self.vision.engine, self.bundle.manifest
-        if not any(output.name == TOKEN_NORMS for output in engine.outputs):
-            return self.vision.tokens(pixel_values), None
-        outputs = self.vision.run(pixel_values)
-        return outputs["visual_tokens"], outputs[TOKEN_NORMS].reshape(manifest.frames, *manifest.grid).astype(np.float16)
 
 
 def _picture(frame: np.ndarray) -> str:

@@ -1,7 +1,7 @@
-"""Each clip is encoded once: a bounded cache by content, and one encoding however many requests ask for it.
+"""Each clip is encoded once: a bounded cache by content, and one encoding however many requests wait for it.
 
-Up to two clips are decoded while a third is encoded, in the order of asking, so that one that is hard to decode does not keep
-the encoder from the others; each has a limited time for it. An encoding ends early when every request that waits for it has gone.
+Up to two clips are decoded while a third is encoded, in the order of the requests, so that a clip that is slow to decode does not
+keep the others from the encoder. Decoding has a time limit. An encoding is abandoned when every request that waits for it is gone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from runtime.llm.chat import Cancelled
 from runtime.server.clip_encoder import ClipEncoder, EncodedClip
 from runtime.server.media import Media
 
-_AHEAD = 3  # clips that are decoded or encoded at once
-_THREADS = 8  # that decode: those that were given up occupy one until they notice
+_AHEAD = 3  # clips that are decoded or encoded at a time
+_THREADS = 8  # for decoding; more, because an abandoned clip occupies its thread until that notices
 
 
 class ClipStore:
-    """`await get(encoder, media)`; keeps at most `capacity` bytes, the least recently used are dropped first.
+    """`await get(encoder, media)`. Keeps at most `capacity` bytes, dropping the least recently used clip first.
 
-    decode_seconds: for the decoding of one clip.
+    decode_seconds: for decoding one clip.
     """
 
     def __init__(self, capacity: int, decode_seconds: float):
@@ -39,7 +39,7 @@ class ClipStore:
         return len(self._kept)
 
     async def get(self, encoder: ClipEncoder, media: Media) -> tuple[EncodedClip, bool]:
-        """The clip, and whether the cache had it. `media` is closed as soon as it is no longer needed."""
+        """The encoded clip, and whether the cache had it. `media` is closed as soon as it is no longer needed."""
         key = encoder.key(media)
         if key in self._kept:
             media.close()
@@ -74,12 +74,12 @@ class ClipStore:
 
 
 class _Encoding:
-    """One clip being encoded and how many wait for it."""
+    """One clip that is being encoded, and the number of requests that wait for it."""
 
     def __init__(self, store: ClipStore, encoder: ClipEncoder, media: Media):
         self.waiters, self.abandoned = 0, False
         self.task = asyncio.ensure_future(self._encode(store, encoder, media))
-        # a failed task, its error and the error's frames keep each other alive, and the clip with them
+        # a failed task, its error and the error's frames keep each other alive, and with them the clip
         self.task.add_done_callback(lambda _: media.close())
 
     async def wait(self) -> EncodedClip:
@@ -89,7 +89,7 @@ class _Encoding:
         finally:
             self.waiters -= 1
             if not self.waiters and not self.task.done():
-                self.abandoned = True  # its threads notice
+                self.abandoned = True  # its threads check this
                 self.task.cancel()
 
     async def _encode(self, store: ClipStore, encoder: ClipEncoder, media: Media) -> EncodedClip:
@@ -101,9 +101,8 @@ class _Encoding:
                 clip = await asyncio.wait_for(decoding, store.decode_seconds)
             except asyncio.TimeoutError:  # noqa: UP041: a class of its own before Python 3.11
                 self.abandoned = True
-                raise VideoError(
-                    f"the clip takes more than {store.decode_seconds:g} s to decode; send a shorter or smaller one"
-                ) from None
+                message = f"the clip takes more than {store.decode_seconds:g} s to decode; send a shorter or smaller one"
+                raise VideoError(message) from None
             decoded = time.perf_counter() - start
             encoded = await loop.run_in_executor(store.vision, encoder.encode, media, clip, self._check)
             encoded.seconds["decode+preprocess"] += decoded
@@ -111,4 +110,4 @@ class _Encoding:
 
     def _check(self) -> None:
         if self.abandoned:
-            raise Cancelled("every request for this clip was cancelled")
+            raise Cancelled("all requests for this clip were cancelled")

@@ -1,60 +1,68 @@
-"""Fetching a clip from a host that the operator named, and from nowhere else.
+"""Fetch a clip from a host that the operator allowed, and from nowhere else.
 
-https only; the host must be on the list; its addresses are looked up once, all of them must be public, and the connection
-goes to the very address that was checked, so that a second DNS answer can't redirect it. No redirects; size limited while
-reading, and one time limit for everything from the connection to the last byte, however slowly the host sends.
+https only; the host must be on the list; its addresses are looked up once, all of them must be public, and the connection goes to
+the very address that was checked, so that a second DNS answer cannot redirect it. Redirects are not followed. The size is limited
+while reading, and one time limit covers everything from the connection to the last byte, however slowly the host sends.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import ipaddress
 import socket
 import ssl
-import threading
-from http.client import HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
 
-from runtime.server.errors import ApiError
+import h11
+
+from runtime.server.errors import ApiError, media_too_large
 
 _CHUNK = 1 << 16
 
 
-def fetch(url: str, hosts: tuple[str, ...], most: int, seconds: float, context: ssl.SSLContext | None = None) -> bytes:
-    """The body behind an https URL. ApiError 400 for what is not allowed, 413 for too much, 422 for what can't be had."""
+def fetch(url: str, hosts: tuple[str, ...], most: int, seconds: float) -> bytes:
+    """The body behind an https URL; blocking, in a thread without an event loop.
+
+    ApiError 400 if the URL is not allowed, 413 for more than `most` bytes, 422 if the clip cannot be had.
+    """
     host, port, target = _allowed(url, hosts)
     address = _public_address(host, port)
-    connection = _Pinned(host, port, address, seconds, context or ssl.create_default_context())
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        connection.hang_up()
-
-    timer = threading.Timer(seconds, give_up)
-    timer.start()
     try:
-        connection.request("GET", target, headers={"User-Agent": "st-gridpool", "Accept": "video/*, image/*"})
-        response = connection.getresponse()
-        if 300 <= response.status < 400:
-            raise ApiError(400, f"{host} redirects this URL; redirects are not followed, give the final one", "media_redirect")
-        if response.status != 200:
-            raise ApiError(422, f"{host} answers with status {response.status} for this URL", "media_unavailable")
+        return asyncio.run(asyncio.wait_for(_get(host, port, address, target, most), seconds))
+    except (TimeoutError, asyncio.TimeoutError):  # noqa: UP041: two classes before Python 3.11
+        raise ApiError(422, f"{host} did not send the clip within {seconds:g} s", "media_timeout") from None
+    except (OSError, h11.RemoteProtocolError) as error:
+        raise ApiError(422, f"the clip cannot be fetched from {host}: {type(error).__name__}", "media_unavailable") from None
+
+
+async def _get(host: str, port: int, address: str, target: str, most: int) -> bytes:
+    # the certificate must be for the host, whatever the address
+    reader, writer = await asyncio.open_connection(address, port, ssl=ssl.create_default_context(), server_hostname=host)
+    try:
+        http = h11.Connection(h11.CLIENT)
+        headers = [(b"Host", host.encode("idna")), (b"User-Agent", b"st-gridpool"), (b"Accept", b"video/*, image/*")]
+        writer.write(http.send(h11.Request(method="GET", target=target, headers=headers)) or b"")
+        http.send(h11.EndOfMessage())
         body = bytearray()
-        while chunk := response.read1(_CHUNK):
-            body += chunk
-            if len(body) > most:
-                raise ApiError(413, f"the clip is larger than {most} bytes, the most that this server takes", "media_too_large")
-        if late.is_set() or response.length:  # of what Content-Length promised, something is missing
-            raise ConnectionError
+        while not isinstance(event := http.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                http.receive_data(await reader.read(_CHUNK))
+            elif isinstance(event, h11.Response):
+                _check_status(host, event.status_code)
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > most:
+                    raise media_too_large(most)
         return bytes(body)
-    except (OSError, HTTPException) as error:
-        if late.is_set() or isinstance(error, TimeoutError):
-            raise ApiError(422, f"{host} did not send the clip within {seconds:g} s", "media_timeout") from None
-        raise ApiError(422, f"the clip can't be fetched from {host}: {type(error).__name__}", "media_unavailable") from None
     finally:
-        timer.cancel()
-        connection.close()
+        writer.transport.abort()
+
+
+def _check_status(host: str, status: int) -> None:
+    if 300 <= status < 400:
+        raise ApiError(400, f"{host} redirects this URL; redirects are not followed, use the final URL", "media_redirect")
+    if status != 200:
+        raise ApiError(422, f"{host} answered with status {status} for this URL", "media_unavailable")
 
 
 def _allowed(url: str, hosts: tuple[str, ...]) -> tuple[str, int, str]:
@@ -63,7 +71,7 @@ def _allowed(url: str, hosts: tuple[str, ...]) -> tuple[str, int, str]:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port or 443
     except ValueError:
-        raise ApiError(400, "the clip's URL can't be read", "invalid_url") from None
+        raise ApiError(400, "the clip's URL is malformed", "invalid_url") from None
     if parts.scheme != "https":
         raise ApiError(400, f'clips are fetched over https only, got "{parts.scheme}:"; or send a data: URL', "media_not_allowed")
     if parts.username or parts.password:
@@ -89,28 +97,3 @@ def _public_address(host: str, port: int) -> str:
         if not parsed.is_global or parsed.is_multicast:
             raise ApiError(400, f"{host} resolves to an address that is not public; nothing was fetched", "media_not_allowed")
     return addresses[0]
-
-
-class _Pinned(HTTPSConnection):
-    """Connects to the checked address; certificate and Host header are the name's."""
-
-    def __init__(self, host: str, port: int, address: str, timeout: float, context: ssl.SSLContext):
-        super().__init__(host, port, timeout=timeout, context=context)
-        self._address, self._tls = address, context
-        self._line: socket.socket | None = None  # the connection once more: TLS takes the first over while it shakes hands
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
-        self._line = plain.dup()
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
-
-    def hang_up(self) -> None:
-        """End what another thread waits for."""
-        if self._line is not None:
-            with contextlib.suppress(OSError):
-                self._line.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        super().close()
-        if self._line is not None:
-            self._line.close()

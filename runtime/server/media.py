@@ -1,11 +1,15 @@
-"""Where a clip may come from: a data: URL; https from hosts that were named; files below directories that were named.
+"""Where a clip may come from: a data: URL, https from an allowed host, or a file below an allowed directory.
 
-The bytes are written to a private temporary file as they come, because decoders seek and memory is scarce, and are identified by
-their SHA-256 from then on. A clip may also be a list of such URLs, its frames.
+The bytes are written to a private temporary file as they arrive, because decoders seek and memory is scarce; their SHA-256 then
+identifies the clip. A clip may also be a list of such URLs, one for each of its frames.
+
+base64 may be padded or not, wrapped into lines, in either alphabet and %-escaped. As a clip's text is the largest part of a
+request, it is decoded piece by piece and never copied as a whole, unless it contains escapes.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,29 +18,29 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from weakref import finalize
 
-from runtime.server.base64_text import decoded
-from runtime.server.errors import ApiError
+from runtime.server.errors import ApiError, media_too_large
 from runtime.server.fetch import fetch
 from runtime.server.options import ServerOptions
 from runtime.server.schema import MAX_FRAMES, MediaUrl
 
-_HEAD = 1024  # characters in which a data: URL names its type
+_HEAD = 1024  # characters within which a data: URL must name its type
 _DATA = re.compile(r"\s*data:(?P<type>[^,;]*)(?P<parameters>;.*?)?;\s*base64\s*,", re.IGNORECASE | re.DOTALL)
-_KINDS = ("video", "image", "application", "binary", "")  # decoding tells what they contain
+_KINDS = ("video", "image", "application", "binary", "")  # the decoder finds out what the bytes really are
 _CHUNK = 1 << 18
+_STANDARD = str.maketrans("-_", "+/")
 
 
 class Media:
-    """A clip in temporary files, which `close()` removes, at the latest when the object is garbage.
+    """A clip in temporary files, which `close()` or garbage collection removes.
 
     paths    one file, or one for each frame
-    fps      frames a second of a clip that is frames, else None
+    fps      frames per second of a clip that is a list of frames, else None
     size     bytes
     digest   hex SHA-256 of the content
     """
 
     def __init__(self, contents: Iterable[Iterable[bytes]], most: int, fps: float | None = None):
-        """ApiError 413 for more than `most` bytes, 422 for a file without any."""
+        """ApiError 413 for more than `most` bytes, 422 for an empty file."""
         self.paths: list[Path] = []
         self.fps, self.size = fps, 0
         self.close = finalize(self, _remove, self.paths)
@@ -55,7 +59,7 @@ class Media:
                 for chunk in content:
                     self.size += len(chunk)
                     if self.size > most:
-                        raise _too_large(most)
+                        raise media_too_large(most)
                     digest.update(chunk)
                     file.write(chunk)
             sizes.append(self.size - before)
@@ -65,93 +69,102 @@ class Media:
             digest.update(repr((sizes, self.fps)).encode())
         self.digest = digest.hexdigest()
 
-    @property
-    def data(self) -> bytes:
-        """The bytes again."""
-        return b"".join(path.read_bytes() for path in self.paths)
-
 
 def load(media: MediaUrl, options: ServerOptions) -> Media:
-    """The clip that a request names; blocking. ApiError for what is not allowed, not there or too large."""
+    """Store the clip that a request names; blocking. ApiError if it is not allowed, does not exist or is too large."""
     if sum(one is not None for one in (media.url, media.data, media.frames)) != 1:
-        raise ApiError(400, "a clip needs one of url, data and frames", "invalid_media")
+        raise ApiError(400, "a clip needs exactly one of url, data and frames", "invalid_media")
     rate, most = media.fps or 1.0, options.max_media
     if media.data is not None:
-        return Media([_base64(media.data, 0, most)], most)
+        return Media([decoded(media.data)], most)
     if media.frames is not None:
         if not media.frames:
-            raise ApiError(400, "a clip of no frames; expected at least one", "invalid_media")
-        return Media((frame for url in media.frames for frame in _of_url(url, options)), most, rate)
-    contents = list(_of_url(media.url or "", options))
+            raise ApiError(400, "the clip has no frames; expected at least one", "invalid_media")
+        return Media((frame for url in media.frames for frame in _contents(url, options)), most, rate)
+    contents = list(_contents(media.url or "", options))
     return Media(contents, most, rate if len(contents) > 1 else None)
 
 
-def _of_url(url: str, options: ServerOptions) -> Iterator[Iterable[bytes]]:
+def decoded(text: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """The bytes that text[start:stop] encodes. ApiError 400 if it is not base64."""
+    stop = len(text) if stop is None else stop
+    if text.find("%", start, stop) >= 0:
+        text, start = unquote(text[start:stop]), 0
+        stop = len(text)
+    while stop > start and text[stop - 1] in "=\r\n\t ":
+        stop -= 1
+    if text.find("=", start, stop) >= 0:
+        raise _not_base64()
+    left = ""
+    for at in range(start, stop, _CHUNK):
+        left += "".join(text[at : min(at + _CHUNK, stop)].split()).translate(_STANDARD)
+        ready = len(left) - len(left) % 4
+        yield _decode(left[:ready])
+        left = left[ready:]
+    yield _decode(left + "=" * (-len(left) % 4))
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of padded `text`; a2b_base64 skips what is not base64, which the number of bytes reveals."""
+    try:
+        found = binascii.a2b_base64(text.encode("ascii"))
+    except ValueError:
+        raise _not_base64() from None
+    if len(found) != len(text) // 4 * 3 - text[-2:].count("="):
+        raise _not_base64()
+    return found
+
+
+def _contents(url: str, options: ServerOptions) -> Iterator[Iterable[bytes]]:
     """The content behind a URL: one file, or the frames of vLLM's data:video/jpeg;base64,FRAME,FRAME,…"""
     scheme = url[:32].partition(":")[0].strip().lower()
     if scheme == "data":
-        yield from _of_data_url(url, options.max_media)
+        yield from _data_contents(url)
     elif scheme == "file":
-        yield _of_file(url, options)
+        yield _file_content(url, options)
     elif scheme in ("http", "https") and options.media_hosts:
         yield [fetch(url, options.media_hosts, options.max_media, options.fetch_seconds)]
     else:
         raise ApiError(400, "this server takes clips as data: URLs only, e.g. data:video/mp4;base64,…", "media_not_allowed")
 
 
-def _of_data_url(url: str, most: int) -> Iterator[Iterable[bytes]]:
+def _data_contents(url: str) -> Iterator[Iterable[bytes]]:
     match = _DATA.match(url, 0, _HEAD)
     if match is None:
         raise ApiError(400, "the data: URL is not of the form data:video/mp4;base64,…", "invalid_url")
     kind = match["type"].strip().lower()
     if kind.partition("/")[0] not in _KINDS:
         raise ApiError(400, f'the data: URL is of type "{match["type"]}", expected video/* or image/*', "invalid_media")
-    start = match.end()
-    cuts = _commas(url, start) if kind == "video/jpeg" else []
-    for begin, end in zip([start, *(cut + 1 for cut in cuts)], [*cuts, len(url)], strict=True):
-        yield _base64(url, begin, most, end)
+    starts = [match.end()]
+    while kind == "video/jpeg" and (comma := url.find(",", starts[-1])) >= 0:
+        starts.append(comma + 1)
+        if len(starts) > MAX_FRAMES:
+            raise ApiError(400, f"the clip has more than {MAX_FRAMES} frames, the most that this server takes", "invalid_media")
+    for start, after in zip(starts, [*starts[1:], len(url) + 1], strict=True):
+        yield decoded(url, start, after - 1)
 
 
-def _commas(text: str, start: int) -> Sequence[int]:
-    found: list[int] = []
-    while (start := text.find(",", start) + 1) > 0:
-        found.append(start - 1)
-        if len(found) >= MAX_FRAMES:
-            raise ApiError(400, f"a clip of more than {MAX_FRAMES} frames, the most that this server takes", "invalid_media")
-    return found
-
-
-def _base64(text: str, start: int, most: int, stop: int | None = None) -> Iterator[bytes]:
-    if ((len(text) if stop is None else stop) - start) // 4 * 3 > 2 * most:  # twice: line ends and escapes are not content
-        raise _too_large(most)
-    return decoded(text, start, stop)
-
-
-def _of_file(url: str, options: ServerOptions) -> Iterator[bytes]:
+def _file_content(url: str, options: ServerOptions) -> Iterator[bytes]:
     if not options.media_paths:
         raise ApiError(400, "this server reads no files; send a data: URL", "media_not_allowed")
     try:
         parts = urlsplit(url)
-        path = Path(unquote(parts.path)).resolve()  # links and .. first, then the question whether it is allowed
+        path = Path(unquote(parts.path)).resolve()  # links and .. are resolved before the path is judged
         allowed = parts.netloc in ("", "localhost") and any(path.is_relative_to(root.resolve()) for root in options.media_paths)
-        # one answer for what is outside and what does not exist: it does not tell which files exist
         if not allowed or not path.is_file():
-            raise _no_file()
+            raise OSError
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
     except (OSError, ValueError, RuntimeError):
-        raise _no_file() from None
+        # the same answer whether it is outside or missing: it must not reveal which files exist
+        raise ApiError(400, "no clip at that path below the directories that this server reads", "media_not_allowed") from None
+
+
+def _not_base64() -> ApiError:
+    return ApiError(400, "the clip is not valid base64", "invalid_media")
 
 
 def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def _no_file() -> ApiError:
-    return ApiError(400, "no clip at that path below the directories that this server reads", "media_not_allowed")
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the clip is larger than {most} bytes, the most that this server takes", "media_too_large")

@@ -1,7 +1,7 @@
-"""How many bytes of requests are in memory at once: bodies that are being read, and clips that wait for their encoding.
+"""A limit on the bytes that requests hold in memory: bodies that are being read, and clips that wait to be encoded.
 
-A request may grow as long as it is no larger than what is left of the capacity, so n equal ones get 1/(n + 1) of it each, and however
-many large ones there are, a small one is still accepted.
+A request may grow until it is as large as the rest of the capacity. So n equal requests get 1/(n + 1) of it each, and a small
+request is still accepted however many large ones there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from runtime.server.errors import ApiError
 
 
 class Memory:
-    """`held` of `capacity` bytes, used from the event loop alone; parsing: one large body at a time, which is in memory twice then."""
+    """`held` of `capacity` bytes; for the event loop only. parsing: admits one large body at a time, as that doubles its memory."""
 
     def __init__(self, capacity: int):
         self.capacity, self.held = capacity, 0
@@ -22,7 +22,7 @@ class Memory:
 
     @contextmanager
     def hold(self) -> Iterator[Held]:
-        """A request's share, released at the end."""
+        """A request's share, which is released at the end."""
         share = Held(self)
         try:
             yield share
@@ -37,16 +37,16 @@ class Held:
         self.memory, self.size = memory, 0
 
     def grow(self, count: int) -> None:
-        """`count` bytes more; ApiError 429 if that is more than this request may have, whose share is then released."""
+        """Add `count` bytes. If the request may not have them, its share is released and ApiError 429 raised."""
         if self.size + count > self.memory.capacity - self.memory.held - count:
             others = self.memory.held - self.size
-            self.shrink(0)  # at once, so that not all that grow together are refused
-            message = f"other requests hold {others} bytes of the {self.memory.capacity} that all may; try again"
+            self.shrink(0)  # at once, so that of requests that grow together not all are refused
+            message = f"other requests hold {others} of the {self.memory.capacity} bytes for all requests; try again"
             raise ApiError(429, message, "memory_full", headers={"Retry-After": "2"})
         self.size += count
         self.memory.held += count
 
     def shrink(self, size: int) -> None:
-        """`size` bytes are left."""
+        """Release all but `size` bytes."""
         self.memory.held -= self.size - min(size, self.size)
         self.size = min(size, self.size)

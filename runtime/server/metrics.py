@@ -1,12 +1,10 @@
-"""Prometheus metrics of one server, in a separate registry: `Metrics(...).text()` is what /metrics returns."""
+"""Prometheus metrics of one server, in a registry of its own: `Metrics(...).text()` is what /metrics returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from runtime.llm.chat import LanguageModel, Usage
 from runtime.server.admission import Admission
@@ -18,10 +16,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class Metrics:
-    """Counters that the routes fill, and gauges that are read on request."""
+    """Counters that the routes increment, and gauges whose values are computed when they are read."""
 
     def __init__(self, admission: Admission, memory: Memory, clips: ClipStore, llms: Iterable[LanguageModel]):
-        self.registry = CollectorRegistry()
+        self.registry, llms = CollectorRegistry(), list(llms)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(_PREFIX + name, text, labels, registry=self.registry)
@@ -37,7 +35,18 @@ class Metrics:
         self.first_token = Histogram(
             _PREFIX + "time_to_first_token_seconds", "from the request to its first text", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(_Now(admission, memory, clips, list(llms)))
+
+        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+            Gauge(_PREFIX + name, text, registry=self.registry).set_function(value)
+
+        gauge("accepted_requests", "requests in progress", lambda: admission.accepted)
+        gauge("queue_limit", "most requests that are in progress at a time", lambda: admission.limit)
+        gauge("request_bytes", "bytes of bodies and clips that requests hold", lambda: memory.held)
+        gauge("queue_depth", "answers that wait for a place in the batch", lambda: sum(llm.busy()["waiting"] for llm in llms))
+        gauge("running_answers", "answers that are being decoded", lambda: sum(llm.busy()["running"] for llm in llms))
+        gauge("kv_positions", "KV positions in use by running answers", lambda: sum(llm.busy()["kv_positions"] for llm in llms))
+        gauge("clip_cache_bytes", "bytes in the cache of encoded clips", lambda: clips.bytes)
+        gauge("clip_cache_clips", "clips in the cache", lambda: len(clips))
 
     def used(self, usage: Usage) -> None:
         """Count what one answer cost."""
@@ -52,23 +61,3 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
-
-
-class _Now(Collector):
-    def __init__(self, admission: Admission, memory: Memory, clips: ClipStore, llms: list[LanguageModel]):
-        self.admission, self.memory, self.clips, self.llms = admission, memory, clips, llms
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        busy = [llm.busy() for llm in self.llms]
-        values = {
-            "accepted_requests": ("requests being worked on", self.admission.accepted),
-            "queue_limit": ("requests that are accepted at most", self.admission.limit),
-            "request_bytes": ("bytes of bodies and clips that requests hold", self.memory.held),
-            "queue_depth": ("answers that wait for a place in the batch", sum(one["waiting"] for one in busy)),
-            "running_answers": ("answers that are being decoded", sum(one["running"] for one in busy)),
-            "kv_positions": ("KV positions in use by running answers", sum(one["kv_positions"] for one in busy)),
-            "clip_cache_bytes": ("visual tokens kept", self.clips.bytes),
-            "clip_cache_clips": ("clips kept", len(self.clips)),
-        }
-        for name, (text, value) in values.items():
-            yield GaugeMetricFamily(_PREFIX + name, text, value=value)

@@ -1,7 +1,7 @@
-"""What is loaded: bundles by name, each with its vision encoder, and the LLMs that they share where they can.
+"""What is loaded: bundles by name, each with its vision encoder, and the LLMs, shared where possible.
 
-Bundles exported from one checkpoint with different compression have the same decoder; it is loaded once and its batch serves
-all of them, which is how a page offers several presets on a small machine.
+Bundles exported from one checkpoint with different compression have the same decoder. It is loaded once and its batch serves all of
+them, so that a small machine can offer several presets.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from runtime.bundle import DECODER, Bundle
 from runtime.bundle.records import written
 from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.llm.chat import LanguageModel
+from runtime.llm.decoder import check_context
 from runtime.llm.local import LocalLLM
 from runtime.llm.remote import RemoteLLM
-from runtime.llm.step import check_context
 from runtime.server.clip_encoder import ClipEncoder
 from runtime.server.errors import ApiError
 from runtime.server.options import ServerOptions
@@ -48,6 +48,14 @@ class ServedModel:
             "compression": written(manifest.compression),
         }
 
+    def check_frames(self, count: int | None, param: str) -> None:
+        """ApiError if `count` is not the bundle's number of frames."""
+        frames = self.bundle.manifest.frames
+        if count is not None and count != frames:
+            other = f", or export with --frames {count}" if count > 0 else ""
+            message = f"{param} is {count}, but this bundle takes {frames} frames of every clip: leave it out{other}"
+            raise ApiError(400, message, "unsupported_value", param)
+
 
 class Models:
     """`models[name]`; ApiError 404 for a name that is not served."""
@@ -57,11 +65,11 @@ class Models:
 
     @classmethod
     def open(cls, paths: Sequence[Path], options: ServerOptions) -> Models:
-        """Load everything; a UserError before anything heavy is loaded where a bundle can't be served."""
+        """Load everything. If a bundle can't be served, the UserError comes before anything heavy is loaded."""
         local, backend, engine = options.llm.is_local, options.backend, options.engine
         bundles = {_name(path): Bundle.open(path) for path in paths}
         if len(bundles) < len(paths):
-            raise UsageError(f"two bundles would have one name: {', '.join(map(_name, paths))}; rename a directory")
+            raise UsageError(f"two bundles would have the same name: {', '.join(map(_name, paths))}; rename a directory")
         if local and not any(bundle.has_llm for bundle in bundles.values()):
             raise BundleError(f"{paths[0]} has no LLM; export without --only vision, or name a remote one with --llm URL")
         for bundle in bundles.values():
@@ -74,10 +82,10 @@ class Models:
             if not local:
                 llm = RemoteLLM(bundle, options.llm)
             elif bundle.has_llm:
-                same = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"].sha256
-                if same not in decoders:
-                    decoders[same] = LocalLLM.open(bundle, options.batch, backend, engine)
-                llm = decoders[same].sharing(bundle)
+                key = bundle.sha256(DECODER) + bundle.manifest.files["llm/tokenizer.json"].sha256
+                if key not in decoders:
+                    decoders[key] = LocalLLM.open(bundle, options.batch, backend, engine)
+                llm = decoders[key].sharing(bundle)
             served.append(ServedModel(name, bundle, ClipEncoder(bundle, backend, engine, options.limits), llm))
         return cls(served)
 
@@ -88,9 +96,8 @@ class Models:
 
     @property
     def llms(self) -> list[LanguageModel]:
-        """Each LLM once, whoever shares it."""
-        found = {id(m.llm.shared): m.llm for m in self.served.values() if m.llm}
-        return list(found.values())
+        """Each LLM once, however many bundles share it."""
+        return list({id(model.llm.shared): model.llm for model in self.served.values() if model.llm}.values())
 
     def close(self) -> None:
         for llm in self.llms:

@@ -1,4 +1,4 @@
-"""The server's options, its engine's and its decoder's among them: the command line and the Ray application are made of them."""
+"""The server's options, including those of its engine and LLM. The command line and the Ray application are generated from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`: localhost, or a loopback address."""
+    """Whether only this machine can reach `host`: it is localhost or a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -44,25 +44,25 @@ class ServerOptions:
     media_paths: tuple[Path, ...] = option((), "read file: clips from here", flag="--allow-media-path", metavar="DIR")
     backend: str = backend_option()
     engine: EngineOptions = nested(EngineOptions())
-    header_seconds: float = option(10.0, "for the head of a request, from the connection or the first byte on", flag=None, above=0)
-    body_seconds: float = option(20.0, "for a request's body, and a second more for each half MiB received", flag=None, above=0)
-    grace_seconds: float = option(0.5, "that a stream waits for its first token, or for an error, before it begins", flag=None)
+    header_seconds: float = option(10.0, "for a request's headers, from the connection or the first byte on", flag=None, above=0)
+    body_seconds: float = option(20.0, "for a request's body, plus one for each half MiB received", flag=None, above=0)
+    grace_seconds: float = option(0.5, "that a stream waits for its first token or an error before it begins", flag=None)
     fetch_seconds: float = option(30.0, "for one fetched clip, from first to last byte", flag=None, above=0)
 
     @property
     def memory(self) -> int:
-        """Bytes of bodies and clips of all requests together."""
+        """Bytes for bodies and clips of all requests together."""
         return 4 * self.max_body
 
     @property
     def keyless_loopback(self) -> bool:
-        """Whether anybody on this machine may ask without a key: then web pages in its browsers must be kept out."""
+        """Whether anybody on this machine may ask without a key; web pages in its browsers must then be kept out."""
         return self.api_key is None and is_loopback(self.host)
 
     def __post_init__(self) -> None:
         check_limits(self)
         if self.api_key is not None and not self.api_key.strip():
-            raise UsageError("the API key is empty; give one, or leave the option out for a server without a key")
+            raise UsageError("the API key is empty; set one, or leave the option out for a server without a key")
         for folder in self.media_paths:
             if not folder.is_dir():
                 raise UsageError(f"--allow-media-path {folder} is not a directory")

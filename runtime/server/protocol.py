@@ -1,8 +1,8 @@
-"""HTTP/1.1 on uvicorn's h11 protocol, with bounds on what a connection may cost before its request is complete.
+"""HTTP/1.1 on uvicorn's h11 protocol, with limits on what a connection may cost before its request is complete.
 
-Headers end within 64 KiB and some seconds. The number of connections is limited; beyond it the one that has been without a
-request for longest makes room. A client that does not read its answer is cut off. (uvicorn's faster protocol, httptools,
-limits none of this.) What is not HTTP gets an error in the server's form.
+Headers must be complete within 64 KiB and a few seconds. The number of connections is limited; one more closes the connection that
+has been without a request for the longest time. A client that does not read its response is disconnected. (uvicorn's faster
+protocol, httptools, limits none of this.) What is not HTTP gets an error in the server's usual form.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from runtime.server.errors import ApiError
 
 HEADER_BYTES = 1 << 16
-_STALL = 30.0  # seconds in which a client must read something of what is buffered for it
-_STEP = 1 << 16  # bytes: that something
+_STALL = 30.0  # seconds within which a client must read _STEP of what is buffered for it
+_STEP = 1 << 16  # bytes
 
 
 def bounded_protocol(header_seconds: float) -> type[H11Protocol]:
     """The protocol class of one server."""
-    limit = connection_limit()
-
-    class OfOneServer(BoundedH11):
-        waiting: ClassVar[dict[BoundedH11, None]] = {}
-
-    OfOneServer.header_seconds, OfOneServer.limit = header_seconds, limit
-    return OfOneServer
+    attributes = {"header_seconds": header_seconds, "limit": connection_limit(), "waiting": {}}
+    return type("BoundedH11OfOneServer", (BoundedH11,), attributes)
 
 
 def connection_limit() -> int:
-    """The most connections of a server: three quarters of the files that the process may open, at most 1,000."""
+    """How many connections a server takes: three quarters of the files that the process may open, at most 1,000."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1000 if files == resource.RLIM_INFINITY else max(16, min(1000, files * 3 // 4))
 
@@ -44,7 +39,7 @@ def headers_too_large() -> ApiError:
 
 
 class BoundedH11(H11Protocol):
-    """header_seconds, limit: see the module; waiting: the connections without a request, the longest first."""
+    """header_seconds: for the headers; limit: of connections; waiting: those without a request, the one waiting longest first."""
 
     header_seconds: ClassVar[float]
     limit: ClassVar[int]
@@ -78,7 +73,7 @@ class BoundedH11(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self.loop.call_later(_STALL, self.transport.abort)  # a close waits for a client that reads nothing
+            self.loop.call_later(_STALL, self.transport.abort)  # closing waits for the client to read
         elif self.conn.their_state is h11.IDLE:
             self.waiting[self] = None  # uvicorn's own timer ends an idle connection
         else:
@@ -90,10 +85,7 @@ class BoundedH11(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         too_long = len(self.conn.trailing_data[0]) > HEADER_BYTES
-        if too_long:
-            self._refuse(headers_too_large())
-        else:
-            self._refuse(ApiError(400, "this is not an HTTP/1.1 request", "invalid_http"))
+        self._refuse(headers_too_large() if too_long else ApiError(400, "this is not an HTTP/1.1 request", "invalid_http"))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -104,9 +96,8 @@ class BoundedH11(H11Protocol):
         self._stop_watching()
 
     def _look(self) -> None:
-        """Start or stop the time for a head: one is due between requests, and where a body goes on that nobody reads any more."""
-        due = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
-        if not due:
+        """Start or stop the timer for headers. They are due between requests, and after a response while the body still arrives."""
+        if self.conn.their_state is not h11.IDLE and self.conn.our_state is not h11.DONE:
             self._forget()
         elif self._headers_due is None and not self.transport.is_closing():
             self._wait_for_headers()
@@ -123,18 +114,18 @@ class BoundedH11(H11Protocol):
 
     def _headers_late(self) -> None:
         self._headers_due = None
-        self._refuse(ApiError(408, f"no complete request came in {self.header_seconds:g} s", "request_timeout"))
+        self._refuse(ApiError(408, f"no complete request arrived within {self.header_seconds:g} s", "request_timeout"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Send the error, unless an answer has begun already, and hang up."""
+        """Send the error, unless a response has begun already, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             content = json.dumps(error.body()).encode()
             headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), ("Connection", "close")]
             reason = STATUS_PHRASES[error.status]
-            head = h11.Response(status_code=error.status, headers=headers, reason=reason)
-            for event in (head, h11.Data(data=content), h11.EndOfMessage()):
+            response = h11.Response(status_code=error.status, headers=headers, reason=reason)
+            for event in (response, h11.Data(data=content), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            # where it is the body that is wrong, the application may be at work on an answer that nobody hears
+            # if the body is what is wrong, the application may be working on a response that can no longer be sent
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
@@ -142,7 +133,7 @@ class BoundedH11(H11Protocol):
         self.loop.call_later(_STALL, self.transport.abort)
 
     def _watch(self, buffered: int) -> None:
-        """In a while, less must be buffered than is now."""
+        """Disconnect unless clearly less is buffered _STALL seconds from now."""
         self._stop_watching()
         self._reading_due = self.loop.call_later(_STALL, self._still_reading, buffered)
 

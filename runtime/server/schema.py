@@ -1,8 +1,8 @@
-"""What may be asked: OpenAI's chat completions with clips, and the two video routes.
+"""What a request may contain: OpenAI's chat completions with clips, and the two video routes.
 
-A clip comes as video_url, input_video, image_url, input_image, video, image or file: they differ in names alone. A parameter
-that this server can't honour is refused unless it has a value that changes nothing (parameters.py); one that nobody has is
-refused by name. null is as good as leaving a field out.
+A clip comes as video_url, input_video, image_url, input_image, video, image or file, which differ in name only. A parameter that
+this server does not support is refused unless its value changes nothing (parameters.py); a parameter that no server has is refused
+by name. null is the same as leaving a field out.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
+from runtime.llm.sampling import Sampling
 from runtime.server.errors import ApiError
 from runtime.server.parameters import CLIP, EXTENSIONS, MESSAGE, OPENAI, TEXT, Inert, is_empty
 
 MAX_MESSAGES, MAX_CLIPS, MAX_FRAMES = 256, 8, 4096
-_VALUES = 100_000  # of a body: each takes some 300 bytes of memory, "[]," three of the body
+_VALUES = 100_000  # in a body: each takes about 300 bytes of memory, but as little as the three of "[]," in the body
 
 
 class _Strict(BaseModel):
-    """inert: parameters that are dropped where they have a value that changes nothing."""
+    """inert: parameters that are dropped where their value changes nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     inert: ClassVar[Mapping[str, Inert]] = {}
@@ -44,23 +45,12 @@ class _Strict(BaseModel):
         return kept
 
 
-def _as_object(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"url": value}
-    return {"frames": value} if isinstance(value, list) else value
-
-
 class FrameCount(_Strict):
-    """What may be asked of a clip's frames: only the number that the bundle takes anyway."""
+    """What a request may say about a clip's frames; num_frames must be the bundle's."""
 
     inert: ClassVar[Mapping[str, Inert]] = CLIP
-    num_frames: int | None = None
-    nframes: int | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None  # of a list of frames; a clip's own frames have times
-
-    @property
-    def asked_frames(self) -> int | None:
-        return self.num_frames if self.num_frames is not None else self.nframes
+    num_frames: int | None = Field(None, validation_alias=AliasChoices("num_frames", "nframes"))
+    fps: Annotated[float, Field(gt=0)] | None = None  # of a list of frames; the frames of a video have times of their own
 
 
 class MediaUrl(FrameCount):
@@ -69,6 +59,20 @@ class MediaUrl(FrameCount):
     url: str | None = None
     data: str | None = None
     frames: Annotated[list[str], Field(max_length=MAX_FRAMES)] | None = None
+
+
+def _as_object(value: Any) -> Any:
+    """A clip as MediaUrl takes it: a bare string is a URL, a list is frames, OpenAI's file_data is a URL or base64."""
+    if isinstance(value, str):
+        return {"url": value}
+    if isinstance(value, list):
+        return {"frames": value}
+    if not isinstance(value, dict):
+        return value
+    if value.get("file_id") is not None:
+        raise PydanticCustomError("unsupported", "this server stores no files; send file_data")
+    data = value.get("file_data")
+    return {"url" if data[:5].lower() == "data:" else "data": data} if isinstance(data, str) else value
 
 
 Media = Annotated[MediaUrl, BeforeValidator(_as_object)]
@@ -80,72 +84,27 @@ class TextPart(_Strict):
     text: str
 
 
-class _ClipPart(FrameCount):
-    """A part with a clip in the field that `type` names."""
+class ClipPart(FrameCount):
+    type: Literal["video_url", "input_video", "image_url", "input_image", "video", "image", "file"]
+    clip: Media = Field(validation_alias=AliasChoices("video_url", "input_video", "image_url", "video", "image", "file"))
+
+    @property
+    def is_image(self) -> bool:
+        return self.type in ("image_url", "input_image", "image")
 
     @property
     def media(self) -> MediaUrl:
-        media: MediaUrl | None = getattr(self, "image_url" if self.type == "input_image" else self.type)  # type: ignore[attr-defined]
-        if media is None:
-            raise ApiError(400, "the part has no clip: none is known here by its uuid; send the clip itself", "invalid_media")
-        return media.model_copy(update={"fps": self.fps}) if media.fps is None else media
+        return self.clip.model_copy(update={"fps": self.fps}) if self.clip.fps is None else self.clip
 
 
-class VideoUrlPart(_ClipPart):
-    type: Literal["video_url"]
-    video_url: Media | None = None
-
-
-class InputVideoPart(_ClipPart):
-    type: Literal["input_video"]
-    input_video: Media | None = None
-
-
-class ImageUrlPart(_ClipPart):
-    type: Literal["image_url"]
-    image_url: Media | None = None
-
-
-class InputImagePart(_ClipPart):
-    type: Literal["input_image"]
-    image_url: Media | None = None
-
-
-class VideoPart(_ClipPart):
-    type: Literal["video"]
-    video: Media | None = None
-
-
-class ImagePart(_ClipPart):
-    type: Literal["image"]
-    image: Media | None = None
-
-
-def _of_file(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("file_id") is not None:
-        raise PydanticCustomError("unsupported", "this server stores no files; send file_data")
-    data = value.get("file_data") if isinstance(value, dict) else None
-    if not isinstance(data, str):
-        return value
-    return {("url" if data[:5].lower() == "data:" else "data"): data}
-
-
-class FilePart(_ClipPart):
-    type: Literal["file"]
-    file: Annotated[MediaUrl, BeforeValidator(_of_file)] | None = None
-
-
-IMAGES = (ImageUrlPart, InputImagePart, ImagePart)
-Part = Annotated[
-    TextPart | VideoUrlPart | InputVideoPart | ImageUrlPart | InputImagePart | VideoPart | ImagePart | FilePart,
-    Field(discriminator="type"),
-]
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class Message(_Strict):
     inert: ClassVar[Mapping[str, Inert]] = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Annotated[list[Annotated[TextPart | ClipPart, Field(discriminator="type")]], BeforeValidator(_as_parts)] = []
     name: str | None = None
 
 
@@ -163,7 +122,7 @@ class MediaOptions(_Strict):
 
 
 def _count(value: Any) -> Any:
-    """A number of tokens as clients write it: -1 is none, 16.0 and "16" are 16."""
+    """A number of tokens as clients write it: -1 means no limit, 16.0 and "16" mean 16."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -172,6 +131,12 @@ def _count(value: Any) -> Any:
 
 
 Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_count)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), AfterValidator(lambda seed: seed % 2**64)]
+Stops = Annotated[
+    list[Annotated[str, Field(max_length=1000)]],
+    Field(max_length=4),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
 
 
 class ChatRequest(_Strict):
@@ -184,27 +149,26 @@ class ChatRequest(_Strict):
     max_completion_tokens: Count = None
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: str | list[str] = ""
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stops = []
+    seed: Seed | None = None
     image_parts: Literal["clips", "frames"] = "clips"
-    mm_processor_kwargs: FrameCount = FrameCount()
+    mm_processor_kwargs: FrameCount | None = None
     media_io_kwargs: MediaOptions = MediaOptions()
-
-    @property
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.seed)
 
 
 class VideoRequest(_Strict):
     """POST /v1/video/tokens and /v1/video/inspect."""
 
     model: str
-    video_url: Media | None = None
-    input_video: Media | None = None
+    clip: Media = Field(validation_alias=AliasChoices("video_url", "input_video"))
     format: Literal["safetensors", "npz"] = "safetensors"
     dtype: Literal["float16", "float32"] = "float16"
 
@@ -227,29 +191,21 @@ def parse(model: type[_Model], body: bytes | bytearray) -> _Model:
 
 
 def _refused(error: ValidationError) -> ApiError:
-    # of a union's branches, the one that got furthest is the one that was meant
-    first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = first["loc"]
+    # behind the index of a part of a message's content, pydantic puts the part's type
+    path = ".".join(str(step) for at, step in enumerate(location) if at < 2 or location[at - 2] != "content")
     if first["type"] == "inert":
         name = first["ctx"]["name"]
-        param = _path((*first["loc"], name))
+        param = f"{path}.{name}" if path else name
         code = "invalid_value" if name in OPENAI or name in MESSAGE else "unknown_parameter"
         return ApiError(400, f"Unsupported value for '{param}': {first['msg']}.", code, param)
-    path = _path(first["loc"])
     if not path:
         return ApiError(400, "the body is not a JSON object", "invalid_value")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: '{path}'; leave it out.", "unknown_parameter", path)
     if first["type"] == "missing":
+        if location[-1] == "video_url" and len(location) > 1:  # pydantic takes the first alias; the part's own name is its type
+            path = path.removesuffix("video_url") + str(location[-2])
         return ApiError(400, f"Missing required parameter: '{path}'.", "missing_required_parameter", path)
     return ApiError(400, f"Invalid value for '{path}': {first['msg']}.", "invalid_value", path)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`location` as the client wrote it, without the steps that pydantic adds for the branches of a union."""
-    found = []
-    for at, step in enumerate(location):
-        branch = isinstance(step, str) and (step in ("str", "int") or step.startswith(("list[", "function-", "constrained-")))
-        tag = at > 1 and isinstance(location[at - 1], int) and str(location[at - 2]).startswith("list[")
-        if not branch and not tag:
-            found.append(str(step))
-    return ".".join(found)

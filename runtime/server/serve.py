@@ -1,4 +1,4 @@
-"""Start the server: load the bundles, listen, and on SIGTERM finish what was accepted.
+"""Start the server: load the bundles, listen, and on SIGTERM finish the accepted requests.
 
 `run(paths, options)` returns when the server has drained.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from runtime.core.errors import UsageError, missing_package
 from runtime.core.progress import log, step
-from runtime.engine.place import place
+from runtime.engine import place
 from runtime.server.options import ServerOptions, is_loopback
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from runtime.server.state import State
 
-_BACKLOG = 128  # connections accepted at once: with those that are held they stay below the limit of open files
-_MARGIN = 2  # seconds between giving up what is not answered and cutting connections off
-_KEEP_ALIVE = 75  # seconds; clients give up an idle connection after 5 (httpx, openai), and who sends as it closes is reset
+_BACKLOG = 128  # connections accepted at once: together with the open ones, they stay below the limit of open files
+_MARGIN = 2  # seconds between ending unfinished answers and aborting connections
+# seconds: longer than clients keep an idle connection (httpx, openai: 5), as one that sends just as the server closes gets a reset
+_KEEP_ALIVE = 75
 
 
 def run(paths: Sequence[Path], options: ServerOptions) -> int:
-    """Serve the bundles at `paths`. UserError where one can't be loaded or the port is taken."""
+    """Serve the bundles at `paths`. UserError if one can't be loaded or the port is in use."""
     try:
         import uvicorn  # noqa: F401
 
@@ -37,9 +38,9 @@ def run(paths: Sequence[Path], options: ServerOptions) -> int:
     except ImportError as error:
         raise missing_package(str(error.name), "serving", "serve") from None
 
-    listening = _listen(options)  # a port that is in use is reported before gigabytes are loaded
+    listening = _listen(options)  # first, so that a port in use is reported before gigabytes are loaded
     if options.api_key is None and not is_loopback(options.host):
-        log(f"warning: {options.host} can be reached from other machines and there is no --api-key: anybody there may ask")
+        log(f"warning: {options.host} can be reached from other machines, and without --api-key anybody there may ask")
     with step("loading"):
         state = State(Models.open(paths, options), options)
     notes = [place(model.bundle, options.backend, options.engine).note for model in state.models.served.values()]
@@ -54,7 +55,7 @@ def run(paths: Sequence[Path], options: ServerOptions) -> int:
 
 
 def server(state: State, lifespan: bool = True) -> uvicorn.Server:
-    """A uvicorn server over loaded models: bounded connections, and a drain that ends in time without a traceback."""
+    """A uvicorn server over loaded models, with bounded connections and a drain that ends in time and without a traceback."""
     import uvicorn
 
     from runtime.server.app import create_app
@@ -64,8 +65,8 @@ def server(state: State, lifespan: bool = True) -> uvicorn.Server:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
-            admission.draining = True  # at once: connections that are open send no new work
-            # uvicorn's handler would raise the signal again at the end; a server that drained exits with 0
+            admission.draining = True  # at once, so that open connections bring no new requests
+            # uvicorn's own handler would raise the signal again at the end, but a server that drained exits with 0
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
@@ -76,7 +77,7 @@ def server(state: State, lifespan: bool = True) -> uvicorn.Server:
             await super().shutdown(sockets)
             for timer in timers:
                 timer.cancel()
-            if self.force_exit:  # uvicorn leaves the app open then, and the end of the loop would log a traceback for it
+            if self.force_exit:  # uvicorn then leaves the app open, which would log a traceback when the loop ends
                 await self.lifespan.shutdown()
 
         def _cut_off(self) -> None:

@@ -1,8 +1,8 @@
-"""A streamed answer as server-sent events, which begin at once.
+"""A streamed answer as server-sent events, which begin almost at once.
 
-A proxy that receives nothing for a minute gives up, and a first token may take longer while others are answered. So a stream waits
-for its first token, or an error with an HTTP status, for a moment only; then it begins with a comment, which clients
-skip, and a comment every few seconds keeps it open. An error after that is an event, as of OpenAI and vLLM.
+A proxy that receives nothing for a minute gives up, and on a busy server a first token may take longer. So a stream waits only a
+moment for its first token, or for an error, which then has an HTTP status of its own. After that it begins with a comment, which
+clients skip, and further comments every few seconds keep it open. A later error is an event, as with OpenAI and vLLM.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _EVERY = 10.0  # seconds between comments
 
 
 class Stream:
-    """An answer on its way from the start on; leave the context to end the work."""
+    """An answer that is produced from construction on; leaving the context ends the work."""
 
     def __init__(self, state: State, ready: Ready, deadline: float, start: float):
-        self.state, self.options, self.start = state, ready.job.stream_options, start
+        self.state, self.options, self.start = state, ready.job.request.stream_options, start
         self.answering: Answering | None = None
         self._begun = asyncio.ensure_future(self._begin(ready, deadline))
 
@@ -43,7 +43,7 @@ class Stream:
             await self.answering.pieces.aclose()
 
     async def grace(self) -> None:
-        """Wait a moment for the first piece; raises what went wrong by then."""
+        """Wait a moment for the first piece; raises an error that occurs in that time."""
         await asyncio.wait({self._begun}, timeout=self.state.options.grace_seconds)
         if self._begun.done():
             self._begun.result()
@@ -53,21 +53,20 @@ class Stream:
         try:
             if not self._begun.done():
                 yield _COMMENT
-            async with aclosing(self._until(self._begun)) as comments:
-                async for comment in comments:
-                    yield comment
-            answering, piece = self._begun.result()
-            yield self._chunk(answering, {"role": "assistant", "content": ""})
+            coming: asyncio.Future[Piece] = self._begun
             while True:
+                async with aclosing(self._until(coming)) as comments:
+                    async for comment in comments:
+                        yield comment
+                piece, answering = coming.result(), self.answering
+                assert answering is not None  # `begin` has returned it
+                if coming is self._begun:
+                    yield self._chunk(answering, {"role": "assistant", "content": ""})
                 if piece.text:
                     yield self._chunk(answering, {"content": piece.text})
                 if piece.last:
                     break
                 coming = asyncio.ensure_future(anext(answering.pieces))
-                async with aclosing(self._until(coming)) as comments:
-                    async for comment in comments:
-                        yield comment
-                piece = coming.result()
             self.state.metrics.used(answering.chat.usage)
             yield self._chunk(answering, {}, piece.finish, metadata=answering.metadata())
             if self.options.include_usage:
@@ -81,15 +80,15 @@ class Stream:
             yield _event(failed.body())
         yield b"data: [DONE]\n\n"
 
-    async def _begin(self, ready: Ready, deadline: float) -> tuple[Answering, Piece]:
-        """The answer and its first piece."""
+    async def _begin(self, ready: Ready, deadline: float) -> Piece:
+        """Start the answer and wait for its first piece."""
         self.answering = await begin(self.state, ready, deadline)
         piece = await anext(self.answering.pieces)
         self.state.metrics.first_token.observe(time.perf_counter() - self.start)
-        return self.answering, piece
+        return piece
 
     async def _until(self, task: asyncio.Future[Any]) -> AsyncGenerator[bytes, None]:
-        """Comments until `task` is done, which is cancelled where nobody waits any more; raises where the server's time is over."""
+        """Comments until `task` is done. It is cancelled if the reader leaves or the server ends, which raises ApiError."""
         ended = asyncio.ensure_future(self.state.admission.until_ended())
         try:
             while True:

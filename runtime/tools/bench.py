@@ -23,11 +23,9 @@ from runtime.core.errors import BundleError, EngineError
 from runtime.core.machine import cores, cpu_model, total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
-from runtime.engine.place import place
-from runtime.llm.decoder import LocalDecoder
+from runtime.engine import EngineOptions, backend_option, place
+from runtime.llm.decoder import LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
-from runtime.llm.step import check_context
 from runtime.media.clip import sample_frames
 from runtime.prompt import Prompt
 from runtime.tools import reference

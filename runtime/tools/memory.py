@@ -15,7 +15,7 @@ from runtime.bundle.graph_file import read_graph
 from runtime.bundle.graphs import file_of
 from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
 from runtime.core.errors import BundleError
-from runtime.llm.step import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.tools import liveness
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from typing import Any
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, UserError
 from runtime.core.progress import step
-from runtime.engine import BACKENDS, EngineOptions, backend_class
-from runtime.engine.place import placed
+from runtime.engine import BACKENDS, EngineOptions, backend_class, placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
 from runtime.tools import reference

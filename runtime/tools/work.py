@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.bundle.tensors import PRESENT, cache_names
-from runtime.llm.step import PREFILL_CHUNK
+from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools import liveness
 
 if TYPE_CHECKING:

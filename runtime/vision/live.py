@@ -19,6 +19,7 @@ T frames, h, w pixels, N visual tokens, D hidden.
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,7 @@ class LiveEncoder:
         start = time.perf_counter()
         tokens = self.tokens()
         seconds = {"encode": self._encoding, "compress": time.perf_counter() - start}
-        order = self._order()
-        oldest = self._ring.pushed - len(self)
-        times = self._ring.times()
+        order, times, oldest = self._order(), self._ring.times, self._ring.pushed - len(self)
         clip = Clip(
             path=Path(source),
             frames=np.empty((0, *self.preprocessor.size, 3), np.uint8),
@@ -111,33 +110,29 @@ class LiveEncoder:
 
 
 class Ring:
-    """The last `length` rows of one shape, contiguous and in order; each is written twice."""
+    """The last `length` rows of one shape, contiguous and in order; each is written twice.
+
+    times: when each row was, in seconds; pushed: rows so far
+    """
 
     def __init__(self, length: int, shape: tuple[int, ...], dtype: np.dtype):
-        self._length = length
-        self._rows = np.empty((2 * length, *shape), dtype)
-        self._times = [0.0] * (2 * length)
+        self._rows = np.empty((2, length, *shape), dtype)
+        self.times: deque[float] = deque(maxlen=length)
         self.pushed = 0
 
     def __len__(self) -> int:
-        return min(self.pushed, self._length)
+        return len(self.times)
 
     def push(self, row: np.ndarray, seconds: float) -> None:
-        for slot in (self.pushed % self._length, self.pushed % self._length + self._length):
-            self._rows[slot], self._times[slot] = row, seconds
+        self._rows[:, self.pushed % self._rows.shape[1]] = row
+        self.times.append(seconds)
         self.pushed += 1
 
     def rows(self) -> np.ndarray:
         """A view of the rows, oldest first; the next push may overwrite it."""
-        start = self._start()
-        return self._rows[start : start + len(self)]
-
-    def times(self) -> list[float]:
-        start = self._start()
-        return self._times[start : start + len(self)]
+        start = (self.pushed - len(self)) % self._rows.shape[1]
+        return self._rows.reshape(-1, *self._rows.shape[2:])[start : start + len(self)]
 
     def clear(self) -> None:
+        self.times.clear()
         self.pushed = 0
-
-    def _start(self) -> int:
-        return self.pushed % self._length if self.pushed >= self._length else 0

@@ -100,7 +100,7 @@ def test_prefill_is_predicted_by_counting():
     from frames import CHUNK, prefill_multiply_adds
     from random_checkpoint import Tower
 
-    from runtime.llm.step import PREFILL_CHUNK
+    from runtime.llm.decoder import PREFILL_CHUNK
 
     assert CHUNK == PREFILL_CHUNK
     llm, positions = Tower(width=8, layers=3, heads=2, kv_heads=1, mlp=16), CHUNK + 10

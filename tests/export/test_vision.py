@@ -103,7 +103,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
     stub("_fuse", (GRAPH, ["fuse"]))
     stub("check_tensorrt", lambda directory, graph, release: {graph: "parsed"})
     monkeypatch.setattr(vision, "OnnxEngine", SimpleNamespace(load=lambda path: path))
-    monkeypatch.setattr(vision, "vision_engine", lambda *graphs: engines.extend(graphs) or running)
+    monkeypatch.setattr(vision, "VisionEngine", lambda *graphs: engines.extend(graphs) or running)
     stub("verify_frame_by_frame", "frame by frame")
     stub("compare_vision_float16", "float16 rows")
     stub("verify_float16", ["in float16"], slice(1))

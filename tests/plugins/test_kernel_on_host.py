@@ -210,7 +210,7 @@ def test_a_plan_of_the_format_before_runs(run: Run):
     spec, shape = StGridPool((4, 4), (1, 2)), (8, 7, 18, 8)
     x, plan = random_clip(shape, "float32", 0), make_plan(spec, *shape[:3])
     launches: list[list[tuple[int, ...]]] = []
-    for tasks in plan.by_launch():
+    for tasks in plan.launches:
         launches.append([])
         for kind, index, version, pool in tasks:
             launches[-1] += (
@@ -227,7 +227,7 @@ def test_a_plan_of_the_format_before_runs(run: Run):
 def test_a_task_that_pools_on_the_way_to_another_size_is_refused(run: Run):
     spec, shape = StGridPool((6,), (1,)), (6, 6, 8, 8)
     plan = make_plan(spec, *shape[:3])
-    (pools, summary) = plan.by_launch()
+    (pools, summary) = plan.launches
     joined = [(BOTH, 0, 0, 0), *(task for task in pools if task[2] != 0)]
     with pytest.raises(ValueError, match="pools to a size that no walk makes"):
         run(random_clip(shape, "float32", 0), spec, ints=_with_tasks(plan, [joined, summary]))
@@ -236,7 +236,7 @@ def test_a_task_that_pools_on_the_way_to_another_size_is_refused(run: Run):
 def test_a_launch_with_a_summary_before_an_original_frame_is_refused(run: Run):
     spec, shape = StGridPool((4,), (2,)), (8, 4, 4, 8)
     plan = make_plan(spec, *shape[:3])
-    first, second = plan.by_launch()
+    first, second = plan.launches
     assert second[0][2] < 8 <= second[-1][2]
     with pytest.raises(ValueError, match="has summaries first"):
         run(random_clip(shape, "float32", 0), spec, ints=_with_tasks(plan, [first, second[::-1]]))

@@ -12,7 +12,7 @@ from plugin_cases import GOLDEN, golden_case, specs_and_shapes
 from refusal import naming
 
 from plugins.errors import SpecError
-from plugins.op import StGridPool, attributes_of, not_covered, output_shape, spec_from_attributes, spec_from_text
+from plugins.op import StGridPool, attributes_of, not_covered, output_shape, spec_from_text
 from plugins.plan import POOL, WINDOWS, make_plan
 from plugins.reference import st_gridpool, temporal_grid
 
@@ -30,7 +30,8 @@ def test_text_and_attributes_give_the_spec_back(case: tuple[StGridPool, tuple[in
     spec, _ = case
     assert spec_from_text(str(spec)) == spec
     attributes = attributes_of(spec)
-    assert spec_from_attributes(attributes) == spec
+    lists = {name: tuple(attributes.get(name, ())) for name in ("sizes", "strides")}
+    assert StGridPool(**attributes | lists) == spec
     assert all(value != [] for value in attributes.values())
 
 
@@ -52,7 +53,7 @@ def test_a_spec_that_is_not_the_ops_is_refused_with_the_reason(text: str, words:
 
 def test_what_is_left_out_is_the_papers():
     assert StGridPool() == StGridPool((4, 4, 4), (2, 4, 8), 2, 1.0, 2.0, 0) == spec_from_text("ptg+nsp")
-    assert spec_from_text("nsp") == StGridPool((), (), 2, 1.0, 2.0, 0) == spec_from_attributes({"plan": [1], "plugin_version": "1"})
+    assert spec_from_text("nsp") == StGridPool((), (), 2, 1.0, 2.0, 0)
     assert str(StGridPool()) == "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2,temperature=1,order=2"
     assert str(StGridPool((), (), 3, 0.5, math.inf, 1)) == "nsp:window=3,temperature=0.5,order=inf,padding=1"
     assert attributes_of(StGridPool((6,), (3,), 3, 0, 1, 2)) == {
@@ -86,8 +87,8 @@ def test_the_least_and_the_most_that_make_sense(values: dict):
         ({"temperature": math.inf}, "temperature=inf"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"padding": -1}, "padding=-1"),
-        ({"padding": 2}, "padding 2"),
-        ({"window": 1, "padding": 1}, "padding 1"),
+        ({"padding": 2}, "padding=2"),
+        ({"window": 1, "padding": 1}, "padding=1"),
     ],
 )
 def test_what_makes_no_sense_on_any_grid_is_refused(values: dict, words: str):
@@ -156,7 +157,7 @@ def test_the_default_plan_pools_every_read_frame_once_and_launches_once_a_level_
 
 def test_a_clip_too_short_for_a_group_needs_one_launch_and_no_scratch():
     plan = make_plan(StGridPool(), 7, 27, 27)
-    assert plan.launches == (7,)
+    assert tuple(map(len, plan.launches)) == (7,)
     assert plan.scratch_tokens == 0
 
 
@@ -166,7 +167,7 @@ def test_no_launch_reads_what_it_writes_itself(case: tuple[StGridPool, tuple[int
     spec, (frames, height, width, _) = case
     plan = make_plan(spec, frames, height, width)
     pooled_in, windows = {}, []
-    for launch, tasks in enumerate(plan.by_launch()):
+    for launch, tasks in enumerate(plan.launches):
         assert all(pooled_in[tile] < launch for _, _, version, _ in tasks for tile in plan.tiles_of(version))
         assert [version >= frames for _, _, version, _ in tasks] == sorted(version >= frames for _, _, version, _ in tasks)
         windows += [index for kind, index, _, _ in tasks if kind != POOL]

@@ -1,4 +1,4 @@
-"""Damaged Parquet parts of an unfinished batch job, which the same command finds when it goes on."""
+"""Damaged Parquet parts of an unfinished batch job, which the same command finds when it resumes."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _measured(run: Run, name: str) -> dict[str, tuple[Job, float, int]]:
 
 
 def finished(run: Run, job: Job, folder: Path) -> Fault | None:
-    """The same command, let come to its end."""
+    """The same command, run to completion."""
     ended = Command(job.module, job.words(run.corpus, folder), folder).run()
     if ended.code == 2 and "pass --force" in ended.stderr:  # the stopped one had got there
         return None

@@ -1,6 +1,6 @@
 """libFuzzer over the C++ runtime's readers, with address and undefined-behaviour sanitizers; a slice each in turn.
 
-The corpora stay in `DIR/fuzz`, so that a later slice goes on with what an earlier one found interesting.
+The corpora stay in `DIR/fuzz`, so that a later slice starts from what an earlier one found interesting.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class CppMedia(Media):
                     counts["next"], counts["inputs"] = index + 1, counts["inputs"] + 1
                     counts["refused"] += probe.refused
                     if fault:
-                        self._report(run, index, fault)
+                        run.report(self, index, fault)
                         break
 
     def replay(self, run: Run, case: Case) -> Fault | None:

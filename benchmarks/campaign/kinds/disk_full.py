@@ -1,6 +1,6 @@
 """A disk that fills up in the middle of export, build, batch and tokens; and a full one behind stdout.
 
-As root the disk is a tmpfs of a few MB, mounted for the case; otherwise RLIMIT_FSIZE stands for it. A case is JSON: the job and how
+As root the disk is a tmpfs of a few MB, mounted for the case; otherwise RLIMIT_FSIZE takes its place. A case is JSON: the job and how
 much of what it needs there is room for. It must end with exit code 2 and one line, or with 0 where there was room after all; what was
 there before stays, nothing is left over, and once there is room the same command succeeds.
 """
@@ -135,5 +135,5 @@ def _print_to_a_full_disk(run: Run, words: tuple[str, ...]) -> Fault | None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files below `folder`, in whole pages."""
+    """Bytes of the files below `folder`, rounded up to pages."""
     return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob("*") if path.is_file())

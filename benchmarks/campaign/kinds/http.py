@@ -1,6 +1,6 @@
-"""What all kinds share that talk to a running server: inputs some at a time, good requests beside them, a fault's one input found.
+"""What all kinds share that talk to a running server: concurrent inputs, good requests beside them, and the search for a fault's input.
 
-A fault of the server itself (it died, its log has a traceback, it grew, a good request was answered otherwise) is put down to the
+A fault of the server itself (it died, its log has a traceback, it grew, a good request got another answer) is attributed to the
 latest inputs: each is tried alone on a new server, and the first that shows the fault again is the finding.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign.child import in_child, memory_of
-from benchmarks.campaign.minimise import minimised
 from benchmarks.campaign.run import Run, warm
 from benchmarks.campaign.sandbox import Case
 from benchmarks.campaign.server import ANSWER, Server, essence, good_requests, send
@@ -75,7 +74,7 @@ class HttpKind:
                 fault or judge(ended) or (Fault("exit code", f"server: {ended.code}", ended.stderr[-2000:]) if ended.code else None)
             )
             for index, one in own:
-                self._report(run, index, one)
+                run.report(self, index, one)
             if fault:
                 self._accuse(run, list(suspects), fault)
 
@@ -172,19 +171,10 @@ class HttpKind:
         for index in reversed(suspects):
             again = self.replay(run, self.make(run, index))
             if again:
-                self._report(run, index, again)
+                run.report(self, index, again)
                 return
         case = Case(json.dumps([self.make(run, index).data.decode("latin-1") for index in suspects]).encode(), ".together")
         run.found(self.name, suspects[-1] if suspects else 0, fault, case)
-
-    def _report(self, run: Run, index: int, fault: Fault) -> None:
-        case = self.make(run, index)
-
-        def fails(data: bytes) -> bool:
-            again = self.replay(run, Case(data, case.suffix))
-            return again is not None and again.signature == fault.signature
-
-        run.found(self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising))
 
 
 def late_growth(samples: Sequence[int]) -> int:

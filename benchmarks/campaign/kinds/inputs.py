@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.campaign.minimise import minimised
 from benchmarks.campaign.run import Run
 from benchmarks.campaign.sandbox import Case, run_many, run_one
 from benchmarks.campaign.verdicts import Fault
@@ -41,29 +40,18 @@ class InputKind:
             counts["inputs"] += 1
             counts[f"exit {outcome.code}"] += 1
             if outcome.fault:
-                self._report(run, outcome.index, outcome.fault)
+                run.report(self, outcome.index, outcome.fault)
 
     def replay(self, run: Run, case: Case) -> Fault | None:
         return run_one(self, case, run.work(f"{self.name}-replay")).fault
 
-    def _report(self, run: Run, index: int, fault: Fault) -> None:
-        case = self.make(run, index)
-
-        def fails(data: bytes) -> bool:
-            again = self.replay(run, Case(data, case.suffix))
-            return again is not None and again.signature == fault.signature
-
-        run.found(
-            self.name, index, fault, case, lambda: minimised(case.data, fails, run.minimising) if fails(case.data) else case.data
-        )
-
 
 def bundle_copy(source: Path, folder: Path) -> Path:
     """A bundle below `folder` whose files are links to `source`'s; replace a file, never write into one."""
-    goal = folder / "bundle"
-    if not goal.exists():
-        shutil.copytree(source, goal, copy_function=_link)
-    return goal
+    target = folder / "bundle"
+    if not target.exists():
+        shutil.copytree(source, target, copy_function=_link)
+    return target
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -72,5 +60,5 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _link(source: str, goal: str) -> None:
-    Path(goal).hardlink_to(source)
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)

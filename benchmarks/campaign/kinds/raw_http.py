@@ -1,4 +1,4 @@
-"""Bytes that are no proper HTTP, or hardly: framing, headers, pipelining, slow senders, connections cut in the middle.
+"""Bytes that are not valid HTTP, or barely: framing, headers, pipelining, slow senders, connections cut in the middle.
 
 A case is a JSON list of steps: ["send", text in latin-1], ["wait", milliseconds], ["read", milliseconds], ["half-close"], ["reset"].
 """

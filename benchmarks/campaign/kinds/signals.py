@@ -1,7 +1,7 @@
 """`kill -9` and Ctrl-C in the middle of export, build, batch, tokens and serve.
 
 A case is JSON: the job, how the moment is chosen (after a share of its time, at a share of its changes to files, or after a share of
-the time of a process of its own), and whether the same command must then come to its end. Afterwards the older bundle opens with
+the time of a separate process), and whether the same command must then complete. Afterwards the older bundle opens with
 every hash right, nothing partial looks complete, and rows are there once. Ctrl-C ends within a minute with one line, exit code 130
 and no temporary file left.
 """
@@ -23,7 +23,7 @@ from benchmarks.campaign.stopped import Command
 from benchmarks.campaign.verdicts import Ended, Fault, judge
 
 _MODES = ("time", "time", "time", "change", "change", "change", "process")
-_PROCESS_START = 1.3  # a process of its own takes longer, for its imports: times as long
+_PROCESS_START = 1.3  # times as long: a separate process also imports
 
 
 class Signals(Commands):

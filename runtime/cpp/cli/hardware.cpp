@@ -1,11 +1,13 @@
 #include "hardware.hpp"
 
-#include <sched.h>
-#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
 #include <fstream>
+
+extern "C" {
+#include <libavutil/cpu.h>
+}
 
 namespace gridpool::cli {
 namespace {
@@ -28,19 +30,13 @@ std::string cpu_name(const utsname& system) {
   return name.empty() ? system.machine : name;
 }
 
-int usable_cores() {
-  cpu_set_t usable;
-  CPU_ZERO(&usable);
-  return sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-}
-
 }  // namespace
 
 OrderedJson hardware(const EngineOptions& options) {
   utsname system{};
   uname(&system);
   return {{"cpu", cpu_name(system)},
-          {"cores", usable_cores()},
+          {"cores", av_cpu_count()},
           {"threads", options.threads ? OrderedJson(options.threads) : OrderedJson("backend's choice")},
           {"memory", static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE)},
           {"device", options.device},
@@ -50,12 +46,6 @@ OrderedJson hardware(const EngineOptions& options) {
 
 void reset_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
-int64_t peak_rss() {
-  const std::string line = line_of("/proc/self/status", "VmHWM");
-  if (!line.empty()) return std::stoll(line) << 10;
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss << 10;
-}
+int64_t peak_rss() { return std::stoll("0" + line_of("/proc/self/status", "VmHWM")) << 10; }
 
 }  // namespace gridpool::cli

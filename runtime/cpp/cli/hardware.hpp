@@ -10,10 +10,10 @@ namespace gridpool::cli {
 /// The `hardware` object of `gridpool bench --json`.
 OrderedJson hardware(const EngineOptions& options);
 
-/// The peak counts from here on, if the kernel lets a process reset it.
+/// Count the peak from here on, if the kernel allows it.
 void reset_peak();
 
-/// Peak resident memory in bytes.
+/// Peak resident memory in bytes; 0 if the kernel doesn't tell.
 int64_t peak_rss();
 
 }  // namespace gridpool::cli

@@ -7,9 +7,8 @@
 #include <exception>
 #include <sstream>
 
-#include "commands.hpp"
 #include "files.hpp"
-#include "gridpool/error.hpp"
+#include "options.hpp"
 #include "text.hpp"
 
 namespace {
@@ -66,7 +65,7 @@ int main(int count, char** words) {
   } catch (const std::bad_alloc&) {
     return fail("out of memory; free some, or use a bundle with fewer frames or of --precision fp16");
   } catch (const std::exception& error) {
-    fail(std::string("internal error: ") + error.what() + "; this is a bug of gridpool, please report it");
+    fail(std::string("internal error: ") + error.what() + "; this is a bug in gridpool, please report it");
     return 1;
   }
 }

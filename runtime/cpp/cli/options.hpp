@@ -1,4 +1,4 @@
-// Options that all commands share, and the values that options accept.
+// The commands, the options that they share, and the values that options accept.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -24,6 +24,12 @@ CLI::Validator integer(int64_t least, int64_t most = INT64_MAX);
 
 /// Accepts a time from 1ms to a day, such as "2s" or "500ms", and hands it on in seconds.
 CLI::Validator duration();
+
+/// Each declares a command, which runs when the command line is parsed.
+void add_run(CLI::App& app);
+void add_tokens(CLI::App& app);
+void add_bench(CLI::App& app);
+void add_watch(CLI::App& app);
 
 /// The engine's options with a device; if `auto` had a choice, the reason is logged.
 EngineOptions placed(const CommonOptions& options, const Bundle& bundle);

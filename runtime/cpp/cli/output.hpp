@@ -25,4 +25,13 @@ void print(bool json, const OrderedJson& data, const std::string& text);
 /// {stage: seconds}
 OrderedJson json_of(const Seconds& seconds);
 
+/// One line a row under a ruled header; the second and third columns are flush right.
+std::string table(std::vector<std::vector<std::string>> rows);
+
+/// "1.5 GB"
+std::string size_text(double bytes);
+
+/// "12,345"
+std::string thousands(int64_t value);
+
 }  // namespace gridpool::cli

@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <memory>
 
-#include "commands.hpp"
 #include "options.hpp"
 #include "output.hpp"
 

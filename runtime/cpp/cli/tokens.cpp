@@ -1,7 +1,6 @@
 // `gridpool tokens`: the compressed visual tokens of a video, in a .npz file.
 #include <memory>
 
-#include "commands.hpp"
 #include "files.hpp"
 #include "npy.hpp"
 #include "options.hpp"

@@ -1,11 +1,21 @@
 // `gridpool watch`: the last T sampled frames of a stream, and a question asked about them again and again.
+//
+// A file is read as fast as the engine takes it, and no frame is lost. A camera does not wait: its frames are decoded and
+// sampled by a second thread, up to T of them wait, and if the engine is slower the oldest are dropped and counted.
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <deque>
 #include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
 
-#include "commands.hpp"
+#include "gridpool/live.hpp"
 #include "options.hpp"
 #include "output.hpp"
-#include "sampler.hpp"
 #include "text.hpp"
 
 namespace gridpool::cli {
@@ -20,18 +30,105 @@ struct WatchOptions {
   AskOptions ask;
 };
 
-void report(bool json, double seconds, const Answer& answer, int64_t dropped, int64_t lost) {
-  const std::string when = format("%.1f s: ", seconds);
-  if (dropped) log(concat(when, "the engine is slower than the camera: ", dropped, " sampled frames dropped, the newest kept"));
-  if (lost) log(concat(when, lost, " frames arrived damaged or without the frames they refer to, and are left out"));
-  if (json) {
-    print_line({{"time", seconds}, {"text", answer.text}, {"ids", answer.ids}, {"frames", answer.frames}, {"dropped", dropped},
-                {"seconds", json_of(answer.seconds)}});
-  } else {
-    std::printf("%8.1f s  %s\n", seconds, answer.text.c_str());
+constexpr double kRounding = 1e-9;  // seconds by which a frame's time may fall short of a step
+
+struct Sampled {
+  Image image;  // resized for the model, so that waiting frames are small
+  double seconds = 0;
+};
+
+/// The frames of a stream that are looked at: `step` seconds apart, resized.
+class Sampler {
+ public:
+  /// realtime: play a file at its speed, as a camera would. VideoError if the source can't be opened.
+  Sampler(const std::string& source, double step, bool realtime, const Preprocessor& preprocessor)
+      : stream_(source), preprocessor_(preprocessor), step_(step), paced_(realtime && !stream_.is_live()) {}
+
+  bool is_live() const { return stream_.is_live() || paced_; }
+  int64_t take_lost() { return stream_.take_lost(); }
+
+  /// The next sampled frame; none at the end.
+  std::optional<Sampled> next() {
+    double seconds = 0;
+    while (stream_.next(seconds)) {
+      if (paced_) std::this_thread::sleep_until(start_ + std::chrono::duration<double>(seconds));
+      if (seconds + kRounding < wanted_) continue;
+      while (wanted_ <= seconds + kRounding) wanted_ = static_cast<double>(++taken_) * step_;
+      return Sampled{preprocessor_.resize(stream_.image()), seconds};
+    }
+    return std::nullopt;
   }
-  std::fflush(stdout);
-}
+
+ private:
+  VideoStream stream_;
+  const Preprocessor& preprocessor_;
+  double step_, wanted_ = 0;
+  int64_t taken_ = 0;
+  bool paced_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// A sampler that runs ahead in a second thread; the newest `capacity` frames wait.
+class Camera {
+ public:
+  Camera(Sampler& sampler, size_t capacity) : capacity_(capacity), thread_([this, &sampler] { work(sampler); }) {}
+  Camera(const Camera&) = delete;
+  Camera& operator=(const Camera&) = delete;
+  ~Camera() {
+    stopped_ = true;
+    thread_.join();
+  }
+
+  /// The oldest frame that waits; none at the end. Throws what the sampler threw.
+  std::optional<Sampled> next() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    came_.wait(lock, [this] { return !waiting_.empty() || ended_; });
+    if (waiting_.empty()) {
+      if (failure_) std::rethrow_exception(failure_);
+      return std::nullopt;
+    }
+    Sampled frame = std::move(waiting_.front());
+    waiting_.pop_front();
+    return frame;
+  }
+
+  /// Frames that were dropped since the last call.
+  int64_t take_dropped() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(dropped_, 0);
+  }
+
+ private:
+  void work(Sampler& sampler) {
+    std::exception_ptr failure;
+    try {
+      while (!stopped_) {
+        auto frame = sampler.next();
+        if (!frame) break;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        waiting_.push_back(std::move(*frame));
+        if (waiting_.size() > capacity_) waiting_.pop_front(), ++dropped_;
+        came_.notify_one();
+      }
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    failure_ = failure;
+    ended_ = true;
+    came_.notify_one();
+  }
+
+  size_t capacity_;
+  std::mutex mutex_;
+  std::condition_variable came_;
+  std::deque<Sampled> waiting_;
+  int64_t dropped_ = 0;
+  bool ended_ = false;
+  std::exception_ptr failure_;
+  std::atomic<bool> stopped_{false};
+  std::thread thread_;  // last: it uses all of the above
+};
 
 void watch(const WatchOptions& options) {
   const CommonOptions& common = options.common;
@@ -50,9 +147,19 @@ void watch(const WatchOptions& options) {
   int64_t answers = 0;
   double due = options.every, last = 0;
   bool is_new = false;  // frames have arrived since the last answer
-  const auto ask = [&](double seconds) {
+  const auto ask = [&] {
     const Answer answer = chat.ask_about(live.visual(), options.question, {}, options.ask);
-    report(common.json, seconds, answer, camera ? camera->take_dropped() : 0, sampler.take_lost());
+    const int64_t dropped = camera ? camera->take_dropped() : 0, lost = sampler.take_lost();
+    const std::string when = format("%.1f s: ", last);
+    if (dropped) log(concat(when, "the engine is slower than the camera: ", dropped, " sampled frames dropped, the newest kept"));
+    if (lost) log(concat(when, lost, " frames arrived damaged or without the frames they refer to, and are left out"));
+    if (common.json) {
+      print_line({{"time", last}, {"text", answer.text}, {"ids", answer.ids}, {"frames", answer.frames}, {"dropped", dropped},
+                  {"seconds", json_of(answer.seconds)}});
+    } else {
+      std::printf("%8.1f s  %s\n", last, answer.text.c_str());
+    }
+    std::fflush(stdout);
     is_new = false;
     return ++answers == options.count;
   };
@@ -62,9 +169,9 @@ void watch(const WatchOptions& options) {
     is_new = true;
     if (last + kRounding < due) continue;
     while (due <= last + kRounding) due += options.every;
-    if (ask(last)) return;
+    if (ask()) return;
   }
-  if (is_new) ask(last);
+  if (is_new) ask();
 }
 
 }  // namespace

@@ -29,31 +29,24 @@ size_t spaces_at_start(std::string_view text) {
   return at;
 }
 
-}  // namespace
-
-void AddedTokens::add(AddedToken token) {
-  if (token.content.empty()) return;
-  by_first_[token.content[0]].push_back(tokens_.size());
-  tokens_.push_back(std::move(token));
-}
-
-const AddedToken* AddedTokens::longest_at(const std::string& text, size_t at) const {
-  const auto starting = by_first_.find(text[at]);
-  if (starting == by_first_.end()) return nullptr;
+/// The longest token that begins at `at`; null if none does.
+const AddedToken* longest_at(const std::vector<AddedToken>& tokens, const std::string& text, size_t at) {
   const AddedToken* longest = nullptr;
-  for (const size_t index : starting->second) {
-    const AddedToken& token = tokens_[index];
-    const bool is_here = text.compare(at, token.content.size(), token.content) == 0;
-    if (is_here && (!longest || token.content.size() > longest->content.size())) longest = &token;
+  size_t length = 0;
+  for (const AddedToken& token : tokens) {
+    const std::string& content = token.content;
+    if (content.size() > length && text.compare(at, content.size(), content) == 0) longest = &token, length = content.size();
   }
   return longest;
 }
 
-std::vector<Stretch> AddedTokens::cut(const std::string& text, bool literal) const {
+}  // namespace
+
+std::vector<Stretch> cut_at(const std::vector<AddedToken>& tokens, const std::string& text, bool literal) {
   std::vector<Stretch> stretches;
   size_t done = 0;
   for (size_t at = 0; at < text.size();) {
-    const AddedToken* found = longest_at(text, at);
+    const AddedToken* found = longest_at(tokens, text, at);
     if (!found) {
       ++at;
       continue;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,18 +20,7 @@ struct Stretch {
   std::optional<int64_t> id;
 };
 
-class AddedTokens {
- public:
-  /// A token without content is never found.
-  void add(AddedToken token);
-
-  /// `text` cut at the tokens: leftmost first, of those the longest. literal: special tokens are left in the text.
-  std::vector<Stretch> cut(const std::string& text, bool literal = false) const;
-
- private:
-  const AddedToken* longest_at(const std::string& text, size_t at) const;
-  std::vector<AddedToken> tokens_;
-  std::map<char, std::vector<size_t>> by_first_;  // indices of the tokens that begin with a byte
-};
+/// `text` cut at `tokens`: leftmost first, of those the longest. literal: special tokens are left in the text.
+std::vector<Stretch> cut_at(const std::vector<AddedToken>& tokens, const std::string& text, bool literal);
 
 }  // namespace gridpool

@@ -1,8 +1,7 @@
 #include "av.hpp"
 
-
-
 namespace gridpool {
+
 std::string av_reason(int number) {
   char text[AV_ERROR_MAX_STRING_SIZE] = {};
   av_strerror(number, text, sizeof text);
@@ -12,6 +11,18 @@ std::string av_reason(int number) {
 int av_checked(int status) {
   if (status < 0) throw AvFailure{status};
   return status;
+}
+
+FormatPtr open_input(const std::string& url, const AvOptions& options, const AVInputFormat* format) {
+  AVDictionary* dictionary = nullptr;
+  for (const auto& [name, value] : options) av_dict_set(&dictionary, name.c_str(), value.c_str(), 0);
+  AVFormatContext* context = nullptr;
+  const int status = avformat_open_input(&context, url.c_str(), format, &dictionary);
+  av_dict_free(&dictionary);
+  av_checked(status);
+  FormatPtr opened(context);
+  av_checked(avformat_find_stream_info(context, nullptr));
+  return opened;
 }
 
 int64_t shown_ticks(const AVFrame& frame) {

@@ -1,7 +1,8 @@
-// FFmpeg's objects with owners, and what its releases spell differently (5.1 of Debian 12 to 8).
+// FFmpeg's objects with owners, and what its releases name differently (5.1 of Debian 12 to 8).
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -35,7 +36,7 @@ Owner owned(typename Owner::pointer pointer) {
   return Owner(pointer);
 }
 
-/// An FFmpeg call that failed; who decodes decides what that means.
+/// An FFmpeg call that failed; the caller decides what that means.
 struct AvFailure {
   int number;
 };
@@ -45,6 +46,10 @@ std::string av_reason(int number);
 
 /// `status`, or AvFailure if it is negative.
 int av_checked(int status);
+
+/// A file or stream whose headers were read; AvFailure if it can't be opened. format: none to find it out.
+using AvOptions = std::map<std::string, std::string>;
+FormatPtr open_input(const std::string& url, const AvOptions& options, const AVInputFormat* format = nullptr);
 
 /// How long a frame is shown, in ticks of its stream; 0 if unknown.
 int64_t shown_ticks(const AVFrame& frame);

@@ -16,13 +16,14 @@ int64_t id_of(const Vocabulary& vocabulary, const std::string& token) {
   return found->second;
 }
 
-bool is_set(const Json& value) { return !(value.is_null() || value == false || value == ""); }
-
 }  // namespace
 
 Bpe::Bpe(const Json& model, const Vocabulary& vocabulary) {
   for (const char* setting : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
-    if (is_set(member(model, setting))) throw std::invalid_argument(std::string("a BPE model with ") + setting + ", which is unknown here");
+    const Json& value = member(model, setting);
+    if (!(value.is_null() || value == false || value == "")) {
+      throw std::invalid_argument(std::string("a BPE model with ") + setting + ", which is unknown here");
+    }
   }
   ignore_merges_ = member(model, "ignore_merges") == true;
   if (member(model, "unk_token").is_string()) unknown_ = id_of(vocabulary, model["unk_token"]);
@@ -45,11 +46,6 @@ Bpe::Bpe(const Json& model, const Vocabulary& vocabulary) {
     const uint64_t key = key_of(id_of(vocabulary, left), id_of(vocabulary, right));
     merges_[key] = {rank++, id_of(vocabulary, left + right)};
   }
-}
-
-const Bpe::Merge* Bpe::merge(int64_t left, int64_t right) const {
-  const auto found = merges_.find(key_of(left, right));
-  return found == merges_.end() ? nullptr : &found->second;
 }
 
 void Bpe::encode(const std::string& word, const Vocabulary& vocabulary, std::vector<int64_t>& ids) const {
@@ -81,7 +77,7 @@ void Bpe::encode(const std::string& word, const Vocabulary& vocabulary, std::vec
     const int right = left < 0 ? -1 : symbols[static_cast<size_t>(left)].after;
     if (right < 0) return;
     const int64_t a = symbols[static_cast<size_t>(left)].id, b = symbols[static_cast<size_t>(right)].id;
-    if (const Merge* found = merge(a, b)) queue.push({found->rank, left, a, b, found->id});
+    if (const auto found = merges_.find(key_of(a, b)); found != merges_.end()) queue.push({found->second.rank, left, a, b, found->second.id});
   };
   for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int>(i));
   while (!queue.empty()) {

@@ -26,7 +26,6 @@ class Bpe {
     uint32_t rank;
     int64_t id;
   };
-  const Merge* merge(int64_t left, int64_t right) const;
   std::unordered_map<uint64_t, Merge> merges_;  // by both ids
   int64_t unknown_ = -1;
   bool ignore_merges_ = false;

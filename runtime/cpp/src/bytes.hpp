@@ -15,7 +15,7 @@ enum class Endian { big, little };
 /// The unsigned number of `count` (1 to 8) bytes at `offset`; none if `bytes` ends before.
 std::optional<uint64_t> number_at(std::string_view bytes, size_t offset, size_t count, Endian endian = Endian::big);
 
-/// A file, or bytes in memory, read at any place.
+/// A file, or bytes in memory, read at any offset.
 class ByteSource {
  public:
   /// Every read is empty if the file can't be opened.

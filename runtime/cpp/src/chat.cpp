@@ -1,7 +1,5 @@
 #include "gridpool/chat.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <future>
 
 #include "refusal.hpp"
@@ -17,11 +15,6 @@ int64_t weight(const Bundle& bundle) {
   int64_t bytes = 0;
   for (const auto& [name, file] : bundle.manifest().files) bytes += file.size;
   return bytes;
-}
-
-bool is_finite(const Tensor& tensor) {
-  const std::vector<float> values = tensor.floats();
-  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
 }
 
 }  // namespace
@@ -58,9 +51,7 @@ Tensor VisionEncoder::tokens(const TensorView& frames) {
 Tensor VisionEncoder::checked(std::map<std::string, Tensor> results) {
   const auto found = results.find("visual_tokens");
   if (found == results.end()) throw EngineError("the vision graph has no output visual_tokens; export the bundle again");
-  if (!is_finite(found->second)) {
-    throw not_finite("the vision graph returned values");
-  }
+  check_finite(found->second.floats(), "the vision graph returned values");
   return std::move(found->second);
 }
 

@@ -1,12 +1,9 @@
 #include "container.hpp"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <set>
-#include <tuple>
 
-#include "bytes.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -19,9 +16,9 @@ constexpr const char* kFormats =
     "yuv4mpegpipe,gif";
 // For files that begin as a picture does; image2 goes by a file's name, and would draw an SVG.
 constexpr const char* kPictureFormats =
-    ",apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
+    "apng,image2,png_pipe,jpeg_pipe,webp_pipe,webp_anim,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,pbm_pipe";
 
-constexpr int kAside =
+constexpr int kNotShown =
     AV_DISPOSITION_ATTACHED_PIC | AV_DISPOSITION_DEPENDENT | AV_DISPOSITION_STILL_IMAGE | AV_DISPOSITION_TIMED_THUMBNAILS;
 
 bool is_video(const AVStream& stream) { return stream.codecpar->codec_type == AVMEDIA_TYPE_VIDEO; }
@@ -46,7 +43,7 @@ AVStream* best_stream(AVFormatContext& format) {
   std::pair<bool, int64_t> highest{false, -1};
   for (unsigned i = 0; i < format.nb_streams; ++i) {
     AVStream* stream = format.streams[i];
-    if (!is_video(*stream) || stream->disposition & kAside || !avcodec_find_decoder(stream->codecpar->codec_id)) continue;
+    if (!is_video(*stream) || stream->disposition & kNotShown || !avcodec_find_decoder(stream->codecpar->codec_id)) continue;
     if (static_cast<int>(i) == best || (is_sequence && is_like(*stream, *format.streams[best]))) return stream;
     const std::pair<bool, int64_t> rank{(stream->disposition & AV_DISPOSITION_DEFAULT) != 0,
                                         int64_t{stream->codecpar->width} * stream->codecpar->height};
@@ -72,7 +69,7 @@ AVStream* best_stream(AVFormatContext& format) {
 /// Of a video's frame, twice 8K: damaged headers may claim any size, and no such frame is allocated.
 constexpr int64_t kMaxPixels = int64_t{1} << 26;
 
-/// Whether every error is in the picture that has it: in codecs without prediction.
+/// Whether a codec predicts nothing from other pictures, so that an error stays in the picture that has it.
 bool is_intra_only(AVCodecID codec) {
   const AVCodecDescriptor* descriptor = avcodec_descriptor_get(codec);
   return descriptor && descriptor->props & AV_CODEC_PROP_INTRA_ONLY;
@@ -90,7 +87,7 @@ AVRational Container::tick() const {
   return stream->time_base.num > 0 && stream->time_base.den > 0 ? stream->time_base : AVRational{1, 1000000};
 }
 
-bool Container::is_mov() const { return std::string_view(format->iformat->name).substr(0, 4) == "mov,"; }
+bool Container::is_mov() const { return starts_with(format->iformat->name, "mov,"); }
 
 AVRational Container::interval() const {
   const AVRational guess = av_guess_frame_rate(format.get(), stream, nullptr);
@@ -123,35 +120,17 @@ void open_decoder(Container& container, const std::string& name, bool strict, bo
 Container open_container(const fs::path& path, bool strict, bool threads) {
   Container container;
   container.picture = read_picture(path);
-  AVDictionary* options = nullptr;
-  av_dict_set(&options, "format_whitelist", kFormats, 0);
-  if (container.picture) av_dict_set(&options, "format_whitelist", kPictureFormats, AV_DICT_APPEND);
-  av_dict_set(&options, "protocol_whitelist", "file", 0);
-  av_dict_set(&options, "pattern_type", "none", 0);
-  AVFormatContext* format = nullptr;
-  int status = avformat_open_input(&format, ("file:" + path.string()).c_str(), nullptr, &options);
-  av_dict_free(&options);
-  container.format.reset(status < 0 ? nullptr : format);
-  if (status >= 0) status = avformat_find_stream_info(format, nullptr);
-  if (status < 0 && container.picture) throw damaged_picture(path, av_reason(status));
-  if (status < 0) {
-    throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(status) +
+  const std::string formats = container.picture ? concat(kFormats, ",", kPictureFormats) : kFormats;
+  try {
+    const AvOptions options = {{"format_whitelist", formats}, {"protocol_whitelist", "file"}, {"pattern_type", "none"}};
+    container.format = open_input("file:" + path.string(), options);
+  } catch (const AvFailure& failure) {
+    if (container.picture) throw damaged_picture(path, av_reason(failure.number));
+    throw VideoError(path.string() + " is not a video, or not all of one (" + av_reason(failure.number) +
                      "); expected a file such as mp4, mkv or webm");
   }
   open_decoder(container, path.string(), strict, threads);
   return container;
-}
-
-bool is_fragmented(const fs::path& path) {
-  ByteSource file(path);
-  for (uint64_t at = 0; at < file.size();) {
-    if (file.read(at + 4, 4) == "moof") return true;
-    uint64_t size = file.number(at, 4).value_or(0);
-    if (size == 1) size = file.number(at + 8, 8).value_or(0);
-    if (size < 8 || size > file.size() - at) return false;  // 0: up to the end of the file
-    at += size;
-  }
-  return false;
 }
 
 void check_video_file(const fs::path& path) {

@@ -1,11 +1,7 @@
 // A media file opened with FFmpeg, and the video stream in it that is shown (runtime/media/container.py).
 #pragma once
 
-#include <filesystem>
-#include <optional>
-
 #include "av.hpp"
-#include "orientation.hpp"
 #include "picture.hpp"
 
 namespace gridpool {
@@ -27,14 +23,7 @@ struct Container {
   /// Seconds from a frame to the next as FFmpeg guesses it, 1/25 if it can't. The average rate of a raw stream may be 25
   /// whatever is in its headers.
   AVRational interval() const;
-
-  /// Of the file of a still picture, which overrides FFmpeg's.
-  std::optional<Orientation> orientation() const { return picture ? std::optional(picture->orientation) : std::nullopt; }
 };
-
-/// Whether an mp4 has fragments (boxes `moof`), so that a recording may have ended in any of them. The first frames may stand before
-/// them, listed up front.
-bool is_fragmented(const std::filesystem::path& path);
 
 /// Open a file. The file protocol alone is allowed: neither a path that looks like an address nor a reference in the file opens
 /// anything else. VideoError for what is not a video or a picture, or has none that can be decoded; AvFailure as below.

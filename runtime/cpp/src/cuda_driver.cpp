@@ -1,6 +1,5 @@
-#include "cuda_driver.hpp"
+#include "backend.hpp"
 
-#include "gridpool/error.hpp"
 #include "library.hpp"
 
 namespace gridpool {

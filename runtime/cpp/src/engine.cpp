@@ -2,7 +2,6 @@
 #include "gridpool/engine.hpp"
 
 #include "backend.hpp"
-#include "cuda_driver.hpp"
 #include "library.hpp"
 #include "split.hpp"
 #include "text.hpp"
@@ -23,24 +22,23 @@ const Backend& tensorrt() {
     const Library library(std::filesystem::exists(beside, failed) ? beside.string() : name);
     const Backend& found = *library.function<const Backend>("gridpool_tensorrt_backend");
     if (found.interface_version != kBackendInterface) {
-      throw EngineError(std::string(name) + " belongs to another build of gridpool; install both from one build");
+      throw EngineError(std::string(name) + " belongs to another build of gridpool; install both from the same build");
     }
     return found;
   }();
   return backend;
 }
 
-std::optional<std::string> tensorrt_unavailable(const EngineOptions& options) {
-  if (options.device != "cuda") return "TensorRT engines run on a GPU, not on " + options.device + "; pass --device cuda";
-  try {
-    return tensorrt().unavailable(options);
-  } catch (const EngineError& error) {
-    return "its library does not load (" + std::string(error.what()) + "); build this runtime where NvInfer.h is, and install TensorRT";
-  }
-}
-
 std::optional<std::string> unavailable(const std::string& backend, const Bundle& bundle, const EngineOptions& options) {
-  return backend == "onnx" ? onnx_unavailable(bundle, options) : tensorrt_unavailable(options);
+  if (backend == "onnx") return onnx_unavailable(bundle, options);
+  if (options.device != "cuda") return "TensorRT engines run on a GPU, not on " + options.device + "; pass --device cuda";
+  if (!cuda_driver().fault.empty()) return cuda_driver().fault;
+  try {
+    tensorrt();
+    return std::nullopt;
+  } catch (const EngineError& error) {
+    return "its library does not load (" + std::string(error.what()) + "); build this runtime where NvInfer.h is found, and install TensorRT";
+  }
 }
 
 std::unique_ptr<Engine> open(const std::string& backend, const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
@@ -48,7 +46,7 @@ std::unique_ptr<Engine> open(const std::string& backend, const Bundle& bundle, c
     auto encoder = open(backend, bundle, kVisionEncoder, options);
     return std::make_unique<SplitVision>(std::move(encoder), open(backend, bundle, kVisionCompressor, options));
   }
-  return backend == "onnx" ? open_onnx(bundle, graph, options) : tensorrt().open(bundle, graph, options);
+  return backend == "onnx" ? open_onnx(bundle, graph, options) : tensorrt().open(bundle, graph);
 }
 
 /// The graphs that answer questions from `bundle`.
@@ -63,44 +61,36 @@ std::vector<std::string> graphs_of(const Bundle& bundle) {
   return graphs;
 }
 
-/// Why TensorRT on this GPU does not run all of `bundle`.
-std::optional<std::string> tensorrt_fault(const Bundle& bundle, const EngineOptions& options) {
-  auto reason = tensorrt_unavailable(options);
-  if (reason) return reason;
+/// Why `backend` does not run all of `bundle`.
+std::optional<std::string> fault_of(const std::string& backend, const Bundle& bundle, const EngineOptions& options) {
+  auto reason = unavailable(backend, bundle, options);
+  if (reason || backend == "onnx") return reason;
   for (const auto& graph : graphs_of(bundle)) {
-    if ((reason = tensorrt().missing(bundle, graph))) return reason;
+    if ((reason = tensorrt().missing(bundle, graph))) break;
   }
-  return std::nullopt;
+  return reason;
 }
 
 }  // namespace
 
 Placement place(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
-  Placement placement{options, ""};
-  if (options.device != "auto") return placement;
-  placement.options.device = "cuda";
+  if (options.device != "auto") return {options, ""};
+  EngineOptions gpu = options, cpu = options;
+  gpu.device = "cuda", cpu.device = "cpu";
   const CudaDriver& driver = cuda_driver();
-  if (backend == "tensorrt") {  // it has no other device
-    if (!driver.fault.empty()) throw cannot_run("tensorrt", driver.fault);
-    return placement;
+  if (!driver.fault.empty()) {
+    if (backend == "tensorrt") throw cannot_run(backend, driver.fault);
+    return {cpu, onnx_has_cuda(bundle, options) ? "device cpu: " + driver.fault.substr(0, driver.fault.find(';')) : ""};
   }
+  if (backend == "tensorrt") return {gpu, ""};  // it has no other device
   std::vector<std::string> reasons;
-  for (const char* name : {"tensorrt", "onnx"}) {
-    if (!driver.fault.empty() || (backend != "auto" && backend != name)) continue;
-    const auto fault = std::string(name) == "onnx" ? onnx_unavailable(bundle, placement.options) : tensorrt_fault(bundle, placement.options);
-    if (!fault) {
-      placement.note = "device cuda: " + driver.name + ", backend " + name;
-      return placement;
-    }
-    reasons.push_back(std::string(name) + ": " + *fault);
+  for (const std::string name : {"tensorrt", "onnx"}) {
+    if (backend != "auto" && backend != name) continue;
+    const auto fault = fault_of(name, bundle, gpu);
+    if (!fault) return {gpu, "device cuda: " + driver.name + ", backend " + name};
+    reasons.push_back(name + ": " + *fault);
   }
-  placement.options.device = "cpu";
-  if (driver.fault.empty()) {
-    placement.note = "device cpu, not " + driver.name + ": " + join(reasons, "; ");
-  } else if (onnx_has_cuda(bundle, options)) {
-    placement.note = "device cpu: " + driver.fault.substr(0, driver.fault.find(';'));
-  }
-  return placement;
+  return {cpu, "device cpu, not " + driver.name + ": " + join(reasons, "; ")};
 }
 
 std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend,
@@ -118,8 +108,8 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& gra
     return open(backend, bundle, graph, options);
   }
   std::vector<std::string> reasons;
-  for (const char* name : {"tensorrt", "onnx"}) {
-    if (options.device == "cpu" && std::string(name) == "tensorrt") continue;
+  for (const std::string name : {"tensorrt", "onnx"}) {
+    if (options.device == "cpu" && name == "tensorrt") continue;
     auto reason = unavailable(name, bundle, options);
     if (!reason) {
       try {
@@ -128,7 +118,7 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& gra
         reason = error.what();
       }
     }
-    reasons.push_back(std::string(name) + ": " + *reason);
+    reasons.push_back(name + ": " + *reason);
   }
   throw EngineError("no backend can run " + graph + " on " + options.device + ": " + join(reasons, "; "));
 }

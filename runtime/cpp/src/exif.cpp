@@ -1,12 +1,11 @@
-#include "exif.hpp"
+#include "picture.hpp"
+#include "text.hpp"
 
 namespace gridpool {
 namespace {
 
-constexpr int kMostChunks = 1 << 17;  // of a file, as a PNG of a gigabyte has
+constexpr int kMostBlocks = 1 << 17;  // of a file, as a PNG of a gigabyte has
 constexpr std::string_view kExif{"Exif\0\0", 6}, kXmp{"http://ns.adobe.com/xap/1.0/\0", 29};
-
-bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
 
 std::optional<int> exif_orientation(std::string block) {
   if (starts_with(block, kExif)) block.erase(0, kExif.size());
@@ -37,11 +36,27 @@ std::optional<Entry> entry_of(ByteSource& tiff, uint64_t tag) {
   return std::nullopt;
 }
 
-/// What is found first, of two places where an orientation may stand.
-struct Found {
-  std::optional<int> exif, xmp;
-  std::optional<int> best() const { return exif ? exif : xmp; }
+enum class Kind { other, exif, xmp };
+
+/// A segment or chunk of a picture's file; `end` is where the next one begins.
+struct Block {
+  Kind kind;
+  uint64_t start, length, end;
 };
+
+/// The first EXIF orientation, else the first of XMP, in the blocks from `at`; `block_at` reads one, none at the last.
+template <typename BlockAt>
+std::optional<int> orientation_in(ByteSource& file, uint64_t at, BlockAt block_at) {
+  std::optional<int> exif, xmp;
+  for (int i = 0; i < kMostBlocks; ++i) {
+    const std::optional<Block> block = block_at(at);
+    if (!block) break;
+    if (block->kind == Kind::exif && !exif) exif = exif_orientation(file.read(block->start, block->length));
+    if (block->kind == Kind::xmp && !xmp) xmp = xmp_orientation(file.read(block->start, block->length));
+    at = block->end;
+  }
+  return exif ? exif : xmp;
+}
 
 }  // namespace
 
@@ -69,52 +84,35 @@ std::optional<int> xmp_orientation(std::string_view xmp) {
 }
 
 std::optional<int> jpeg_orientation(ByteSource& file) {
-  Found found;
-  uint64_t at = 2;
-  for (int i = 0; i < kMostChunks; ++i) {  // marker segments, up to the first scan
+  return orientation_in(file, 2, [&](uint64_t at) -> std::optional<Block> {  // marker segments, up to the first scan
     const auto marker = file.number(at, 2), length = file.number(at + 2, 2);
-    if (!marker || *marker >> 8 != 0xFF || *marker == 0xFFDA || *marker == 0xFFD9) break;
-    if (*marker == 0xFFFF) {  // a fill byte
-      ++at;
-      continue;
-    }
-    if (!length || *length < 2) break;
-    if (*marker == 0xFFE1) {
-      const std::string segment = file.read(at + 4, *length - 2);
-      if (!found.exif && starts_with(segment, kExif)) found.exif = exif_orientation(segment);
-      if (!found.xmp && starts_with(segment, kXmp)) found.xmp = xmp_orientation(segment);
-    }
-    at += 2 + *length;
-  }
-  return found.best();
+    if (!marker || *marker >> 8 != 0xFF || *marker == 0xFFDA || *marker == 0xFFD9) return std::nullopt;
+    if (*marker == 0xFFFF) return Block{Kind::other, at, 1, at + 1};  // a fill byte
+    if (!length || *length < 2) return std::nullopt;
+    const std::string head = *marker == 0xFFE1 ? file.read(at + 4, kXmp.size()) : "";
+    const Kind kind = starts_with(head, kExif) ? Kind::exif : starts_with(head, kXmp) ? Kind::xmp : Kind::other;
+    return Block{kind, at + 4, *length - 2, at + 2 + *length};
+  });
 }
 
 std::optional<int> png_orientation(ByteSource& file) {
-  Found found;
-  uint64_t at = 8;
-  for (int i = 0; i < kMostChunks; ++i) {
+  return orientation_in(file, 8, [&](uint64_t at) -> std::optional<Block> {
     const auto length = file.number(at, 4);
     const std::string type = file.read(at + 4, 4);
-    if (!length || type.size() < 4 || type == "IEND") break;
-    if (type == "eXIf") found.exif = exif_orientation(file.read(at + 8, *length));
-    if (type == "iTXt" && file.read(at + 8, 18) == std::string("XML:com.adobe.xmp", 18)) found.xmp = xmp_orientation(file.read(at + 8, *length));
-    at += 12 + *length;
-  }
-  return found.best();
+    if (!length || type.size() < 4 || type == "IEND") return std::nullopt;
+    const bool is_xmp = type == "iTXt" && file.read(at + 8, 18) == std::string("XML:com.adobe.xmp", 18);
+    return Block{type == "eXIf" ? Kind::exif : is_xmp ? Kind::xmp : Kind::other, at + 8, *length, at + 12 + *length};
+  });
 }
 
 std::optional<int> webp_orientation(ByteSource& file) {
-  Found found;
-  uint64_t at = 12;
-  for (int i = 0; i < kMostChunks; ++i) {
+  return orientation_in(file, 12, [&](uint64_t at) -> std::optional<Block> {
     const std::string type = file.read(at, 4);
     const auto length = file.number(at + 4, 4, Endian::little);
-    if (!length) break;
-    if (type == "EXIF") found.exif = exif_orientation(file.read(at + 8, *length));
-    if (type == "XMP ") found.xmp = xmp_orientation(file.read(at + 8, *length));
-    at += 8 + *length + *length % 2;
-  }
-  return found.best();
+    if (!length) return std::nullopt;
+    const Kind kind = type == "EXIF" ? Kind::exif : type == "XMP " ? Kind::xmp : Kind::other;
+    return Block{kind, at + 8, *length, at + 8 + *length + *length % 2};
+  });
 }
 
 }  // namespace gridpool

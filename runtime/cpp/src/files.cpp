@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <system_error>
@@ -47,26 +48,22 @@ class Sha256 {
   std::unique_ptr<AVSHA, decltype(&av_free)> context_;
 };
 
-class Descriptor {
- public:
-  explicit Descriptor(const fs::path& file) : number_(::open(file.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (number_ < 0) throw std::system_error(errno, std::generic_category(), file.string());
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() { ::close(number_); }
-  size_t read(void* to, size_t size) const {
-    for (;;) {
-      const ssize_t got = ::read(number_, to, size);
-      if (got >= 0) return static_cast<size_t>(got);
-      if (errno != EINTR) throw std::system_error(errno, std::generic_category(), "read");
-    }
-  }
-  int number() const { return number_; }
+using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
 
- private:
-  int number_;
-};
+File open_file(const fs::path& file) {
+  File opened(std::fopen(file.c_str(), "rbe"), std::fclose);
+  if (!opened) throw std::system_error(errno, std::generic_category(), file.string());
+  return opened;
+}
+
+/// Hand the contents of a file on, a megabyte at a time.
+template <typename Each>
+void read_pieces(const fs::path& file, const Each& each) {
+  const File opened = open_file(file);
+  std::vector<char> piece(1 << 20);
+  while (const size_t got = std::fread(piece.data(), 1, piece.size(), opened.get())) each(piece.data(), got);
+  if (std::ferror(opened.get())) throw std::system_error(errno, std::generic_category(), file.string());
+}
 
 }  // namespace
 
@@ -77,65 +74,42 @@ std::string sha256_of(std::string_view bytes) {
 }
 
 std::string sha256_of_file(const fs::path& file) {
-  const Descriptor source(file);
   Sha256 hash;
-  std::vector<char> chunk(1 << 20);
-  while (const size_t got = source.read(chunk.data(), chunk.size())) hash.add(chunk.data(), got);
+  read_pieces(file, [&](const char* data, size_t size) { hash.add(data, size); });
   return hash.hex();
 }
 
 std::string read_file(const fs::path& file) {
-  const Descriptor source(file);
   std::string content;
-  std::vector<char> chunk(1 << 16);
-  while (const size_t got = source.read(chunk.data(), chunk.size())) content.append(chunk.data(), got);
+  read_pieces(file, [&](const char* data, size_t size) { content.append(data, size); });
   return content;
 }
 
 MappedFile::MappedFile(const fs::path& file) {
-  const Descriptor source(file);
+  const File opened = open_file(file);
+  const int descriptor = ::fileno(opened.get());
   struct stat info {};
-  if (::fstat(source.number(), &info) != 0) throw std::system_error(errno, std::generic_category(), file.string());
+  if (::fstat(descriptor, &info) != 0) throw std::system_error(errno, std::generic_category(), file.string());
   size_ = static_cast<size_t>(info.st_size);
   if (size_ == 0) return;
-  void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, source.number(), 0);
+  void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
   if (address == MAP_FAILED) throw std::system_error(errno, std::generic_category(), file.string());
-  data_ = static_cast<const std::byte*>(address);
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept : data_(other.data_), size_(other.size_) {
-  other.data_ = nullptr;
-  other.size_ = 0;
-}
-
-MappedFile::~MappedFile() {
-  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+  data_.reset(static_cast<const std::byte*>(address), [size = size_, address](const std::byte*) { ::munmap(address, size); });
 }
 
 AtomicFile::AtomicFile(const fs::path& target) {
-  std::error_code ignored;
-  target_ = fs::weakly_canonical(fs::absolute(target), ignored);  // weakly_canonical leaves a relative name that does not exist relative
+  std::error_code failed;
+  target_ = fs::weakly_canonical(fs::absolute(target), failed);  // weakly_canonical leaves a relative name that does not exist relative
   if (target_.empty()) target_ = fs::absolute(target);
-  if (fs::exists(target_, ignored) && !fs::is_regular_file(target_, ignored)) {
-    throw OutputError(target_.string() + " is " + (fs::is_directory(target_, ignored) ? "a directory" : "not a regular file") +
+  if (fs::exists(target_, failed) && !fs::is_regular_file(target_, failed)) {
+    throw OutputError(target_.string() + " is " + (fs::is_directory(target_, failed) ? "a directory" : "not a regular file") +
                       "; choose another name for the output");
   }
-  fs::path existing = target_.parent_path();
-  while (!fs::exists(fs::symlink_status(existing, ignored)) && existing != existing.parent_path()) existing = existing.parent_path();
-  if (!fs::is_directory(existing, ignored)) {
-    throw OutputError(target_.string() + " can't be written: " + existing.string() + " is not a directory; choose another path");
-  }
-  if (::access(existing.c_str(), W_OK | X_OK) != 0) {
-    throw OutputError(target_.string() + " can't be written: no permission to write in " + existing.string() + "; choose another path");
-  }
   temporary_ = target_.parent_path() / ("." + target_.filename().string() + ".tmp-" + std::to_string(::getpid()));
-  std::error_code failed;
   fs::create_directories(target_.parent_path(), failed);
-  if (!failed) {
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (descriptor_ < 0) failed.assign(errno, std::generic_category());
-  }
-  if (failed) throw OutputError(target_.string() + " can't be written: " + failed.message() + "; choose another path");
+  if (failed) fail(failed.value());
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor_ < 0) fail(errno);
   if (temporary_.native().size() < sizeof open_temporary) std::strcpy(open_temporary, temporary_.c_str());
 }
 
@@ -167,21 +141,20 @@ void AtomicFile::drop_open_file() noexcept {
 }
 
 void AtomicFile::fail(int number) const {
-  throw OutputError(target_.string() + ": " + with_remedy(number) + "; existing files were not changed");
-}
-
-std::string with_remedy(int number) {
-  const std::string reason = std::generic_category().message(number);
-  switch (number) {
-    case ENOSPC:
-    case EDQUOT: return reason + "; free some space or choose another disk";
-    case EFBIG: return reason + "; choose a file system (or a ulimit -f) that takes files of that size";
-    case EACCES:
-    case EPERM:
-    case EROFS: return reason + "; choose another path or change its permissions";
-    case EIO: return reason + "; check the disk";
-    default: return reason + "; choose another path";
-  }
+  const auto remedy = [number]() -> std::string {
+    switch (number) {
+      case ENOSPC:
+      case EDQUOT: return "free some space or choose another disk";
+      case EFBIG: return "choose a file system (or a ulimit -f) that takes files of that size";
+      case EACCES:
+      case EPERM:
+      case EROFS: return "choose another path or change its permissions";
+      case EIO: return "check the disk";
+      default: return "choose another path";
+    }
+  };
+  throw OutputError(target_.string() + " can't be written: " + std::generic_category().message(number) + "; " + remedy() +
+                    "; existing files were not changed");
 }
 
 }  // namespace gridpool

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -19,14 +20,11 @@ std::string read_file(const std::filesystem::path& file);
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& file);
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&&) = delete;
-  ~MappedFile();
-  const std::byte* data() const { return data_; }
+  const std::byte* data() const { return data_.get(); }
   size_t size() const { return size_; }
 
  private:
-  const std::byte* data_ = nullptr;
+  std::shared_ptr<const std::byte> data_;
   size_t size_ = 0;
 };
 
@@ -45,12 +43,9 @@ class AtomicFile {
   static void drop_open_file() noexcept;
 
  private:
-  [[noreturn]] void fail(int number) const;
+  [[noreturn]] void fail(int number) const;  // number: an errno
   std::filesystem::path target_, temporary_;
   int descriptor_ = -1;
 };
-
-/// The message of errno `number`, and what the user can do about it.
-std::string with_remedy(int number);
 
 }  // namespace gridpool

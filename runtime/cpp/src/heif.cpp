@@ -1,8 +1,9 @@
-#include "heif.hpp"
-
-#include <functional>
-#include <map>
+// The boxes of MP4, HEIC and AVIF files.
+#include <algorithm>
+#include <utility>
 #include <vector>
+
+#include "picture.hpp"
 
 namespace gridpool {
 namespace {
@@ -32,116 +33,80 @@ std::vector<Box> boxes(ByteSource& file, uint64_t start, uint64_t end) {
   return found;
 }
 
-/// A cursor over big-endian numbers; reads zero past the end, and then has `ended`.
-class Numbers {
- public:
-  Numbers(ByteSource& file, const Box& box) : bytes_(file.read(box.start, box.end - box.start)) {}
-  uint64_t next(size_t count) {
-    const auto value = number_at(bytes_, at_, count);
-    ended_ = ended_ || !value;
-    at_ += count;
-    return value.value_or(0);
-  }
-  bool ended() const { return ended_; }
-
- private:
-  std::string bytes_;
-  size_t at_ = 0;
-  bool ended_ = false;
-};
-
-std::string four_characters(uint64_t code) {
-  std::string text;
-  for (int shift = 24; shift >= 0; shift -= 8) text += static_cast<char>(code >> shift & 0xFF);
-  return text;
+/// The first of a type, null if there is none.
+const Box* find(const std::vector<Box>& boxes, const std::string& type) {
+  const auto found = std::find_if(boxes.begin(), boxes.end(), [&](const Box& box) { return box.type == type; });
+  return found == boxes.end() ? nullptr : &*found;
 }
 
-struct Items {
-  std::optional<uint64_t> primary, first;
-  std::map<uint64_t, std::string> types;
-
-  void read_info(ByteSource& file, const Box& box) {
-    const auto version = file.number(box.start, 1).value_or(0);
-    for (const Box& entry : boxes(file, box.start + (version == 0 ? 6 : 8), box.end)) {
-      Numbers numbers(file, entry);
-      const uint64_t kind = numbers.next(4) >> 24;
-      const uint64_t id = numbers.next(kind >= 3 ? 4 : 2);
-      numbers.next(2);
-      const uint64_t type = numbers.next(4);
-      if (entry.type == "infe" && kind >= 2 && !numbers.ended()) types[id] = four_characters(type);
-    }
-  }
-
-  void read_primary(ByteSource& file, const Box& box) {
-    Numbers numbers(file, box);
-    primary = numbers.next(numbers.next(4) >> 24 == 0 ? 2 : 4);
-  }
-
-  void read_first(ByteSource& file, const Box& box) {
-    Numbers numbers(file, box);
-    const uint64_t version = numbers.next(4) >> 24;
-    numbers.next(2);  // sizes of fields
-    if (numbers.next(version < 2 ? 2 : 4) > 0) first = numbers.next(version < 2 ? 2 : 4);
-  }
-};
+uint64_t version_of(ByteSource& file, const Box& box) { return file.number(box.start, 1).value_or(0); }
 
 /// The orientation of `item`: its properties in the order in which they are applied.
 Orientation orientation_of(ByteSource& file, const Box& iprp, uint64_t item) {
+  constexpr int kCounterClockwise[] = {1, 8, 3, 6};  // EXIF's numbers of quarter turns
   std::vector<Box> properties;
   Orientation orientation;
   for (const Box& part : boxes(file, iprp.start, iprp.end)) {
     if (part.type == "ipco") properties = boxes(file, part.start, part.end);
     if (part.type != "ipma") continue;
-    Numbers numbers(file, part);
-    const uint64_t head = numbers.next(4), version = head >> 24, wide = head & 1;
-    for (uint64_t left = numbers.next(4); left > 0 && !numbers.ended(); --left) {
-      const bool is_wanted = numbers.next(version < 1 ? 2 : 4) == item;
-      for (uint64_t count = numbers.next(1); count > 0 && !numbers.ended(); --count) {
-        const uint64_t index = wide ? numbers.next(2) & 0x7FFF : numbers.next(1) & 0x7F;
+    const std::string bytes = file.read(part.start, part.end - part.start);
+    size_t at = 0;  // numbers past the end are zero
+    const auto next = [&](size_t count) { return number_at(bytes, std::exchange(at, at + count), count).value_or(0); };
+    const uint64_t head = next(4), version = head >> 24, wide = head & 1;
+    for (uint64_t left = next(4); left > 0 && at < bytes.size(); --left) {
+      const bool is_wanted = next(version < 1 ? 2 : 4) == item;
+      for (uint64_t count = next(1); count > 0; --count) {
+        const uint64_t index = wide ? next(2) & 0x7FFF : next(1) & 0x7F;
         if (!is_wanted || index == 0 || index > properties.size()) continue;
         const Box& property = properties[index - 1];
         const uint64_t value = file.number(property.start, 1).value_or(0);
-        if (property.type == "irot") {  // counter-clockwise quarter turns
-          for (uint64_t turn = 0; turn < (value & 3); ++turn) orientation = orientation.then({true, false, true});
-        } else if (property.type == "imir") {  // 0: top and bottom are exchanged, 1: left and right
-          orientation = orientation.then({false, (value & 1) == 1, (value & 1) == 0});
-        }
+        if (property.type == "irot") orientation = orientation.then(Orientation::from_exif(kCounterClockwise[value & 3]));
+        if (property.type == "imir") orientation = orientation.then(Orientation::from_exif(value & 1 ? 2 : 4));
       }
     }
   }
   return orientation;
 }
 
-bool holds_pictures(ByteSource& file, const std::vector<Box>& parts) {
-  for (const Box& part : parts) {
-    if (part.type == "hdlr") return file.read(part.start + 8, 4) == "pict";
+HeifPicture picture_of(ByteSource& file, const std::vector<Box>& parts) {
+  std::optional<uint64_t> primary, first;
+  if (const Box* box = find(parts, "pitm")) primary = file.number(box->start + 4, version_of(file, *box) == 0 ? 2 : 4);
+  if (const Box* box = find(parts, "iloc")) {  // after its head and the sizes of fields, the number of items and the first
+    const size_t wide = version_of(file, *box) < 2 ? 2 : 4;
+    if (file.number(box->start + 6, wide).value_or(0) > 0) first = file.number(box->start + 6 + wide, wide);
   }
-  return false;
+  const uint64_t item = primary ? *primary : first.value_or(0);
+  HeifPicture picture{"", first == item, {}};
+  if (const Box* box = find(parts, "iinf")) {
+    for (const Box& entry : boxes(file, box->start + (version_of(file, *box) == 0 ? 6 : 8), box->end)) {
+      const uint64_t version = version_of(file, entry);
+      const size_t wide = version >= 3 ? 4 : 2;
+      if (entry.type != "infe" || version < 2 || file.number(entry.start + 4, wide) != item) continue;
+      picture.item = file.read(entry.start + 6 + wide, 4);
+    }
+  }
+  if (const Box* box = find(parts, "iprp")) picture.orientation = orientation_of(file, *box, item);
+  return picture;
 }
 
 }  // namespace
 
 std::optional<HeifPicture> heif_picture(ByteSource& file) {
   if (file.read(4, 4) != "ftyp") return std::nullopt;
-  std::optional<HeifPicture> picture;
-  for (const Box& box : boxes(file, 0, file.size())) {
-    if (box.type == "moov") return std::nullopt;  // a sequence: its track has all of that
-    if (box.type != "meta" || picture) continue;
+  const std::vector<Box> all = boxes(file, 0, file.size());
+  if (find(all, "moov")) return std::nullopt;  // a sequence: its track has all of that
+  for (const Box& box : all) {
+    if (box.type != "meta") continue;
     const std::vector<Box> parts = boxes(file, box.start + 4, box.end);
-    if (!holds_pictures(file, parts)) continue;
-    Items items;
-    for (const Box& part : parts) {
-      if (part.type == "pitm") items.read_primary(file, part);
-      if (part.type == "iinf") items.read_info(file, part);
-      if (part.type == "iloc") items.read_first(file, part);
-    }
-    const uint64_t primary = items.primary.value_or(items.first.value_or(0));
-    picture = HeifPicture{items.types[primary], items.first == primary, {}};
-    for (const Box& part : parts) {
-      if (part.type == "iprp") picture->orientation = orientation_of(file, part, primary);
-    }
+    const Box* handler = find(parts, "hdlr");
+    if (handler && file.read(handler->start + 8, 4) == "pict") return picture_of(file, parts);
   }
-  return picture;
+  return std::nullopt;
+}
+
+bool is_fragmented(const std::filesystem::path& path) {
+  ByteSource file(path);
+  return find(boxes(file, 0, file.size()), "moof");
 }
 
 }  // namespace gridpool

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
 
 #include "text.hpp"
 
@@ -16,16 +17,14 @@ std::string shortened(const std::string& text) {
 
 }  // namespace
 
-bool parse_json(const std::string& text, Json& value, std::string& reason) {
+Json parse_json(const std::string& text) {
   try {
-    value = Json::parse(text);
-    return true;
+    return Json::parse(text);
   } catch (const Json::exception& error) {
-    reason = error.what();
+    const std::string reason = error.what();
     const size_t start = reason.find("] ");  // nlohmann's prefix names its exception
-    if (start != reason.npos) reason.erase(0, start + 2);
-    reason = lossy_utf8(shortened(reason));  // it quotes the last token, which may be the file
-    return false;
+    // It quotes the last token, which may be the file.
+    throw std::invalid_argument(lossy_utf8(shortened(start == reason.npos ? reason : reason.substr(start + 2))));
   }
 }
 

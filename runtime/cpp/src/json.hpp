@@ -1,4 +1,4 @@
-// JSON: parsed without exceptions, looked up, and shown in messages.
+// JSON: parsed, looked up, and shown in messages.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -8,8 +8,8 @@ namespace gridpool {
 
 using Json = nlohmann::json;
 
-/// Parse; false, and the reason in one phrase, for text that is not JSON.
-bool parse_json(const std::string& text, Json& value, std::string& reason);
+/// std::invalid_argument, the reason in one phrase, for text that is not JSON.
+Json parse_json(const std::string& text);
 
 /// `value` as a message shows it: a scalar, or an array of up to four, as JSON; anything larger by its type.
 std::string shown(const Json& value);

@@ -1,7 +1,6 @@
 #include "gridpool/llm.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <set>
 
@@ -13,21 +12,16 @@ namespace {
 
 /// {input name: output name} of all keys and values.
 std::map<std::string, std::string> cache_pairs(const Engine& engine, int64_t layers) {
-  std::set<std::string> caches, expected;
-  for (const auto* specs : {&engine.inputs(), &engine.outputs()}) {
-    for (const auto& spec : *specs) {
-      if (spec.name.rfind("past_key_values.", 0) == 0 || spec.name.rfind("present.", 0) == 0) caches.insert(spec.name);
-    }
-  }
+  const std::string past = "past_key_values.", present = "present.";
   std::map<std::string, std::string> pairs;
-  for (int64_t layer = 0; layer < std::min(layers, static_cast<int64_t>(caches.size())); ++layer) {
-    for (const char* part : {".key", ".value"}) {
-      const std::string name = std::to_string(layer) + part;
-      pairs["past_key_values." + name] = "present." + name;
-      expected.insert({"past_key_values." + name, "present." + name});
-    }
+  std::set<std::string> wanted, found;
+  for (const auto& spec : engine.inputs()) {
+    if (spec.name.rfind(past, 0) == 0) wanted.insert(pairs[spec.name] = present + spec.name.substr(past.size()));
   }
-  if (caches.empty() || caches != expected) {
+  for (const auto& spec : engine.outputs()) {
+    if (spec.name.rfind(present, 0) == 0) found.insert(spec.name);
+  }
+  if (wanted != found || static_cast<int64_t>(found.size()) != 2 * layers) {  // a key and a value
     throw malformed(concat("the decoder graph lacks the caches of the manifest's ", layers, " layers"));
   }
   return pairs;
@@ -59,9 +53,7 @@ std::vector<float> Conversation::extend(const TensorView& embeddings, int64_t ch
     const auto* from = static_cast<const std::byte*>(embeddings.data) + static_cast<size_t>(start * hidden) * size_of(embeddings.dtype);
     logits = step({embeddings.dtype, {1, std::min(chunk, count - start), hidden}, from});
   }
-  if (!std::all_of(logits.begin(), logits.end(), [](float value) { return std::isfinite(value); })) {
-    throw not_finite("the decoder returned logits");
-  }
+  check_finite(logits, "the decoder returned logits");
   return logits;
 }
 

@@ -1,18 +1,76 @@
 #include "manifest.hpp"
 
+#define VALIJSON_USE_EXCEPTIONS 1
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <memory>
 #include <system_error>
+#include <valijson/adapters/nlohmann_json_adapter.hpp>
+#include <valijson/schema.hpp>
+#include <valijson/schema_parser.hpp>
+#include <valijson/validation_results.hpp>
+#include <valijson/validator.hpp>
 
 #include "files.hpp"
 #include "refusal.hpp"
-#include "schema.hpp"
 #include "text.hpp"
 
 namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
+
+constexpr char kSchema[] =
+#include "manifest_schema.inc"
+    ;
+
+using Adapter = valijson::adapters::NlohmannJsonAdapter;
+using Fault = valijson::ValidationResults::Error;
+
+const valijson::Schema& manifest_schema() {
+  static const auto schema = [] {
+    const Json json = Json::parse(kSchema);
+    auto parsed = std::make_unique<valijson::Schema>();
+    valijson::SchemaParser(valijson::SchemaParser::kDraft7).populateSchema(Adapter(json), *parsed);
+    return parsed;
+  }();
+  return *schema;
+}
+
+/// The fault with the longest path, of equals the last: the others are of values that contain it, or of alternatives tried before.
+Fault cause_of(valijson::ValidationResults& results) {
+  Fault cause, fault;
+  while (results.popError(fault)) {
+    if (fault.context.size() >= cause.context.size()) cause = fault;
+  }
+  return cause;
+}
+
+/// Where a fault is and what is there: ": grid[1] is 0". context: "<root>", then each key or index in brackets.
+std::string place_of(const Json& manifest, const std::vector<std::string>& context) {
+  const Json* value = &manifest;
+  std::string path;
+  for (size_t i = 1; i < context.size(); ++i) {
+    const std::string step = context[i].substr(1, context[i].size() - 2);
+    if (value->is_array()) {
+      path += "[" + step + "]";
+      value = &value->at(std::stoul(step));
+    } else {
+      path += (path.empty() ? "" : ".") + (i == 1 ? step : shown(step));
+      value = &member(*value, step.c_str());
+    }
+  }
+  return path.empty() ? "" : ": " + path + " is " + shown(*value);
+}
+
+/// BundleError, one line that begins with `name`, for the first value in a manifest that the schema refuses.
+void check_schema(const Json& manifest, const std::string& name) {
+  valijson::ValidationResults results;
+  if (valijson::Validator().validate(manifest_schema(), Adapter(manifest), &results)) return;
+  const Fault cause = cause_of(results);
+  const std::string reason = cause.description.substr(0, cause.description.find_last_not_of('.') + 1);
+  throw malformed(name + place_of(manifest, cause.context) + ": " + reason);
+}
 
 /// valijson takes 2^64 - 1 for -1, which is within the schema's limits of an id and of nothing else.
 void check_ids(const Json& prompt, const std::string& name) {
@@ -43,9 +101,11 @@ Json read_manifest(const fs::path& path) {
                       path.string() + "`");
   }
   const fs::path file = path / kManifest;
-  std::string text;
+  Json values;
   try {
-    text = read_file(file);
+    values = parse_json(read_file(file));
+  } catch (const std::invalid_argument& error) {
+    throw malformed(file.string() + " is not valid JSON (" + error.what() + ")");
   } catch (const std::system_error& error) {
     const int number = error.code().value();
     if (number == ENOENT) {
@@ -55,9 +115,6 @@ Json read_manifest(const fs::path& path) {
     if (number == ENOTDIR) throw BundleError(path.string() + " is a file; expected the bundle's directory");
     throw unreadable(file, error.code());
   }
-  Json values;
-  std::string reason;
-  if (!parse_json(text, values, reason)) throw malformed(file.string() + " is not valid JSON (" + reason + ")");
   const Json& version = member(values, "schema_version");
   if (is_integer(version) && version > kSchemaVersion) {
     throw BundleError(concat(file.string(), " has schema ", version.get<int64_t>(), ", this runtime reads up to ", kSchemaVersion, ": update the runtime"));
@@ -85,7 +142,7 @@ Manifest manifest_from(const Json& m) {
   const Json& prompt = m["prompt"];
   result.prompt.video_token = prompt["video_token"];
   result.prompt.video_token_id = prompt["video_token_id"];
-  result.prompt.eos_token_ids = prompt["eos_token_ids"].get<std::vector<int64_t>>();
+  result.prompt.eos_token_ids = prompt["eos_token_ids"].get<std::set<int64_t>>();
   if (prompt.contains("repetition_penalty")) result.prompt.repetition_penalty = prompt["repetition_penalty"];
   const Json& around = member(prompt, "around_question");
   result.prompt.has_text = !around.is_null();

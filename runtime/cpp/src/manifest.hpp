@@ -10,7 +10,8 @@ namespace gridpool {
 
 inline constexpr const char* kManifest = "manifest.json";
 
-/// The manifest of the bundle at `path`, as runtime/bundle/schema.json describes it; BundleError names file and field.
+/// The manifest of the bundle at `path`, checked against runtime/bundle/schema.json, which both runtimes check; BundleError names file
+/// and field.
 Json read_manifest(const std::filesystem::path& path);
 
 Manifest manifest_from(const Json& values);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
-#include <map>
 #include <stdexcept>
 
 extern "C" {
@@ -15,9 +15,7 @@ extern "C" {
 namespace gridpool {
 namespace {
 
-const std::map<std::string, DType> kCodes = {{"<f4", DType::float32}, {"<f2", DType::float16}, {"<f8", DType::float64},
-                                             {"<i8", DType::int64},   {"<i4", DType::int32},   {"|i1", DType::int8},
-                                             {"|u1", DType::uint8},   {"|b1", DType::boolean}};
+constexpr std::string_view kCodes[] = {"<f4", "<f2", "<f8", "<i8", "<i4", "|i1", "|u1", "|b1"};  // in the order of DType
 
 /// What follows `'key':` in the header, a Python dict of one line.
 std::string_view value_of(std::string_view header, std::string_view key) {
@@ -35,13 +33,11 @@ void put(std::string& out, uint64_t value, int bytes) {
 std::string npy_of(const TensorView& array) {
   std::vector<std::string> sizes;
   for (const int64_t size : array.shape) sizes.push_back(std::to_string(size));
-  const auto code = std::find_if(kCodes.begin(), kCodes.end(), [&](const auto& one) { return one.second == array.dtype; });
-  std::string header = "{'descr': '" + code->first + "', 'fortran_order': False, 'shape': (" + join(sizes) + (sizes.size() == 1 ? ",), }" : "), }");
+  const std::string code(kCodes[static_cast<size_t>(array.dtype)]);
+  std::string header = "{'descr': '" + code + "', 'fortran_order': False, 'shape': (" + join(sizes) + (sizes.size() == 1 ? ",), }" : "), }");
   header.append(63 - (10 + header.size()) % 64, ' ');  // the data begin at a multiple of 64 bytes
   header += '\n';
-  std::string bytes = "\x93NUMPY";
-  bytes += '\1';
-  bytes += '\0';
+  std::string bytes("\x93NUMPY\1\0", 8);
   put(bytes, header.size(), 2);
   bytes += header;
   bytes.append(static_cast<const char*>(array.data), static_cast<size_t>(array.count()) * size_of(array.dtype));
@@ -58,19 +54,21 @@ TensorView npy_view(std::string_view bytes) {
   if (length > bytes.size() - start) throw std::invalid_argument("its header is cut off");
   const std::string_view header = bytes.substr(start, length), data = bytes.substr(start + length);
   const std::string_view type = value_of(header, "descr");
-  const auto found = kCodes.find(std::string(type.substr(0, 5).size() == 5 ? type.substr(1, 3) : ""));
-  if (found == kCodes.end()) throw std::invalid_argument("its dtype is not one that engines take");
+  const auto* code = std::find(std::begin(kCodes), std::end(kCodes), type.substr(std::min<size_t>(1, type.size()), 3));
+  if (code == std::end(kCodes)) throw std::invalid_argument("its dtype is not one that engines take");
   if (value_of(header, "fortran_order").substr(0, 5) != "False") throw std::invalid_argument("it is in Fortran order");
-  TensorView view{found->second, {}, data.data()};
-  std::string_view shape = value_of(header, "shape");
-  shape = shape.substr(0, shape.find(')'));
+  TensorView view{static_cast<DType>(code - kCodes), {}, data.data()};
+  const std::string_view shape = value_of(header, "shape");
+  std::string numbers(shape.substr(0, shape.find(')')));
+  std::replace_if(numbers.begin(), numbers.end(), [](char c) { return c < '0' || c > '9'; }, ' ');
   size_t needed = size_of(view.dtype);
-  for (size_t at = shape.find_first_of("0123456789"); at != shape.npos; at = shape.find_first_of("0123456789", shape.find_first_not_of("0123456789", at))) {
-    const size_t size = std::strtoull(std::string(shape.substr(at, 20)).c_str(), nullptr, 10);
+  char* end = nullptr;
+  for (const char* at = numbers.c_str();; at = end) {
+    const size_t size = std::strtoull(at, &end, 10);
+    if (end == at) break;
     if (size != 0 && needed > data.size() / size) throw std::invalid_argument("it has fewer values than its shape");
     needed *= size;
     view.shape.push_back(static_cast<int64_t>(size));
-    if (shape.find_first_not_of("0123456789", at) == shape.npos) break;
   }
   if (needed > data.size()) throw std::invalid_argument("it has fewer values than its shape");
   return view;

@@ -1,7 +1,6 @@
 // NumPy's array files: read in place, and written into a .npz.
 #pragma once
 
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <utility>

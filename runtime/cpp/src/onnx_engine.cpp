@@ -14,33 +14,18 @@ namespace gridpool {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr ONNXTensorElementDataType kTypes[] = {  // in the order of DType
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,   ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+
 DType dtype_of(const std::string& name, ONNXTensorElementDataType type) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return DType::float32;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return DType::float16;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE: return DType::float64;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return DType::int64;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return DType::int32;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return DType::int8;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return DType::uint8;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL: return DType::boolean;
-    default: throw EngineError(concat(name, " has ONNX type ", static_cast<int>(type), ", which this runtime can't feed"));
-  }
+  const auto* found = std::find(std::begin(kTypes), std::end(kTypes), type);
+  if (found == std::end(kTypes)) throw EngineError(concat(name, " has ONNX type ", static_cast<int>(type), ", which this runtime can't feed"));
+  return static_cast<DType>(found - kTypes);
 }
 
-ONNXTensorElementDataType type_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    case DType::float16: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-    case DType::float64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE;
-    case DType::int64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
-    case DType::int32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-    case DType::int8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
-    case DType::uint8: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-    case DType::boolean: return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-  }
-  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-}
+ONNXTensorElementDataType type_of(DType dtype) { return kTypes[static_cast<size_t>(dtype)]; }
 
 /// The CUDA provider, with the options of runtime/engine/onnx.py: float32 products in float32, by default it rounds their factors to TF32,
 /// ten bits of fraction; and memory as it is asked for, not in powers of two.
@@ -55,23 +40,19 @@ void append_cuda(Ort::SessionOptions& settings) {
   settings.AppendExecutionProvider_CUDA_V2(*options);
 }
 
-class OnnxState : public State {
- public:
-  struct Held {
-    std::string input, output;
-    Ort::Value value;
-  };
-  std::vector<Held> held;
+struct OnnxState : State {
+  using State::State;
+  std::map<std::string, Ort::Value> values;  // by the input's name
 };
 
 class OnnxEngine : public Engine {
  public:
-  OnnxEngine(OnnxRuntime& ort, const fs::path& model, const EngineOptions& options) : device_(options.device) {
+  OnnxEngine(OnnxRuntime& ort, const fs::path& model, const EngineOptions& options) : Engine("onnx", options.device) {
     Ort::SessionOptions settings;
     settings.SetLogSeverityLevel(3);
     settings.SetIntraOpNumThreads(options.threads);
     try {
-      if (device_ == "cuda") append_cuda(settings);
+      if (device() == "cuda") append_cuda(settings);
       session_ = Ort::Session(ort.environment, model.c_str(), settings);
     } catch (const Ort::Exception& error) {
       throw EngineError("ONNX Runtime " + ort.version + " can't load " + model.string() + ": " + error.what());
@@ -85,17 +66,11 @@ class OnnxEngine : public Engine {
     }
   }
 
-  std::string backend() const override { return "onnx"; }
-  std::string device() const override { return device_; }
-  const std::vector<TensorSpec>& inputs() const override { return inputs_; }
-  const std::vector<TensorSpec>& outputs() const override { return outputs_; }
-
   std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) override {
-    auto state = std::make_unique<OnnxState>();
+    auto state = std::make_unique<OnnxState>(pairs);
     try {
       for (const auto& spec : inputs_) {
-        const auto pair = pairs.find(spec.name);
-        if (pair != pairs.end()) state->held.push_back({spec.name, pair->second, zeros(spec)});
+        if (pairs.count(spec.name)) state->values.emplace(spec.name, zeros(spec));
       }
     } catch (const Ort::Exception& error) {
       throw failed(error);
@@ -104,19 +79,16 @@ class OnnxEngine : public Engine {
   }
 
   std::map<std::string, Tensor> run(const Feeds& feeds, State* state) override {
-    auto* held = static_cast<OnnxState*>(state);
-    std::vector<std::string> bound;
-    for (size_t i = 0; held && i < held->held.size(); ++i) bound.push_back(held->held[i].input);
-    check_feeds(inputs_, feeds, bound);
+    check_feeds(inputs_, feeds, state);
     try {
-      return run_bound(feeds, held);
+      return run_bound(feeds, static_cast<OnnxState*>(state));
     } catch (const Ort::Exception& error) {
       throw failed(error);
     }
   }
 
  private:
-  EngineError failed(const Ort::Exception& error) const { return EngineError("ONNX Runtime failed on " + device_ + ": " + error.what()); }
+  EngineError failed(const Ort::Exception& error) const { return EngineError("ONNX Runtime failed on " + device() + ": " + error.what()); }
 
   static TensorSpec spec(const char* name, const Ort::TypeInfo& type) {
     const auto info = type.GetTensorTypeAndShapeInfo();
@@ -134,7 +106,7 @@ class OnnxEngine : public Engine {
       if (dimension.size < 0) throw EngineError(spec.name + " has no fixed shape, and a state has one; export the bundle again");
       shape.push_back(dimension.size);
     }
-    if (device_ == "cpu") {
+    if (device() == "cpu") {
       const Ort::AllocatorWithDefaultOptions allocator;
       auto value = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type_of(spec.dtype));
       std::memset(value.GetTensorMutableRawData(), 0, value.GetTensorTypeAndShapeInfo().GetElementCount() * size_of(spec.dtype));
@@ -153,18 +125,14 @@ class OnnxEngine : public Engine {
       auto value = Ort::Value::CreateTensor(host, const_cast<void*>(array.data), bytes, array.shape.data(), array.shape.size(), type_of(array.dtype));
       binding.BindInput(name.c_str(), value);
     }
-    for (size_t i = 0; state && i < state->held.size(); ++i) {
-      const auto& [input, output, value] = state->held[i];
-      binding.BindInput(input.c_str(), value);
-      binding.BindOutput(output.c_str(), value);
+    if (state) {
+      for (const auto& [input, value] : state->values) {
+        binding.BindInput(input.c_str(), value);
+        binding.BindOutput(state->pairs.at(input).c_str(), value);
+      }
     }
-    std::vector<const TensorSpec*> wanted;
-    for (const auto& spec : outputs_) {
-      const bool is_held = state && std::any_of(state->held.begin(), state->held.end(), [&](const auto& one) { return one.output == spec.name; });
-      if (is_held) continue;
-      binding.BindOutput(spec.name.c_str(), host);
-      wanted.push_back(&spec);
-    }
+    const std::vector<const TensorSpec*> wanted = returned(state);
+    for (const TensorSpec* spec : wanted) binding.BindOutput(spec->name.c_str(), host);
     session_.Run(Ort::RunOptions{nullptr}, binding);
     const std::vector<Ort::Value> values = binding.GetOutputValues();  // in the order of binding: state first
     std::map<std::string, Tensor> results;
@@ -177,10 +145,8 @@ class OnnxEngine : public Engine {
     return results;
   }
 
-  std::string device_;
   Ort::Session session_{nullptr};
   Ort::Allocator device_allocator_{nullptr};
-  std::vector<TensorSpec> inputs_, outputs_;
 };
 
 }  // namespace
@@ -197,7 +163,7 @@ std::optional<std::string> onnx_unavailable(const Bundle& bundle, const EngineOp
 
 bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options) {
   try {
-    return has_cuda_provider(onnx_runtime(options.onnxruntime, bundle.path()));
+    return onnx_runtime(options.onnxruntime, bundle.path()).has_cuda;
   } catch (const EngineError&) {
     return false;  // no ONNX Runtime at all, which opening an engine reports
   }

@@ -14,16 +14,14 @@ namespace gridpool {
 struct OnnxRuntime {
   std::string version;
   Ort::Env environment;
+  bool has_cuda;  // built for NVIDIA GPUs, be there one or not
 };
 
-/// The library, opened once a process. chosen: its path, or "" to look for it; bundle: whose `.venv` beside or above is looked into.
-/// EngineError if there is none, with the fault of each that was found.
+/// The library, opened once per process. chosen: its path, or "" to look for it; bundle: `.venv` beside or above it is searched too.
+/// EngineError if there is none, with what is wrong with each that was found.
 OnnxRuntime& onnx_runtime(const std::string& chosen, const std::filesystem::path& bundle);
 
-/// Whether this library was built for NVIDIA GPUs, be there one or not.
-bool has_cuda_provider(OnnxRuntime& ort);
-
-/// Why nothing runs on CUDA in this ONNX Runtime, "" if a small graph did. Tried once a process.
+/// Why nothing runs on CUDA in this ONNX Runtime, "" if a small graph did. Tried once per process.
 const std::string& cuda_fault(OnnxRuntime& ort);
 
 }  // namespace gridpool

@@ -1,7 +1,7 @@
-#include "orientation.hpp"
-
 #include <cstdlib>
 #include <cstring>
+
+#include "picture.hpp"
 
 namespace gridpool {
 
@@ -10,17 +10,10 @@ Orientation Orientation::then(const Orientation& next) const {
   return {swapped != next.swapped, x != next.mirror_x, y != next.mirror_y};
 }
 
-Orientation Orientation::from_exif(int number) {
-  switch (number) {
-    case 2: return {false, true, false};
-    case 3: return {false, true, true};
-    case 4: return {false, false, true};
-    case 5: return {true, false, false};
-    case 6: return {true, true, false};
-    case 7: return {true, true, true};
-    case 8: return {true, false, true};
-    default: return {};
-  }
+Orientation Orientation::from_exif(std::optional<int> number) {
+  if (!number || *number < 1 || *number > 8) return {};
+  const int way = (*number - 1) % 4;
+  return {*number > 4, way == 1 || way == 2, way >= 2};
 }
 
 Orientation Orientation::from_matrix(const int32_t* matrix) {

@@ -1,12 +1,10 @@
 #include "picture.hpp"
 
+#include "text.hpp"
+
 extern "C" {
 #include <libavformat/avformat.h>
 }
-
-#include "bytes.hpp"
-#include "exif.hpp"
-#include "heif.hpp"
 
 namespace gridpool {
 namespace {
@@ -41,46 +39,67 @@ bool is_pnm(std::string_view head) {
   return head.size() > 2 && head[0] == 'P' && head[1] >= '1' && head[1] <= '6' && std::string_view(" \t\n\r\v\f").find(head[2]) < 6;
 }
 
-Picture picture_of(const std::string& format, std::optional<int> orientation, bool is_animated = false) {
-  return {format, Orientation::from_exif(orientation.value_or(1)), is_animated};
-}
+/// Bytes of the palette that the flags of a GIF's descriptor announce.
+uint64_t palette(uint64_t flags) { return flags & 0x80 ? uint64_t{3} << ((flags & 7) + 1) : 0; }
 
 }  // namespace
 
 std::optional<Picture> read_picture(const std::filesystem::path& path) {
   ByteSource file(path);
   const std::string head = file.read(0, 12);
-  const auto starts = [&](std::string_view start) { return std::string_view(head).substr(0, start.size()) == start; };
+  const auto starts = [&](std::string_view start) { return starts_with(head, start); };
   if (starts("\xFF\xD8\xFF")) {
     if (is_jpeg_stream(file)) return std::nullopt;
-    return picture_of("JPEG", jpeg_orientation(file));
+    return Picture{Orientation::from_exif(jpeg_orientation(file))};
   }
-  if (starts("\x89PNG\r\n\x1A\n")) return picture_of("PNG", png_orientation(file), is_animated_png(file));
+  if (starts("\x89PNG\r\n\x1A\n")) return Picture{Orientation::from_exif(png_orientation(file)), is_animated_png(file)};
   if (starts("RIFF") && head.size() == 12 && head.substr(8) == "WEBP") {
     const bool is_animated = is_animated_webp(file);
     if (is_animated && !av_find_input_format("webp_anim")) refuse(path, "an animated WebP, which this FFmpeg does not read");
-    return picture_of("WebP", webp_orientation(file), is_animated);
+    return Picture{Orientation::from_exif(webp_orientation(file)), is_animated};
   }
   if (starts({"II*\0", 4}) || starts({"MM\0*", 4})) {
     const auto compression = tiff_number(file, kTiffCompression);
     if (compression == 6u || compression == 7u) refuse(path, "a TIFF with a JPEG inside, which FFmpeg reads in wrong colours");
-    return picture_of("TIFF", tiff_orientation(file));
+    return Picture{Orientation::from_exif(tiff_orientation(file))};
   }
   if (starts({"II+\0", 4}) || starts({"MM\0+", 4})) refuse(path, "a BigTIFF, which FFmpeg does not read");
-  if (starts("BM")) return picture_of("BMP", std::nullopt);
-  if (is_pnm(head)) return picture_of("PNM", std::nullopt);
+  if (starts("BM") || is_pnm(head)) return Picture{};
   const auto picture = heif_picture(file);
   if (!picture) return std::nullopt;
   if (picture->item != "av01" && picture->item != "hvc1") {
-    refuse(path, "a picture put together from others (" + picture->item + "), which the C++ runtime does not do");
+    refuse(path, "a picture assembled from others (" + picture->item + "), which the C++ runtime does not read");
   }
   if (!picture->is_first) refuse(path, "a file whose main picture is not its first, which the C++ runtime does not read");
   if (picture->item == "hvc1" && avformat_version() >> 16 < kHeicVersion) refuse(path, "a HEIC picture, which this FFmpeg does not read");
-  return Picture{picture->item == "av01" ? "AVIF" : "HEIC", picture->orientation, false};
+  return Picture{picture->orientation};
 }
 
 VideoError damaged_picture(const std::filesystem::path& path, const std::string& reason) {
   return VideoError(path.string() + " is damaged or not a picture (" + reason + "); copy it again");
+}
+
+std::optional<int64_t> gif_frames_before_cut(const std::filesystem::path& path) {
+  constexpr uint64_t kHeader = 13, kExtension = 0x21, kFrame = 0x2C;  // bytes of signature and screen descriptor; kinds of blocks
+  ByteSource file(path);
+  const auto screen = file.number(10, 1);
+  if (!screen) return 0;
+  int64_t frames = 0;
+  uint64_t at = kHeader + palette(*screen);
+  for (;;) {
+    const auto block = file.number(at, 1);
+    if (block != kExtension && block != kFrame) return std::nullopt;
+    const auto flags = file.number(at + 9, 1);
+    if (block == kFrame && !flags) return frames;
+    at += block == kFrame ? 11 + palette(*flags) : 2;  // with the byte before the pixels
+    for (uint64_t length = 1; length > 0; at += length + (length > 0)) {
+      const auto next = file.number(at, 1);
+      if (!next) return frames;
+      length = *next;
+    }
+    ++at;
+    frames += block == kFrame;
+  }
 }
 
 }  // namespace gridpool

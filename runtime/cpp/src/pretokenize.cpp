@@ -1,13 +1,16 @@
 #include "pretokenize.hpp"
 
+#include <oniguruma.h>
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <memory>
 #include <stdexcept>
 #include <unordered_map>
+#include <utility>
 
-#include "pattern.hpp"
 #include "text.hpp"
 
 namespace gridpool {
@@ -17,6 +20,50 @@ namespace {
 constexpr const char* kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}";
 // GPT-2's pattern, which a ByteLevel pre-tokeniser uses when it is told to use one.
 constexpr const char* kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+
+/// A regular expression over UTF-8, by Oniguruma: the library that Hugging Face's tokenizers uses.
+class Pattern {
+ public:
+  /// std::invalid_argument for a pattern that does not compile.
+  explicit Pattern(const std::string& pattern) {
+    static const bool initialised = [] {
+      OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
+      onig_set_match_stack_limit_size(1 << 22);  // a hostile file's pattern may try everything
+      onig_set_retry_limit_in_match(10000000);
+      return onig_initialize(encodings, 1) == ONIG_NORMAL;
+    }();
+    if (!is_utf8(pattern) || !initialised) throw std::invalid_argument("a pattern that is not UTF-8");
+    const auto* text = reinterpret_cast<const OnigUChar*>(pattern.data());
+    OnigErrorInfo info{};
+    regex_t* compiled = nullptr;
+    const int status = onig_new(&compiled, text, text + pattern.size(), ONIG_OPTION_NONE, ONIG_ENCODING_UTF8, ONIG_SYNTAX_RUBY, &info);
+    if (status != ONIG_NORMAL) {
+      OnigUChar reason[ONIG_MAX_ERROR_MESSAGE_LEN] = {};
+      onig_error_code_to_str(reason, status, &info);
+      throw std::invalid_argument("the pattern \"" + pattern + "\": " + lossy_utf8(reinterpret_cast<const char*>(reason)));
+    }
+    regex_.reset(compiled, onig_free);
+  }
+
+  /// [begin, end) of each match, left to right, none empty. std::invalid_argument for a text on which it takes too long.
+  std::vector<std::pair<size_t, size_t>> matches(const std::string& text) const {
+    const std::unique_ptr<OnigRegion, void (*)(OnigRegion*)> region(onig_region_new(), [](OnigRegion* one) { onig_region_free(one, 1); });
+    const auto *start = reinterpret_cast<const OnigUChar*>(text.data()), *end = start + text.size();
+    std::vector<std::pair<size_t, size_t>> found;
+    for (size_t from = 0; from < text.size();) {
+      const int at = onig_search(regex_.get(), start, end, start + from, end, region.get(), ONIG_OPTION_NONE);
+      if (at == ONIG_MISMATCH) break;
+      if (at < 0) throw std::invalid_argument("the tokenizer's pattern takes too long on this text");
+      const auto first = static_cast<size_t>(region->beg[0]), last = static_cast<size_t>(region->end[0]);
+      if (last > first) found.emplace_back(first, last);
+      from = last > first ? last : last + std::max<size_t>(1, utf8_character(std::string_view(text).substr(last)));
+    }
+    return found;
+  }
+
+ private:
+  std::shared_ptr<re_pattern_buffer> regex_;
+};
 
 /// What to do with what a pattern matched, and with what is between; the names are Hugging Face's.
 Splitter split(const Json& settings) {
@@ -105,8 +152,8 @@ Normaliser unicode_form(int options) {
 std::string lowercase(const std::string& text) {
   std::string result;
   for (size_t at = 0; at < text.size();) {
-    const size_t length = utf8_character(std::string_view(text).substr(at));
-    const char32_t code = code_point(std::string_view(text).substr(at, length));
+    char32_t code = 0;
+    const size_t length = utf8_character(std::string_view(text).substr(at), &code);
     if (code == 0x130) {  // the only letter whose lower case is two characters
       result += "i\xcc\x87";
     } else {
@@ -198,8 +245,9 @@ std::string bytes_of(std::string_view token) {
   }();
   std::string bytes;
   for (size_t at = 0; at < token.size();) {
-    const size_t length = utf8_character(token.substr(at));
-    const auto found = length ? back.find(code_point(token.substr(at, length))) : back.end();
+    char32_t code = 0;
+    const size_t length = utf8_character(token.substr(at), &code);
+    const auto found = length ? back.find(code) : back.end();
     if (found == back.end()) return std::string(token);
     bytes += found->second;
     at += length;

@@ -95,15 +95,24 @@ std::pair<size_t, std::string> first_of(const std::vector<std::string>& tokens, 
 struct Prompt::Parts {
   PromptSettings settings;
   std::string bundle;
-  std::set<int64_t> eos;
   Tokenizer tokenizer;
   Table table;
-
-  /// Ids of the template around `question`, in which special tokens are the text that they are.
-  std::vector<int64_t> ids(const std::string& question) const;
 };
 
-std::vector<int64_t> Prompt::Parts::ids(const std::string& question) const {
+Prompt::Prompt(const Bundle& bundle)
+    : parts_(new Parts{bundle.manifest().prompt, bundle.path().string(), Tokenizer::from_file(bundle.file("llm/tokenizer.json")), Table(bundle)}) {
+  if (!parts_->settings.has_text) {
+    throw BundleError(parts_->bundle + " has no around_question in its manifest's prompt: it was exported before the C++ runtime, or its "
+                      "chat template rewrites questions; export it again, or run `python -m runtime run`");
+  }
+}
+Prompt::Prompt(Prompt&&) noexcept = default;
+Prompt::~Prompt() = default;
+
+PromptIds Prompt::ids(const std::string& question) const {
+  if (!is_utf8(question)) throw PromptError("the question is not valid Unicode; expected UTF-8 text");
+  if (is_blank(question)) throw PromptError("the question is empty; expected some text");
+  const auto& [settings, bundle, tokenizer, table] = *parts_;
   std::vector<int64_t> ids;
   const auto append = [&](const std::vector<int64_t>& more) { ids.insert(ids.end(), more.begin(), more.end()); };
   const std::vector<std::string> specials = tokenizer.special_tokens();
@@ -122,33 +131,12 @@ std::vector<int64_t> Prompt::Parts::ids(const std::string& question) const {
     at = start + special.size();
   }
   append(tokenizer.encode(text + settings.after));
-  return ids;
-}
-
-Prompt::Prompt(const Bundle& bundle)
-    : parts_(new Parts{bundle.manifest().prompt,
-                       bundle.path().string(),
-                       {bundle.manifest().prompt.eos_token_ids.begin(), bundle.manifest().prompt.eos_token_ids.end()},
-                       Tokenizer::from_file(bundle.file("llm/tokenizer.json")),
-                       Table(bundle)}) {
-  if (!parts_->settings.has_text) {
-    throw BundleError(parts_->bundle + " has no around_question in its manifest's prompt: it was exported before the C++ runtime, or its "
-                      "chat template rewrites questions; export it again, or run `python -m runtime run`");
-  }
-}
-Prompt::Prompt(Prompt&&) noexcept = default;
-Prompt::~Prompt() = default;
-
-PromptIds Prompt::ids(const std::string& question) const {
-  if (!is_utf8(question)) throw PromptError("the question is not valid Unicode; expected UTF-8 text");
-  if (is_blank(question)) throw PromptError("the question is empty; expected some text");
-  const std::vector<int64_t> ids = parts_->ids(question);
-  const auto at = std::find(ids.begin(), ids.end(), parts_->settings.video_token_id);
-  const auto times = std::count(ids.begin(), ids.end(), parts_->settings.video_token_id);
+  const auto video = std::find(ids.begin(), ids.end(), settings.video_token_id);
+  const auto times = std::count(ids.begin(), ids.end(), settings.video_token_id);
   if (times != 1) {
-    throw PromptError(concat("the chat template puts \"", parts_->settings.video_token, "\" ", times, " times into the prompt, expected once"));
+    throw PromptError(concat("the chat template puts \"", settings.video_token, "\" ", times, " times into the prompt, expected once"));
   }
-  return {{ids.begin(), at}, {at + 1, ids.end()}};
+  return {{ids.begin(), video}, {video + 1, ids.end()}};
 }
 
 Tensor Prompt::embed(const PromptIds& ids, const TensorView& visual_tokens) const {
@@ -174,7 +162,7 @@ Tensor Prompt::embed(int64_t id) const {
 }
 
 const Tokenizer& Prompt::tokenizer() const { return parts_->tokenizer; }
-const std::set<int64_t>& Prompt::eos() const { return parts_->eos; }
+const std::set<int64_t>& Prompt::eos() const { return parts_->settings.eos_token_ids; }
 double Prompt::repetition_penalty() const { return parts_->settings.repetition_penalty; }
 
 std::set<int64_t> Prompt::seen(const PromptIds& ids) const {

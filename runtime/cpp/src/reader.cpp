@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "gif.hpp"
 #include "text.hpp"
 #include "timeline.hpp"
 
@@ -15,29 +14,19 @@ constexpr size_t kWindow = 3;  // a packet and the two after it
 
 bool is_key(const AVPacket& packet) { return packet.flags & AV_PKT_FLAG_KEY; }
 
-Container opened(const fs::path& path, bool strict, bool threads) {
-  try {
-    return open_container(path, strict, threads);
-  } catch (const AvFailure& failure) {
-    throw DamageError(path, std::nullopt, av_reason(failure.number));
-  }
-}
-
-std::string where(std::optional<double> seconds) {
-  return seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame";
-}
-
 }  // namespace
 
 DamageError::DamageError(const fs::path& path, std::optional<double> seconds, const std::string& reason)
-    : VideoError(path.string() + " is damaged " + where(seconds) + " (" + reason + "); expected a file that plays to its end, copy it again"),
+    : VideoError(path.string() + " is damaged " +
+                 (seconds ? format("after %.2f s", std::max(0.0, *seconds)) : "at its first frame") + " (" + reason +
+                 "); expected a file that plays to its end, copy it again"),
       reason_(reason) {}
 
-Reader::Reader(const fs::path& path, bool strict, bool threads)
-    : path_(path), strict_(strict), container_(opened(path, strict, threads)) {
-  if (std::string_view(container_.format->iformat->name) != "gif") return;
-  ByteSource file(path);
-  whole_frames_ = gif_frames_before_cut(file);
+Reader::Reader(const fs::path& path, bool strict, bool threads) try
+    : path_(path), strict_(strict), container_(open_container(path, strict, threads)) {
+  if (std::string_view(container_.format->iformat->name) == "gif") whole_frames_ = gif_frames_before_cut(path);
+} catch (const AvFailure& failure) {
+  throw DamageError(path, std::nullopt, av_reason(failure.number));
 }
 
 void Reader::check_length() const {
@@ -47,7 +36,8 @@ void Reader::check_length() const {
     const AVIndexEntry* entry = avformat_index_get_entry(container_.stream, i);
     if (static_cast<Wide>(entry->pos) + entry->size > length) {
       const double at = seconds_of(std::max<int64_t>(0, entry->timestamp), container_.tick());
-      throw VideoError(concat(path_.string(), " is cut off at ", format("%.2f", at), " s: it has ", length, " bytes and its index lists more; copy it again"));
+      throw VideoError(concat(path_.string(), " is cut off at ", format("%.2f", at), " s: it has ", length,
+                              " bytes and its index lists more; copy it again"));
     }
   }
 }
@@ -89,7 +79,7 @@ std::optional<double> Reader::seconds_since_key(const AVPacket& packet) const {
   return seconds_of(static_cast<Wide>(packet.pts) - *first_key_, container_.tick());
 }
 
-/// Whether the packet in hand stands two before a keyframe, and no picture in between is missing, unless a new clock begins there.
+/// Whether the packet in hand is two before a keyframe, and either no picture in between is missing or a new clock begins there.
 bool Reader::is_at_joint() const {
   if (ahead_.size() < kWindow || !is_key(*ahead_[2])) return false;
   const AVPacket &before = *ahead_[1], &key = *ahead_[2];
@@ -177,10 +167,9 @@ FramePtr Reader::decoded() {
   return frame;
 }
 
-void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
-  sought_ = {key};
-  sought_.insert(sought_.end(), earlier.begin(), earlier.end());
-  for (const int64_t target : sought_) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
+void Reader::seek(const std::vector<int64_t>& keys) try {
+  sought_ = keys;
+  for (const int64_t target : keys) {  // containers without an index (MPEG-TS) are searched by guess and may overshoot
     av_checked(av_seek_frame(container_.format.get(), container_.stream->index, target, AVSEEK_FLAG_BACKWARD));
     avcodec_flush_buffers(container_.codec.get());
     ready_.clear();
@@ -190,7 +179,7 @@ void Reader::seek(int64_t key, const std::vector<int64_t>& earlier) try {
     read_ = decoded_ = 0;
     AVPacket* packet = read();
     while (packet && !is_key(*packet)) packet = read();
-    if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= key) return enter(*packet);
+    if (packet && packet->pts != AV_NOPTS_VALUE && packet->pts <= keys.front()) return enter(*packet);
   }
   ended_ = entered_ = true;
 } catch (const AvFailure& failure) {
@@ -215,7 +204,7 @@ void Reader::end() {
   ended_ = true;
   if (!(container_.codec->active_thread_type & FF_THREAD_FRAME)) return decode(nullptr);
   Reader again(path_, strict_, false);
-  if (!sought_.empty()) again.seek(sought_.front(), {sought_.begin() + 1, sought_.end()});
+  if (!sought_.empty()) again.seek(sought_);
   for (int64_t i = 0; i < decoded_; ++i) again.decoded();
   while (FramePtr frame = again.decoded()) ready_.push_back(std::move(frame));
   cut_ = cut_ || again.is_cut();

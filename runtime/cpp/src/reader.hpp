@@ -23,11 +23,11 @@ class DamageError : public VideoError {
   std::string reason_;
 };
 
-/// An open file; decodes from where it stands.
+/// An open file, decoded from its current position.
 class Reader {
  public:
-  /// strict: a warning of the decoder ends the reading too; else a frame's flags alone tell of damage, and one thread decodes.
-  /// threads: whether several threads may decode if it is strict.
+  /// strict: a warning of the decoder is damage too; else only what a frame's flags say, and one thread decodes.
+  /// threads: whether a strict reader may decode in several threads.
   explicit Reader(const std::filesystem::path& path, bool strict = true, bool threads = true);
 
   const Container& container() const { return container_; }
@@ -35,22 +35,22 @@ class Reader {
   /// Refuse an mp4 that ends before the frames that its index lists; the demuxer would just stop there.
   void check_length() const;
 
-  /// Refuse an AVI whose index lists packets between those that were read, of `sizes`: the demuxer skips what it can't read.
+  /// Refuse an AVI whose index lists packets between those that were read (their `sizes`): the demuxer skips what it can't read.
   void check_index(const std::vector<int>& sizes);
 
   /// The next packet of the video stream that is not empty; null at the end. DamageError if packets are missing or
-  /// incomplete, but for the last one of the file, which is left out, and if the demuxer finds what it can't read.
+  /// incomplete, except the last one of the file, which is left out, and if the demuxer finds what it can't read.
   AVPacket* read();
 
   /// Whether what was read so far ended inside a packet, whose picture was left out.
   bool is_cut() const { return cut_; }
 
-  /// The next frame in the order of showing; null at the end. Starts at the first keyframe from where the file stands.
+  /// The next frame in presentation order; null at the end. Starts at the first keyframe after the current position.
   /// DamageError for what can't be decoded.
   FramePtr next();
 
-  /// Seek to the keyframe at `key`; if that overshoots, to one of those `earlier`.
-  void seek(int64_t key, const std::vector<int64_t>& earlier);
+  /// Seek to the keyframe at the first of these times; if that overshoots, to the next in the list.
+  void seek(const std::vector<int64_t>& keys);
 
  private:
   PacketPtr demuxed();
@@ -74,7 +74,7 @@ class Reader {
   std::optional<double> broken_at_;                // seconds after the first keyframe
   std::deque<FramePtr> ready_;
   int64_t decoded_ = 0;                            // frames, since decoding began
-  std::vector<int64_t> sought_;                    // the keyframe that was sought and those earlier; none if decoding began at the start
+  std::vector<int64_t> sought_;                    // the last seek's keyframes; none if decoding began at the start
   int64_t entry_ = AV_NOPTS_VALUE;
   bool entered_ = false, ended_ = false, leading_ = true;
   std::optional<int64_t> first_time_;              // of the frames since decoding began

@@ -1,9 +1,12 @@
 // Refusals that several files share, each worded once.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "gridpool/error.hpp"
 
@@ -17,9 +20,10 @@ inline BundleError unreadable(const std::filesystem::path& file, const std::erro
   return BundleError(file.string() + " can't be read: " + reason.message() + "; copy or export the bundle again");
 }
 
-/// For graphs whose outputs overflowed.
-inline NonFiniteError not_finite(const std::string& values) {
-  return NonFiniteError(values + " that are not finite; try a bundle of --precision fp32");
+/// NonFiniteError that begins with `what` for the values of a graph that overflowed.
+inline void check_finite(const std::vector<float>& values, const std::string& what) {
+  const auto is_finite = [](float value) { return std::isfinite(value); };
+  if (!std::all_of(values.begin(), values.end(), is_finite)) throw NonFiniteError(what + " that are not finite; try a bundle of --precision fp32");
 }
 
 /// For a video stream of which no frame can be shown.

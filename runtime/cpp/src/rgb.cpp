@@ -1,7 +1,5 @@
 #include "rgb.hpp"
 
-#include <cstring>
-
 extern "C" {
 #include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
@@ -60,12 +58,22 @@ std::pair<int, int> chroma_position(AVChromaLocation location, const AVPixFmtDes
   return {x * ((1 << layout.log2_chroma_w) - 1), y * ((1 << layout.log2_chroma_h) - 1)};
 }
 
+/// An empty frame of the same size and range, its rows padded, because swscale writes complete vectors.
+FramePtr frame_like(const AVFrame& frame, AVPixelFormat format) {
+  auto result = owned<FramePtr>(av_frame_alloc());
+  av_checked(av_frame_copy_props(result.get(), &frame));
+  result->width = frame.width, result->height = frame.height, result->format = format;
+  result->chroma_location = AVCHROMA_LOC_UNSPECIFIED;
+  av_checked(av_frame_get_buffer(result.get(), 64));
+  return result;
+}
+
 }  // namespace
 
 Orientation RgbConverter::orientation(const AVFrame& frame) const {
-  if (picture_) return *picture_;
+  if (container_.picture) return container_.picture->orientation;
   const AVFrameSideData* data = av_frame_get_side_data(&frame, AV_FRAME_DATA_DISPLAYMATRIX);
-  const int32_t* matrix = data ? reinterpret_cast<const int32_t*>(data->data) : stream_matrix(stream_);
+  const int32_t* matrix = data ? reinterpret_cast<const int32_t*>(data->data) : stream_matrix(*container_.stream);
   return matrix ? Orientation::from_matrix(matrix) : Orientation{};
 }
 
@@ -83,7 +91,7 @@ SwsContext& RgbConverter::scaler(const AVFrame& frame, Part part) {
   const auto set = [&](const char* name, int64_t value) { av_checked(av_opt_set_int(scaler.context.get(), name, value, 0)); };
   set("srcw", frame.width), set("srch", rows), set("src_format", frame.format);
   set("dstw", frame.width), set("dsth", rows), set("dst_format", part == chroma ? AV_PIX_FMT_YUV444P : AV_PIX_FMT_RGB24);
-  set("sws_flags", picture_ ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
+  set("sws_flags", container_.picture ? SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND : SWS_BICUBIC);
   auto [x, y] = chroma_position(frame.chroma_location, *layout);
   if (part == top_field || part == bottom_field) {  // a field's rows are two rows apart, and chroma is beside those of the top field
     if (part == bottom_field) y += 256 * ((1 << layout->log2_chroma_h) - 1);
@@ -99,30 +107,20 @@ SwsContext& RgbConverter::scaler(const AVFrame& frame, Part part) {
   return *scaler.context;
 }
 
-void RgbConverter::scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride) {
+void RgbConverter::scale(const AVFrame& frame, Part part, AVFrame& result) {
   SwsContext& context = scaler(frame, part);
   const bool is_palette = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format))->flags & AV_PIX_FMT_FLAG_PAL;
+  const bool is_field = part == top_field || part == bottom_field;
   const uint8_t* data[4];
   int strides[4];
   for (int i = 0; i < 4; ++i) {
-    const bool is_field = part != full_frame && !(is_palette && i == 1);
-    data[i] = frame.data[i] && is_field && part == bottom_field ? frame.data[i] + frame.linesize[i] : frame.data[i];
-    strides[i] = is_field ? frame.linesize[i] * 2 : frame.linesize[i];
+    const bool has_fields = is_field && !(is_palette && i == 1);
+    data[i] = frame.data[i] && has_fields && part == bottom_field ? frame.data[i] + frame.linesize[i] : frame.data[i];
+    strides[i] = has_fields ? frame.linesize[i] * 2 : frame.linesize[i];
   }
-  uint8_t* planes[4] = {part == bottom_field ? pixels + stride : pixels, nullptr, nullptr, nullptr};
-  const int out[4] = {part == full_frame ? stride : stride * 2, 0, 0, 0};
+  uint8_t* planes[4] = {result.data[0] + (part == bottom_field ? result.linesize[0] : 0), result.data[1], result.data[2], nullptr};
+  const int out[4] = {result.linesize[0] * (is_field ? 2 : 1), result.linesize[1], result.linesize[2], 0};
   av_checked(sws_scale(&context, data, strides, 0, rows_of(frame, part), planes, out));
-}
-
-/// Chroma between rows is interpolated before the conversion, in which FFmpeg's releases before 7.1 take the nearest row.
-FramePtr RgbConverter::with_chroma_of_every_pixel(const AVFrame& frame) {
-  auto result = owned<FramePtr>(av_frame_alloc());
-  av_checked(av_frame_copy_props(result.get(), &frame));
-  result->width = frame.width, result->height = frame.height, result->format = AV_PIX_FMT_YUV444P;
-  result->color_range = frame.color_range, result->chroma_location = AVCHROMA_LOC_UNSPECIFIED;
-  av_checked(av_frame_get_buffer(result.get(), 0));
-  av_checked(sws_scale(&scaler(frame, chroma), frame.data, frame.linesize, 0, frame.height, result->data, result->linesize));
-  return result;
 }
 
 Image RgbConverter::convert(const AVFrame& frame) {
@@ -138,24 +136,19 @@ Image RgbConverter::converted(const AVFrame& frame) {
   const AVPixFmtDescriptor* layout = av_pix_fmt_desc_get(static_cast<AVPixelFormat>(frame.format));
   if (frame.width < 1 || frame.height < 1 || !layout) throw AvFailure{AVERROR_INVALIDDATA};
   if (!has_known_colours(frame, *layout)) throw AvFailure{AVERROR(EOPNOTSUPP)};
-  if (picture_ && layout->log2_chroma_h) return converted(*with_chroma_of_every_pixel(frame));
-  // swscale writes complete vectors: rows are padded, and copied out without the padding.
-  const int stride = (frame.width * 3 + 63) / 64 * 64 + 64;
-  std::unique_ptr<uint8_t, decltype(&av_free)> padded(
-      static_cast<uint8_t*>(av_malloc(static_cast<size_t>(stride) * static_cast<size_t>(frame.height) + 64)), av_free);
-  if (!padded) throw std::bad_alloc();
-  // swscale may copy a row of RGB with the padding after it, which is the other field's; RGB needs no conversion by field anyway.
-  if (is_interlaced(frame) && frame.height > 1 && !(layout->flags & AV_PIX_FMT_FLAG_RGB)) {
-    scale(frame, top_field, padded.get(), stride);
-    scale(frame, bottom_field, padded.get(), stride);
-  } else {
-    scale(frame, full_frame, padded.get(), stride);
+  if (container_.picture && layout->log2_chroma_h) {  // FFmpeg's releases before 7.1 convert with the nearest row of chroma
+    const FramePtr full = frame_like(frame, AV_PIX_FMT_YUV444P);
+    scale(frame, chroma, *full);
+    return converted(*full);
   }
+  const FramePtr rgb = frame_like(frame, AV_PIX_FMT_RGB24);
+  // swscale may copy a row of RGB with the padding after it, which is the other field's; RGB needs no conversion by field anyway.
+  const bool by_field = is_interlaced(frame) && frame.height > 1 && !(layout->flags & AV_PIX_FMT_FLAG_RGB);
+  for (const Part part : by_field ? std::vector{top_field, bottom_field} : std::vector{full_frame}) scale(frame, part, *rgb);
   Image image{frame.height, frame.width, {}};
-  const size_t row = static_cast<size_t>(frame.width) * 3;
-  image.pixels.resize(row * static_cast<size_t>(frame.height));
   for (int y = 0; y < frame.height; ++y) {
-    std::memcpy(&image.pixels[static_cast<size_t>(y) * row], padded.get() + static_cast<size_t>(y) * static_cast<size_t>(stride), row);
+    const uint8_t* row = rgb->data[0] + static_cast<std::ptrdiff_t>(y) * rgb->linesize[0];
+    image.pixels.insert(image.pixels.end(), row, row + frame.width * 3);
   }
   return image;
 }

@@ -3,19 +3,17 @@
 #pragma once
 
 #include <array>
-#include <optional>
 
-#include "av.hpp"
-#include "orientation.hpp"
+#include "container.hpp"
 
 namespace gridpool {
 
 /// Turns frames into upright RGB; keeps its scalers from frame to frame.
 class RgbConverter {
  public:
-  /// stream: its display matrix applies to frames that have none.
-  /// picture: the orientation of a still picture's file, instead of any matrix.
-  explicit RgbConverter(const AVStream& stream, std::optional<Orientation> picture = std::nullopt) : stream_(stream), picture_(picture) {}
+  /// For the frames of a container. The orientation of a still picture's file overrides the display matrices of FFmpeg, and that of
+  /// a frame its stream's.
+  explicit RgbConverter(const Container& container) : container_(container) {}
 
   /// VideoError for a colour space that FFmpeg can't convert.
   Image convert(const AVFrame& frame);
@@ -33,13 +31,11 @@ class RgbConverter {
   enum Part { full_frame, top_field, bottom_field, chroma };
   static int rows_of(const AVFrame& frame, Part part);
   SwsContext& scaler(const AVFrame& frame, Part part);
-  void scale(const AVFrame& frame, Part part, uint8_t* pixels, int stride);
+  void scale(const AVFrame& frame, Part part, AVFrame& result);
   Image converted(const AVFrame& frame);
-  FramePtr with_chroma_of_every_pixel(const AVFrame& frame);
   Orientation orientation(const AVFrame& frame) const;
 
-  const AVStream& stream_;
-  std::optional<Orientation> picture_;
+  const Container& container_;
   std::array<Scaler, 4> scalers_;  // one for each Part
 };
 

@@ -10,20 +10,6 @@
 namespace gridpool {
 namespace {
 
-/// Uniform doubles in [0, 1). The bits of std::mt19937_64 are fixed by the standard, those of its distributions are not.
-class Uniform {
- public:
-  explicit Uniform(const std::optional<uint64_t>& seed) : generator_(seed ? *seed : entropy()) {}
-  double operator()() { return static_cast<double>(generator_() >> 11) * 0x1p-53; }
-
- private:
-  static uint64_t entropy() {
-    std::random_device device;
-    return static_cast<uint64_t>(device()) << 32 | device();
-  }
-  std::mt19937_64 generator_;
-};
-
 constexpr double kGreedyBelow = 1e-5;  // the quotients of logits by lower temperatures may not be finite
 
 /// Logits of `seen` divided by `penalty` if they are positive, multiplied if they are negative (Keskar et al. 2019,
@@ -56,13 +42,16 @@ Chooser Sampling::chooser(std::set<int64_t> seen, double penalty) const {
   if (temperature < kGreedyBelow) {
     return [](const std::vector<float>& logits) { return std::max_element(logits.begin(), logits.end()) - logits.begin(); };
   }
-  return [sampling = *this, uniform = Uniform(seed)](const std::vector<float>& logits) mutable {
+  std::random_device entropy;
+  std::mt19937_64 generator(seed ? *seed : uint64_t{entropy()} << 32 | entropy());
+  return [sampling = *this, generator](const std::vector<float>& logits) mutable {
     std::vector<double> cumulative = sampling.probabilities(logits);
     std::partial_sum(cumulative.begin(), cumulative.end(), cumulative.begin());
     const double all = cumulative.back();
     for (double& value : cumulative) value /= all;  // the last is then 1, which no draw reaches
-    const auto at = std::upper_bound(cumulative.begin(), cumulative.end(), uniform());
-    return std::min<int64_t>(at - cumulative.begin(), static_cast<int64_t>(cumulative.size()) - 1);
+    // In [0, 1). The standard fixes the bits of this generator, but not those of its distributions.
+    const double uniform = static_cast<double>(generator() >> 11) * 0x1p-53;
+    return std::upper_bound(cumulative.begin(), cumulative.end(), uniform) - cumulative.begin();
   };
 }
 

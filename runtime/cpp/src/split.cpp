@@ -17,7 +17,7 @@ std::vector<int64_t> sizes_of(const TensorSpec& spec) {
 }  // namespace
 
 SplitVision::SplitVision(std::unique_ptr<Engine> encoder, std::unique_ptr<Engine> compressor)
-    : encoder_(std::move(encoder)), compressor_(std::move(compressor)) {
+    : Engine(encoder->backend(), encoder->device()), encoder_(std::move(encoder)), compressor_(std::move(compressor)) {
   const bool single = encoder_->inputs().size() == 1 && encoder_->outputs().size() == 1 && compressor_->inputs().size() == 1;
   if (!single) throw malformed("encoder and compressor are not a chain of single tensors");
   std::vector<int64_t> output = sizes_of(encoder_->outputs()[0]), input = sizes_of(features());
@@ -29,6 +29,7 @@ SplitVision::SplitVision(std::unique_ptr<Engine> encoder, std::unique_ptr<Engine
   }
   inputs_ = encoder_->inputs();
   inputs_[0].shape.at(0) = {frames, ""};
+  outputs_ = compressor_->outputs();
 }
 
 std::unique_ptr<State> SplitVision::new_state(const std::map<std::string, std::string>&) {

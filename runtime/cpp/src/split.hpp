@@ -14,10 +14,6 @@ class SplitVision : public Engine {
  public:
   SplitVision(std::unique_ptr<Engine> encoder, std::unique_ptr<Engine> compressor);
 
-  std::string backend() const override { return encoder_->backend(); }
-  std::string device() const override { return encoder_->device(); }
-  const std::vector<TensorSpec>& inputs() const override { return inputs_; }
-  const std::vector<TensorSpec>& outputs() const override { return compressor_->outputs(); }
   std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) override;
   std::map<std::string, Tensor> run(const Feeds& feeds, State* state) override;
 
@@ -32,7 +28,6 @@ class SplitVision : public Engine {
 
  private:
   std::unique_ptr<Engine> encoder_, compressor_;
-  std::vector<TensorSpec> inputs_;
 };
 
 }  // namespace gridpool

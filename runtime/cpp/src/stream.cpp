@@ -17,8 +17,6 @@ namespace {
 
 constexpr const char* kTimeout = "10000000";  // microseconds without a packet after which a network stream counts as gone
 
-bool starts_with(const std::string& text, std::string_view start) { return text.compare(0, start.size(), start) == 0; }
-
 /// What reads cameras: libavdevice, which is opened only here because the eighty libraries behind it doubled every start-up.
 const AVInputFormat* camera_format(const std::string& source) {
   const std::string name = "libavdevice.so." + std::to_string(avformat_version() >> 16);  // released with libavformat, under its number
@@ -30,57 +28,23 @@ const AVInputFormat* camera_format(const std::string& source) {
   return av_find_input_format("v4l2");
 }
 
-FormatPtr open_camera(const std::string& source, bool is_network) {
-  AVDictionary* options = nullptr;
-  const AVInputFormat* format = nullptr;
+FormatPtr open_camera(const std::string& source, bool is_network) try {
   if (is_network) {
     avformat_network_init();
-    av_dict_set(&options, "timeout", kTimeout, 0);
-    av_dict_set(&options, "rtsp_transport", "tcp", 0);
-    av_dict_set(&options, "fflags", "nobuffer", 0);
-  } else {
-    format = camera_format(source);
-    if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
+    return open_input(source, {{"timeout", kTimeout}, {"rtsp_transport", "tcp"}, {"fflags", "nobuffer"}});
   }
-  AVFormatContext* context = nullptr;
-  int status = avformat_open_input(&context, source.c_str(), format, &options);
-  av_dict_free(&options);
-  FormatPtr opened(status < 0 ? nullptr : context);
-  if (status >= 0) status = avformat_find_stream_info(opened.get(), nullptr);
-  if (status < 0) throw VideoError(source + " can't be watched (" + av_reason(status) + "); expected a video file, /dev/videoN or rtsp://…");
-  return opened;
+  const AVInputFormat* format = camera_format(source);
+  if (!format) throw VideoError(source + " is a camera, and this FFmpeg reads none; install one that was built with v4l2");
+  return open_input(source, {}, format);
+} catch (const AvFailure& failure) {
+  throw VideoError(source + " can't be watched (" + av_reason(failure.number) +
+                   "); expected a video file, /dev/videoN or rtsp://…");
 }
 
-/// Where frames come from, one after the other.
-class FrameSource {
+/// A camera can't repeat what was lost: damaged frames are left out, and those that may refer to them.
+class Camera {
  public:
-  virtual ~FrameSource() = default;
-  virtual FramePtr next() = 0;  ///< null at the end
-  virtual const Container& container() const = 0;
-  virtual int64_t take_lost() { return 0; }
-};
-
-/// A file is decoded as a clip's is, and damage is an error.
-class FileSource : public FrameSource {
- public:
-  explicit FileSource(const std::string& path) : reader_(path, false) {}
-  const Container& container() const override { return reader_.container(); }
-
-  FramePtr next() override {
-    const auto& picture = container().picture;
-    if (picture && !picture->is_animated && std::exchange(is_shown_, true)) return nullptr;
-    return reader_.next();
-  }
-
- private:
-  Reader reader_;
-  bool is_shown_ = false;
-};
-
-/// A camera does not come back to what was lost: damaged frames are left out, and those that may refer to them.
-class CameraSource : public FrameSource {
- public:
-  CameraSource(const std::string& source, bool is_network) : source_(source), packet_(owned<PacketPtr>(av_packet_alloc())) {
+  Camera(const std::string& source, bool is_network) : source_(source), packet_(owned<PacketPtr>(av_packet_alloc())) {
     container_.format = open_camera(source, is_network);
     try {
       open_decoder(container_, source, false);
@@ -89,10 +53,11 @@ class CameraSource : public FrameSource {
     }
   }
 
-  const Container& container() const override { return container_; }
-  int64_t take_lost() override { return lost_.exchange(0); }
+  const Container& container() const { return container_; }
+  int64_t take_lost() { return lost_.exchange(0); }
 
-  FramePtr next() override {
+  /// Null at the end.
+  FramePtr next() {
     try {
       for (;;) {
         while (ready_.empty() && !ended_) decode_packet();
@@ -152,46 +117,47 @@ class CameraSource : public FrameSource {
 
 struct VideoStream::Parts {
   std::string source;
-  bool is_live = false;
-  std::unique_ptr<FrameSource> frames;
-  std::unique_ptr<RgbConverter> rgb;
+  std::optional<Camera> camera;
+  std::optional<Reader> file;  // decoded as a clip is, where damage is an error
+  std::optional<RgbConverter> rgb;
   FramePtr frame;
   Clock clock;
+
+  const Container& container() const { return camera ? camera->container() : file->container(); }
 };
 
 VideoStream::VideoStream(const std::string& source) : parts_(std::make_unique<Parts>()) {
   av_log_set_level(AV_LOG_QUIET);
-  const bool is_device = starts_with(source, "/dev/video");
   const bool is_network = source.find("://") != std::string::npos;
   if (is_network && !starts_with(source, "rtsp://") && !starts_with(source, "rtsps://")) {
     throw VideoError(source + " is not a kind of stream that can be watched; expected a video file, /dev/videoN or rtsp://…");
   }
   parts_->source = source;
-  parts_->is_live = is_device || is_network;
-  if (parts_->is_live) {
-    parts_->frames = std::make_unique<CameraSource>(source, is_network);
+  if (is_network || starts_with(source, "/dev/video")) {
+    parts_->camera.emplace(source, is_network);
   } else {
     check_video_file(source);
-    parts_->frames = std::make_unique<FileSource>(source);
+    parts_->file.emplace(source, false);
   }
-  const Container& container = parts_->frames->container();
-  parts_->rgb = std::make_unique<RgbConverter>(*container.stream, container.orientation());
+  parts_->rgb.emplace(parts_->container());
 }
 
 VideoStream::~VideoStream() = default;
 
-bool VideoStream::is_live() const { return parts_->is_live; }
+bool VideoStream::is_live() const { return parts_->camera.has_value(); }
 
-int64_t VideoStream::take_lost() { return parts_->frames->take_lost(); }
+int64_t VideoStream::take_lost() { return parts_->camera ? parts_->camera->take_lost() : 0; }
 
 bool VideoStream::next(double& seconds) {
-  const Container& container = parts_->frames->container();
-  parts_->frame = parts_->frames->next();
-  if (!parts_->frame && !parts_->clock.last()) throw no_frames(parts_->source);
-  if (!parts_->frame) return false;
+  Parts& parts = *parts_;
+  const Container& container = parts.container();
+  const bool has_one_frame = container.picture && !container.picture->is_animated;
+  parts.frame = has_one_frame && parts.clock.last() ? nullptr : parts.camera ? parts.camera->next() : parts.file->next();
+  if (!parts.frame && !parts.clock.last()) throw no_frames(parts.source);
+  if (!parts.frame) return false;
   std::optional<double> time;
-  if (parts_->frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts_->frame->pts, container.tick());
-  seconds = parts_->clock.seconds(time, is_keyframe(*parts_->frame), av_q2d(container.interval()));
+  if (parts.frame->pts != AV_NOPTS_VALUE) time = seconds_of(parts.frame->pts, container.tick());
+  seconds = parts.clock.seconds(time, is_keyframe(*parts.frame), av_q2d(container.interval()));
   return true;
 }
 

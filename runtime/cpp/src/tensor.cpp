@@ -1,5 +1,4 @@
-#include <cmath>
-#include <set>
+#include <algorithm>
 #include <stdexcept>
 
 #include "gridpool/engine.hpp"
@@ -8,6 +7,11 @@
 
 namespace gridpool {
 namespace {
+
+struct {
+  const char* name;
+  size_t bytes;
+} constexpr kDTypes[] = {{"float32", 4}, {"float16", 2}, {"float64", 8}, {"int64", 8}, {"int32", 4}, {"int8", 1}, {"uint8", 1}, {"bool", 1}};
 
 int64_t product(const std::vector<int64_t>& shape) {
   int64_t count = 1;
@@ -32,30 +36,17 @@ std::string shown(const std::vector<Dimension>& shape) {
 State::~State() = default;
 Engine::~Engine() = default;
 
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::float16: return "float16";
-    case DType::float64: return "float64";
-    case DType::int64: return "int64";
-    case DType::int32: return "int32";
-    case DType::int8: return "int8";
-    case DType::uint8: return "uint8";
-    case DType::boolean: return "bool";
+std::vector<const TensorSpec*> Engine::returned(const State* state) const {
+  std::vector<const TensorSpec*> specs;
+  for (const auto& spec : outputs_) {
+    const auto is_here = [&](const auto& pair) { return pair.second == spec.name; };
+    if (!state || std::none_of(state->pairs.begin(), state->pairs.end(), is_here)) specs.push_back(&spec);
   }
-  return "";
+  return specs;
 }
 
-size_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-    case DType::int64: return 8;
-    case DType::float32:
-    case DType::int32: return 4;
-    case DType::float16: return 2;
-    default: return 1;
-  }
-}
+const char* name_of(DType dtype) { return kDTypes[static_cast<size_t>(dtype)].name; }
+size_t size_of(DType dtype) { return kDTypes[static_cast<size_t>(dtype)].bytes; }
 
 int64_t TensorView::count() const { return product(shape); }
 int64_t Tensor::count() const { return product(shape); }
@@ -96,11 +87,10 @@ Tensor cast(const TensorView& values, DType dtype) {
   return result;
 }
 
-void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const std::vector<std::string>& bound) {
-  const std::set<std::string> in_state(bound.begin(), bound.end());
+void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const State* state) {
   std::map<std::string, const TensorSpec*> expected;
   for (const auto& spec : specs) {
-    if (!in_state.count(spec.name)) expected[spec.name] = &spec;
+    if (!state || !state->pairs.count(spec.name)) expected[spec.name] = &spec;
   }
   std::map<std::string, const TensorView*> fed;
   for (const auto& [name, view] : feeds) fed[name] = &view;

@@ -1,6 +1,12 @@
 #include "timeline.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+
+#include "reader.hpp"
+#include "refusal.hpp"
 
 namespace gridpool {
 namespace {
@@ -13,23 +19,89 @@ std::vector<Wide> gaps_of(const std::vector<int64_t>& times) {
   return gaps;
 }
 
-}  // namespace
-
-double seconds_of(Wide ticks, AVRational tick) { return static_cast<double>(ticks * tick.num) / tick.den; }
-
-Timeline Timeline::of(std::vector<int64_t> times, int64_t last, AVRational rate, AVRational tick, std::vector<int64_t> keys) {
-  Timeline line{std::move(times), 0, 0, tick, std::move(keys), false};
+/// last: how long the file shows the last frame; if it doesn't say (0), that is as long as most frames before it, or one frame at
+/// the container's rate if there is no other.
+Timeline timeline_of(const Reader& reader, std::vector<int64_t> times, int64_t last, AVRational tick) {
+  const AVRational rate = reader.container().rate();
+  const bool is_known = last || times.size() > 1;
   Wide shown = last;
-  if (!last && line.times.size() > 1) {
-    std::vector<Wide> gaps = gaps_of(line.times);
+  if (!last && is_known) {
+    std::vector<Wide> gaps = gaps_of(times);
     const auto middle = gaps.begin() + static_cast<std::ptrdiff_t>((gaps.size() - 1) / 2);
     std::nth_element(gaps.begin(), middle, gaps.end());
     shown = *middle;
   }
+  Timeline line{std::move(times)};
   line.span = static_cast<Wide>(line.times.back()) - line.times.front() + shown;
-  const bool is_known = last || line.times.size() > 1;
   line.duration = is_known ? seconds_of(line.span, tick) : rate.num > 0 && rate.den > 0 ? av_q2d(av_inv_q(rate)) : 0;
+  line.tick = tick, line.cut = reader.is_cut();
   return line;
+}
+
+}  // namespace
+
+double seconds_of(Wide ticks, AVRational tick) { return static_cast<double>(ticks * tick.num) / tick.den; }
+
+std::optional<Timeline> Timeline::from_packets(const std::filesystem::path& path) {
+  std::map<int64_t, int64_t> durations;
+  std::vector<int64_t> keys;
+  std::vector<int> sizes;
+  // The mov demuxer of older FFmpegs omits durations if frames are reordered: they are the steps of decoding times.
+  std::optional<std::pair<int64_t, int64_t>> open_step;  // presentation and decoding time of the packet before
+  const auto close_step = [&](int64_t next) {
+    const auto shown = open_step ? durations.find(open_step->first) : durations.end();
+    if (shown != durations.end() && next > open_step->second) shown->second = next - open_step->second;
+    open_step.reset();
+  };
+  Reader reader(path);
+  const Container& container = reader.container();
+  reader.check_length();
+  while (const AVPacket* packet = reader.read()) {
+    sizes.push_back(packet->size);
+    if (packet->dts != AV_NOPTS_VALUE) close_step(packet->dts);
+    if (packet->pts == AV_NOPTS_VALUE || durations.count(packet->pts)) return std::nullopt;
+    if (packet->flags & AV_PKT_FLAG_KEY) {
+      if (!keys.empty() && packet->pts < keys.back()) return std::nullopt;  // a new clock: files were joined
+      keys.push_back(packet->pts);
+    }
+    // What is shown before the first keyframe can't be decoded; what an edit list cuts is decoded but not shown.
+    const bool is_shown = !keys.empty() && packet->pts >= keys.front() && !(packet->flags & AV_PKT_FLAG_DISCARD);
+    if (is_shown) durations[packet->pts] = packet->duration;
+    if (container.is_mov() && !packet->duration && packet->dts != AV_NOPTS_VALUE) open_step = {packet->pts, packet->dts};
+  }
+  if (container.stream->duration != AV_NOPTS_VALUE) close_step(container.stream->duration);
+  reader.check_index(sizes);
+  if (durations.empty()) return std::nullopt;
+  std::vector<int64_t> times;
+  for (const auto& [time, duration] : durations) times.push_back(time);
+  Timeline timeline = timeline_of(reader, std::move(times), durations.rbegin()->second, container.tick());
+  timeline.keys = std::move(keys);
+  return timeline;
+}
+
+Timeline Timeline::from_frames(const std::filesystem::path& path, bool strict) {
+  Reader reader(path, strict, false);  // it is read to its end, which threads would have to decode again
+  const Container& container = reader.container();
+  std::vector<int64_t> times;
+  int64_t duration = 0;
+  Wide shift = 0;
+  bool is_known = true;
+  while (const FramePtr next = reader.next()) {
+    const AVFrame& frame = *next;
+    is_known = is_known && frame.pts != AV_NOPTS_VALUE;
+    if (is_known && !times.empty() && frame.pts + shift <= times.back() && is_keyframe(frame)) {
+      const Wide last = times.back(), step = times.size() > 1 ? last - times[times.size() - 2] : 1;
+      shift = last + (duration ? duration : step) - frame.pts;
+    }
+    const Wide time = frame.pts + shift;
+    is_known = is_known && time <= std::numeric_limits<int64_t>::max() && (times.empty() || times.back() < time);
+    times.push_back(is_known ? static_cast<int64_t>(time) : 0);
+    duration = shown_ticks(frame);
+  }
+  if (times.empty()) throw no_frames(path.string());
+  if (is_known) return timeline_of(reader, std::move(times), duration, container.tick());
+  std::iota(times.begin(), times.end(), 0);
+  return timeline_of(reader, std::move(times), 1, container.interval());
 }
 
 bool Timeline::has_gap() const {
@@ -66,13 +138,15 @@ std::vector<int64_t> Timeline::sample(int64_t frames) const {
   return indices;
 }
 
-int64_t Timeline::key(int64_t index) const {
-  const auto next = std::upper_bound(keys.begin(), keys.end(), times[static_cast<size_t>(index)]);
-  return std::max<int64_t>(0, next - keys.begin() - 1);
+std::vector<int64_t> Timeline::keys_before(int64_t index) const {
+  const int64_t key = std::upper_bound(keys.begin(), keys.end(), times[static_cast<size_t>(index)]) - keys.begin() - 1;
+  std::vector<int64_t> found;
+  for (const int64_t back : {0, 1, 2, 4}) found.push_back(keys[static_cast<size_t>(std::max<int64_t>(0, key - back))]);
+  return found;
 }
 
 int64_t Timeline::entry(int64_t index) const {
-  return std::lower_bound(times.begin(), times.end(), keys[static_cast<size_t>(key(index))]) - times.begin();
+  return std::lower_bound(times.begin(), times.end(), keys_before(index).front()) - times.begin();
 }
 
 double Timeline::seconds(int64_t index) const {

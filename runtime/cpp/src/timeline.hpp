@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <vector>
 
 extern "C" {
@@ -20,26 +22,29 @@ double seconds_of(Wide ticks, AVRational tick);
 /// When each frame is shown, in order.
 struct Timeline {
   std::vector<int64_t> times;
-  Wide span = 0;              // includes the time of the last frame
-  double duration = 0;        // seconds; the span of a single frame without a duration may be a fraction of a tick
-  AVRational tick{1, 1};      // seconds
-  std::vector<int64_t> keys;  // decoder entries
-  bool cut = false;           // the file ends inside a frame, which is left out
+  Wide span = 0;                   // includes the time of the last frame
+  double duration = 0;             // seconds; the span of a single frame without a duration may be a fraction of a tick
+  AVRational tick{1, 1};           // seconds
+  std::vector<int64_t> keys = {};  // times at which decoding may begin
+  bool cut = false;                // the file ends inside a frame, which is left out
 
-  /// last: how long the last frame is shown by the file; if it is silent (0), as long as most frames before it, or
-  /// at `rate` frames a second if there is no other.
-  static Timeline of(std::vector<int64_t> times, int64_t last, AVRational rate, AVRational tick, std::vector<int64_t> keys = {});
+  /// From a file's packets, which is fast; none if they don't tell every frame's time. VideoError for damage.
+  static std::optional<Timeline> from_packets(const std::filesystem::path& path);
+
+  /// By decoding all of a file. If files were joined, each begins when the one before it ends. VideoError for damage, if
+  /// `strict` for any, and for a file without frames.
+  static Timeline from_frames(const std::filesystem::path& path, bool strict);
 
   /// Whether one gap between two frames is most of the clip, as after a wrong timestamp; not of a slide show.
   bool has_gap() const;
 
-  /// Numbers of the frames that are on the screen at the start of each of `frames` equal parts of the clip.
+  /// Numbers of the frames that are on the screen at the start of each of `frames` equal parts of the clip, in order.
   std::vector<int64_t> sample(int64_t frames) const;
 
-  /// The keyframe, as a place in `keys`, from which frame `index` can be decoded.
-  int64_t key(int64_t index) const;
+  /// Times of keyframes from which frame `index` can be decoded: the nearest, and three further back for when a seek overshoots.
+  std::vector<int64_t> keys_before(int64_t index) const;
 
-  /// The frame that this keyframe is.
+  /// The frame that the nearest of them is.
   int64_t entry(int64_t index) const;
 
   double seconds(int64_t index) const;

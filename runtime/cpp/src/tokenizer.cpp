@@ -16,7 +16,7 @@ namespace gridpool {
 namespace {
 
 BundleError not_a_tokenizer(const std::string& name, const std::string& reason) {
-  return BundleError(name + " is not a tokenizer (" + reason + "); copy that of the checkpoint and export again");
+  return BundleError(name + " is not a tokenizer (" + reason + "); copy the checkpoint's and export again");
 }
 
 bool flag(const Json& token, const char* name) { return member(token, name) == true; }
@@ -24,7 +24,7 @@ bool flag(const Json& token, const char* name) { return member(token, name) == t
 }  // namespace
 
 struct Tokenizer::Parts {
-  AddedTokens raw, normalised;  // found in the text as it is, or as the normaliser leaves it
+  std::vector<AddedToken> raw, normalised;  // found in the text as it is, or as the normaliser leaves it
   std::vector<Normaliser> normalisers;
   std::vector<Splitter> splitters;
   Vocabulary vocabulary;
@@ -75,7 +75,7 @@ Tokenizer::Parts::Parts(const Json& json) {
     token.lstrip = flag(one, "lstrip"), token.rstrip = flag(one, "rstrip");
     tokens[token.id] = {token.content, token.special};
     if (token.normalized) token.content = normalise(token.content);
-    (token.normalized ? normalised : raw).add(std::move(token));
+    (token.normalized ? normalised : raw).push_back(std::move(token));
   }
 }
 
@@ -104,11 +104,8 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::parsed(const std::string& text, const std::string& name) {
-  Json json;
-  std::string reason;
-  if (!parse_json(text, json, reason)) throw not_a_tokenizer(name, reason);
   try {
-    return Tokenizer(std::make_unique<Parts>(json));
+    return Tokenizer(std::make_unique<Parts>(parse_json(text)));
   } catch (const std::invalid_argument& error) {
     throw not_a_tokenizer(name, error.what());
   }
@@ -130,12 +127,12 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, bool literal) cons
   if (!is_utf8(text)) throw PromptError("the text is not valid Unicode; expected UTF-8 text");
   std::vector<int64_t> ids;
   try {
-    for (const Stretch& stretch : parts_->raw.cut(std::string(text), literal)) {
+    for (const Stretch& stretch : cut_at(parts_->raw, std::string(text), literal)) {
       if (stretch.id) {
         ids.push_back(*stretch.id);
         continue;
       }
-      for (const Stretch& part : parts_->normalised.cut(parts_->normalise(stretch.text), literal)) {
+      for (const Stretch& part : cut_at(parts_->normalised, parts_->normalise(stretch.text), literal)) {
         if (part.id) {
           ids.push_back(*part.id);
         } else {

@@ -24,7 +24,7 @@
 namespace gridpool {
 namespace {
 
-/// Keeps TensorRT's last error: its calls only return null or false. One a process, as TensorRT wants.
+/// Keeps TensorRT's last error, because its calls only return null or false. One per process, as TensorRT wants.
 class Logger : public nvinfer1::ILogger {
  public:
   void log(Severity severity, const char* message) noexcept override {
@@ -52,23 +52,14 @@ std::string version() {
   return format("%d.%d.%d.%d", getInferLibMajorVersion(), getInferLibMinorVersion(), getInferLibPatchVersion(), getInferLibBuildVersion());
 }
 
-Gpu gpu_of(int device) {
-  cudaDeviceProp info{};
-  cuda::check(cudaGetDeviceProperties(&info, device), "asking for the GPU");
-  return {info.name, info.major, info.minor};
-}
-
 DType dtype_of(const std::string& name, nvinfer1::DataType type) {
-  switch (type) {
-    case nvinfer1::DataType::kFLOAT: return DType::float32;
-    case nvinfer1::DataType::kHALF: return DType::float16;
-    case nvinfer1::DataType::kINT64: return DType::int64;
-    case nvinfer1::DataType::kINT32: return DType::int32;
-    case nvinfer1::DataType::kINT8: return DType::int8;
-    case nvinfer1::DataType::kUINT8: return DType::uint8;
-    case nvinfer1::DataType::kBOOL: return DType::boolean;
-    default: throw EngineError(name + " has a TensorRT type that this runtime can't feed; export with --precision fp32 or fp16");
-  }
+  using From = nvinfer1::DataType;
+  static const std::map<From, DType> dtypes = {{From::kFLOAT, DType::float32}, {From::kHALF, DType::float16}, {From::kINT64, DType::int64},
+                                               {From::kINT32, DType::int32},   {From::kINT8, DType::int8},    {From::kUINT8, DType::uint8},
+                                               {From::kBOOL, DType::boolean}};
+  const auto found = dtypes.find(type);
+  if (found != dtypes.end()) return found->second;
+  throw EngineError(name + " has a TensorRT type that this runtime can't feed; export with --precision fp32 or fp16");
 }
 
 nvinfer1::Dims dims_of(const std::vector<int64_t>& shape) {
@@ -89,26 +80,17 @@ bool is_dynamic(const TensorSpec& spec) {
   return std::any_of(spec.shape.begin(), spec.shape.end(), [](const Dimension& one) { return one.size < 0; });
 }
 
-/// Buffers that an engine reads and writes back; `write` is null if TensorRT updates in place.
-class TensorRTState : public State {
- public:
-  struct Held {
-    std::string input, output;
-    cuda::DeviceMemory read, write;
+struct TensorRTState : State {
+  using State::State;
+  struct Buffers {
+    cuda::DeviceMemory read, write;  // `write` is null if TensorRT updates in place
   };
-  std::vector<Held> held;
-
-  /// What the last run wrote is what the next one reads.
-  void advance() {
-    for (auto& one : held) {
-      if (one.write) one.read.swap(one.write);
-    }
-  }
+  std::map<std::string, Buffers> buffers;  // by the input's name
 };
 
 class TensorRTEngine : public Engine {
  public:
-  explicit TensorRTEngine(const FoundEngine& found) : runtime_(nvinfer1::createInferRuntime(logger())) {
+  explicit TensorRTEngine(const FoundEngine& found) : Engine("tensorrt", "cuda"), runtime_(nvinfer1::createInferRuntime(logger())) {
     if (!runtime_) throw EngineError("tensorrt could not start: " + logger().last());
     initLibNvInferPlugins(&logger(), "");  // ScatterElements is one of the library's plugins
     if (!found.plugin.empty() && !runtime_->getPluginRegistry().loadLibrary(found.plugin.c_str())) {
@@ -124,46 +106,33 @@ class TensorRTEngine : public Engine {
     size_buffers();
   }
 
-  std::string backend() const override { return "tensorrt"; }
-  std::string device() const override { return "cuda"; }
-  const std::vector<TensorSpec>& inputs() const override { return inputs_; }
-  const std::vector<TensorSpec>& outputs() const override { return outputs_; }
-
   std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) override {
-    auto state = std::make_unique<TensorRTState>();
+    auto state = std::make_unique<TensorRTState>(pairs);
     for (const auto& [input, output] : pairs) {
       const auto from = buffers_.find(input), to = buffers_.find(output);
       if (from == buffers_.end() || to == buffers_.end()) throw EngineError("no pair " + input + " -> " + output + " in this engine");
       if (from->second.bytes != to->second.bytes) throw EngineError(input + " and " + output + " can't share a buffer");
-      TensorRTState::Held held{input, output, cuda::allocate(from->second.bytes), nullptr};
-      cuda::check(cudaMemsetAsync(held.read.get(), 0, from->second.bytes, stream_.get()), "clearing a state");
-      if (!is_aliased(output, input)) held.write = cuda::allocate(to->second.bytes);
-      state->held.push_back(std::move(held));
+      auto& [read, write] = state->buffers[input];
+      read = cuda::allocate(from->second.bytes);
+      cuda::check(cudaMemsetAsync(read.get(), 0, from->second.bytes, stream_.get()), "clearing a state");
+      if (!is_aliased(output, input)) write = cuda::allocate(to->second.bytes);
     }
     return state;
   }
 
   std::map<std::string, Tensor> run(const Feeds& feeds, State* state) override {
-    auto* held = static_cast<TensorRTState*>(state);
-    std::vector<std::string> bound, written;
-    for (size_t i = 0; held && i < held->held.size(); ++i) {
-      bound.push_back(held->held[i].input);
-      written.push_back(held->held[i].output);
-    }
-    check_feeds(inputs_, feeds, bound);
+    auto* kept = static_cast<TensorRTState*>(state);
+    check_feeds(inputs_, feeds, state);
     for (const auto& [name, array] : feeds) bind_input(name, array);
-    for (size_t i = 0; held && i < held->held.size(); ++i) {
-      auto& one = held->held[i];
-      bind(one.input, one.read.get());
-      bind(one.output, one.write ? one.write.get() : one.read.get());
+    if (kept) {
+      for (const auto& [input, buffers] : kept->buffers) {
+        bind(input, buffers.read.get());
+        bind(state->pairs.at(input), buffers.write ? buffers.write.get() : buffers.read.get());
+      }
     }
-    std::vector<const TensorSpec*> wanted;
-    for (const auto& spec : outputs_) {
-      if (std::find(written.begin(), written.end(), spec.name) != written.end()) continue;
-      bind(spec.name, buffer(spec.name).device.get());
-      wanted.push_back(&spec);
-    }
-    launch(held == nullptr);
+    const std::vector<const TensorSpec*> wanted = returned(state);
+    for (const TensorSpec* spec : wanted) bind(spec->name, buffer(spec->name).device.get());
+    launch(state == nullptr);
     std::map<std::string, Tensor> results;
     for (const TensorSpec* spec : wanted) {
       const nvinfer1::Dims dims = context_->getTensorShape(spec->name.c_str());
@@ -174,7 +143,11 @@ class TensorRTEngine : public Engine {
     }
     stream_.synchronize();
     for (auto& [name, tensor] : results) std::memcpy(tensor.data.data(), buffer(name).host.get(), tensor.data.size());
-    if (held) held->advance();
+    if (kept) {
+      for (auto& [input, buffers] : kept->buffers) {
+        if (buffers.write) buffers.read.swap(buffers.write);  // what this run wrote is what the next one reads
+      }
+    }
     return results;
   }
 
@@ -223,12 +196,11 @@ class TensorRTEngine : public Engine {
     return one;
   }
 
-  bool is_aliased(const std::string& output, const std::string& input) const {
+  bool is_aliased([[maybe_unused]] const std::string& output, [[maybe_unused]] const std::string& input) const {
 #if NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR >= 1015
     const char* name = engine_->getAliasedInputTensor(output.c_str());
     return name && input == name;
 #else
-    static_cast<void>(output), static_cast<void>(input);
     return false;
 #endif
   }
@@ -273,29 +245,18 @@ class TensorRTEngine : public Engine {
   cuda::Stream stream_;
   std::map<std::string, Buffer> buffers_;
   std::unique_ptr<cuda::Graph> graph_;
-  std::vector<TensorSpec> inputs_, outputs_;
   bool may_capture_ = false, is_warm_ = false;
 };
 
-std::optional<std::string> unavailable(const EngineOptions&) {
-  int count = 0;  // TensorRT itself is not asked: it only fails, deep inside, without a device
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaSuccess && count > 0) return std::nullopt;
-  cudaGetLastError();
-  if (status == cudaErrorInsufficientDriver) {
-    return "no NVIDIA driver, or one that is older than CUDA here; use --device cpu or run on a machine with an NVIDIA GPU";
-  }
-  return "the NVIDIA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu";
-}
-
 FoundEngine found_here(const Bundle& bundle, const std::string& graph) {
   int device = 0;
+  cudaDeviceProp info{};
   cuda::check(cudaGetDevice(&device), "asking for the GPU");
-  return find_engine(bundle, graph, version(), gpu_of(device));
+  cuda::check(cudaGetDeviceProperties(&info, device), "asking for the GPU");
+  return find_engine(bundle, graph, version(), {info.name, info.major, info.minor});
 }
 
-std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
-  if (const auto reason = unavailable(options)) throw EngineError("backend tensorrt can't run here: " + *reason);
+std::unique_ptr<Engine> open(const Bundle& bundle, const std::string& graph) {
   return std::make_unique<TensorRTEngine>(found_here(bundle, graph));
 }
 
@@ -312,4 +273,4 @@ std::optional<std::string> missing(const Bundle& bundle, const std::string& grap
 }  // namespace gridpool
 
 extern "C" GRIDPOOL_API const gridpool::Backend gridpool_tensorrt_backend;
-const gridpool::Backend gridpool_tensorrt_backend = {gridpool::kBackendInterface, gridpool::unavailable, gridpool::open, gridpool::missing};
+const gridpool::Backend gridpool_tensorrt_backend = {gridpool::kBackendInterface, gridpool::open, gridpool::missing};

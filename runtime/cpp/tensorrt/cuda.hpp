@@ -16,14 +16,16 @@ inline void check(cudaError_t status, const std::string& doing) {
   throw EngineError(doing + ": CUDA says " + cudaGetErrorString(status) + " (error " + std::to_string(static_cast<int>(status)) + ")");
 }
 
-struct Free {
-  void operator()(void* memory) const { cudaFree(memory); }
+/// Deletes what `release` releases.
+template <auto release>
+struct Release {
+  template <typename Thing>
+  void operator()(Thing* thing) const {
+    release(thing);
+  }
 };
-struct FreeHost {
-  void operator()(void* memory) const { cudaFreeHost(memory); }
-};
-using DeviceMemory = std::unique_ptr<void, Free>;
-using HostMemory = std::unique_ptr<void, FreeHost>;
+using DeviceMemory = std::unique_ptr<void, Release<cudaFree>>;
+using HostMemory = std::unique_ptr<void, Release<cudaFreeHost>>;
 
 inline DeviceMemory allocate(size_t bytes) {
   void* memory = nullptr;
@@ -40,15 +42,16 @@ inline HostMemory allocate_host(size_t bytes) {
 
 class Stream {
  public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a CUDA stream"); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() { cudaStreamDestroy(stream_); }
-  cudaStream_t get() const { return stream_; }
-  void synchronize() const { check(cudaStreamSynchronize(stream_), "running the engine"); }
+  Stream() {
+    cudaStream_t made = nullptr;
+    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "making a CUDA stream");
+    stream_.reset(made);
+  }
+  cudaStream_t get() const { return stream_.get(); }
+  void synchronize() const { check(cudaStreamSynchronize(get()), "running the engine"); }
 
  private:
-  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<CUstream_st, Release<cudaStreamDestroy>> stream_;
 };
 
 /// What a launch put on a stream, to be launched again at once.
@@ -68,17 +71,15 @@ class Graph {
       throw;
     }
     check(cudaStreamEndCapture(stream.get(), &graph), "capturing a CUDA graph");
-    const cudaError_t status = cudaGraphInstantiateWithFlags(&executable_, graph, 0);
-    cudaGraphDestroy(graph);
-    check(status, "making a CUDA graph");
+    const std::unique_ptr<CUgraph_st, Release<cudaGraphDestroy>> captured(graph);
+    cudaGraphExec_t executable = nullptr;
+    check(cudaGraphInstantiateWithFlags(&executable, graph, 0), "making a CUDA graph");
+    executable_.reset(executable);
   }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() { cudaGraphExecDestroy(executable_); }
-  void launch(const Stream& stream) const { check(cudaGraphLaunch(executable_, stream.get()), "running the engine"); }
+  void launch(const Stream& stream) const { check(cudaGraphLaunch(executable_.get(), stream.get()), "running the engine"); }
 
  private:
-  cudaGraphExec_t executable_ = nullptr;
+  std::unique_ptr<CUgraphExec_st, Release<cudaGraphExecDestroy>> executable_;
 };
 
 }  // namespace gridpool::cuda

@@ -1,6 +1,6 @@
 #include "find_engine.hpp"
 
-#include <algorithm>
+#include <set>
 #include <system_error>
 
 #include "files.hpp"
@@ -14,6 +14,15 @@ namespace {
 constexpr const char* kBackend = "tensorrt";
 constexpr const char* kPlugin = "libst_gridpool_plugin.so";
 
+/// A folder's build.json; null, or what does not parse, for a folder without one.
+Json record_of(const fs::path& folder) {
+  try {
+    return Json::parse(read_file(folder / "build.json"), nullptr, false);
+  } catch (const std::system_error&) {
+    return nullptr;
+  }
+}
+
 std::string text_of(const Json& value) { return value.is_string() ? value.get<std::string>() : ""; }
 
 bool runs_on(const std::string& target, const Gpu& gpu) {
@@ -22,7 +31,7 @@ bool runs_on(const std::string& target, const Gpu& gpu) {
   return ("," + target + ",").find("," + here + ",") != std::string::npos;
 }
 
-/// Why an engine does not serve here, "" where it does.
+/// Why an engine can't be used here, "" if it can.
 std::string mismatch(const Bundle& bundle, const std::string& graph, const fs::path& folder, const Json& record, const std::string& version,
                      const Gpu& gpu) {
   const Json& entry = member(member(record, "graphs"), graph.c_str());
@@ -55,24 +64,17 @@ std::map<std::string, std::vector<Dimension>> shapes_of(const Json& inputs) {
 
 FoundEngine find_engine(const Bundle& bundle, const std::string& graph, const std::string& version, const Gpu& gpu) {
   const std::string command = "run `python -m runtime build " + bundle.path().string() + " --backend " + kBackend + "`";
-  std::vector<fs::path> folders;
+  std::set<fs::path> folders;
   std::error_code failed;
   for (const auto& entry : fs::directory_iterator(bundle.path() / "engines", failed)) {
-    if (entry.path().filename().string().rfind(std::string(kBackend) + "-", 0) == 0) folders.push_back(entry.path());
+    if (entry.path().filename().string().rfind(std::string(kBackend) + "-", 0) == 0) folders.insert(entry.path());
   }
-  std::sort(folders.begin(), folders.end());
   std::vector<std::string> refused;
   for (const auto& folder : folders) {
-    Json record;
-    std::string reason;
-    try {
-      if (!parse_json(read_file(folder / "build.json"), record, reason)) continue;
-    } catch (const std::system_error&) {
-      continue;
-    }
+    const Json record = record_of(folder);
     if (member(record, "schema_version") != 1 || member(record, "backend") != kBackend) continue;
     const fs::path file = folder / (graph + ".engine");
-    reason = mismatch(bundle, graph, folder, record, version, gpu);
+    const std::string reason = mismatch(bundle, graph, folder, record, version, gpu);
     if (reason.empty()) {
       const Json& entry = record["graphs"][graph];
       return {file, member(entry, "plugin") == "library" ? folder / kPlugin : fs::path(), shapes_of(member(entry, "inputs"))};

@@ -1,4 +1,4 @@
-// The page: a clip, what the model sees of it, questions and their streamed answers. No library, no build step.
+// The page: a clip, what the model sees of it, questions and their streamed answers. No libraries, no build step.
 
 const $ = (id) => document.getElementById(id);
 const state = { url: null, models: [], asking: null, looking: 0 };
@@ -38,7 +38,7 @@ async function models() {
   } catch (error) {
     if (error.status === 401) {
       document.querySelectorAll(".key").forEach((element) => { element.hidden = false; });
-      complain("This server asks for a key.");
+      complain("This server requires a key.");
       $("key").focus();
     } else complain(error.message);
   }
@@ -57,19 +57,17 @@ async function take(file) {
 }
 
 function dataUrl(file) {
+  // a file of a type that the browser does not know has none, and the server looks at the content anyway
+  const typed = /^(video|image)\//.test(file.type) ? file : new Blob([file], { type: "video/mp4" });
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => {
-      // a file of a kind that the browser does not know comes without a type, and the server judges by content anyway
-      const known = /^data:(video|image)\//.test(reader.result);
-      resolve(known ? reader.result : reader.result.replace(/^data:[^,]*,/, "data:video/mp4;base64,"));
-    };
+    reader.onload = () => resolve(reader.result);
     reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(file);
+    reader.readAsDataURL(typed);
   });
 }
 
-// Shows the sampled frames with their heat; a later call wins over an earlier one that is still running.
+// Shows the sampled frames with their heat map. A later call overrides an earlier one that is still running.
 async function look() {
   if (!state.url || !$("model").value) return;
   const number = ++state.looking;
@@ -97,44 +95,35 @@ function show(seen) {
   $("frames").replaceChildren(...seen.frames.map((frame) => figure(frame, seen.grid)));
 }
 
+function element(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
 function figure(frame, grid) {
-  const item = document.createElement("li");
   const summary = frame.summary_levels.length > 0;
-  item.className = summary ? "summary" : "";
-  const picture = document.createElement("div");
-  picture.className = "picture";
-  const image = new Image();
-  image.src = frame.image;
-  image.alt = `Frame ${frame.index} at ${frame.time.toFixed(2)} seconds${summary ? ", replaced by a summary" : ""}`;
-  picture.append(image);
+  const time = frame.time.toFixed(2);
+  const alt = `Frame ${frame.index} at ${time} seconds${summary ? ", replaced by a summary" : ""}`;
+  const picture = element("div", { className: "picture" }, element("img", { src: frame.image, alt }));
   if (frame.heat) picture.append(heatMap(frame.heat, grid));
-  const caption = document.createElement("figcaption");
-  caption.append(`${frame.time.toFixed(2)} s`);
-  if (summary) {
-    const mark = document.createElement("b");
-    mark.textContent = ` summary, level ${frame.summary_levels.join(", ")}`;
-    caption.append(mark);
-  }
-  const whole = document.createElement("figure");
-  whole.append(picture, caption);
-  item.append(whole);
-  return item;
+  const caption = element("figcaption", {}, `${time} s`);
+  if (summary) caption.append(element("b", {}, ` summary, level ${frame.summary_levels.join(", ")}`));
+  return element("li", { className: summary ? "summary" : "" }, element("figure", {}, picture, caption));
 }
 
 const STOPS = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 
 function heatMap(values, [rows, columns]) {
-  const canvas = document.createElement("canvas");
-  canvas.width = columns;
-  canvas.height = rows;
+  const canvas = element("canvas", { width: columns, height: rows });
   canvas.setAttribute("aria-hidden", "true");
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(columns, rows);
   values.forEach((value, at) => {
-    const place = (value / 255) * (STOPS.length - 1);
-    const low = Math.min(Math.floor(place), STOPS.length - 2);
-    const colour = STOPS[low].map((one, channel) => one + (place - low) * (STOPS[low + 1][channel] - one));
-    pixels.data.set([...colour, 255], at * 4);
+    const position = (value / 255) * (STOPS.length - 1);
+    const low = Math.min(Math.floor(position), STOPS.length - 2);
+    const color = STOPS[low].map((channel, index) => channel + (position - low) * (STOPS[low + 1][index] - channel));
+    pixels.data.set([...color, 255], at * 4);
   });
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -169,14 +158,9 @@ async function ask() {
 }
 
 function card(question) {
-  const article = document.createElement("article");
-  const title = document.createElement("h3");
-  const answer = document.createElement("p");
-  const cost = document.createElement("p");
-  title.textContent = question;
-  answer.className = "answer";
-  cost.className = "cost";
-  article.append(title, answer, cost);
+  const answer = element("p", { className: "answer" });
+  const cost = element("p", { className: "cost" });
+  const article = element("article", {}, element("h3", {}, question), answer, cost);
   $("answers").prepend(article);
   return [article, answer, cost];
 }
@@ -188,7 +172,7 @@ function price(event, first, total) {
   return `${clip}${event.usage.prompt_tokens} prompt${reused ? ` (${reused} reused)` : ""} + ${event.usage.completion_tokens} answer tokens · first text after ${(first / 1000).toFixed(2)} s, all ${(total / 1000).toFixed(2)} s`;
 }
 
-// The objects of a stream of server-sent events; throws the error that one of them may be.
+// The objects of a stream of server-sent events. Throws if one of them is an error.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -212,7 +196,7 @@ async function api(path, body, signal) {
   if ($("key").value) headers.Authorization = `Bearer ${$("key").value}`;
   const response = await fetch(`v1/${path}`, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
   if (response.ok) return response;
-  const text = await response.json().then((answer) => answer.error.message, () => `the server answers with status ${response.status}`);
+  const text = await response.json().then((answer) => answer.error.message, () => `the server responded with status ${response.status}`);
   throw Object.assign(new Error(text), { status: response.status });
 }
 

@@ -69,7 +69,7 @@ def test_a_layer_s_own_error_is_that_of_its_weight_and_its_input_alone():
     x = np.random.default_rng(1).normal(size=(1, 3, 8)).astype(np.float16)
 
     def error(of_input: float, of_weight: float) -> float:
-        scaled = (lambda layer: lambda x: x * of_input), (lambda layer: lambda weight: weight * of_weight)
+        scaled = (lambda layer, x: x * of_input), (lambda layer, weight: weight * of_weight)
         return layer_errors(model(), Path(), found, {"x": x}, *scaled)[layer.node]
 
     assert error(1, 1) == 0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from refusal import naming
 
 from export.quantize import vision
 from export.quantize.equalize import Equalization
@@ -47,8 +48,8 @@ def seen(monkeypatch):
 
     def layer_errors(encoder, directory, layers, inputs, round_input, round_weight):
         noted.inputs = inputs
-        noted.rounded = [round_input(layer)(np.array([[1.4, 2.6]], np.float32)) for layer in layers[:2]]
-        noted.weights = [round_weight(layer)(np.array([[126, 1], [127, 0.3]], np.float32)) for layer in layers[:2]]
+        noted.rounded = [round_input(layer, np.array([[1.4, 2.6]], np.float32)) for layer in layers[:2]]
+        noted.weights = [round_weight(layer, np.array([[126, 1], [127, 0.3]], np.float32)) for layer in layers[:2]]
         return ERRORS
 
     def run_passes(model, names, **facts):
@@ -140,7 +141,7 @@ def test_the_worst_layers_leave_int8_until_the_features_are_within_the_budget(tm
 
 
 def test_clips_need_two_frames_besides_the_eight(tmp_path, seen):
-    with pytest.raises(ExportError, match="clips of mine give 9 frames, expected at least 10; add clips"):
+    with pytest.raises(ExportError, match=naming("clips of mine", 9, 10)):
         quantize(tmp_path, seen, [0], frames=9)
     quantize(tmp_path, seen, [0], frames=10)
     assert len(seen.calibrated) == 2

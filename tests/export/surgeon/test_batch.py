@@ -1,4 +1,4 @@
-"""The batched decoder graph computes, for ragged rows and both spellings, what transformers computes for each alone."""
+"""The batched decoder graph computes, for ragged rows and both variants of attention, what transformers computes for each alone."""
 
 from __future__ import annotations
 

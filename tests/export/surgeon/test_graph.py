@@ -13,7 +13,7 @@ from export.surgeon.graph import (
     free_name,
     graph_from_model,
     insert_after,
-    is_output,
+    leaving,
     model_from_graph,
     reroute,
     small_value,
@@ -43,11 +43,12 @@ def fresh(op: str, source: gs.Tensor, name: str = "fresh") -> gs.Node:
     return gs.Node(op, name, inputs=[source], outputs=[gs.Variable(name, np.float32)])
 
 
-def test_an_output_is_the_tensor_itself_among_the_graphs_outputs(graph: gs.Graph):
-    tensors = graph.tensors()
-    graph.outputs.append(tensors["b"])
-    assert [is_output(graph, tensors[name]) for name in ("x", "a", "b", "y")] == [False, False, True, True]
-    assert not is_output(graph, gs.Variable("y", np.float32, [2, 3]))
+def test_what_leaves_a_region_is_read_outside_or_an_output_of_the_graph(graph: gs.Graph):
+    assert [tensor.name for tensor in leaving(graph, graph.nodes[:2])] == ["b"]
+    assert [tensor.name for tensor in leaving(graph, graph.nodes[1:])] == ["y"]
+    graph.nodes[3].inputs.append(graph.tensors()["a"])
+    graph.outputs.append(graph.tensors()["c"])
+    assert [tensor.name for tensor in leaving(graph, graph.nodes[:3])] == ["a", "c"]
 
 
 @pytest.mark.parametrize(("tensor", "place"), [("b", 2), ("c", 3), ("x", 0), ("w", 0)])

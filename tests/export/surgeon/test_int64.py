@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from refusal import naming
 from surgeon_graphs import model_from_text, normal, ops, rewrite
 
 from export.surgeon import int64
-from export.surgeon.context import Context
-from export.surgeon.graph import graph_from_model
+from export.surgeon.graph import Context, graph_from_model
 
 INT32, INT64 = onnx.TensorProto.INT32, onnx.TensorProto.INT64
 
-CONTEXT = Context("vision", onnx.ModelProto())
+CONTEXT = Context(onnx.ModelProto())
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -40,7 +40,7 @@ def test_position_arithmetic_is_narrowed_behind_one_cast_of_the_input():
     assert types["positions"] == INT64
     assert {types[name] for name in ("last", "first")} == {INT64}, "the axes of Unsqueeze stay int64"
     assert report.rewrites == 4
-    assert report.note == "no arithmetic in int64"
+    assert not any(op in report.note for op in int64.POLYMORPHIC)
 
 
 def test_what_computes_a_shape_stays_int64():
@@ -55,7 +55,7 @@ def test_what_computes_a_shape_stays_int64():
     assert ops(after) == ["Shape", "Gather", "Concat", "Reshape"]
     assert _types(after)["target"] == INT64
     assert report.rewrites == 1, "only Gather's constant index table is int32"
-    assert report.note == "2 nodes stay int64: Concat, Gather"
+    assert naming(2, "Concat", "Gather").match(report.note)
 
 
 def test_an_int64_output_keeps_its_type():
@@ -186,7 +186,7 @@ def test_as_many_casts_as_nodes_are_not_worth_it():
     }""")
     after, (report,) = rewrite(model, ["int64"], {"x": np.array([2, 5]), "z": np.array([1, 0]), "t": normal(9)})
     assert ops(after) == ["Add", "Gather", "Less"] and report.rewrites == 0
-    assert report.note == "2 nodes stay int64: Add, Less"
+    assert naming(2, "Add", "Less").match(report.note)
 
 
 def test_both_branches_of_a_choice_are_narrowed_and_a_cast_takes_the_result():

@@ -9,8 +9,7 @@ import pytest
 from surgeon_graphs import model_from_text, normal, rewrite
 
 from export.surgeon import names, run_passes
-from export.surgeon.context import Context
-from export.surgeon.graph import graph_from_model
+from export.surgeon.graph import Context, graph_from_model
 from export.surgeon.names import module_scopes
 from runtime.core.errors import ExportError
 
@@ -111,7 +110,7 @@ def test_names_that_are_no_names_are_an_error(called, double):
     x = gs.Variable("x", np.float32, [1])
     nodes = [gs.Node("Relu", name, inputs=[x], outputs=[gs.Variable(f"o{at}")]) for at, name in enumerate(called)]
     with pytest.raises(ExportError, match=f'^vision: .*"{double}"'):
-        names.check(gs.Graph(nodes, [x], name="vision"), Context("vision", onnx.ModelProto()))
+        names.check(gs.Graph(nodes, [x], name="vision"), Context(onnx.ModelProto()))
 
 
 @pytest.fixture

@@ -87,10 +87,11 @@ SAID = b"ptxas info: 16 bytes spill stores, 8 bytes spill loads\nUsed 40 registe
 
 
 @pytest.mark.parametrize(
-    ("target", "compiled"), [("sm_90", Compiled(b"a cubin", 40, 24, 4096)), ("compute_90", Compiled(b"ptx", 0, 0, 0))]
+    ("target", "said", "compiled"),
+    [("sm_90", SAID, Compiled(b"a cubin", 40, 24, 4096)), ("compute_90", b"\0", Compiled(b"ptx", 0, 0, 0))],
 )
-def test_a_variant_is_compiled_with_its_numbers_as_template_arguments(monkeypatch, target, compiled):
-    compiler = Compiler(0, SAID)
+def test_a_variant_is_compiled_with_its_numbers_as_template_arguments(monkeypatch, target, said, compiled):
+    compiler = Compiler(0, said)
     monkeypatch.setattr(compile, "_nvrtc", lambda: compiler)
     compile_kernel = compile.compile_kernel.__wrapped__
     assert compile_kernel(Variant("float16", True, -1, 2, 2, 64, 1, 2), target) == compiled

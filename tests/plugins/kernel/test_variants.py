@@ -96,7 +96,7 @@ def test_blocks_of_each_launch_of_windows_and_cells_one_by_one(groups, blocks):
     """3x3 windows of 9x15 tokens are 15; four frames are pooled to 5x8, and three of them shown."""
     cells, windows = blocks
     plan = make_plan(StGridPool((4,), (1,), window=3), 4, 9, 15)
-    assert plan.launches == (7, 1)
+    assert tuple(map(len, plan.launches)) == (7, 1)
     expected = ((0, 7, cells, 1, 7 * cells), (7, 0, 1, windows, windows))
     assert launches(plan, Variant("float16", True, -1, 3, 1, 32, groups)) == expected
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as parquet
 import pytest
+from http_server import until
 
 from export.demo import CLIPS
 from runtime.__main__ import main
@@ -120,7 +120,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(bundle_path, tmp_path):
     videos, out = _many(tmp_path / "videos", 60), tmp_path / "out"
     for parts in (2, 6):
         process = _start(bundle_path, videos, out, "local")
-        _until(lambda parts=parts: len(list(out.glob("part-*.parquet"))) >= parts)
+        until(lambda parts=parts: len(list(out.glob("part-*.parquet"))) >= parts, 300)
         process.kill()
         process.wait()
         assert len(_rows(out)) < 60
@@ -149,13 +149,13 @@ def test_ray_survives_the_kill_of_a_worker_and_of_the_driver(bundle_path, tmp_pa
     process = _start(bundle_path, videos, out, "ray", workers=2)
     children: list[psutil.Process] = []
     try:
-        _until(lambda: list(out.glob("part-*.parquet")), 120)
+        until(lambda: list(out.glob("part-*.parquet")), 300)
         children = psutil.Process(process.pid).children(recursive=True)
         workers = [child for child in children if "MapWorker" in " ".join(child.cmdline())]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGKILL)
         before = len(list(out.glob("part-*.parquet")))
-        _until(lambda: len(list(out.glob("part-*.parquet"))) >= before + 3, 120)
+        until(lambda: len(list(out.glob("part-*.parquet"))) >= before + 3, 300)
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
@@ -239,10 +239,3 @@ def test_faults_are_one_line(bundle_path, tmp_path, capsys):
         assert main(["batch", str(bundle_path), *arguments, *more, "--runner", "local"]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
-
-
-def _until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)

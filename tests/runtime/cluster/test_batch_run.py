@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.cluster import batch
-from runtime.cluster.batch import BatchOptions, BatchResult
-from runtime.cluster.worker import Worker
+from runtime.cluster.batch import BatchOptions, BatchResult, Worker
 from runtime.engine import EngineOptions
 
 ENGINE = EngineOptions("cpu", 4, True)
@@ -66,7 +65,7 @@ def job(monkeypatch):
         monkeypatch.setattr(Parts, "done_before", done, raising=False)
         monkeypatch.setattr(Parts, "written", [], raising=False)
         monkeypatch.setattr(batch, "videos_of", lambda arguments: names if arguments == ["videos"] else [])
-        monkeypatch.setattr("runtime.engine.place.place", place)
+        monkeypatch.setattr("runtime.engine.open.place", place)
         monkeypatch.setattr(batch, "time", SimpleNamespace(perf_counter=iter(times).__next__))
         for name in ("ray", "local"):
             monkeypatch.setattr(batch, f"_{name}_rows", rows if name == runner else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cpp_build import BUILD, build
 from cpp_libraries import enlarge, unusable_libraries
@@ -13,6 +14,14 @@ from cpp_libraries import enlarge, unusable_libraries
 def cpp() -> Path:
     """The directory of the build: `gridpool`, and `tests/gridpool-probe`, `tests/gridpool-units`, `tests/gridpool-example`."""
     return build(BUILD)
+
+
+@pytest.fixture(scope="session")
+def quadrants() -> np.ndarray:
+    """Four colours: RGB uint8 [96, 128, 3]."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    image[:48, :64, 0] = image[:48, 64:, 1] = image[48:, :64, 2] = image[48:, 64:, 0] = image[48:, 64:, 1] = 220
+    return image
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,17 @@ import json
 import re
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from cpp_build import gridpool, python, refusal
+from cpp_build import gridpool, probe, python, refusal
+from PIL import Image
 from rtsp_camera import camera
-from video_files import pattern, write_video
+from video_files import pattern, write_two_streams, write_video
 
 from runtime.bundle import Bundle
 from runtime.chat import VideoChat
+from runtime.media.stream import Stream
 
 QUESTION = "which shape appears last ?"
 
@@ -107,3 +110,37 @@ def test_both_runtimes_refuse_and_name_what_is_wrong(words: str, named: str, cpp
     typed = [{"CLIP": str(clip), "Q": QUESTION, "EMPTY": ""}.get(word, word) for word in words.split()]
     for done in (gridpool(cpp, "watch", split_path, *typed), python("watch", split_path, *typed)):
         assert named in refusal(done)
+
+
+def assert_watched(cpp: Path, path: Path) -> list[float]:
+    """That C++ sees the frames and times that Python sees; the times."""
+    (answer,) = probe(cpp, "watch", [str(path)])
+    expected = [(seconds, rgb()) for seconds, rgb in Stream(str(path))]
+    assert answer["times"] == [seconds for seconds, _ in expected] and answer["lost"] == 0
+    assert answer["frames"] == [image.tobytes().hex() for _, image in expected]
+    return answer["times"]
+
+
+def test_watching_a_file_shows_what_a_clip_shows(cpp: Path, quadrants: np.ndarray, tmp_path: Path):
+    whole = write_video(tmp_path / "whole.ts", pattern(20), rate=25, options={"g": "10", "bf": "2"})
+    (tmp_path / "joined.ts").write_bytes(whole.read_bytes() * 2)  # a new clock in the middle
+    assert assert_watched(cpp, tmp_path / "joined.ts") == pytest.approx([i / 25 for i in range(40)])
+    Image.fromarray(quadrants).save(tmp_path / "one.png")
+    assert assert_watched(cpp, tmp_path / "one.png") == [0.0]
+    cover = ("mjpeg", av.stream.Disposition.attached_pic)
+    assert len(assert_watched(cpp, write_two_streams(tmp_path / "cover.mp4", cover, ("libx264", 0)))) == 12
+    assert len(assert_watched(cpp, write_video(tmp_path / "mirrored.mp4", [quadrants] * 3, matrix=(-1, 0, 0, 1)))) == 3
+    (answer,) = probe(cpp, "watch", [str(tmp_path / "none.ts")])
+    assert answer["kind"] == "VideoError" and str(tmp_path / "none.ts") in answer["error"]
+
+
+def test_what_a_camera_loses_is_counted_and_does_not_end_it(cpp: Path):
+    rng = np.random.default_rng(0)
+    noisy = [(image // 2 + rng.integers(0, 60, image.shape)).astype(np.uint8) for image in pattern(120)]
+    with camera(noisy, rate=50, lost=70) as url:  # keyframes every 50
+        (lossy,) = probe(cpp, "watch", [url])
+    with camera(noisy, rate=50) as url:
+        (whole,) = probe(cpp, "watch", [url])
+    assert whole["lost"] == 0
+    assert lossy["lost"] >= 20 and len(lossy["times"]) >= 20
+    assert set(lossy["frames"]) <= set(whole["frames"])  # nothing is shown that refers to what was lost

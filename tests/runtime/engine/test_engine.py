@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from manifests import bundle_of
 from refusal import naming
 
 import runtime.engine.open as opening
@@ -62,10 +62,11 @@ class Backend:
     """One that runs unless `reason` says why not; `asked` notes what it opens."""
 
     outputs: tuple[str, ...] | None = None
+    takes_batches = True
     broken_graph = ""
 
     def __init__(self, name: str, reason: str | None = None, takes_bf16: bool = False, broken: str = ""):
-        self.name, self.reason, self.takes_bf16, self.broken, self.asked = name, reason, takes_bf16, broken, []
+        self.backend, self.reason, self.takes_bf16, self.broken, self.asked = name, reason, takes_bf16, broken, []
 
     def unavailable(self, device: str) -> str | None:
         self.device = device
@@ -79,7 +80,7 @@ class Backend:
         names = (("logits",) if graph.startswith("llm/") else ("visual_tokens",)) if self.outputs is None else self.outputs
         outputs = tuple(TensorSpec(name, F32, (1, 3)) for name in names)
         closed = lambda: self.asked.append("closed")  # noqa: E731
-        return SimpleNamespace(backend=self.name, device=options.device, inputs=(spec,), outputs=outputs, close=closed)
+        return SimpleNamespace(backend=self.backend, device=options.device, inputs=(spec,), outputs=outputs, close=closed)
 
 
 @pytest.fixture
@@ -87,11 +88,11 @@ def backends(monkeypatch):
     """Let these backends be the registry's; on a CPU `measured` is what was measured."""
 
     def install(*some: Backend, measured=None) -> SimpleNamespace:
-        named = {one.name: one for one in some}
+        named = {one.backend: one for one in some}
         monkeypatch.setattr(opening, "BACKENDS", dict.fromkeys(named, ""))
         monkeypatch.setattr(opening, "backend_class", named.__getitem__)
         monkeypatch.setattr(opening.tuning, "chosen", lambda bundle, graph: measured)
-        return SimpleNamespace(path=Path("b"))
+        return bundle_of(f"{DECODER_BATCH}.onnx")
 
     return install
 
@@ -121,7 +122,8 @@ def test_auto_passes_over_what_can_not_run_or_has_no_engine(backends):
     assert (tensorrt.asked, onnx.asked) == ([], [(VISION, CUDA)])
     onnx.reason = "no provider"
     with pytest.raises(
-        EngineError, match=naming("vision", "cuda", "tensorrt: no driver", "tensorrt-rtx: no engine", "onnx: no provider")
+        EngineError,
+        match=naming("vision", "cuda", "tensorrt can't run here: no driver", "no engine", "onnx can't run here: no provider"),
     ):
         open_engine(bundle, VISION, "auto", CUDA)
 
@@ -155,6 +157,17 @@ def test_several_graphs_are_opened_on_one_backend(backends):
     assert [engine.backend for engine in engines] == ["onnx", "onnx"]
     assert onnx.asked == [(VISION_ENCODER, CUDA), (VISION_COMPRESSOR, CUDA)]
     assert tensorrt.asked == [(VISION_ENCODER, CUDA), "closed"], "what was opened is closed where another graph does not load"
+
+
+@pytest.mark.parametrize(("takes_batches", "files"), [(True, []), (False, [f"{DECODER_BATCH}.onnx"])])
+def test_the_decoder_of_one_conversation_stands_in_for_that_of_a_batch(backends, takes_batches, files):
+    onnx = Backend("onnx")
+    onnx.takes_batches = takes_batches
+    backends(onnx)
+    open_engine(bundle_of(*files), DECODER_BATCH, "onnx", CPU)
+    onnx.takes_batches = True
+    open_engine(bundle_of(f"{DECODER_BATCH}.onnx"), DECODER_BATCH, "onnx", CPU)
+    assert onnx.asked == [(DECODER, CPU), (DECODER_BATCH, CPU)]
 
 
 @pytest.mark.parametrize(

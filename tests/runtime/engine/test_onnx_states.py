@@ -69,10 +69,12 @@ def test_an_array_that_is_not_contiguous_is_fed_in_its_order(engine):
     assert got.tolist() == [[[[0, 4], [2, 6]]]]
 
 
-@pytest.mark.parametrize(("dtype", "stride"), [(np.float32, 2 * 3 * 4), (np.float16, 2 * 3 * 2)])
-def test_buffer_of_a_buffer_begin_at_their_own_address(dtype, stride):
-    value = SimpleNamespace(shape=lambda: [8, 2, 3], data_ptr=lambda: 1000)
-    assert _buffer_of(value, slice(3, 5), np.dtype(dtype), "cuda") == ("cuda", 0, dtype, [2, 2, 3], 1000 + 3 * stride)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "stride"), [("tensor(float)", np.float32, 2 * 3 * 4), ("tensor(float16)", np.float16, 2 * 3 * 2)]
+)
+def test_the_entries_of_a_buffer_begin_at_their_own_address(kind, dtype, stride):
+    value = SimpleNamespace(shape=lambda: [8, 2, 3], data_ptr=lambda: 1000, data_type=lambda: kind)
+    assert _buffer_of(value, slice(3, 5), "cuda") == ("cuda", 0, dtype, [2, 2, 3], 1000 + 3 * stride)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ class TestRefused:
 
     @pytest.mark.parametrize(
         ("device", "named"),
-        [("npu", ["npu", "cpu"]), ("gpu.3", ["gpu.3"]), ("cuda", ["cpu, gpu, npu"])],
+        [("npu", ["npu", "cpu"]), ("gpu.3", ["gpu.3"]), ("cuda", ["cuda", "cpu"])],
     )
     def test_a_device_that_is_not_here(self, bundle, device, named):
         with pytest.raises(EngineError, match=naming(*named)):

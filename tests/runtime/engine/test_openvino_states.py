@@ -128,7 +128,6 @@ def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
         (["CPU", "GPU.0", "GPU.1"], "gpu.1", None),
         (["CPU", "GPU.1"], "gpu", "finds no device gpu here, but cpu, gpu.1"),
         (["CPU"], "npu", "finds no device npu here, but cpu"),
-        (["CPU", "CUDA"], "cuda", "OpenVINO runs on cpu, gpu, npu (gpu.1 for the second), not on cuda"),
     ],
 )
 def test_which_devices_can_be_used(monkeypatch, devices, device, said):

@@ -14,10 +14,9 @@ import pytest
 from runtime.__main__ import main
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, backend_class, cuda, open_engine
+from runtime.engine import EngineOptions, backend_class, cuda, open_engine, place
 from runtime.engine import onnx as onnx_engine
 from runtime.engine.open import _order
-from runtime.engine.place import place
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -63,7 +62,7 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if graph not in named[backend]:
                 raise EngineError(f"no {backend} engine for {graph}")
 
-        monkeypatch.setattr("runtime.engine.place.find_engine", find_engine)
+        monkeypatch.setattr("runtime.engine.open.find_engine", find_engine)
 
     return set_usable
 

@@ -6,7 +6,8 @@ import pytest
 from manifests import bundle_of
 
 from runtime.core.errors import EngineError
-from runtime.engine import EngineOptions, cuda, place
+from runtime.engine import EngineOptions, Placement, cuda, place, placed
+from runtime.engine import open as opening
 
 GPU = cuda.Gpu("Orin", (8, 7), 8 << 30)
 GRAPHS = ["vision.onnx", "llm/decoder.onnx"]
@@ -31,9 +32,9 @@ def here(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(cuda, "gpus", lambda: gpus)
         monkeypatch.setattr(cuda, "no_gpu", lambda: None if gpus else "no NVIDIA driver; use --device cpu; or none")
-        monkeypatch.setattr(place, "has_cuda_provider", lambda: provider)
-        monkeypatch.setattr(place, "backend_class", Backend)
-        monkeypatch.setattr(place, "find_engine", find_engine)
+        monkeypatch.setattr(opening, "has_cuda_provider", lambda: provider)
+        monkeypatch.setattr(opening, "backend_class", Backend)
+        monkeypatch.setattr(opening, "find_engine", find_engine)
 
     return make
 
@@ -43,30 +44,30 @@ def test_a_device_that_is_named_stays(here, device):
     here(gpus=())
     options = EngineOptions(device, 3)
     for backend in ("auto", "tensorrt", "openvino", "onnx"):
-        assert place.place(bundle_of(*GRAPHS), backend, options) == place.Placement(options, "")
+        assert place(bundle_of(*GRAPHS), backend, options) == Placement(options, "")
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
 def test_tensorrt_has_the_gpu_alone(here, backend):
     here()
-    assert place.place(bundle_of(*GRAPHS), backend, EngineOptions(threads=2)) == place.Placement(EngineOptions("cuda", 2))
+    assert place(bundle_of(*GRAPHS), backend, EngineOptions(threads=2)) == Placement(EngineOptions("cuda", 2))
     here(gpus=())
     with pytest.raises(EngineError, match=rf"^backend {backend} .*: no NVIDIA driver"):
-        place.place(bundle_of(*GRAPHS), backend)
+        place(bundle_of(*GRAPHS), backend)
 
 
 def test_openvino_and_bf16_are_for_the_cpu(here):
     for gpus in ((), (GPU,)):
         here(gpus=gpus)
-        assert place.place(bundle_of(*GRAPHS), "openvino") == place.Placement(EngineOptions("cpu"))
-        assert place.place(bundle_of(*GRAPHS), "auto", EngineOptions(bf16=True)) == place.Placement(EngineOptions("cpu", bf16=True))
+        assert place(bundle_of(*GRAPHS), "openvino") == Placement(EngineOptions("cpu"))
+        assert place(bundle_of(*GRAPHS), "auto", EngineOptions(bf16=True)) == Placement(EngineOptions("cpu", bf16=True))
 
 
 @pytest.mark.parametrize("backend", ["auto", "onnx"])
 def test_without_a_gpu_it_is_said_only_where_one_could_have_been_used(here, backend):
     for provider, note in ((True, "device cpu: no NVIDIA driver"), (False, "")):
         here(gpus=(), provider=provider)
-        assert place.place(bundle_of(*GRAPHS), backend) == place.Placement(EngineOptions("cpu"), note)
+        assert place(bundle_of(*GRAPHS), backend) == Placement(EngineOptions("cpu"), note)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ def test_without_a_gpu_it_is_said_only_where_one_could_have_been_used(here, back
 )
 def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavailable, engines, note):
     here((GPU, cuda.Gpu("other", (9, 0), 1)), unavailable=unavailable, engines=engines)
-    placed = place.place(bundle_of(*GRAPHS), *(() if backend == "auto" else (backend,)))
-    assert placed == place.Placement(EngineOptions("cuda" if note.startswith("device cuda") else "cpu"), note)
+    placement = place(bundle_of(*GRAPHS), *(() if backend == "auto" else (backend,)))
+    assert placement == Placement(EngineOptions("cuda" if note.startswith("device cuda") else "cpu"), note)
 
 
 @pytest.mark.parametrize(
@@ -104,16 +105,16 @@ def test_the_gpu_is_taken_where_a_backend_runs_every_graph(here, backend, unavai
 def test_tensorrt_needs_engines_of_the_graphs_that_answer_questions(here, monkeypatch, files, split, graphs):
     here()
     asked = []
-    monkeypatch.setattr(place, "find_engine", lambda bundle, backend, graph: asked.append(graph))
-    assert place.place(bundle_of(*files, split=split)).options.device == "cuda"
+    monkeypatch.setattr(opening, "find_engine", lambda bundle, backend, graph: asked.append(graph))
+    assert place(bundle_of(*files, split=split)).options.device == "cuda"
     assert asked == graphs
 
 
 @pytest.mark.parametrize("note", ["", "device cpu: no GPU"])
 def test_where_auto_had_a_choice_it_is_logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, note: str) -> None:
     asked = []
-    placement = place.Placement(EngineOptions("cpu", 2), note)
-    monkeypatch.setattr(place, "place", lambda *arguments: asked.append(arguments) or placement)
-    assert place.placed("bundle", "onnx", EngineOptions("auto", 2, True)) == placement.options
+    placement = Placement(EngineOptions("cpu", 2), note)
+    monkeypatch.setattr(opening, "place", lambda *arguments: asked.append(arguments) or placement)
+    assert placed("bundle", "onnx", EngineOptions("auto", 2, True)) == placement.options
     assert asked == [("bundle", "onnx", EngineOptions("auto", 2, True))]
     assert capsys.readouterr().err == (f"{note}\n" if note else "")

@@ -151,12 +151,6 @@ def test_two_conversations_do_not_mix_and_a_dropped_one_is_freed() -> None:
     assert len(gpu.memory) == before - 2
 
 
-def test_pairs_that_do_not_match_are_refused() -> None:
-    engine, *_ = counter()
-    with pytest.raises(EngineError, match="past -> future"):
-        engine.new_state({"past": "future"})
-
-
 @pytest.mark.parametrize(("dtype", "shape"), [(INT64, (2,)), (FLOAT, (3,))])
 def test_a_state_of_two_shapes_or_dtypes_is_refused(dtype: str, shape: tuple[int, ...]) -> None:
     tensors = {"past": ("INPUT", FLOAT, (2,)), "present": ("OUTPUT", dtype, shape)}

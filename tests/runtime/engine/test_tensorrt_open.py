@@ -13,7 +13,8 @@ from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda, tensorrt
 from runtime.engine import trt_api as trt
 from runtime.engine.tensorrt import TensorRTEngine, TensorRTRTXEngine
-from runtime.engine.trt_plugin import PluginChoice
+
+REAL_LOAD = trt.load
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ class TestOpen:
         monkeypatch.setattr(tensorrt, "find_engine", lambda bundle, backend, graph: Path(f"/bundle/{backend}/{graph}.engine"))
         monkeypatch.setattr(tensorrt, "plugin_library", lambda path, graph: path.parent / "plugin.so")
         monkeypatch.setattr(tensorrt, "dimension_names", lambda path, graph: {"x": ["S", 4]})
-        monkeypatch.setattr(PluginChoice, "register", lambda choice, backend: order.append((choice.kind, choice.library, backend)))
+        monkeypatch.setattr(tensorrt, "load_library", lambda module, library: order.append((module, library)))
         monkeypatch.setattr(cuda, "Cuda", lambda: Gpu())
         monkeypatch.setattr(Gpu, "close", lambda gpu: order.append("closed"))
         return order
@@ -82,7 +83,7 @@ class TestOpen:
         engine = TensorRTEngine.open(bundle, "vision", EngineOptions(device="cuda"))
         library = Path("/bundle/tensorrt/plugin.so")
         read = ("tensorrt", Path("/bundle/tensorrt/vision.engine"), Path("/bundle"))
-        assert order == [("library", library, "tensorrt"), read]
+        assert order == [(Module, library), read]
         assert [(spec.name, spec.shape) for spec in engine.inputs] == [("x", ("S", 4))]
 
     def test_an_engine_that_cannot_be_read_gives_the_gpu_back(self, order: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +103,7 @@ class TestUnavailable:
     @pytest.mark.parametrize(("engine", "extra"), [(TensorRTEngine, "gpu"), (TensorRTRTXEngine, "rtx")])
     def test_without_the_package(self, engine: type[TensorRTEngine], extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trt, "installed", lambda backend: False)
+        monkeypatch.setattr(trt, "load", REAL_LOAD)
         assert f'pip install "st-gridpool[{extra}]"' in (engine.unavailable("cuda") or "")
 
     def test_without_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

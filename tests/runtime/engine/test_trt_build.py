@@ -22,9 +22,8 @@ from runtime.core.errors import EngineError, UserError
 from runtime.engine import cuda
 from runtime.engine import trt_api as trt
 from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import BuildOptions, build
-from runtime.engine.trt_plugin import LIBRARY, NONE, PluginChoice
-from runtime.engine.trt_records import dimension_names
+from runtime.engine.trt_build import BuildOptions, PluginChoice, build
+from runtime.engine.trt_records import LIBRARY, NONE, dimension_names
 
 
 @pytest.fixture
@@ -83,23 +82,16 @@ class TestBuild:
         assert [(engine.graph, engine.reused) for engine in build(changed, RTX)] == [(VISION, False), (DECODER, True)]
         assert (bundle.path / "engines/tensorrt-rtx-any-fp32/llm/decoder.engine").stat().st_ino == kept
 
-    def test_other_options_build_again(self, bundle: Bundle) -> None:
-        only_vision = BuildOptions(backend="tensorrt-rtx", graphs=(VISION,))
-        build(bundle, only_vision)
-        with_tf32 = BuildOptions(backend="tensorrt-rtx", graphs=(VISION,), tf32=True)
-        assert not build(bundle, with_tf32)[0].reused
-
     @pytest.mark.parametrize("target", ["sm89", "sm86,sm120"])
     def test_named_architectures_have_a_directory_of_their_own(self, bundle: Bundle, target: str) -> None:
         built = build(bundle, BuildOptions(backend="tensorrt-rtx", target=target, graphs=(VISION,)))
         assert built[0].path.parent.name == f"tensorrt-rtx-{target.replace(',', '+')}-fp32"
 
-    @pytest.mark.parametrize("tf32", [False, True])
-    def test_fp32_stays_fp32_unless_tf32_is_allowed(self, tf32: bool) -> None:
-        library = trt.load("tensorrt-rtx")
-        config = library.Builder(trt.logger("tensorrt-rtx")).create_builder_config()
-        build_module._configure(config, BuildOptions(backend="tensorrt-rtx", tf32=tf32), "any")
-        assert config.get_flag(library.BuilderFlag.TF32) is tf32
+    def test_fp32_stays_fp32(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        flags, tf32, serialize = [], trt.load("tensorrt-rtx").BuilderFlag.TF32, trt.serialize
+        monkeypatch.setattr(trt, "serialize", lambda *words: flags.append(words[3].get_flag(tf32)) or serialize(*words))
+        build_module._build_graph(bundle, VISION, RTX, "any", PluginChoice(), tmp_path / "engine")
+        assert flags == [False]
 
     def test_one_profile_from_one_position_to_the_whole_context(self, bundle: Bundle) -> None:
         builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(DECODER))
@@ -171,19 +163,28 @@ class TestInterrupted:
         assert len(calls) == 2
         assert digests(bundle.path / "engines") == before
 
-    def test_ctrl_c_reaches_the_builder_at_its_next_step(self, bundle: Bundle, request: pytest.FixtureRequest) -> None:
+    def test_ctrl_c_reaches_the_builder_at_its_next_step(
+        self, bundle: Bundle, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # a shell's background job starts with SIGINT ignored
         request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
         builder, network, parser = trt.parse("tensorrt-rtx", bundle.model(VISION))
-        steps, interrupted, ended = [], threading.Event(), []
+        steps, stopped, ended, make = [], threading.Event(), [], trt._monitor
+
+        def monitor(*words: object) -> object:
+            made = make(*words)
+            stop = made.stop
+            made.stop = lambda: (stop(), stopped.set())
+            return made
 
         def progress(phase: str, done: int, of: int) -> None:
             steps.append((phase, done))
-            if not interrupted.is_set():
-                interrupted.set()
+            if len(steps) == 1:
                 _thread.interrupt_main()
-            threading.Event().wait(0.3)  # the main thread gets to see it
+                assert stopped.wait(30)  # the main thread has seen it
             ended.append(phase)
+
+        monkeypatch.setattr(trt, "_monitor", monitor)
 
         with pytest.raises(KeyboardInterrupt):
             trt.serialize("tensorrt-rtx", builder, network, builder.create_builder_config(), progress)

@@ -16,8 +16,7 @@ from runtime.core.errors import EngineError
 from runtime.engine import cuda, trt_records
 from runtime.engine import trt_api as trt
 from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import BuildOptions, BuiltEngine, build
-from runtime.engine.trt_plugin import PluginChoice
+from runtime.engine.trt_build import BuildOptions, BuiltEngine, PluginChoice, build
 from runtime.engine.trt_records import find_engine
 
 HERE = cuda.Gpu("Test GPU", (8, 9), 2**34)
@@ -61,7 +60,7 @@ class TestBuild:
     def test_what_was_built_is_recorded_and_reused(self, bundle: Bundle, capsys: pytest.CaptureFixture) -> None:
         directory = bundle.path / "engines" / "tensorrt-sm89-fp32"
         files = [directory / "vision.engine", directory / "llm/decoder.engine"]
-        assert build(bundle, BuildOptions("tensorrt", workspace=3)) == [
+        assert build(bundle, BuildOptions("tensorrt")) == [
             BuiltEngine(VISION, files[0], 6, 2.5, False), BuiltEngine(DECODER, files[1], 11, 2.5, False),
         ]  # fmt: skip
         assert self.built == [(VISION, "sm89", "none"), (DECODER, "sm89", "none")]
@@ -71,10 +70,10 @@ class TestBuild:
         }
         assert json.loads((directory / "build.json").read_text()) == {
             "schema_version": 1, "backend": "tensorrt", "version": "10.3.0", "target": "sm89", "precision": "fp32",
-            "options": {"tf32": False, "workspace": 3}, "plugin": PluginChoice().key, "built_on": "Test GPU", "graphs": entries,
+            "plugin": PluginChoice().key, "built_on": "Test GPU", "graphs": entries,
         }  # fmt: skip
         assert capsys.readouterr().err == ""
-        again = build(bundle, BuildOptions("tensorrt", workspace=3))
+        again = build(bundle, BuildOptions("tensorrt"))
         assert [one.reused for one in again] == [True, True] and len(self.built) == 2
         said = sorted(capsys.readouterr().err.splitlines())
         assert said == [
@@ -90,11 +89,6 @@ class TestBuild:
         record = json.loads((decoder.parents[1] / "build.json").read_text())
         assert sorted(record["graphs"]) == [DECODER, VISION]
         assert "is up to date" not in capsys.readouterr().err
-
-    def test_other_options_are_another_build(self, bundle: Bundle) -> None:
-        build(bundle, BuildOptions("tensorrt"))
-        for options in ({"tf32": True}, {"workspace": 1}):
-            assert not any(one.reused for one in build(bundle, BuildOptions("tensorrt", **options)))
 
     def test_without_a_gpu_none_is_recorded_and_the_plugins_library_is_copied(
         self, bundle: Bundle, machine: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,10 +112,10 @@ class TestBuild:
                 build(bundle, BuildOptions("tensorrt-rtx", target=target))
 
     def test_auto_says_what_it_chose(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-        monkeypatch.setattr(build_module, "backend_that_builds", lambda plugin: ("tensorrt-rtx", f"chosen for {plugin}"))
+        monkeypatch.setattr(build_module, "backend_that_builds", lambda needs_plugin: ("tensorrt-rtx", f"plugin: {needs_plugin}"))
         (engine,) = build(bundle, BuildOptions(graphs=(VISION,)))
         assert engine.path.parent.name == "tensorrt-rtx-any-fp32"
-        assert capsys.readouterr().err == "chosen for none\n"
+        assert capsys.readouterr().err == "plugin: False\n"
 
 
 class TestGraph:
@@ -130,11 +124,13 @@ class TestGraph:
     @pytest.fixture
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list:
         asked: list = []
-        builder = SimpleNamespace(create_builder_config=lambda: "config")
+        self.config = config = SimpleNamespace(clear_flag=asked.append)
+        builder = SimpleNamespace(create_builder_config=lambda: config)
         monkeypatch.setattr(trt, "parse", lambda *words: asked.append(words) or (builder, "network", "parser"))
         monkeypatch.setattr(trt, "decompose_attention", lambda *words: asked.append(words))
         monkeypatch.setattr(trt, "serialize", lambda *words: asked.append(words[2:]) or b"engine")
-        monkeypatch.setattr(build_module, "_configure", lambda *words: asked.append(words[::2]))
+        monkeypatch.setattr(trt, "load", lambda backend: SimpleNamespace(BuilderFlag=SimpleNamespace(TF32="no TF32")))
+        monkeypatch.setattr(build_module, "set_target", lambda *words: asked.append((*words[::2],)))
         monkeypatch.setattr(build_module, "_add_profile", lambda *words: asked.append(words[1:]) or {"x": [1]})
         monkeypatch.setattr(build_module, "_timing_cache", lambda *words: contextlib.nullcontext())
         monkeypatch.setattr(build_module, "phases", lambda title: contextlib.nullcontext(title))
@@ -152,8 +148,8 @@ class TestGraph:
             "onnx_sha256": made.sha256(graph), "size": 6, "seconds": 2.3, "inputs": {"x": [1]}, "plugin": kind if takes else "none",
         }  # fmt: skip
         assert asked == [
-            ("tensorrt", made.model(graph), kind == "aot"), ("tensorrt", "network"), ("config", "sm89"), ("network", "config", 64),
-            ("network", "config", f"building {graph} for sm89 with tensorrt"),
+            ("tensorrt", made.model(graph), kind == "aot"), ("tensorrt", "network"), "no TF32", ("tensorrt", "sm89"),
+            ("network", self.config, 64), ("network", self.config, f"building {graph} for sm89 with tensorrt"),
         ]  # fmt: skip
         plain = kind == "aot" and not takes and graph == VISION
         assert ("is built as plain nodes, the plugin does not cover it" in capsys.readouterr().err) is plain

@@ -19,8 +19,7 @@ from runtime.core.errors import EngineError
 from runtime.engine import cuda
 from runtime.engine import trt_api as facade
 from runtime.engine import trt_build as build_module
-from runtime.engine.trt_build import BuildOptions, build
-from runtime.engine.trt_plugin import PluginChoice
+from runtime.engine.trt_build import BuildOptions, PluginChoice, build
 from runtime.engine.trt_records import find_engine, plugin_library
 
 needs_rtx = pytest.mark.skipif(not facade.installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
@@ -81,7 +80,7 @@ def test_engines_with_another_library_are_other_engines(tmp_path):
 def test_what_was_chosen_is_registered_and_nothing_else(monkeypatch, choice, registered):
     seen = []
     monkeypatch.setattr(facade, "load", lambda backend: f"{backend}'s module")
-    monkeypatch.setattr("plugins.tensorrt.load_library", lambda *arguments: seen.append(("library", *arguments)))
+    monkeypatch.setattr(build_module, "load_library", lambda *arguments: seen.append(("library", *arguments)))
     aot = SimpleNamespace(register=lambda *arguments: seen.append(("kernel", *arguments)))
     monkeypatch.setitem(sys.modules, "plugins.tensorrt.aot", aot)
     choice.register("tensorrt")

@@ -11,7 +11,7 @@ from plugins.op import DOMAIN
 from plugins.tensorrt import drop_body
 from runtime.core.errors import EngineError
 from runtime.engine import trt_api as facade
-from runtime.engine.trt_plugin import PluginChoice, has_plugin_layer
+from runtime.engine.trt_build import PluginChoice, has_plugin_layer
 
 
 class TestPlugin:

@@ -17,7 +17,7 @@ from runtime.core.errors import EngineError, UserError
 from runtime.engine import cuda, trt_build
 from runtime.engine import trt_api as facade
 from runtime.engine.trt_build import BuildOptions, build
-from runtime.engine.trt_target import backend_that_builds, resolved_target, runs_on
+from runtime.engine.trt_target import backend_that_builds, resolved_target, runs_on, set_target
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,10 @@ def test_which_gpus_a_target_runs_on(target: str, capability: tuple[int, int], r
 
 
 class Configuration:
-    """What an IBuilderConfig is told. flags: those that are on."""
+    """What an IBuilderConfig is told."""
 
     def __init__(self) -> None:
-        self.flags, self.pools, self.capabilities = {"TF32"}, {}, {}
-
-    def clear_flag(self, flag: str) -> None:
-        self.flags.remove(flag)
-
-    def set_memory_pool_limit(self, pool: str, size: int) -> None:
-        self.pools[pool] = size
+        self.capabilities = {}
 
     def set_compute_capability(self, capability: str, index: int) -> None:
         self.capabilities[index] = capability
@@ -52,8 +46,6 @@ class Configuration:
 
 class Library:
     __version__ = "10.3.0"
-    BuilderFlag = SimpleNamespace(TF32="TF32")
-    MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
     HardwareCompatibilityLevel = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS")
     ComputeCapability = SimpleNamespace(SM86="86", SM120="120", __members__={"NONE": "", "SM86": "86", "SM120": "120"})
 
@@ -64,23 +56,18 @@ class TestConfiguration:
         monkeypatch.setattr(facade, "load", lambda backend: Library)
 
     @pytest.mark.parametrize(
-        ("options", "target", "expected"),
+        ("backend", "target", "expected"),
         [
-            ({"backend": "tensorrt"}, "sm87", {"flags": set(), "pools": {}}),
-            ({"backend": "tensorrt", "tf32": True}, "sm87", {"flags": {"TF32"}}),
-            ({"backend": "tensorrt", "workspace": 3}, "sm87", {"pools": {"WORKSPACE": 3 * 1024 * 1024}}),
-            ({"backend": "tensorrt"}, "ampere-plus", {"hardware_compatibility_level": "AMPERE_PLUS"}),
-            ({"backend": "tensorrt-rtx"}, "any", {"capabilities": {}}),
-            ({"backend": "tensorrt-rtx"}, "sm86,sm120", {"capabilities": {0: "86", 1: "120"}, "num_compute_capabilities": 2}),
+            ("tensorrt", "sm87", {}),
+            ("tensorrt", "ampere-plus", {"hardware_compatibility_level": "AMPERE_PLUS"}),
+            ("tensorrt-rtx", "any", {}),
+            ("tensorrt-rtx", "sm86,sm120", {"capabilities": {0: "86", 1: "120"}, "num_compute_capabilities": 2}),
         ],
     )
-    def test_a_build_is_told_precision_workspace_and_gpus(self, options, target, expected) -> None:
+    def test_a_build_is_told_its_gpus(self, backend, target, expected) -> None:
         configuration = Configuration()
-        trt_build._configure(configuration, BuildOptions(**options), target)
-        told = vars(configuration)
-        assert {name: told[name] for name in expected} == expected
-        others = {"flags", "pools", "capabilities", *expected}
-        assert told.keys() == others
+        set_target(backend, configuration, target)
+        assert vars(configuration) == {"capabilities": {}} | expected
 
     @pytest.mark.parametrize(
         ("backend", "asked", "target"),
@@ -125,7 +112,7 @@ class TestBuildBackend:
     @pytest.mark.parametrize("choice", ["aot", "a.so"])
     def test_a_plugin_is_for_tensorrt(self, installed, choice):
         installed({}, "no GPU")
-        assert backend_that_builds(choice) == ("tensorrt", "backend tensorrt: only it takes a plugin")
+        assert backend_that_builds(True) == ("tensorrt", "backend tensorrt: only it takes a plugin")
 
     @pytest.mark.parametrize(
         ("packages", "no_gpu", "backend", "line"),
@@ -141,12 +128,12 @@ class TestBuildBackend:
     )  # fmt: skip
     def test_tensorrt_where_it_can_build_else_rtx(self, installed, packages, no_gpu, backend, line):
         installed(packages, no_gpu)
-        assert backend_that_builds("none") == (backend, line)
+        assert backend_that_builds(False) == (backend, line)
 
     def test_where_none_builds_both_reasons_are_said(self, installed):
         installed({}, None)
         with pytest.raises(EngineError, match=naming("tensorrt is not installed", "tensorrt-rtx is not installed")):
-            backend_that_builds("none")
+            backend_that_builds(False)
 
 
 class TestBuild:

@@ -115,13 +115,18 @@ def test_an_answer_that_is_cut_off_is_an_error_and_not_asked_twice(through):
         assert len(remote.requests) == 2
 
 
-def test_a_remote_that_is_not_there_is_an_error(through):
+def test_a_remote_that_is_not_there_is_an_error(through, monkeypatch):
+    async def no_sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    pauses: list[float] = []
+    monkeypatch.setattr(remote, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": no_sleep}))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         client, _ = through(f"http://127.0.0.1:{unused.getsockname()[1]}/v1")
         with pytest.raises(openai.InternalServerError, match="ConnectError") as raised:
             client.chat.completions.create(model=NAME, messages=question("what ?"))
-        assert raised.value.status_code == 503
+        assert raised.value.status_code == 503 and pauses == [0.4, 0.8]
 
 
 def test_connecting_and_silence_have_limits_of_their_own():
@@ -130,7 +135,7 @@ def test_connecting_and_silence_have_limits_of_their_own():
 
 
 class Events:
-    """A response of these lines; what comes after [DONE] never does."""
+    """A response of these lines; after [DONE] nothing is read."""
 
     def __init__(self, *events: dict | str):
         self.lines = [event if isinstance(event, str) else f"data: {json.dumps(event)}" for event in events]
@@ -139,7 +144,7 @@ class Events:
         for line in self.lines:
             yield line
         if "data: [DONE]" in self.lines:
-            await asyncio.sleep(60)
+            raise AssertionError("the answer had ended")
 
 
 def pieces_of(response: Events) -> tuple[list[Piece], Chat]:
@@ -231,23 +236,25 @@ def test_an_error_inside_an_answer_is_the_remote_s(error, message):
 
 
 def test_the_remote_stops_when_our_client_goes_away(through):
-    with remote_llm(slow=0.05) as (url, remote):
+    with remote_llm(stays=True) as (url, remote):
         _, server = through(url)
         body = {"model": NAME, "messages": question("what color is the square ?"), "max_tokens": 400, "stream": True}
-        remote.answer = lambda body: (5, [12] * 400)  # an answer of 20 seconds
+        remote.answer = lambda body: (5, [12] * 400)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
             next(response.iter_lines())
         assert remote.reader_left.wait(10)
         server.until_idle()
 
 
-def test_a_deadline_ends_what_the_remote_does(through):
-    with remote_llm(slow=0.05) as (url, remote):
-        client, _ = through(url, deadline=0.6)
-        remote.answer = lambda body: (5, [12] * 400)
+def test_a_deadline_ends_what_the_remote_does(through, monkeypatch):
+    with remote_llm(stays=True) as (url, there):
+        client, _ = through(url)
+        there.answer = lambda body: (5, [12] * 400)
+        late = SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6 * len(there.requests), perf_counter=time.perf_counter)
+        monkeypatch.setattr(remote, "time", late)  # the deadline passes once the remote has begun
         with pytest.raises(openai.InternalServerError) as raised:
             client.chat.completions.create(model=NAME, messages=question("what ?"))
-        assert raised.value.status_code == 504
+        assert raised.value.status_code == 504 and there.reader_left.wait(10)
 
 
 def test_urls_and_dtypes_that_make_no_sense_are_refused():

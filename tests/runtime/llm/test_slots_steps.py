@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from manifests import bundle_of
 
-from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
+from runtime.bundle import BATCH, DECODER_BATCH, Bundle
 from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ContextError, EngineError
 from runtime.engine import EngineOptions, TensorSpec
@@ -44,12 +42,12 @@ class Engine:
             *(TensorSpec(f"past_key_values.{cache}", float16, (batch, 1, 10, D)) for cache in caches),
         )
         self.outputs = [TensorSpec(f"present.{cache}", float16, (batch, 1, 10, D)) for cache in caches]
-        self.states: list[tuple[dict[str, str], dict[str, int]]] = []
+        self.states: list[tuple[dict[str, str], int]] = []
         self.runs: list[tuple] = []
         self.closed = 0
 
-    def new_state(self, pairs: dict[str, str], **more: int) -> State:
-        self.states.append((pairs, more))
+    def new_state(self, pairs: dict[str, str], batch: int) -> State:
+        self.states.append((pairs, batch))
         return State(len(self.states))
 
     def run(self, feeds: dict[str, np.ndarray], state: object) -> dict[str, np.ndarray]:
@@ -123,7 +121,7 @@ def test_a_prompt_is_prefilled_in_chunks():
 def test_a_cache_is_one_for_all_slots_or_one_for_each():
     pairs = {f"past_key_values.{n}.{part}": f"present.{n}.{part}" for n in (0, 1) for part in ("key", "value")}
     one, each = decoder([0] * 3), decoder([0] * 3, 1)
-    assert one.engine.states == [(pairs, {"batch": 3})] and each.engine.states == [(pairs, {})] * 3
+    assert one.engine.states == [(pairs, 3)] and each.engine.states == [(pairs, 1)] * 3
     for closed in (one, each):
         closed.close()
         assert closed.engine.closed == 1 and closed._states == []
@@ -135,46 +133,10 @@ def test_there_is_at_least_one_slot():
         decoder([])
 
 
-@pytest.mark.parametrize(
-    ("batched", "backend", "device", "opened"),
-    [
-        (True, "onnx", "cpu", [(DECODER_BATCH, "onnx")]),
-        (True, "onnx", "cuda", [(DECODER_BATCH, "onnx")]),
-        (True, "openvino", "cpu", [(DECODER_BATCH, "openvino")]),
-        (True, "auto", "cpu", [(DECODER_BATCH, "auto")]),
-        (True, "auto", "cuda", [(DECODER, "tensorrt")]),
-        (True, "tensorrt", "cuda", [(DECODER, "tensorrt")]),
-        (True, "tensorrt-rtx", "cuda", [(DECODER, "tensorrt-rtx")]),
-        (False, "onnx", "cpu", [(DECODER, "onnx")]),
-        (False, "auto", "cuda", [(DECODER, "auto")]),
-        (True, "no tensorrt", "cuda", [(DECODER, "tensorrt"), (DECODER_BATCH, "onnx")]),
-    ],
-)
-def test_which_graph_of_a_bundle_is_opened(monkeypatch, batched, backend, device, opened):
-    one, asked = bundle(files=(f"{DECODER_BATCH}.onnx",) if batched else (f"{DECODER}.onnx",)), []
-    fails, backend = backend == "no tensorrt", "auto" if backend == "no tensorrt" else backend
-    options, placed = EngineOptions(threads=3), EngineOptions(threads=3, device=device)
-
-    def place(*arguments):
-        assert arguments == (one, backend, options)
-        return SimpleNamespace(options=placed)
-
-    def open_engine(of, graph, backend, options):
-        assert (of, options) == (one, placed)
-        asked.append((graph, backend))
-        if fails and backend == "tensorrt":
-            raise EngineError("no engine of this bundle")
-        return Engine(BATCH)
-
-    monkeypatch.setattr(slots, "place", place)
-    monkeypatch.setattr(slots, "open_engine", open_engine)
-    found = SlotDecoder.open(one, 5, backend, options)
-    assert asked == opened and found.slots == 5
-
-
-def test_a_backend_is_chosen_where_nobody_names_one(monkeypatch):
+@pytest.mark.parametrize("arguments", [(), ("openvino", EngineOptions(threads=3))])
+def test_the_graph_for_a_batch_is_asked_for(monkeypatch, arguments):
     asked = []
-    monkeypatch.setattr(slots, "place", lambda bundle, *more: asked.append(more) or SimpleNamespace(options=EngineOptions()))
-    monkeypatch.setattr(slots, "open_engine", lambda *_: Engine(1))
-    SlotDecoder.open(bundle(), 1)
-    assert asked == [("auto", EngineOptions())]
+    monkeypatch.setattr(slots, "open_engine", lambda *words: asked.append(words) or Engine(BATCH))
+    one = bundle()
+    assert SlotDecoder.open(one, 5, *arguments).slots == 5
+    assert asked == [(one, DECODER_BATCH, *(arguments or ("auto", EngineOptions())))]

@@ -114,21 +114,17 @@ def test_which_stream_is_the_video(streams, best, brand, chosen):
 
 
 @pytest.mark.parametrize(
-    ("streams", "message"),
+    ("streams", "named"),
     [
-        ([], "a.mp4 has no video stream that can be decoded (it has no stream); expected a video"),
-        (
-            [_stream(kind="subtitle"), _stream(kind="audio"), _stream(kind="audio")],
-            "a.mp4 has no video stream that can be decoded (it has audio, subtitle); expected a video",
-        ),
-        ([_stream(decoder=False)], "a.mp4 has no video stream that can be decoded (it has video); expected a video"),
-        ([_stream(kind="audio"), _stream(COVER)], "a.mp4 has a cover picture but no video; expected a video"),
+        ([], "no stream"),
+        ([_stream(kind="subtitle"), _stream(kind="audio"), _stream(kind="audio")], "audio, subtitle"),
+        ([_stream(decoder=False)], "it has video"),
+        ([_stream(kind="audio"), _stream(COVER)], "cover picture"),
     ],
 )
-def test_what_a_file_has_instead_of_a_video_is_said(streams, message):
-    with pytest.raises(VideoError) as raised:
+def test_what_a_file_has_instead_of_a_video_is_said(streams, named):
+    with pytest.raises(VideoError, match=naming("a.mp4", named)):
         best_stream(_container(streams, None), "a.mp4")
-    assert str(raised.value) == message
 
 
 def test_a_stream_that_names_no_times_has_microseconds_and_25_frames_of_a_second():

@@ -148,23 +148,22 @@ def test_without_pyav_the_message_says_how_to_get_it(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "named"),
     [
-        ("none", "no video at {}: no such file"),
-        ("a" * 300, "no video at {}: no such file"),
-        ("folder", "{} is a directory; expected a video file"),
-        ("pipe", "{} is not a regular file; expected a video file"),
-        ("locked", "{} can't be read: permission denied"),
-        ("empty", "{} is empty (0 bytes); expected a video file"),
+        ("none", "no such file"),
+        ("a" * 300, "no such file"),
+        ("folder", "directory"),
+        ("pipe", "regular file"),
+        ("locked", "permission"),
+        ("empty", "0 bytes"),
     ],
 )
-def test_what_is_no_file_with_something_in_it_is_called_what_it_is(tmp_path, monkeypatch, name, message):
+def test_what_is_no_file_with_something_in_it_is_called_what_it_is(tmp_path, monkeypatch, name, named):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for file, content in (("locked", b"a"), ("empty", b""), ("fine", b"a")):
         (tmp_path / file).write_bytes(content)
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK and path.name != "locked")
     check_file(tmp_path / "fine")
-    with pytest.raises(VideoError) as raised:
+    with pytest.raises(VideoError, match=naming(tmp_path / name, named)):
         check_file(tmp_path / name)
-    assert str(raised.value) == message.format(tmp_path / name)

@@ -153,6 +153,6 @@ def test_what_a_graph_normalises_with_is_three_numbers_each():
 
 
 def test_without_pillow_the_message_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(UserError, match=naming('"pillow"', "pip install")):
         Preprocessor(SIGLIP).resize(np.zeros((2, 2, 3), np.uint8))

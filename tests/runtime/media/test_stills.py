@@ -296,7 +296,7 @@ def test_an_animation_over_the_limits_is_refused_before_it_is_decoded(tmp_path):
     images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], duration=5000)
     for limits, message in (
         (DecodeLimits(animation_pixels=5 * 96 * 128), "is an animation of 6 frames of 128x96"),
-        (DecodeLimits(frames=5), "more than 5 frames"),
+        (DecodeLimits(frames=5), "at most 5 frames"),
         (DecodeLimits(seconds=20), "is 25 s long; expected at most 20 s"),
     ):
         with pytest.raises(VideoError, match=message):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
 import pytest
-from http_server import NAME, Running, data_url, running
+from http_server import NAME, Running, data_url, running, until
 
 from export.demo import CLIPS
 from runtime.engine import EngineOptions
@@ -67,27 +67,12 @@ def serving() -> list[str]:
 def alone(bundle_path, tmp_path, serving):
     """A server in a process of its own, as `python -m runtime serve` starts it: (the process, its URL, its log)."""
     log = tmp_path / "log"
-    command = [
-        sys.executable,
-        "-m",
-        "runtime",
-        "serve",
-        str(bundle_path),
-        "--port",
-        "0",
-        "--backend",
-        "onnx",
-        "--threads",
-        "1",
-        *serving,
-    ]
+    options = ["--port", "0", "--backend", "onnx", "--threads", "1", *serving]
+    command = [sys.executable, "-m", "runtime", "serve", str(bundle_path), *options]
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stderr=file, stdout=file)
     try:
-        end = time.monotonic() + 60
-        while " on http://" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: process.poll() is not None or re.search(r" on http://\S+\n", log.read_text()), 120)
         yield process, log.read_text().rpartition(" on ")[2].strip(), log
     finally:
         process.kill()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
+from refusal import naming
 
 from runtime.server.app import EventStream, _until_hung_up, create_app
 from runtime.server.errors import ApiError
@@ -85,31 +86,30 @@ def test_models_are_closed_once_the_app_has_ended(state, llm):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "message", "kind"),
+    ("method", "path", "status", "kind", "named"),
     [
-        ("GET", "/v1/embeddings", 404, "no such path: /v1/embeddings", "not_found_error"),
-        ("GET", f"/{'a' * 300}", 404, f"no such path: /{'a' * 199}", "not_found_error"),
-        ("DELETE", "/v1/models", 405, "DELETE is not for /v1/models", "invalid_request_error"),
-        ("GET", "/docs", 404, "no such path: /docs", "not_found_error"),
-        ("GET", "/redoc", 404, "no such path: /redoc", "not_found_error"),
-        ("GET", "/openapi.json", 404, "no such path: /openapi.json", "not_found_error"),
-        ("GET", "/health/", 404, "no such path: /health/", "not_found_error"),
-        ("GET", "/v1/models/oen", 404, 'no model "oen"; did you mean "one"?', "not_found_error"),
+        ("GET", "/v1/embeddings", 404, "not_found_error", ["/v1/embeddings"]),
+        ("GET", f"/{'a' * 300}", 404, "not_found_error", [f"/{'a' * 199}"]),
+        ("DELETE", "/v1/models", 405, "invalid_request_error", ["/v1/models", "DELETE"]),
+        ("GET", "/docs", 404, "not_found_error", ["/docs"]),
+        ("GET", "/redoc", 404, "not_found_error", ["/redoc"]),
+        ("GET", "/openapi.json", 404, "not_found_error", ["/openapi.json"]),
+        ("GET", "/health/", 404, "not_found_error", ["/health/"]),
+        ("GET", "/v1/models/oen", 404, "not_found_error", ['"oen"', '"one"']),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_what_is_not_there_is_said_in_one_form(client, method, path, status, message, kind):
+def test_what_does_not_exist_is_refused_in_one_form(client, method, path, status, kind, named):
     got = client.request(method, path, follow_redirects=False)
     error = got.json()["error"]
-    assert (got.status_code, error["message"], error["type"]) == (status, message, kind)
+    assert (got.status_code, error["type"]) == (status, kind) and naming(*named).match(error["message"])
     assert ("allow" in got.headers) == (status == 405)
 
 
 def test_a_failure_inside_is_logged_under_the_number_that_the_answer_has(client, caplog):
     with caplog.at_level(logging.ERROR, "runtime.server"):
         got = client.get("/v1/models")  # this model has no bundle
-    number = re.fullmatch(
-        r"the server failed on this request; its log says why under ([0-9a-f]{12})", got.json()["error"]["message"]
-    )
+    number = re.search(r" ([0-9a-f]{12})$", got.json()["error"]["message"])
     assert (got.status_code, got.json()["error"]["code"], got.headers["connection"]) == (500, "internal_error", "close")
     (record,) = [record for record in caplog.records if record.name == "runtime.server"]
     assert record.getMessage() == f"GET /v1/models failed ({number[1]})" and record.exc_info[0] is AttributeError

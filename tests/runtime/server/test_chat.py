@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -107,8 +108,6 @@ def test_a_seed_makes_sampling_repeatable(client):
 def test_an_image_is_a_clip_of_one_frame(client):
     file = io.BytesIO()
     Image.fromarray(np.full((90, 120, 3), 200, np.uint8)).save(file, "PNG")
-    import base64
-
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "how many objects are there ?"}]
     got = client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": parts}])
@@ -116,14 +115,14 @@ def test_an_image_is_a_clip_of_one_frame(client):
 
 
 @pytest.mark.parametrize("part", ["input_video with data", "input_video with url", "video_url as a string"])
-def test_clips_come_in_several_spellings(client, video, part):
-    spellings = {
+def test_a_clip_comes_in_several_forms(client, video, part):
+    forms = {
         "input_video with data": {"type": "input_video", "input_video": {"data": video.partition(",")[2], "format": "mp4"}},
         "input_video with url": {"type": "input_video", "input_video": {"url": video}},
         "video_url as a string": {"type": "video_url", "video_url": video},
     }
     text = {"type": "text", "text": "which shape appears last ?"}
-    got = client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": [spellings[part], text]}])
+    got = client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": [forms[part], text]}])
     assert got.choices[0].message.content == "cross"
 
 
@@ -151,29 +150,29 @@ def test_two_clips_in_one_question(client, video):
 
 
 class TestBegin:
-    """A request whose clips have been stored, on stand-ins for what encodes and answers; each clip is (tokens, was in the cache)."""
+    """A request whose clips have been stored, on stand-ins for encoder and LLM; each clip is (number of tokens, whether it was cached)."""
 
     @pytest.fixture
-    def begun(self, monkeypatch):
+    def begun(self):
         """begun(clips): the answer as it begins, once the request's share of memory was looked at."""
 
-        async def encode(state, model, media, deadline):
-            tokens, was_there = media
+        async def encode(model, media, deadline):
+            tokens, cached = media
             seconds = {"decode": 0.5, "encode": float(tokens)}
-            return SimpleNamespace(key=f"{tokens} tokens", tokens=np.zeros((tokens, 2)), seconds=seconds), was_there
+            return SimpleNamespace(key=f"{tokens} tokens", tokens=np.zeros((tokens, 2)), seconds=seconds), cached
 
         def begun(*clips: tuple[int, bool]) -> chat.Answering:
             manifest = SimpleNamespace(patch_tokens=10, compression=SimpleNamespace(spec="nsp"))
             model = SimpleNamespace(name="m", bundle=SimpleNamespace(manifest=manifest))
-            job = SimpleNamespace(messages=["what ?"], max_tokens=5, sampling="greedy", stops=["."])
+            request = SimpleNamespace(limit=5, sampling="greedy", stop=["."])
+            job = SimpleNamespace(messages=["what ?"], request=request)
             with Memory(100).hold() as share:
                 share.grow(30)
                 ready = chat.Ready(job, model, SimpleNamespace(answer=lambda asked: ("pieces of", asked)), list(clips), share)
-                answer = asyncio.run(chat.begin(None, ready, 7.5))
+                answer = asyncio.run(chat.begin(SimpleNamespace(encode=encode), ready, 7.5))
                 assert (share.size, share.memory.held, ready.clips) == (0, 0, [])  # others may have it while this one is answered
             return answer
 
-        monkeypatch.setattr(chat, "encode", encode)
         return begun
 
     def test_its_clips_leave_memory_and_the_llm_is_asked_with_their_tokens(self, begun):

@@ -126,7 +126,7 @@ def test_a_failure_of_a_route_that_takes_no_body_has_our_form_too(server, served
     assert httpx.get(f"{server.url}/v1/models").status_code == 200
 
 
-INTERNAL = (500, "the server failed on this request; its log says why", "internal_error", None, {})
+INTERNAL = (500, None, "internal_error", None, {})  # and a text that says nothing of the error
 LATER = {"Retry-After": "5"}
 
 
@@ -152,7 +152,9 @@ LATER = {"Retry-After": "5"}
 )
 def test_every_exception_has_its_answer(error, answer):
     got = api_error(error)
-    assert (got.status, str(got), got.code, got.param, got.headers) == answer
+    status, text, *more = answer
+    assert [got.status, got.code, got.param, got.headers] == [status, *more]
+    assert str(got) == text if text else "secret" not in str(got)
 
 
 def test_an_answer_stays_what_it_is():

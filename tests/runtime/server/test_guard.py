@@ -13,7 +13,6 @@ from http_server import NAME, question
 from raw_http import Raw, head
 
 from runtime.server.admission import Admission
-from runtime.server.errors import ApiError
 from runtime.server.guard import Guard
 from runtime.server.options import ServerOptions
 
@@ -90,54 +89,6 @@ def test_head_is_get_without_its_body(server):
         connection.request("HEAD", path)
         response = connection.getresponse()
         assert response.status == 200 and not response.read()
-
-
-@pytest.mark.parametrize(("seconds", "wait"), [(40, "10"), (0.1, "1"), (1000, "60")])
-def test_who_must_wait_is_told_when_a_place_should_be_free(seconds, wait):
-    admission = Admission(ServerOptions(batch=4, queue=2))
-    admission._seconds = seconds  # a request's mean time; four run at once
-    admission.accepted = 5
-    with admission.request():
-        assert admission.accepted == 6
-        with pytest.raises(ApiError, match=f"^6 requests .* in {wait} s$") as raised, admission.request():
-            pass
-    assert (raised.value.status, raised.value.code, raised.value.headers) == (429, "queue_full", {"Retry-After": wait})
-    assert admission.accepted == 5
-    admission.check()
-
-
-def test_a_request_has_its_deadline_and_counts_a_tenth_in_the_mean(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("runtime.server.admission.time.monotonic", lambda: now[0])
-    admission = Admission(ServerOptions(deadline=7.5))
-    for spent, mean in ((11, 2.0), (2, 2.0)):  # from a second at first
-        with pytest.raises(ZeroDivisionError), admission.request() as deadline:
-            assert deadline == now[0] + 7.5
-            now[0] += spent
-            raise ZeroDivisionError
-        assert admission._seconds == pytest.approx(mean) and admission.accepted == 0
-
-
-def test_a_server_that_drains_takes_nothing_more_and_says_so_to_those_who_wait():
-    async def main() -> list[ApiError]:
-        admission, told = Admission(ServerOptions()), []
-        waiting = [asyncio.ensure_future(until()) for until in (admission.until_draining, admission.until_ended)]
-        await asyncio.sleep(0)
-        admission.check_open()
-        for step, one in zip((admission.drain, admission.end), waiting, strict=True):
-            assert not one.done()
-            step()
-            with pytest.raises(ApiError) as raised:
-                await one
-            told.append(raised.value)
-            with pytest.raises(ApiError) as raised:
-                admission.check()
-            told.append(raised.value)
-        return told
-
-    told = asyncio.run(main())
-    assert [(error.status, error.code) for error in told] == [(503, "draining")] * 4
-    assert [error.headers for error in told] == [{"Retry-After": "5"}, {"Retry-After": "5"}, {}, {"Retry-After": "5"}]
 
 
 class Behind:

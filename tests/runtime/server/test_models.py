@@ -23,8 +23,8 @@ from runtime.server.models import Models
 from runtime.server.options import ServerOptions
 
 
-def refused(error: type[Exception], message: str, *paths: Path) -> None:
-    with pytest.raises(error, match=message):
+def refused(error: type[Exception], named: list[object], *paths: Path) -> None:
+    with pytest.raises(error, match=naming(*named)):
         Models.open(paths, ServerOptions(backend="onnx"))
 
 
@@ -32,19 +32,18 @@ def test_bundles_without_an_llm_need_a_remote_one(tmp_path):
     bundle = make_bundle(tmp_path / "tokens")
     shutil.rmtree(bundle.path / "llm")
     write_manifest(bundle.path, replace(bundle.manifest, **WITHOUT_LLM))
-    message = "tokens has no LLM; export without --only vision, or name a remote one with --llm URL"
-    refused(BundleError, message, bundle.path)
+    refused(BundleError, ["tokens", "--only vision", "--llm URL"], bundle.path)
 
 
 def test_two_bundles_of_one_name_are_refused(tmp_path):
     paths = [make_bundle(tmp_path / parent / "same").path for parent in ("one", "other")]
-    refused(UsageError, "two bundles would have one name: same, same; rename a directory", *paths)
+    refused(UsageError, ["same, same"], *paths)
 
 
 def test_a_context_that_a_clip_fills_is_refused(tmp_path):
     bundle = make_bundle(tmp_path / "small")
     write_manifest(bundle.path, replace(bundle.manifest, limits=Limits(bundle.manifest.tokens_per_clip)))
-    refused(ContextError, "the prompt needs 5 positions, the bundle holds 4", bundle.path)
+    refused(ContextError, ["5 positions", 4], bundle.path)
 
 
 class LLM:
@@ -128,3 +127,13 @@ def test_a_name_that_is_not_served_is_not_found_and_the_nearest_is_named(opened)
     with pytest.raises(ApiError, match=naming('"othr"', '"other"')) as raised:
         opened["othr"]
     assert (raised.value.status, raised.value.code, raised.value.param) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize("count", [8, 1, 0, -1])
+def test_only_the_bundle_s_number_of_frames_is_taken(opened, count):
+    for right in (None, 2):
+        opened["one"].check_frames(right, "a")
+    with pytest.raises(ApiError, match=naming(f"a is {count}", "2 frames")) as raised:
+        opened["one"].check_frames(count, "a")
+    assert (raised.value.status, raised.value.code, raised.value.param) == (400, "unsupported_value", "a")
+    assert (f"--frames {count}" in str(raised.value)) == (count > 0)

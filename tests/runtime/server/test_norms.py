@@ -79,7 +79,7 @@ def test_norms_come_from_the_graph_that_a_cpu_runs_frame_by_frame(monkeypatch, t
     monkeypatch.setattr(module, "place", place)
     monkeypatch.setattr(module, "_with_norms", lambda bundle: norms)
     monkeypatch.setattr(module.OnnxEngine, "load", lambda *arguments, data: ("with norms", *arguments, data))
-    monkeypatch.setattr(module, "vision_engine", lambda engine: engine)
+    monkeypatch.setattr(module, "VisionEngine", lambda engine: engine)
     monkeypatch.setattr(module, "open_vision", lambda *arguments: ("plain", *arguments))
     got = module.open_with_norms(bundle, backend, asked)
     expected = {"with norms": (b"graph", placed, tmp_path), "plain": (bundle, backend, placed)}

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from runtime.llm.sampling import Sampling
 from runtime.server.errors import ApiError
-from runtime.server.schema import ChatRequest, FrameCount, StreamOptions, VideoRequest, parse
+from runtime.server.schema import ChatRequest, StreamOptions, VideoRequest, parse
 
 HELLO = {"role": "user", "content": "hello"}
 
@@ -38,11 +39,11 @@ def test_what_is_left_out_has_its_default():
         chat(stream=None, temperature=None, seed=None, stop=None, messages=[HELLO | {"name": None}], stream_options=None),
     ):
         assert (one.stream, one.stream_options, one.limit, one.temperature, one.top_p) == (False, StreamOptions(), None, 0, 1)
-        assert (one.stops, one.seed, one.image_parts) == ([""], None, "clips")
-        assert one.mm_processor_kwargs.asked_frames is None and one.media_io_kwargs.video is None
+        assert (one.stop, one.seed, one.image_parts) == ([], None, "clips")
+        assert one.mm_processor_kwargs is None and one.media_io_kwargs.video is None
     assert (StreamOptions().include_usage, StreamOptions().continuous_usage_stats) == (False, False)
-    one = video()
-    assert (one.video_url, one.input_video, one.format, one.dtype) == (None, None, "safetensors", "float16")
+    one = video(video_url="u")
+    assert (one.clip.url, one.clip.fps, one.format, one.dtype) == ("u", None, "safetensors", "float16")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_what_is_left_out_has_its_default():
         ("stream", False, True, [0, "true"]),
         ("image_parts", "clips", "frames", ["all", ""]),
         ("messages", [HELLO], [HELLO] * 256, [[], [HELLO] * 257]),
-        ("stop", "", ["a"], [1]),
+        ("stop", "", ["a" * 1000] * 4, [1, [1], "a" * 1001, ["a"] * 5, ["a", "b" * 1001]]),
         ("model", "", "m", [1]),
     ],
 )
@@ -65,9 +66,17 @@ def test_a_value_may_be_at_its_limits_and_not_beyond(name, least, most, beyond):
         assert len(chat(**{name: value}).messages) >= 1
     for value in beyond:
         message, code, param = said(chat, **{name: value})
-        assert (code, (param or "").split(".")[0]) == ("invalid_value", name) and message.startswith(
-            f"Invalid value for '{param}': "
-        )
+        assert (code, (param or "").split(".")[0]) == ("invalid_value", name) and f"'{param}'" in message
+
+
+@pytest.mark.parametrize(("stop", "stops"), [("a", ["a"]), (["a", "b"], ["a", "b"]), ([], []), ("", [""]), (None, [])])
+def test_one_stop_string_is_a_list_of_one(stop, stops):
+    assert chat(stop=stop).stop == stops
+
+
+@pytest.mark.parametrize("seed", [3, 0, -1, -(2**63), 2**63 - 1])
+def test_every_seed_is_one_of_its_own(seed):
+    assert chat(seed=seed, temperature=0.5, top_p=0.25).sampling == Sampling(0.5, 0.25, seed + (2**64 if seed < 0 else 0))
 
 
 def test_the_newer_name_of_the_limit_goes_first():
@@ -87,10 +96,11 @@ def test_what_is_no_number_of_tokens_is_refused(asked):
     assert said(chat, max_tokens=asked)[1:] == ("invalid_value", "max_tokens")
 
 
-@pytest.mark.parametrize(("asked", "frames"), [({}, None), ({"num_frames": 0, "nframes": 3}, 0), ({"nframes": 3}, 3)])
-def test_frames_that_are_asked_for_have_two_names(asked, frames):
-    assert FrameCount(**asked).asked_frames == frames
-    assert chat(mm_processor_kwargs=asked).mm_processor_kwargs.asked_frames == frames
+@pytest.mark.parametrize(("asked", "frames"), [({}, None), ({"num_frames": 0}, 0), ({"nframes": 3}, 3)])
+def test_the_number_of_frames_has_two_names(asked, frames):
+    assert chat(mm_processor_kwargs=asked).mm_processor_kwargs.num_frames == frames
+    both = {"num_frames": 3, "nframes": 3}
+    assert said(chat, mm_processor_kwargs=both)[1:] == ("unknown_parameter", "mm_processor_kwargs.nframes")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,7 @@ def test_frames_that_are_asked_for_have_two_names(asked, frames):
         ({"type": "file", "file": {"file_data": "DATA:x", "file_id": None}}, "DATA:x", None, None, None),
         ({"type": "file", "file": {"file_data": "dataQUJD"}}, None, "dataQUJD", None, None),
         ({"type": "file", "file": {"url": "u"}}, "u", None, None, None),
+        ({"type": "file", "file": "u"}, "u", None, None, None),
     ],
 )
 def test_a_clip_s_place_and_rate_are_found_in_every_part(part, url, data, frames, fps):
@@ -119,7 +130,10 @@ def test_a_clip_s_place_and_rate_are_found_in_every_part(part, url, data, frames
     [
         ({"type": "video_url", "video_url": 5}, "messages.0.content.0.video_url"),
         ({"type": "file", "file": 5}, "messages.0.content.0.file"),
-        ({"type": "file", "file": "u"}, "messages.0.content.0.file"),
+        ({"type": "file", "file": {"file_id": "f"}}, "messages.0.content.0.file"),
+        ({"type": "video_url", "video_url": "u", "image": "u"}, "messages.0.content.0.image"),
+        ({"type": "video_url", "video_url": None, "uuid": "u1"}, "messages.0.content.0.video_url"),
+        ({"type": "image"}, "messages.0.content.0.image"),
         ({"type": "file", "file": {"file_data": 5}}, "messages.0.content.0.file.file_data"),
         ({"type": "video_url", "video_url": {"url": "u", "fps": 0}}, "messages.0.content.0.video_url.fps"),
         ({"type": "text", "text": "a", "video_url": "u"}, "messages.0.content.0.video_url"),
@@ -140,79 +154,61 @@ def test_a_clip_has_at_most_4096_frames():
 
 
 @pytest.mark.parametrize(
-    ("more", "message", "code", "param"),
+    ("more", "code", "param", "named"),
     [
-        ({"colour": 1}, "Unknown parameter: 'colour'; leave it out.", "unknown_parameter", "colour"),
-        ({"n": 2}, "Unsupported value for 'n': 2; ask once for each answer.", "invalid_value", "n"),
-        (
-            {"top_k": 5},
-            "Unsupported value for 'top_k': 5; leave it out, or use temperature and top_p.",
-            "unknown_parameter",
-            "top_k",
-        ),
-        ({"logit_bias": {"a": "b" * 50}}, f"'logit_bias': {json.dumps({'a': 'b' * 50})}; leave", "invalid_value", "logit_bias"),
-        ({"logit_bias": {"a": "b" * 51}}, "'logit_bias': what was sent; leave", "invalid_value", "logit_bias"),
-        (
-            {"messages": [HELLO | {"refusal": "no"}]},
-            "Unsupported value for 'messages.0.refusal': \"no\"; leave it out, or say it as content.",
-            "invalid_value",
-            "messages.0.refusal",
-        ),
-        (
-            {"messages": [{"content": "a"}]},
-            "Missing required parameter: 'messages.0.role'.",
-            "missing_required_parameter",
-            "messages.0.role",
-        ),
-        ({"messages": HELLO}, "Invalid value for 'messages': ", "invalid_value", "messages"),
-        ({"messages": ["a"]}, "Invalid value for 'messages.0': ", "invalid_value", "messages.0"),
-        ({"stop": [1]}, "Invalid value for 'stop.0': ", "invalid_value", "stop.0"),
-        ({"media_io_kwargs": {"video": {"fps": 0}}}, "'media_io_kwargs.video.fps'", "invalid_value", "media_io_kwargs.video.fps"),
-        (
-            {"media_io_kwargs": {"text": 1}},
-            "Unknown parameter: 'media_io_kwargs.text'",
-            "unknown_parameter",
-            "media_io_kwargs.text",
-        ),
+        ({"colour": 1}, "unknown_parameter", "colour", ()),
+        ({"n": 2}, "invalid_value", "n", (2, "each answer")),
+        ({"top_k": 5}, "unknown_parameter", "top_k", (5, "temperature", "top_p")),
+        ({"logit_bias": {"a": "b" * 50}}, "invalid_value", "logit_bias", (json.dumps({"a": "b" * 50}),)),
+        ({"logit_bias": {"a": "b" * 51}}, "invalid_value", "logit_bias", ("what was sent",)),
+        ({"messages": [HELLO | {"refusal": "no"}]}, "invalid_value", "messages.0.refusal", ('"no"', "content")),
+        ({"messages": [{"content": "a"}]}, "missing_required_parameter", "messages.0.role", ()),
+        ({"messages": HELLO}, "invalid_value", "messages", ()),
+        ({"messages": ["a"]}, "invalid_value", "messages.0", ()),
+        ({"messages": [HELLO | {"content": 5}]}, "invalid_value", "messages.0.content", ()),
+        ({"stop": [1]}, "invalid_value", "stop.0", ()),
+        ({"media_io_kwargs": {"video": {"fps": 0}}}, "invalid_value", "media_io_kwargs.video.fps", ()),
+        ({"media_io_kwargs": {"text": 1}}, "unknown_parameter", "media_io_kwargs.text", ()),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_the_first_thing_that_is_wrong_is_named_as_the_client_wrote_it(more, message, code, param):
-    got = said(chat, **more)
-    assert message in got[0] and got[1:] == (code, param)
+def test_the_first_thing_that_is_wrong_is_named_as_the_client_wrote_it(more, code, param, named):
+    message, *got = said(chat, **more)
+    assert got == [code, param] and all(str(one) in message for one in (f"'{param}'", *named))
 
 
 def test_what_has_no_use_for_this_server_is_dropped():
     options = {"include_usage": True, "include_obfuscation": True}
     one = chat(stream_options=options, media_io_kwargs={"image": 1, "audio": 2, "video": {"num_frames": 4, "size": 3}})
-    assert one.stream_options.include_usage and one.media_io_kwargs.video.asked_frames == 4
+    assert one.stream_options.include_usage and one.media_io_kwargs.video.num_frames == 4
     assert chat(colour=[], n=1) == chat()
 
 
 @pytest.mark.parametrize(
-    ("body", "message", "code", "param"),
+    ("body", "code", "param"),
     [
-        (b"[]", "the body is not a JSON object", "invalid_value", None),
-        (b'"x"', "the body is not a JSON object", "invalid_value", None),
-        (b"{", "the body is not valid JSON: ", "invalid_json", None),
-        (b'{"a": NaN}', "the body is not valid JSON: ", "invalid_json", None),
-        (b"{}", "Missing required parameter: 'model'.", "missing_required_parameter", "model"),
+        (b"[]", "invalid_value", None),
+        (b'"x"', "invalid_value", None),
+        (b"{", "invalid_json", None),
+        (b'{"a": NaN}', "invalid_json", None),
+        (b"{}", "missing_required_parameter", "model"),
     ],
 )
-def test_a_body_that_is_no_request(body, message, code, param):
-    got = said(parse, ChatRequest, body)
-    assert got[0].startswith(message) and got[1:] == (code, param)
+def test_a_body_that_is_not_a_request(body, code, param):
+    assert said(parse, ChatRequest, body)[1:] == (code, param)
 
 
 def test_a_body_may_have_100000_values_and_no_more():
     """The object, the list and its commas."""
     for commas, code in ((99_998, "missing_required_parameter"), (99_999, "invalid_json")):
         assert said(parse, VideoRequest, b'{"a":[' + b"1," * commas + b"1]}")[1] == code
-    assert said(parse, VideoRequest, b"[" * 100_001)[0].startswith("the body has more than 100000 values")
+    assert "100000 values" in said(parse, VideoRequest, b"[" * 100_001)[0]
 
 
 def test_one_object_in_the_place_of_a_clip_is_read_like_a_part_s():
     one = video(video_url={"url": "u", "fps": 2.5, "detail": "low"}, format="npz", dtype="float32")
-    assert (one.video_url.url, one.video_url.fps, one.format, one.dtype) == ("u", 2.5, "npz", "float32")
-    assert video(input_video=["a", "b"]).input_video.frames == ["a", "b"]
-    assert said(video, format="pt")[2] == "format" and said(video, dtype="int8")[2] == "dtype"
+    assert (one.clip.url, one.clip.fps, one.format, one.dtype) == ("u", 2.5, "npz", "float32")
+    assert video(input_video=["a", "b"], video_url=None).clip.frames == ["a", "b"]
+    assert said(video, video_url="u", format="pt")[2] == "format" and said(video, video_url="u", dtype="int8")[2] == "dtype"
+    assert said(video)[1:] == ("missing_required_parameter", "video_url")
+    assert said(video, video_url="u", input_video="u")[1:] == ("unknown_parameter", "input_video")

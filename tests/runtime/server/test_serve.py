@@ -61,21 +61,6 @@ def test_what_is_loopback(host, loopback):
 
 
 @pytest.mark.parametrize(
-    ("works", "draining", "reason"),
-    [
-        ([], False, None),
-        ([True, True], False, None),
-        ([True, False], False, "the LLM does not work"),
-        ([True, True], True, "draining"),
-    ],
-)
-def test_a_server_is_ready_while_all_its_llms_work_and_it_does_not_drain(works, draining, reason):
-    state = State(SimpleNamespace(llms=[SimpleNamespace(healthy=healthy) for healthy in works]), ServerOptions())
-    state.admission.draining = draining
-    assert state.not_ready() == reason
-
-
-@pytest.mark.parametrize(
     ("address", "shown"), [(("127.0.0.1", 8000), "http://127.0.0.1:8000"), (("::1", 8001, 0, 0), "http://[::1]:8001")]
 )
 def test_it_says_what_is_served_where_and_on_which_device(monkeypatch, capsys, tmp_path, address, shown):

@@ -34,7 +34,7 @@ class Source:
             used=lambda usage: self.log.append(("used", usage)),
         )
         self.state = SimpleNamespace(options=settings, admission=Admission(settings), metrics=metrics)
-        self.ready = SimpleNamespace(job=SimpleNamespace(stream_options=StreamOptions(**options)))
+        self.ready = SimpleNamespace(job=SimpleNamespace(request=SimpleNamespace(stream_options=StreamOptions(**options))))
         chat = SimpleNamespace(usage=self.usage)
         self.answering = Answering("id", SimpleNamespace(name="m"), chat, self.produce(pieces), {"seconds": {}}, 1700)
         monkeypatch.setattr(stream, "begin", self.begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -65,15 +66,13 @@ def test_summaries_stand_where_ptg_writes_them(bundle):
 
 def test_a_clip_is_encoded_once_for_all_who_ask(start, video, monkeypatch, served):
     server, runs = start(), []
-    run = served.encoder._run
+    run = served.encoder.vision.run
 
     def counted(pixels):
         runs.append(1)
         return run(pixels)
 
-    monkeypatch.setattr(served.encoder, "_run", counted)
-    from concurrent.futures import ThreadPoolExecutor
-
+    monkeypatch.setattr(served.encoder.vision, "run", counted)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: _post(server, video, format="npz").content, range(6)))
     assert len(runs) == 1 and len(set(answers)) == 1

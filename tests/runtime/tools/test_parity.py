@@ -18,8 +18,7 @@ from onnx import numpy_helper
 
 from runtime.bundle import Bundle, write_manifest
 from runtime.core.errors import BundleError, EngineError
-from runtime.engine import EngineOptions
-from runtime.engine.place import Placement
+from runtime.engine import EngineOptions, Placement
 from runtime.tools import parity, reference, vision_rows
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.rows import Row
@@ -151,7 +150,7 @@ class TestBackends:
         monkeypatch.setattr(parity, "backend_class", lambda name: kind)
         monkeypatch.setattr(parity, "_compare_backend", compare)
         monkeypatch.setattr(
-            "runtime.engine.place.place",
+            "runtime.engine.open.place",
             lambda _, name, given: Placement(replace(given, device=placed[name]), f"a note on {name}" * (name == "onnx")),
         )
         return machine

@@ -18,9 +18,10 @@ BUNDLE = bundle_of(preprocessing=Preprocessing((2, 2), "bicubic", 1, 0, 1), fram
 
 
 class Engine:
-    """compressed: the features that it compressed, twice the pixel values; its tokens are `value`."""
+    """encodes_frames: as asked; compressed: the features that it compressed, twice the pixel values; its tokens are `value`."""
 
-    def __init__(self, value: float = 1.0):
+    def __init__(self, value: float = 1.0, encodes_frames: bool = True):
+        self.encodes_frames = encodes_frames
         self.pixel_values = TensorSpec("pixel_values", np.dtype(np.float16), (3, 3, 2, 2))
         self.compressed: list[np.ndarray] = []
         self.value = value
@@ -63,8 +64,7 @@ def test_a_video_is_encoded_while_it_is_decoded_and_then_compressed(monkeypatch,
     clock = iter([10.0, 15.0])
     monkeypatch.setattr(vision.time, "perf_counter", lambda: next(clock))
     asked = []
-    encoded = SimpleNamespace(clip="a clip", decoding=2.0, features=7)
-    monkeypatch.setattr(vision, "encode_while_decoding", lambda *arguments: asked.append(arguments) or encoded)
+    monkeypatch.setattr(vision, "encode_while_decoding", lambda *arguments: asked.append(arguments) or (7, "a clip", 2.0))
     encoder = VisionEncoder(BUNDLE, Engine(value))
     if np.isnan(value):
         with pytest.raises(EngineError, match="not finite"):
@@ -74,3 +74,18 @@ def test_a_video_is_encoded_while_it_is_decoded_and_then_compressed(monkeypatch,
     assert asked == [("clip.mp4", 3, encoder.preprocessor, encoder.engine)] and encoder.engine.compressed == [7]
     assert (visual.clip, visual.seconds) == ("a clip", {"decode+preprocess": 2.0, "encode+compress": 3.0})
     np.testing.assert_array_equal(visual.tokens, [[1, 1]])
+
+
+def test_a_graph_that_takes_a_clip_gets_its_frames_without_a_second_thread(monkeypatch):
+    """Of five seconds two are decoding; the pixel values are made once and in the graph's dtype."""
+    clock = iter([10.0, 12.0, 15.0])
+    monkeypatch.setattr(vision.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(vision, "ThreadPoolExecutor", None)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 2, 3), np.uint8)
+    monkeypatch.setattr(vision, "sample_frames", lambda path, count, each: SimpleNamespace(frames=frames, path=path, count=count))
+    encoder = VisionEncoder(BUNDLE, Engine(encodes_frames=False))
+    visual = encoder.encode("clip.mp4")
+    (pixels,) = encoder.engine.compressed
+    assert pixels.dtype == np.float16 and (visual.clip.path, visual.clip.count) == ("clip.mp4", 3)
+    np.testing.assert_array_equal(pixels, encoder.preprocessor.normalise(frames).astype(np.float16))
+    assert visual.seconds == {"decode+preprocess": 2.0, "encode+compress": 3.0}

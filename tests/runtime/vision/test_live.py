@@ -109,5 +109,5 @@ def test_a_ring_holds_the_last_rows_in_order_in_one_piece(length):
     for number in range(3 * length + 1):
         ring.push(np.full(2, number), float(number))
         held = range(max(0, number + 1 - length), number + 1)
-        assert ring.rows().tolist() == [[n, n] for n in held] and ring.times() == [float(n) for n in held]
+        assert ring.rows().tolist() == [[n, n] for n in held] and list(ring.times) == [float(n) for n in held]
         assert ring.rows().flags.c_contiguous and ring.rows().base is not None

@@ -188,11 +188,11 @@ def test_opening_loads_the_vision_component(monkeypatch, arguments):
 
 def test_a_ring_begins_anew_once_it_is_cleared():
     ring = Ring(2, (1,), np.dtype(np.int16))
-    assert (len(ring), ring.pushed, ring.times(), ring.rows().shape, ring.rows().dtype) == (0, 0, [], (0, 1), np.int16)
+    assert (len(ring), ring.pushed, list(ring.times), ring.rows().shape, ring.rows().dtype) == (0, 0, [], (0, 1), np.int16)
     for number in range(3):
         ring.push(np.array([number]), number / 2)
-    assert (len(ring), ring.pushed, ring.times(), ring.rows().tolist()) == (2, 3, [0.5, 1.0], [[1], [2]])
+    assert (len(ring), ring.pushed, list(ring.times), ring.rows().tolist()) == (2, 3, [0.5, 1.0], [[1], [2]])
     ring.clear()
-    assert (len(ring), ring.pushed, ring.times()) == (0, 0, [])
+    assert (len(ring), ring.pushed, list(ring.times)) == (0, 0, [])
     ring.push(np.array([7]), 9.0)
-    assert (len(ring), ring.times(), ring.rows().tolist()) == (1, [9.0], [[7]])
+    assert (len(ring), list(ring.times), ring.rows().tolist()) == (1, [9.0], [[7]])

@@ -22,7 +22,7 @@ from runtime.tools.inspect import inspect
 from runtime.tools.parity import parity
 from runtime.vision import engine as module
 from runtime.vision.encoder import VisionEncoder
-from runtime.vision.engine import ClipEngine, SplitEngine, open_vision, vision_engine
+from runtime.vision.engine import VisionEngine, open_vision
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,7 @@ class TestBundle:
 class TestEngine:
     def test_it_takes_and_returns_what_the_single_graph_does(self, split_bundle, bundle):
         split = open_vision(split_bundle)
-        single = vision_engine(OnnxEngine.load(bundle.model(VISION)))
-        assert (type(split), type(single)) == (SplitEngine, ClipEngine)
+        single = VisionEngine(OnnxEngine.load(bundle.model(VISION)))
         assert (split.encodes_frames, single.encodes_frames) == (True, False)
         assert (split.pixel_values, split.outputs) == (single.pixel_values, single.outputs)
         assert (split.backend, split.device) == (single.backend, single.device) == ("onnx", "cpu")
@@ -126,7 +125,7 @@ class TestEngine:
             OnnxEngine.load(b.model(graph)) for b, graph in ((split_bundle, VISION_ENCODER), (before_projector, VISION_COMPRESSOR))
         ]
         with pytest.raises(BundleError, match=r"float32 \[1, 9, 9, 128\] .*, the compressor takes float16"):
-            vision_engine(*parts)
+            VisionEngine(*parts)
         assert closed == parts
 
 
@@ -157,9 +156,9 @@ class TestParts:
     TOKENS = TensorSpec("visual_tokens", np.dtype(np.float32), (1, 1))
 
     @pytest.fixture
-    def split(self, monkeypatch) -> SplitEngine:
+    def split(self, monkeypatch) -> VisionEngine:
         monkeypatch.setattr(Part, "calls", [], raising=False)
-        return SplitEngine(
+        return VisionEngine(
             Part(VISION_ENCODER, self.FEATURE, self.FRAME, lambda x: x.sum(keepdims=True).astype(np.float16)),
             Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, lambda x: x.max(keepdims=True).reshape(1, 1).astype(np.float32)),
         )
@@ -186,10 +185,12 @@ class TestParts:
         assert Part.calls == [("closed", VISION_ENCODER), ("closed", VISION_COMPRESSOR)]
 
     @pytest.mark.parametrize(("shape", "dtype"), [((1, 1, 1, 2), "float16"), ((2, 1, 1, 1), "float16"), ((1, 1, 1, 1), "float32")])
-    def test_features_that_the_compressor_does_not_take_are_refused(self, shape, dtype):
+    def test_features_that_the_compressor_does_not_take_are_refused(self, shape, dtype, monkeypatch):
+        monkeypatch.setattr(Part, "calls", [], raising=False)
         encoder = Part(VISION_ENCODER, TensorSpec("features", np.dtype(dtype), shape), self.FRAME, None)
         with pytest.raises(BundleError, match="the compressor takes float16"):
-            SplitEngine(encoder, Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, None))
+            VisionEngine(encoder, Part(VISION_COMPRESSOR, self.TOKENS, self.FEATURES, None))
+        assert Part.calls == [("closed", VISION_ENCODER), ("closed", VISION_COMPRESSOR)]
 
 
 def test_both_parts_are_built_for_tensorrt_and_the_whole_graph_only_where_it_is_named(split_bundle, tmp_path):

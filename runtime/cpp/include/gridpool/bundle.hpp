@@ -6,8 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
-#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,7 +34,7 @@ struct Preprocessing {
 struct PromptSettings {
   std::string video_token;
   int64_t video_token_id = 0;
-  std::vector<int64_t> eos_token_ids;
+  std::set<int64_t> eos_token_ids;
   double repetition_penalty = 1;  ///< on the ids of the prompt and of the answer so far; 1 for none
   bool has_text = false;     ///< false if the bundle's chat template rewrites questions
   std::string before, after; ///< the rendered chat template before and after the question
@@ -67,10 +66,8 @@ struct GRIDPOOL_API Manifest {
 class GRIDPOOL_API Bundle {
  public:
   /// Read and check the bundle in directory `path`.
-  /// verify: hash every file even if size and time are those of an earlier check.
   /// Throws BundleError, naming the file, for anything missing, truncated, altered or of a newer schema.
-  static Bundle open(const std::filesystem::path& path, bool verify = false,
-                     const std::function<void(const std::string&)>& progress = {});
+  static Bundle open(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }

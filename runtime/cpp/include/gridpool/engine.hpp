@@ -22,7 +22,7 @@ enum class DType { float32, float16, float64, int64, int32, int8, uint8, boolean
 GRIDPOOL_API const char* name_of(DType dtype);
 GRIDPOOL_API size_t size_of(DType dtype);
 
-/// A dimension; one that is known at run time has size -1 and a name, and one name has one size in all inputs of a run.
+/// A dimension; one that is known only at run time has size -1 and a name, and a name has the same size in all inputs of a run.
 struct Dimension {
   int64_t size = -1;
   std::string name;
@@ -71,10 +71,12 @@ struct Placement {
   std::string note;
 };
 
-/// Opaque buffers that a graph updates in place; one per conversation. It must not outlive its engine.
+/// Buffers that a graph updates in place; one per conversation. It must not outlive its engine.
 class GRIDPOOL_API State {
  public:
+  explicit State(std::map<std::string, std::string> names) : pairs(std::move(names)) {}
   virtual ~State();
+  const std::map<std::string, std::string> pairs;  ///< {input name: output name}
 };
 
 using Feeds = std::vector<std::pair<std::string, TensorView>>;
@@ -83,16 +85,26 @@ using Feeds = std::vector<std::pair<std::string, TensorView>>;
 class GRIDPOOL_API Engine {
  public:
   virtual ~Engine();
-  virtual std::string backend() const = 0;
-  virtual std::string device() const = 0;
-  virtual const std::vector<TensorSpec>& inputs() const = 0;   ///< all tensors of the graph, state included
-  virtual const std::vector<TensorSpec>& outputs() const = 0;
+  const std::string& backend() const { return backend_; }
+  const std::string& device() const { return device_; }
+  const std::vector<TensorSpec>& inputs() const { return inputs_; }  ///< all tensors of the graph, state included
+  const std::vector<TensorSpec>& outputs() const { return outputs_; }
 
   /// Zeroed buffers for {input name: output name} pairs of equal dtype and shape.
   virtual std::unique_ptr<State> new_state(const std::map<std::string, std::string>& pairs) = 0;
 
-  /// Run once; `feeds` has every input that `state` does not, the result every output that it does not.
+  /// Run once; `feeds` holds the inputs that `state` does not, the result holds the outputs that it does not.
   virtual std::map<std::string, Tensor> run(const Feeds& feeds, State* state = nullptr) = 0;
+
+ protected:
+  Engine(std::string backend, std::string device) : backend_(std::move(backend)), device_(std::move(device)) {}
+  std::vector<TensorSpec> inputs_, outputs_;
+
+  /// The outputs that `state` does not keep.
+  std::vector<const TensorSpec*> returned(const State* state) const;
+
+ private:
+  std::string backend_, device_;
 };
 
 /// Where all graphs of `bundle` run when options.device is "auto": on the GPU if there is one and `backend` can use it (TensorRT with
@@ -100,12 +112,12 @@ class GRIDPOOL_API Engine {
 /// EngineError for TensorRT without a GPU.
 GRIDPOOL_API Placement place(const Bundle& bundle, const std::string& backend = "auto", const EngineOptions& options = {});
 
-/// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run on
-/// the device and has the engine. EngineError, with the reason and what to run, if none can.
+/// Load graph kVision or kDecoder on "onnx" or "tensorrt"; "auto" takes the first of tensorrt, onnx that can run the graph on the device.
+/// EngineError, with the reason and what to do, if none can.
 GRIDPOOL_API std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& graph, const std::string& backend = "auto",
                                                  const EngineOptions& options = {});
 
-/// Refuse feeds whose names, dtypes or shapes are not the graph's; `bound` are the inputs of a state.
-GRIDPOOL_API void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const std::vector<std::string>& bound = {});
+/// Refuse feeds whose names, dtypes or shapes are not those of `specs`, the inputs of a state left out.
+GRIDPOOL_API void check_feeds(const std::vector<TensorSpec>& specs, const Feeds& feeds, const State* state = nullptr);
 
 }  // namespace gridpool

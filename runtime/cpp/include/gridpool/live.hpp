@@ -47,10 +47,10 @@ class GRIDPOOL_API VideoStream {
   /// The next frame's time in seconds after the first; false at the end. VideoError for damage.
   bool next(double& seconds);
 
-  /// The pixels of the frame that `next` came to: only frames that are wanted are converted.
+  /// The pixels of the frame that `next` reached: only frames that are wanted are converted.
   Image image();
 
-  /// Frames of a camera that came damaged, or without what they refer to, and were left out since the last time that this was asked.
+  /// Frames of a camera that arrived damaged or without the frames they refer to, and were left out since the last call.
   int64_t take_lost();
 
   bool is_live() const;  ///< whether the source sets the pace, and frames can't be asked for

@@ -14,7 +14,7 @@
 
 namespace gridpool {
 
-/// Positions a run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/step.py.
+/// Positions per run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/decoder.py.
 inline constexpr int64_t kPrefillChunk = 256, kGpuPrefillChunk = 1024;
 
 using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id
@@ -66,7 +66,7 @@ class GRIDPOOL_API Conversation {
   /// ContextError if the cache is too small, NonFiniteError for logits that are not finite.
   std::vector<float> extend(const TensorView& embeddings, int64_t chunk = 0);  // 0: the decoder's
 
-  /// Hand ids chosen from `logits` on to `each`, at most `limit`, until one of `eos` (not handed on), or the cache is
+  /// Call `each` with up to `limit` ids, the first chosen from `logits`, until one is in `eos` (not passed on), or the cache is
   /// full, or `each` returns false. embed: id -> embedding [1, 1, D].
   void generate(std::vector<float> logits, const std::function<Tensor(int64_t)>& embed, const Chooser& choose,
                 const std::set<int64_t>& eos, int64_t limit, const std::function<bool(int64_t)>& each);

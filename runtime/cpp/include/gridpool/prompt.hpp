@@ -27,8 +27,8 @@ class GRIDPOOL_API Prompt {
   Prompt(Prompt&&) noexcept;
   ~Prompt();
 
-  /// Ids of the chat-template prompt around one clip; special tokens in the question are the text that they are. PromptError for an
-  /// empty question, and for a special token that the model knows in no other way.
+  /// Ids of the chat-template prompt around one clip; special tokens in the question are read as plain text. PromptError for an
+  /// empty question, and for a special token that the tokenizer can't read as text.
   PromptIds ids(const std::string& question) const;
 
   /// [1, S, D] in the embeddings' dtype: the prompt's rows with the visual tokens [N, D] in their place.

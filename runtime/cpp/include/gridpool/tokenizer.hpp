@@ -26,7 +26,7 @@ class GRIDPOOL_API Tokenizer {
   ~Tokenizer();
 
   /// Ids of UTF-8 text, added tokens recognised, none added around it. PromptError for a word that has no id.
-  /// literal: special tokens are read as the text that they are.
+  /// literal: special tokens are read as plain text.
   std::vector<int64_t> encode(std::string_view text, bool literal = false) const;
 
   /// UTF-8 text of ids, special tokens left out; bytes that are not UTF-8 become U+FFFD.

@@ -9,13 +9,13 @@
 
 #include "bytes.hpp"
 #include "clock.hpp"
-#include "exif.hpp"
 #include "files.hpp"
 #include "half.hpp"
 #include "json.hpp"
 #include "message_of.hpp"
 #include "npy.hpp"
-#include "table.hpp"
+#include "output.hpp"
+#include "picture.hpp"
 #include "text.hpp"
 
 using namespace gridpool;

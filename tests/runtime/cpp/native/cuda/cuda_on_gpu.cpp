@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "backend.hpp"
 #include "cuda.hpp"
-#include "cuda_driver.hpp"
 
 using namespace gridpool;
 
