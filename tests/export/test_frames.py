@@ -190,7 +190,7 @@ def test_a_video_of_another_size_is_refused_with_what_to_export(frames_bundle, t
     video = tmp_path / "small.mp4"
     write_video(video, pattern(8))
     line = refused(capsys, runtime.__main__.main, "tokens", frames_bundle.path, video, "-o", tmp_path / "t.npz")
-    assert naming("90x160", "378x378", "--input frames:90x160").match(line), line
+    assert naming("96x128", "378x378", "--input frames:96x128").match(line), line
     assert not (tmp_path / "t.npz").exists()
 
 
