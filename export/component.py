@@ -21,7 +21,7 @@ from runtime.bundle import Manifest
 from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import UNHASHED, Checkpoint, Compression, Limits, LLMInfo, PassReport, StageTensor
 from runtime.core.errors import ExportError
-from runtime.tools.rows import Row
+from runtime.tools.compare import Row
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnx-graphsurgeon", "onnxruntime", "polygraphy", "tensorrt-rtx")
 

@@ -37,9 +37,9 @@ from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import LLMInfo, PassReport
 from runtime.core.progress import step
 from runtime.prompt.embeddings import ROWS, SCALES
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_llm_float16
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row
 
 _STAND_IN = 64  # most visual tokens in the reference prompt where there is no vision encoder
 

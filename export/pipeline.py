@@ -15,7 +15,7 @@ from export.families import family
 from export.options import ExportOptions, check_options
 from export.plan import make_plan
 from runtime.bundle import MANIFEST, Bundle, foreign_files, write_manifest
-from runtime.bundle.records import written
+from runtime.bundle.manifest import written
 from runtime.core.errors import ExportError
 from runtime.core.files import atomic_directory, require_writable
 from runtime.core.progress import log, step

@@ -19,7 +19,7 @@ from torch import nn
 
 from export.decoder import OPSET, Decoder
 from export.stages import Vision, tensor_of
-from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
+from runtime.bundle.graphs import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
 from runtime.tools.stages import VISUAL_TOKENS
 
 if TYPE_CHECKING:

@@ -24,10 +24,9 @@ from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
-from runtime.tools.compare import compare
+from runtime.tools.compare import Row, row_of
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
 
@@ -100,7 +99,7 @@ def verify_batch(bundle: Bundle, rounding: float) -> Row:
 
 
 def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, selected: bool = False, rounding: float = 0.0) -> Row:
-    row = row_of(name, "onnx", got, compare(got, expected, precision, selected, rounding=rounding))
+    row = row_of(name, "onnx", got, expected, precision, selected=selected, rounding=rounding)
     return _accepted([row], "differs between torch and ONNX Runtime", f"stages before it agree in {precision}; ")[0]
 
 

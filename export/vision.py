@@ -38,8 +38,8 @@ from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import PassReport, StageTensor
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_vision_float16
-from runtime.tools.rows import Row
 from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
-from runtime.bundle.manifest import RESAMPLING, Preprocessing
-from runtime.bundle.records import read
+from runtime.bundle.manifest import RESAMPLING, Preprocessing, read
 from runtime.bundle.schema import check
 from runtime.core.errors import BundleError, CheckpointError
 

@@ -20,7 +20,7 @@ from export.quantize.layers import Layer, find_layers, layer_errors, meet_budget
 from export.quantize.qdq import int8_rounded, w4, w8
 from export.quantize.report import LayerReport, Report
 from runtime.bundle import Bundle
-from runtime.bundle.tensors import LOGITS
+from runtime.bundle.graphs import LOGITS
 from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import cache_pairs, decoder_feeds

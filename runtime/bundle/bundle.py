@@ -7,15 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from runtime.bundle.files import MANIFEST, check_files
 from runtime.bundle.graphs import COMPONENTS, DECODER, SPLIT, VISION, VISION_LOOP, component_of, file_of
-from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo
-from runtime.bundle.records import read
+from runtime.bundle.manifest import SCHEMA_VERSION, LLMInfo, Manifest, PromptInfo, read
 from runtime.core.errors import BundleError
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,17 @@ class Bundle:
     @property
     def llm(self) -> LLMInfo:
         """The decoder's sizes; BundleError without an LLM."""
-        return self._of_llm(self.manifest.llm)
+        return self.manifest.llm or self._lacks("LLM")
 
     @property
     def prompt(self) -> PromptInfo:
         """What prompts are made of; BundleError without an LLM."""
-        return self._of_llm(self.manifest.prompt)
+        return self.manifest.prompt or self._lacks("LLM")
 
     @property
     def max_context(self) -> int:
         """Positions of the KV cache; BundleError without an LLM."""
-        return self._of_llm(self.manifest.limits).max_context
+        return (self.manifest.limits or self._lacks("LLM")).max_context
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -83,7 +80,7 @@ class Bundle:
         return tuple(graph for graph in (*self.vision_graphs(device), DECODER) if self.has(graph))
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest lists; BundleError where it lists none of that name."""
+        """Path of a file that the manifest lists; BundleError if it does not list `name`."""
         if name not in self.manifest.files:
             self._lacks(name)
         return self.path / name
@@ -101,11 +98,6 @@ class Bundle:
         self.model(graph)  # raises with the message for an absent graph
         names = [file_of(graph), *self.data_files(graph)]
         return sha256("".join(self.manifest.files[name].sha256 for name in names).encode()).hexdigest()
-
-    def _of_llm(self, value: _T | None) -> _T:
-        if value is None:
-            self._lacks("LLM")
-        return value
 
     def _lacks(self, name: str) -> NoReturn:
         raise BundleError(f"{self.path} has no {name}: it was exported without it; export again without --only")

@@ -1,4 +1,4 @@
-"""The files of a bundle beside its manifest: listed when it is written, checked when it is opened.
+"""The files of a bundle beside its manifest: listed when it is written, checked when it is opened; and reading its arrays.
 
 Sizes are checked at every load. Hashes are checked at the first load of a path, after any change of a file's size or time, and by
 `inspect --verify`: what was verified is remembered in the user's cache, so a bundle of 2 GB that was seen before starts at once.
@@ -14,13 +14,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest
-from runtime.bundle.records import written
+import numpy as np
+
+from runtime.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, written
 from runtime.core.errors import BundleError
 from runtime.core.files import atomic_file, sha256_of
 from runtime.core.machine import cache_directory
 
 MANIFEST = "manifest.json"
+FLOATS = ("float32", "float16")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
@@ -74,7 +76,11 @@ def check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable
     for name, entry in manifest.files.items():
         if progress:
             progress(f"checking {name}")
-        if _sha256(path / name) != entry.sha256:
+        try:
+            digest = sha256_of(path / name)
+        except OSError as error:
+            raise BundleError(f"{path / name} can't be read: {error.strerror}; copy or export it again") from None
+        if digest != entry.sha256:
             raise BundleError(f"{path / name} was altered: its SHA-256 is not the manifest's; copy or export it again")
     if seen is None:
         return
@@ -85,15 +91,23 @@ def check_files(path: Path, manifest: Manifest, verify: bool, progress: Callable
         pass  # no writable cache: the next load hashes again
 
 
-def _sha256(file: Path) -> str:
+def read_array(path: Path, axes: int, dtypes: tuple[str, ...] = FLOATS) -> np.ndarray:
+    """The array in the .npy file `path`, with `axes` axes and one of `dtypes`; BundleError for anything else.
+
+    Memory-mapped: only what is indexed is read, and a header alone never makes this process allocate what it claims.
+    """
     try:
-        return sha256_of(file)
-    except OSError as error:
-        raise BundleError(f"{file} can't be read: {error.strerror}; copy or export it again") from None
+        array = np.load(path, mmap_mode="r")
+    except Exception as error:  # NumPy parses the header with Python's own tokenizer, whose errors have no common class
+        raise BundleError(f"{path} is not a .npy file ({' '.join(str(error).split())}); export the bundle again") from None
+    if not isinstance(array, np.ndarray) or array.ndim != axes or str(array.dtype) not in dtypes:
+        found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise BundleError(f"{path} holds {found}; expected {' or '.join(dtypes)} with {axes} axes, export the bundle again")
+    return array
 
 
 def _verified_file(root: Path) -> Path | None:
-    """Where an earlier check of the bundle at `root` is remembered; None for a user without a home."""
+    """Where an earlier check of the bundle at `root` is remembered; None for a user without a home directory."""
     try:
         return cache_directory("verified") / f"{sha256(os.fsencode(root)).hexdigest()[:32]}.json"
     except RuntimeError:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_graph(path: Path, inline: bool = False) -> onnx.ModelProto:
-    """The model in `path`; BundleError where it is none. inline: local functions are replaced by their nodes."""
+    """The model in `path`; BundleError if it is not one. inline: replace local functions by their nodes."""
     try:
         import onnx
         import onnx.inliner
@@ -37,7 +37,7 @@ def onnx_errors(path: Path) -> Iterator[None]:
     """What the onnx package raises about a file, as a BundleError: its readers and checks have no common class of errors."""
     try:
         yield
-    except UserError:
+    except (UserError, ImportError):
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -1,4 +1,4 @@
-"""The graphs of a bundle: their names, their files and tensors.
+"""The graphs of a bundle: the names of their files and tensors.
 
 A graph is a component (vision encoder or LLM) or a variant of one, over the same weights. T frames.
 
@@ -8,6 +8,15 @@ A graph is a component (vision encoder or LLM) or a variant of one, over the sam
     VISION_COMPRESSOR   frames -> visual tokens, on every device
     DECODER             the LLM: embeddings, KV cache -> logits, KV cache
     DECODER_BATCH       the same for BATCH conversations at once
+
+The tensors of the decoders, for B conversations (1 but in DECODER_BATCH); D hidden, K key heads, d head size, V vocabulary:
+
+    inputs_embeds                [B, S, D]      float   embeddings of S new positions
+    position_ids                 [B, S]         int64   their absolute positions, which are also the cache rows they are written to
+    attention_mask               [B, P]         int64   ones; the length P says how many cache rows are read
+    past_key_values.L.key/value  [B, K, M, d]   float   the caches of layer L, M = max_context, bound to present.L.key/value
+    logits                       [B, 1, V]      float   after the last position
+    present.L.key/value          [B, K, M, d]   float   the caches with the new rows
 """
 
 from __future__ import annotations
@@ -22,6 +31,8 @@ DECODER_BATCH = "llm/decoder.batch"
 COMPONENTS = (VISION, DECODER)
 GRAPHS = (VISION, VISION_LOOP, *SPLIT, DECODER, DECODER_BATCH)
 BATCH = "B"  # the name of DECODER_BATCH's first axis
+EMBEDDINGS, POSITIONS, MASK, LOGITS = "inputs_embeds", "position_ids", "attention_mask", "logits"
+PAST, PRESENT = "past_key_values.", "present."
 
 
 def file_of(graph: str) -> str:
@@ -32,3 +43,8 @@ def file_of(graph: str) -> str:
 def component_of(graph: str) -> str:
     """VISION or DECODER, whose weights the graph shares."""
     return graph.partition(".")[0]
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """The names of all caches, two a layer; prefix: PAST or PRESENT."""
+    return [f"{prefix}{layer}.{part}" for layer in range(layers) for part in ("key", "value")]

@@ -1,6 +1,6 @@
 """The JSON schema (draft 7) of `manifest.json`: made from the records, shipped as `schema.json`, checked by Python and C++ alike.
 
-    python -m runtime.bundle.schema     write schema.json anew, after a change of the records
+    python -m runtime.bundle.schema     rewrite schema.json after changing the records
 
 It uses only keywords that small validators support. Two rules are stricter than JSON schema's: an integer has no decimal point (3.0
 is a number), and a number is finite. `runtime.bundle.files` checks the sizes and hashes of files.
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from runtime.bundle.graphs import DECODER, SPLIT, VISION, file_of
-from runtime.bundle.manifest import SCHEMA_VERSION, Limits, LLMInfo, Manifest, PromptInfo
-from runtime.bundle.records import key_of, without_none
+from runtime.bundle.manifest import SCHEMA_VERSION, Limits, LLMInfo, Manifest, PromptInfo, key_of, without_none
 from runtime.core.errors import BundleError, missing_package
 
 FILE = Path(__file__).with_name("schema.json")
@@ -26,13 +25,14 @@ _FILES = {
     "dependencies": {file_of(one): [file_of(other) for other in SPLIT] for one in SPLIT},
 }
 _SCALARS = {int: "integer", float: "number", str: "string"}
-_SHOWN = 60  # characters of a refused value
+_SHOWN = 80  # characters of a refused value, and of what was expected
 
 
 def manifest_schema() -> dict[str, Any]:
     """The schema of the manifest, as the records give it."""
     made = _object(Manifest)
     made["properties"]["files"] |= _FILES
+    described = {"llm": _object(LLMInfo), "prompt": _object(PromptInfo), "limits": _object(Limits)}  # where there is an LLM
     version = {"type": "integer", "minimum": 1, "maximum": SCHEMA_VERSION, "description": "a reader refuses a later one"}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -40,7 +40,9 @@ def manifest_schema() -> dict[str, Any]:
         "type": "object",
         "required": ["schema_version", *made["required"]],
         "properties": {"schema_version": version, **made["properties"]},
-        **_between_keys(),
+        "if": {"properties": {"files": {"required": [file_of(DECODER)]}}},
+        "then": {"properties": described},
+        "else": {"properties": {"llm": {"enum": [{}], "description": f"files has no {file_of(DECODER)}"}}},
     }
 
 
@@ -71,15 +73,13 @@ def _validator(part: str) -> Any:
 
 
 def _fault(error: Any) -> str:
-    """Where, what was found there and what is expected."""
+    """Where, what was found there, and which keyword of the schema it breaks."""
     where = "".join(map(_step, error.absolute_path)).lstrip(".")
     where = f": {where}" if where else ""
     if error.validator == "required":
         return f"{where} lacks {', '.join(name for name in error.validator_value if name not in error.instance)}"
-    if error.validator == "dependencies":
-        return f"{where} has some of {' and '.join(error.validator_value)}, expected all or none"
-    meaning = error.schema.get("description")
-    return f"{where} is {_found(error.instance)}, expected {_expected(error.schema)}{f' ({meaning})' if meaning else ''}"
+    meaning = f" ({error.schema['description']})" if "description" in error.schema else ""
+    return f"{where} is {_cut(error.instance)}, expected {error.validator} {_cut(error.validator_value)}{meaning}"
 
 
 def _step(key: str | int) -> str:
@@ -88,30 +88,9 @@ def _step(key: str | int) -> str:
     return f".{key}" if key.isidentifier() else f"[{_cut(key)}]"
 
 
-def _found(value: Any) -> str:
-    if isinstance(value, dict):
-        return "an object" if value else "{}"
-    return f"a list of {len(value)}" if isinstance(value, list) else _cut(value)
-
-
 def _cut(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _expected(schema: dict[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(map(_expected, schema["anyOf"]))
-    if "enum" in schema:
-        return " or ".join(map(str, schema["enum"]))
-    if "type" not in schema:
-        return f"an object with {', '.join(schema['required'])}"
-    if schema["type"] == "array":
-        count = f" of {schema['minItems']}" if "minItems" in schema else ""
-        return f"a list{count}, each {_expected(schema['items'])}"
-    name = {"integer": "an integer", "number": "a number", "string": "text", "object": "an object"}[schema["type"]]
-    limits = [f"{word} {schema[bound]:.10g}" for word, bound in (("from", "minimum"), ("to", "maximum")) if bound in schema]
-    return " ".join([name, *limits])
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -119,7 +98,7 @@ def _object(record: Any) -> dict[str, Any]:
     types, properties = get_type_hints(record), {}
     for of in fields(record):
         choices = without_none(types[of.name])
-        section = choices != [types[of.name]] and of.default is MISSING  # a record or {}: see _between_keys
+        section = choices != [types[of.name]] and of.default is MISSING  # a record or {}, which `manifest_schema` tells apart
         made = {"type": "object"} if section else _value(choices[0], of.metadata.get("limits", {}))
         properties[key_of(of)] = {"description": of.metadata["description"], **made}
     return {"type": "object", "required": [key_of(of) for of in fields(record) if of.default is MISSING], "properties": properties}
@@ -140,16 +119,6 @@ def _value(kind: Any, limits: dict[str, Any]) -> dict[str, Any]:
     if arguments:
         return {"anyOf": [_value(one, limits) for one in arguments]}
     return {"type": _SCALARS[kind], **limits}
-
-
-def _between_keys() -> dict[str, Any]:
-    """What one key says of another: an LLM is described where there is one, and nowhere else."""
-    described = {"llm": _object(LLMInfo), "prompt": _object(PromptInfo), "limits": _object(Limits)}
-    return {
-        "if": {"properties": {"files": {"required": [file_of(DECODER)]}}},
-        "then": {"properties": described},
-        "else": {"properties": {"llm": {"enum": [{}], "description": f"files has no {file_of(DECODER)}"}}},
-    }
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from runtime.bundle import Bundle
 from runtime.core.errors import UsageError, nearest
-from runtime.core.options import nested
+from runtime.core.options import nested, options_from_args
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option
+from runtime.engine import EngineOptions, backend_option, placed
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -48,6 +48,12 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def open_bundle(args: argparse.Namespace, verify: bool = False) -> Bundle:
     return Bundle.open(args.bundle, verify=verify, progress=log if verify else None)
+
+
+def open_with_engine(args: argparse.Namespace) -> tuple[Bundle, str, EngineOptions]:
+    """The bundle, and the backend and the engine options of EngineChoice, with a device."""
+    bundle, choice = open_bundle(args), options_from_args(EngineChoice, args)
+    return bundle, choice.backend, placed(bundle, choice.backend, choice.engine)
 
 
 def print_result(args: argparse.Namespace, data: Any, text: str) -> None:

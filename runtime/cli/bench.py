@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from runtime.cli.arguments import add_bundle, open_bundle, print_result
 from runtime.core.options import add_options, options_from_args
-from runtime.engine import placed
 from runtime.tools import bench
 
 
@@ -17,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    bundle, options = open_bundle(args), options_from_args(bench.BenchOptions, args)
-    report = bench.bench(bundle, replace(options, engine=placed(bundle, options.backend, options.engine)))
+    report = bench.bench(open_bundle(args), options_from_args(bench.BenchOptions, args))
     print_result(args, report.as_dict(), bench.text(report))
     return 0

@@ -1,4 +1,7 @@
-"""The command line of `python -m runtime`. A command is a line of COMMANDS and a file of its name in this directory."""
+"""The command line of `python -m runtime`. A command is a line of COMMANDS and a file of its name in this directory.
+
+The file has `add_arguments(parser)` and `run(args)`, which calls one public function, prints and returns the exit code.
+"""
 
 from __future__ import annotations
 

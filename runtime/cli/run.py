@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.chat import AskOptions, VideoChat
-from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle
+from runtime.cli.arguments import EngineChoice, add_bundle, open_with_engine
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
-from runtime.engine import placed
 from runtime.llm.remote import LLMOptions
 from runtime.prompt import Prompt
 from runtime.remote_chat import RemoteChat
@@ -27,18 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     ask, llm = options_from_args(AskOptions, args), options_from_args(LLMOptions, args)
-    on = options_from_args(EngineChoice, args)
+    if not llm.is_local:
+        RemoteChat.check(args.video, args.question)
+    bundle, backend, engine = open_with_engine(args)
     chat: Any  # a VideoChat or a RemoteChat
     if llm.is_local:
-        bundle = open_bundle(args)
         prompt = Prompt(bundle) if bundle.has_llm else None
         if prompt:  # a bad request is refused before gigabytes of weights are loaded
             VideoChat.check(prompt, args.video, args.question)
-        chat = VideoChat.open(bundle, on.backend, placed(bundle, on.backend, on.engine), prompt)
+        chat = VideoChat.open(bundle, backend, engine, prompt)
     else:
-        RemoteChat.check(args.video, args.question)
-        bundle = open_bundle(args)
-        chat = RemoteChat.open(bundle, llm, on.backend, placed(bundle, on.backend, on.engine))
+        chat = RemoteChat.open(bundle, llm, backend, engine)
     pieces = chat.ask(args.video, args.question, ask)
     for note in chat.answer.notes:
         log(note)

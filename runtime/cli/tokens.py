@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle, print_result
+from runtime.cli.arguments import EngineChoice, add_bundle, open_with_engine, print_result
 from runtime.core.files import atomic_file
-from runtime.core.options import add_options, options_from_args
+from runtime.core.options import add_options
 from runtime.core.progress import log
-from runtime.engine import placed
 from runtime.vision.encoder import VisionEncoder
 
 
@@ -23,11 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    on = options_from_args(EngineChoice, args)
     with atomic_file(args.output) as temporary:  # an output that can't be written is refused before the work
-        bundle = open_bundle(args)
-        engine = placed(bundle, on.backend, on.engine)
-        visual = VisionEncoder.open(bundle, on.backend, engine).encode(args.video)
+        visual = VisionEncoder.open(*open_with_engine(args)).encode(args.video)
         with open(temporary, "wb") as file:
             np.savez(file, visual_tokens=visual.tokens, frames=visual.clip.indices, timestamps=visual.clip.timestamps)
     for note in visual.clip.notes:

@@ -6,10 +6,9 @@ import argparse
 import json
 
 from runtime.chat import AskOptions
-from runtime.cli.arguments import EngineChoice, add_bundle, open_bundle
+from runtime.cli.arguments import EngineChoice, add_bundle, open_with_engine
 from runtime.core.options import add_options, options_from_args
 from runtime.core.progress import log
-from runtime.engine import placed
 from runtime.watch import Watch, WatchOptions
 
 
@@ -24,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options, ask = options_from_args(WatchOptions, args), options_from_args(AskOptions, args)
-    on = options_from_args(EngineChoice, args)
-    bundle = open_bundle(args)
-    watch = Watch(bundle, on.backend, placed(bundle, on.backend, on.engine))
+    watch = Watch(*open_with_engine(args))
     if not watch.encodes_once:
         log("this bundle encodes all its frames for every answer; export it with --split, and each frame is encoded once")
     for seen in watch.answers(args.source, args.question, options, ask):

@@ -1,1 +1,1 @@
-"""What every part of the runtime stands on: errors, files, interrupts, progress. Imports nothing else of the package."""
+"""What every part of the runtime builds on: errors, files, interrupts, options, progress. Imports nothing else from it."""

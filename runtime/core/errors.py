@@ -39,7 +39,7 @@ class VideoError(UserError):
 
 
 class OutputError(UserError, OSError):
-    """A file or directory that can't be written where it was asked for; an OSError too, for who can do without the file."""
+    """A file or directory that can't be written where it was asked for; an OSError too, for a caller that can do without the file."""
 
 
 class UsageError(UserError):
@@ -64,7 +64,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
         with noting_ctrl_c():
             code = command() or 0
             if sys.stdout is not None:
-                sys.stdout.flush()  # what is buffered is a result too: the interpreter would find the disk full when it is too late
+                sys.stdout.flush()  # here a full disk is still an error of the command; at exit it would be too late
             return code
     except UserError as error:
         _print(error)

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,24 +35,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
     OutputError, before anything is done, where `target` can't be written.
     """
     target = Path(target).resolve()
-    sweep(target)
     if os.path.exists(target) and not target.is_file():  # Path.exists raises for a name that is too long
-        raise OutputError(
-            f"{target} is {'a directory' if target.is_dir() else 'not a regular file'}; choose another name for the output"
-        )
-    temporary = _beside(target, "tmp")
-    try:
-        with _refusing(target):
-            temporary.touch()
-        with _naming(target):
-            yield temporary
-            _sync(temporary)
-            with postponing_ctrl_c():
-                raise_if_interrupted()
-                os.replace(temporary, target)
-    finally:
-        with postponing_ctrl_c(), contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        kind = "a directory" if target.is_dir() else "not a regular file"
+        raise OutputError(f"{target} is {kind}; choose another name for the output")
+    with _replacement(target, Path.touch) as temporary:
+        yield temporary
 
 
 @contextmanager
@@ -65,28 +52,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     target = Path(target).resolve()
     if os.path.exists(target) and not target.is_dir():
         raise OutputError(f"{target} is a file; choose another directory for the output")
-    temporary, made = _beside(target, "tmp"), False
-    try:
-        with _refusing(target):
-            sweep(target)
-            with postponing_ctrl_c():
-                temporary.mkdir()
-                made = True
-        with _naming(target):
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            with postponing_ctrl_c():
-                raise_if_interrupted()
-                if target.exists():
-                    _exchange(temporary, target)
-                else:
-                    os.rename(temporary, target)
-    finally:  # what was written, or the older content
-        with postponing_ctrl_c():
-            if made:
-                shutil.rmtree(temporary, ignore_errors=True)
+    with _replacement(target, Path.mkdir) as temporary:
+        yield temporary
 
 
 def require_writable(target: Path) -> None:
@@ -112,29 +79,53 @@ def sweep(target: Path) -> None:
         match = _LEFTOVER.fullmatch(name)
         if match and match["name"] == target.name and not _alive(int(match["pid"])):
             with contextlib.suppress(OSError):
-                _remove_or_restore(target.parent / name, target, match["kind"])
+                if match["kind"] == "old" and not os.path.lexists(target):
+                    os.rename(target.parent / name, target)
+                else:
+                    _remove(target.parent / name)
 
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _remove_or_restore(leftover: Path, target: Path, kind: str) -> None:
-    if kind == "old" and not os.path.lexists(target):
-        os.rename(leftover, target)
-    elif leftover.is_dir() and not leftover.is_symlink():
-        shutil.rmtree(leftover, ignore_errors=True)
-    else:
-        leftover.unlink(missing_ok=True)
-
-
-def _digest(file) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def _replacement(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield what `make` makes beside `target`, to be filled; on success it takes `target`'s name, else it is removed."""
+    temporary, made = _beside(target, "tmp"), False
+    try:
+        with _refusing(target):
+            sweep(target)
+            with postponing_ctrl_c():
+                make(temporary)
+                made = True
+        with _naming(target):
+            yield temporary
+            for file in (temporary, *temporary.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+            with postponing_ctrl_c():
+                raise_if_interrupted()
+                if temporary.is_dir() and target.exists():
+                    _exchange(temporary, target)
+                else:
+                    os.replace(temporary, target)
+    finally:  # what was written, or the older directory
+        with postponing_ctrl_c(), contextlib.suppress(OSError):
+            if made:
+                _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -177,9 +176,8 @@ def _options(base: Any, without: Collection[str] = ()) -> Iterator[_Found]:
             yield from _options(getattr(base, name), about)
             continue
         hint = hints[name]
-        is_tuple = typing.get_origin(hint) is tuple
-        inner = is_tuple or typing.get_origin(hint) in (types.UnionType, typing.Union)
-        yield _Found(_flag(name, about), about, typing.get_args(hint)[0] if inner else hint, is_tuple, getattr(base, name))
+        kind = (typing.get_args(hint) or (hint,))[0]
+        yield _Found(_flag(name, about), about, kind, typing.get_origin(hint) is tuple, getattr(base, name))
 
 
 def _instance(base: Any, values: Mapping[str, Any], without: Collection[str] = ()) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from runtime.core.interrupts import raise_if_interrupted
 
@@ -23,12 +23,11 @@ def step(title: str) -> Iterator[None]:
     """
     raise_if_interrupted()
     start = time.perf_counter()
-    if sys.stderr.isatty():
-        from rich.console import Console
+    with ExitStack() as shown:
+        if sys.stderr.isatty():
+            from rich.console import Console
 
-        with Console(stderr=True).status(title):
-            yield
-    else:
+            shown.enter_context(Console(stderr=True).status(title))
         yield
     raise_if_interrupted()
     log(f"{title}: {time.perf_counter() - start:.1f} s")

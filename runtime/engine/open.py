@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
-from runtime.bundle.tensors import LOGITS
+from runtime.bundle.graphs import LOGITS
 from runtime.core.errors import EngineError, UserError, nearest
 from runtime.core.options import option
 from runtime.core.progress import log

@@ -24,7 +24,7 @@ import numpy as np
 
 from runtime.bundle import BATCH, DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.bundle.tensors import MASK, PAST, POSITIONS, PRESENT
+from runtime.bundle.graphs import MASK, PAST, POSITIONS, PRESENT
 from runtime.core.errors import EngineError, import_package, missing_package
 from runtime.engine.openvino_memory import lower_mmap_threshold, release_mapped_pages
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds

@@ -23,7 +23,7 @@ from typing import Any
 from plugins.tensorrt import LIBRARY as PLUGIN_LIBRARY
 from plugins.tensorrt import load_library
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_ENCODER, Bundle
-from runtime.bundle.tensors import MASK
+from runtime.bundle.graphs import MASK
 from runtime.core.errors import EngineError, nearest
 from runtime.core.files import atomic_directory, atomic_file, sha256_of
 from runtime.core.machine import cache_directory

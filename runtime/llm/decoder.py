@@ -1,6 +1,6 @@
 """The bundle's LLM: runs of the decoder graph, for one conversation or a batch of them, with a KV cache that is updated in place.
 
-The graph's tensors are listed in runtime/bundle/tensors.py. B conversations, S positions, P positions read, D hidden, V vocabulary.
+The graph's tensors are listed in runtime/bundle/graphs.py. B conversations, S positions, P positions read, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from runtime.bundle import DECODER, Bundle
-from runtime.bundle.tensors import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
+from runtime.bundle.graphs import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
 from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, EngineOptions, State, TensorSpec, open_engine
 

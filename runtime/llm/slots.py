@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from runtime.bundle import BATCH, DECODER_BATCH, Bundle
-from runtime.bundle.tensors import EMBEDDINGS
+from runtime.bundle.graphs import EMBEDDINGS
 from runtime.core.errors import EngineError
 from runtime.engine import Engine, EngineOptions, State, open_engine
 from runtime.llm.decoder import DecoderStep, check_context

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.bundle.arrays import FLOATS, read_array
+from runtime.bundle.files import FLOATS, read_array
 from runtime.core.errors import BundleError
 
 ROWS, SCALES = "llm/embed_tokens.npy", "llm/embed_scales.npy"

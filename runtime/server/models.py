@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import DECODER, Bundle
-from runtime.bundle.records import written
+from runtime.bundle.manifest import written
 from runtime.core.errors import BundleError, UsageError, nearest
 from runtime.llm.chat import LanguageModel
 from runtime.llm.decoder import check_context

@@ -20,10 +20,10 @@ import numpy as np
 
 from runtime.bundle import DECODER, VISION, Bundle
 from runtime.core.errors import BundleError, EngineError
-from runtime.core.machine import cores, cpu_model, total_memory
+from runtime.core.machine import total_memory
 from runtime.core.options import check_limits, nested, option
 from runtime.core.progress import log
-from runtime.engine import EngineOptions, backend_option, place
+from runtime.engine import EngineOptions, backend_option, placed, tuning
 from runtime.llm.decoder import LocalDecoder, check_context
 from runtime.llm.sampling import Sampling
 from runtime.media.clip import sample_frames
@@ -85,7 +85,7 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
         raise BundleError(f"{bundle.path} has no graph to measure; export it again")
     pixels = reference.clip(bundle) if VISION in graphs and options.video is None else None
     _reset_peak()
-    engine_options = place(bundle, options.backend, options.engine).options
+    engine_options = placed(bundle, options.backend, options.engine)
     start = time.perf_counter()
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in graphs else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in graphs else None
@@ -115,14 +115,14 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
 
 def hardware(device: str, threads: int) -> dict[str, Any]:
     """The machine in words: CPU model, cores that this process may use, memory, threads asked for, GPU where one is used."""
-    machine: dict[str, Any] = {"cpu": cpu_model(), "cores": cores(), "threads": threads or "backend's choice"}
+    machine = tuning.machine() | {"threads": threads or "backend's choice", "python": platform.python_version()}
     if memory := total_memory():
         machine["memory"] = memory
     if device == "cuda":
         from runtime.engine import cuda
 
         machine["gpu"] = [gpu.name for gpu in cuda.gpus()]
-    return machine | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version()}
+    return machine
 
 
 def text(report: BenchReport) -> str:
@@ -130,7 +130,8 @@ def text(report: BenchReport) -> str:
     machine = report.hardware
     gpu = f", {', '.join(machine['gpu'])}" if machine.get("gpu") else ""
     memory = f", {size(machine['memory'])} memory" if "memory" in machine else ""
-    rows = [[row.stage, _number(row.median, row.unit), _number(row.p90, row.unit), row.unit] for row in report.rows]
+    digits = {"s": 4, "tokens/s": 1}
+    rows = [[row.stage, *(f"{value:.{digits[row.unit]}f}" for value in (row.median, row.p90)), row.unit] for row in report.rows]
     counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in report.tokens.items())
     return "\n".join(
         [
@@ -210,10 +211,6 @@ class _Round:
 def _summary(stage: str, values: list[float]) -> Measured:
     unit, slow_side = ("tokens/s", 0.1) if stage == "decode rate" else ("s", 0.9)
     return Measured(stage, unit, float(np.median(values)), float(np.quantile(values, slow_side)))
-
-
-def _number(value: float, unit: str) -> str:
-    return f"{value:.4f}" if unit == "s" else f"{value:.1f}"
 
 
 def _reset_peak() -> None:

@@ -1,6 +1,6 @@
-"""How far two outputs of one stage are apart, and how far they may be: one metric and one tolerance table for all.
+"""How far two outputs of one stage are apart, and how far they may be: one metric and one tolerance table for all rows of parity.
 
-error = max |got - expected| / max |expected|, so the scale of a stage does not matter. For quantised graphs, where single values may
+error = max |got - expected| / max |expected|, so the scale of a stage does not matter. For quantized graphs, where single values may
 be off by a step of a coarse scale, root sums of squares replace both maxima.
 
 A checkpoint may itself be sensitive to rounding: the reference's float32 error against float64 was measured at export (`rounding`).
@@ -12,7 +12,9 @@ expected row is searched among the rows near its place, and a small share may be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ _ROUNDINGS = 4  # an engine may be off by so many times the reference's rounding
 _MOST_FOR_ROUNDING = 0.01  # but no more than this: a graph that is wrong is further off
 _QUANTIZED = ("int8", "int4")
 _NEAR = 48  # rows on each side in which a select stage's row is looked for
+NOT_FINITE = "values that are not finite"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,49 @@ class Difference:
     ok: bool
     allowed: float
     max_abs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage on one backend; true where it is within tolerance.
+
+    max_abs is in the stage's unit, `error` relative to its largest value; both are inf for a wrong shape or values that
+    are not finite. For the greedy ids `error` is the share of ids that differ by more than a tie.
+    """
+
+    stage: str
+    backend: str
+    shape: tuple[int, ...]
+    max_abs: float
+    error: float
+    tolerance: float
+    ok: bool
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def as_dict(self) -> dict[str, Any]:
+        values = asdict(self) | {"shape": list(self.shape)}
+        return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()}
+
+
+def row_of(stage: str, backend: str, got: np.ndarray, expected: np.ndarray, precision: str, **how: Any) -> Row:
+    """The row of a stage; `how` it is compared: selected, stride and rounding of `compare`."""
+    difference = compare(got, expected, precision, **how)
+    note = ""
+    if not np.isfinite(got).all():
+        note = NOT_FINITE
+    elif math.isinf(difference.error):
+        note = "not the shape of torch's output"
+    elif how.get("selected"):
+        note = f"{difference.absent:.1%} other rows, {ABSENT_ROWS[precision]:.1%} allowed"
+    return Row(stage, backend, got.shape, difference.max_abs, difference.error, difference.allowed, difference.ok, note)
+
+
+def not_finite(stage: str, backend: str, shape: tuple[int, ...], precision: str, rounding: float = 0.0) -> Row:
+    """The row of a stage whose engine refused what it computed."""
+    return Row(stage, backend, shape, math.inf, math.inf, tolerance(precision, rounding), False, NOT_FINITE)
 
 
 def tolerance(precision: str, rounding: float = 0.0) -> float:

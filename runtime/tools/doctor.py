@@ -91,15 +91,12 @@ def _onnxruntime() -> Check:
         remedy = "pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them"
         return Check("onnxruntime", False, found, f"the two wheels exclude each other: {remedy}")
     gives = "the onnx backend, on every machine"
-    check = _package("onnxruntime", gives, install_command("runtime"), _providers, wheels[0] if wheels else "onnxruntime")
+    name = wheels[0] if wheels else "onnxruntime"
+    check = _package("onnxruntime", gives, install_command("runtime"), lambda ort: ", ".join(ort.get_available_providers()), name)
     if check.ok and "CUDAExecutionProvider" not in check.found and cuda.gpus():
         remedy = f"pip uninstall -y onnxruntime, then {install_command('gpu')}"
         return replace(check, gives=f"{gives}; on the GPU with: {remedy}")
     return check
-
-
-def _providers(module: Any) -> str:
-    return ", ".join(module.get_available_providers())
 
 
 def _devices(_module: Any) -> str:

@@ -11,12 +11,16 @@ Weights stay float16 in memory, and are widened one at a time while the graph ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterator
 
 import onnx
 import onnx.inliner
 import onnx.shape_inference
+import onnx.utils
 from onnx import TensorProto, helper
+
+from runtime.tools.liveness import bodies
 
 _FLOAT16 = TensorProto.FLOAT16
 # fmt: off
@@ -33,11 +37,11 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     types = _types(model)
-    if any(node.op_type == "Attention" and types.get(node.input[0]) == _FLOAT16 for node in _nodes(model.graph)):
+    nodes = (node for graph in _graphs(model.graph) for node in graph.node)
+    if any(node.op_type == "Attention" and types.get(node.input[0]) == _FLOAT16 for node in nodes):
         model = onnx.inliner.inline_selected_functions(model, [("", "Attention")], inline_schema_functions=True)
         types = _types(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for graph in _graphs(result.graph):
         _round(graph, types)
     return result
@@ -51,46 +55,43 @@ def frame_and_clip(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelP
     loops = [node for node in model.graph.node if node.op_type == "Loop"]
     if len(loops) != 1 or len(loops[0].output) != 1:
         return None
-    (loop,) = loops
+    (features,) = loops[0].output
     inferred = onnx.shape_inference.infer_shapes(model)
-    (features,) = (value for value in inferred.graph.value_info if value.name == loop.output[0])
-    frame, clip = onnx.ModelProto(), onnx.ModelProto()
-    frame.CopyFrom(model)
-    count = next(tensor for tensor in frame.graph.initializer if tensor.name == loop.input[0])
+    clip = onnx.utils.Extractor(inferred).extract_model([features], [output.name for output in model.graph.output])
+    frame = copy.deepcopy(model)
+    del frame.graph.node[list(model.graph.node).index(loops[0]) + 1 :]
+    count = next(tensor for tensor in frame.graph.initializer if tensor.name == loops[0].input[0])
     count.CopyFrom(helper.make_tensor(count.name, TensorProto.INT64, [], [1]))
-    _replace_nodes(frame.graph, _needed(model.graph, list(loop.output)))
     del frame.graph.output[:]
-    frame.graph.output.append(helper.make_tensor_value_info(features.name, features.type.tensor_type.elem_type, None))
-    clip.CopyFrom(model)
-    _replace_nodes(clip.graph, _needed(model.graph, [output.name for output in model.graph.output], loop))
-    del clip.graph.input[:]
-    clip.graph.input.append(features)
+    frame.graph.output.append(helper.make_tensor_value_info(features, clip.graph.input[0].type.tensor_type.elem_type, None))
     return frame, clip
 
 
 def _round(graph: onnx.GraphProto, types: dict[str, int]) -> None:
     widened: dict[str, str] = {}
-    nodes: list[onnx.NodeProto] = []
+    made = onnx.GraphProto().node  # which copies what is appended
+
+    def cast(source: str, target: str, to: int) -> None:
+        made.append(helper.make_node("Cast", [source], [target], f"{target}/Cast", to=to))
+
     for node in graph.node:
         if node.op_type in _MOVES:
-            nodes.append(node)
+            made.append(node)
             continue
         for index, name in enumerate(node.input):
             if types.get(name) == _FLOAT16:
                 if name not in widened:
                     widened[name] = f"{name}/float32"
-                    nodes.append(_cast(name, widened[name], TensorProto.FLOAT))
+                    cast(name, widened[name], TensorProto.FLOAT)
                 node.input[index] = widened[name]
-        nodes.append(node)
-        for index, name in enumerate(node.output):
-            if types.get(name) == _FLOAT16:
-                node.output[index] = f"{name}/exact"
-                nodes.append(_cast(node.output[index], name, _FLOAT16))
-    _replace_nodes(graph, nodes)
-
-
-def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [target], f"{target}/Cast", to=to)
+        rounds = [(index, name) for index, name in enumerate(node.output) if types.get(name) == _FLOAT16]
+        for index, name in rounds:
+            node.output[index] = f"{name}/exact"
+        made.append(node)
+        for _, name in rounds:
+            cast(f"{name}/exact", name, _FLOAT16)
+    del graph.node[:]
+    graph.node.extend(made)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
@@ -107,29 +108,5 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the bodies of its control flow."""
     yield graph
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             yield from _graphs(body)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    return (attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    return (node for part in _graphs(graph) for node in part.node)
-
-
-def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # `del` empties what it deletes
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _needed(graph: onnx.GraphProto, outputs: list[str], without: onnx.NodeProto | None = None) -> list[onnx.NodeProto]:
-    """The nodes that `outputs` need, in the graph's order; `without` and what only it needs are left out."""
-    needed, kept = set(outputs), []
-    for node in reversed(graph.node):
-        if node is not without and needed & set(node.output):
-            kept.append(node)
-            needed |= set(node.input) | {name for body in _bodies(node) for inner in _nodes(body) for name in inner.input}
-    return kept[::-1]

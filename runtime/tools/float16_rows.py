@@ -8,7 +8,7 @@ T frames, H, W patch rows and columns, C features of a patch, N visual tokens, D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import onnx
 
-from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
-from runtime.bundle.graphs import file_of
+from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_LOOP, Bundle
+from runtime.bundle.graph_file import read_graph
+from runtime.bundle.graphs import SPLIT, file_of
 from runtime.core.errors import NonFiniteError
-from runtime.engine import Engine
+from runtime.engine import TensorSpec
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
-from runtime.tools.compare import compare, tolerance
+from runtime.tools.compare import Row, not_finite, row_of
 from runtime.tools.float16 import frame_and_clip, rounded
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import NOT_FINITE, Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS
 
 FRAME, BATCH = "vision/frame", "llm/batch"
@@ -40,7 +40,7 @@ def compare_llm_float16(bundle: Bundle, expected: LLMReference) -> list[Row]:
     """Prefill logits and greedy ids of the decoder, and the logits of the decoder for a batch."""
     prompt = Prompt(bundle)
     short = replace(expected, greedy=expected.greedy[:_GREEDY], margins=expected.margins[:_GREEDY])
-    decoder = LocalDecoder(bundle, _engine(bundle.path, DECODER))
+    decoder = LocalDecoder(bundle, _decoder_engine(bundle, DECODER))
     rows = compare_llm(decoder, prompt, short, _PRECISION)
     decoder.engine.close()
     if (bundle.path / file_of(DECODER_BATCH)).exists():
@@ -57,63 +57,57 @@ def compare_vision_float16(
     those are a choice.
     """
     rows = []
-    parts = _parts(directory)
-    if len(parts) == 2:
-        encoder = OnnxEngine.load(rounded(parts[0]).SerializeToString(), data=directory, as_written=True)
-        (spec,) = encoder.inputs
-        one = pixels[: spec.shape[0]].astype(spec.dtype, copy=False)  # a Loop takes the clip, and runs once
-        (frame,) = encoder.run({spec.name: one}).values()
-        encoder.close()
-        frame = frame.reshape(-1, frame.shape[-1])
-        truth = features[:1].reshape(-1, features.shape[-1])
-        rows.append(row_of(FRAME, OnnxEngine.backend, frame, compare(frame, truth, _PRECISION)))
-    engine = OnnxEngine.load(rounded(parts[-1]).SerializeToString(), data=directory, as_written=True)
-    (spec,) = engine.inputs
-    inputs = pixels if len(parts) == 1 else features.reshape(spec.shape)
-    tokens = engine.run({spec.name: inputs.astype(spec.dtype, copy=False)})[VISUAL_TOKENS]
-    engine.close()
-    difference = compare(tokens, visual_tokens, _PRECISION, selected)
-    rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, difference, _PRECISION if selected else None))
+    *frame_part, clip_part = _parts(directory)
+    if frame_part:  # a Loop takes the clip, and runs once
+        (frame,) = _run(frame_part[0], directory, lambda spec: pixels[: spec.shape[0]]).values()
+        frame, truth = (one.reshape(-1, one.shape[-1]) for one in (frame, features[:1]))
+        rows.append(row_of(FRAME, OnnxEngine.backend, frame, truth, _PRECISION))
+    outputs = _run(clip_part, directory, lambda spec: features.reshape(spec.shape) if frame_part else pixels)
+    tokens = outputs[VISUAL_TOKENS]
+    rows.append(row_of(VISUAL_TOKENS, OnnxEngine.backend, tokens, visual_tokens, _PRECISION, selected=selected))
     return [_named(row) for row in rows]
 
 
 def _compare_batch(bundle: Bundle, prompt: np.ndarray, expected: LLMReference) -> Row:
     """The logits after `prompt` [S, D] in a batch beside a shorter one."""
-    decoder = SlotDecoder(bundle, _engine(bundle.path, DECODER_BATCH), 2)
+    decoder = SlotDecoder(bundle, _decoder_engine(bundle, DECODER_BATCH), 2)
     try:
         decoder.extend(0, prompt[:5])
         decoder.extend(1, prompt[:-1])
         logits = decoder.step([0, 1], np.stack([prompt[5], prompt[-1]]))[1]
     except NonFiniteError:
-        infinite = float("inf")
-        return Row(BATCH, OnnxEngine.backend, expected.logits.shape, infinite, infinite, tolerance(_PRECISION), False, NOT_FINITE)
+        return not_finite(BATCH, OnnxEngine.backend, expected.logits.shape, _PRECISION)
     finally:
         decoder.close()
-    return row_of(BATCH, OnnxEngine.backend, logits, compare(logits, expected.logits, _PRECISION, rounding=expected.rounding))
+    return row_of(BATCH, OnnxEngine.backend, logits, expected.logits, _PRECISION, rounding=expected.rounding)
 
 
 def _parts(directory: Path) -> list[onnx.ModelProto]:
     """The graph of one frame and the graph of a clip's features; the one over all frames where nothing goes frame by frame."""
-    models: Mapping[str, Path] = {
-        name: directory / file_of(name) for name in (VISION_ENCODER, VISION_COMPRESSOR, VISION_LOOP, VISION)
-    }
-    if models[VISION_ENCODER].exists():
-        return [_structure(models[VISION_ENCODER]), _structure(models[VISION_COMPRESSOR])]
-    if models[VISION_LOOP].exists():
-        looped = frame_and_clip(_structure(models[VISION_LOOP]))
-        if looped is not None:
-            return list(looped)
-    return [_structure(models[VISION])]
+    graphs = {name: directory / file_of(name) for name in (*SPLIT, VISION_LOOP, VISION)}
+    if graphs[SPLIT[0]].exists():
+        return [read_graph(graphs[name]) for name in SPLIT]
+    parts = frame_and_clip(read_graph(graphs[VISION_LOOP])) if graphs[VISION_LOOP].exists() else None
+    return list(parts or [read_graph(graphs[VISION])])
 
 
-def _engine(directory: Path, graph: str) -> Engine:
-    path = directory / file_of(graph)
-    engine: Any = OnnxEngine.load(rounded(_structure(path)).SerializeToString(), data=path.parent, as_written=True)
-    return engine
+def _decoder_engine(bundle: Bundle, graph: str) -> Any:
+    path = bundle.path / file_of(graph)
+    return _engine(read_graph(path), path.parent)
 
 
-def _structure(path: Path) -> onnx.ModelProto:
-    return onnx.load(str(path), load_external_data=False)
+def _run(model: onnx.ModelProto, data: Path, feed: Callable[[TensorSpec], np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The outputs of a graph of one input, in float16 arithmetic; data: the directory of its weights."""
+    engine = _engine(model, data)
+    (spec,) = engine.inputs
+    try:
+        return engine.run({spec.name: feed(spec).astype(spec.dtype, copy=False)})
+    finally:
+        engine.close()
+
+
+def _engine(model: onnx.ModelProto, data: Path) -> Any:
+    return OnnxEngine.load(rounded(model).SerializeToString(), data=data, as_written=True)
 
 
 def _named(row: Row) -> Row:

@@ -51,7 +51,7 @@ class BundleReport:
     input: str
     precision: str
     llm_precision: str
-    quantized: dict[str, str]  # {graph: what quantisation did to it, in a line}
+    quantized: dict[str, str]  # {graph: what quantization did to it, in a line}
     opset: int
     budget: dict[str, Any]
     memory: dict[str, int]
@@ -131,22 +131,15 @@ def text(report: BundleReport) -> str:
         lines.append(f"context      {budget['max_context']:,} positions, {budget['prompt_room']:,} left for question and answer")
     lines += ["", table(["memory", "bytes"], [[part, size(count)] for part, count in report.memory.items()], right=(1,))]
     lines += report.notes
-    lines.append(
-        f"a server     {', '.join(f'{part} {size(count)}' for part, count in report.serve.items())} (--batch, --cache-mib)"
-    )
+    held = ", ".join(f"{part} {size(count)}" for part, count in report.serve.items())
+    lines.append(f"a server     {held} (--batch, --cache-mib)")
     for graph in report.graphs:
         most = sorted(graph.operators.items(), key=lambda item: (-item[1], item[0]))
-        lines += [
-            "",
-            f"{graph.graph}: {sum(graph.operators.values())} nodes: {', '.join(f'{name} {count}' for name, count in most)}",
-        ]
+        operators = ", ".join(f"{name} {count}" for name, count in most)
+        lines += ["", f"{graph.graph}: {sum(graph.operators.values())} nodes: {operators}"]
     lines += ["", *(_engine_line(engine) for engine in report.engines)] if report.engines else ["", "engines      none built"]
-    total = sum(report.files.values())
-    lines += [
-        "",
-        table([f"{len(report.files)} files", size(total)], [[name, size(count)] for name, count in report.files.items()], (1,)),
-    ]
-    return "\n".join(lines)
+    files = [[name, size(count)] for name, count in report.files.items()]
+    return "\n".join([*lines, "", table([f"{len(files)} files", size(sum(report.files.values()))], files, right=(1,))])
 
 
 def _built_engines(bundle: Bundle) -> list[BuiltEngines]:

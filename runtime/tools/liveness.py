@@ -58,7 +58,7 @@ def load(path: Path, sizes: Mapping[str, Mapping[int, int]] = {}) -> onnx.ModelP
 
 
 def weights(model: onnx.ModelProto) -> int:
-    """Bytes of all initialisers, external data included."""
+    """Bytes of all initializers, external data included."""
     return sum(_bytes(tensor.data_type, tensor.dims) for tensor in model.graph.initializer)
 
 
@@ -100,7 +100,7 @@ def peak(graph: onnx.GraphProto, state: Collection[str] = ()) -> Peak:
     # the caller owns inputs and outputs: both live to the end
     last = {owner(value.name): len(graph.node) for value in [*graph.input, *graph.output]}
     for index, node in enumerate(graph.node):
-        for name in [*node.input, *(name for body in _bodies(node) for inner in body.node for name in inner.input)]:
+        for name in [*node.input, *(name for body in bodies(node) for inner in body.node for name in inner.input)]:
             last[owner(name)] = max(last.get(owner(name), 0), index)
 
     alive = {value.name: size[value.name] or 0 for value in graph.input if value.name not in uncounted}
@@ -110,7 +110,7 @@ def peak(graph: onnx.GraphProto, state: Collection[str] = ()) -> Peak:
             if owner(name) == name and name not in uncounted:
                 unknown += size.get(name) is None
                 alive[name] = size.get(name) or 0
-        inside = [peak(body) for body in _bodies(node)]  # one pass of a Loop's body is in memory at a time
+        inside = [peak(body) for body in bodies(node)]  # one pass of a Loop's body is in memory at a time
         unknown += sum(body.unknown for body in inside)
         total = sum(alive.values()) + max((body.bytes for body in inside), default=0)
         if total > best:
@@ -127,7 +127,8 @@ def _inferred(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node of control flow."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
@@ -136,7 +137,7 @@ def _bring_sizes_inside(graph: onnx.GraphProto, outer: Mapping[str, onnx.TensorP
     from onnx import helper
 
     known = {**outer, **{tensor.name: tensor for tensor in graph.initializer if _is_small_integer(tensor)}}
-    for body in [body for node in graph.node for body in _bodies(node)]:
+    for body in [body for node in graph.node for body in bodies(node)]:
         used = {name for node in body.node for name in node.input} & known.keys()
         nodes = [helper.make_node("Constant", [], [name], value=known[name]) for name in sorted(used)] + list(body.node)
         del body.node[:]
@@ -186,13 +187,13 @@ def _fold_sizes(model: onnx.ModelProto) -> int:
                 continue
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
             result = np.array(shape, np.int64)[bounds.get("start", 0) : bounds.get("end", len(shape))]
-        elif all(name in values for name in node.input) and not _bodies(node):
+        elif all(name in values for name in node.input) and not bodies(node):
             shape = known.get(node.output[0])
             if shape is None or prod(shape) > _SMALL:  # asked before it is computed: a Range of three numbers may have any length
                 continue
             feeds = {name: values[name] for name in node.input}
-            alone = helper.make_graph([node], "one", list(map(_untyped, feeds)), [_untyped(node.output[0])])
-            (result,) = reference.ReferenceEvaluator(helper.make_model(alone, opset_imports=model.opset_import)).run(None, feeds)
+            alone = helper.make_function("gridpool", "One", list(feeds), node.output, [node], model.opset_import)
+            (result,) = reference.ReferenceEvaluator(alone).run(None, feeds, attributes={})
         else:
             continue
         if result.dtype.kind not in "iu":
@@ -209,12 +210,6 @@ def _is_small_integer(tensor: onnx.TensorProto) -> bool:
 
     integer = tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
     return integer and tensor.data_location != onnx.TensorProto.EXTERNAL and prod(tensor.dims) <= _SMALL
-
-
-def _untyped(name: str) -> onnx.ValueInfoProto:
-    import onnx
-
-    return onnx.ValueInfoProto(name=name)
 
 
 def _known_shape(value: onnx.ValueInfoProto) -> list[int] | None:

@@ -7,9 +7,8 @@ import numpy as np
 from runtime.core.errors import NonFiniteError
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
-from runtime.tools.compare import compare, tolerance
+from runtime.tools.compare import NOT_FINITE, Row, not_finite, row_of, tolerance
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import NOT_FINITE, Row, row_of
 
 PREFILL, GREEDY = "llm/prefill", "llm/greedy_ids"
 
@@ -21,14 +20,13 @@ def compare_llm(decoder: LocalDecoder, prompt: Prompt, expected: LLMReference, p
     """
     backend = decoder.engine.backend
     conversation = decoder.conversation()
-    allowed = tolerance(precision, expected.rounding)
-    slack = allowed * float(np.abs(expected.logits).max())
+    slack = tolerance(precision, expected.rounding) * float(np.abs(expected.logits).max())
     rows: list[Row] = []
     wrong: list[str] = []
     ties = 0
     try:
         logits = conversation.extend(prompt.embed(expected.ids, expected.visual_tokens))
-        rows.append(row_of(PREFILL, backend, logits, compare(logits, expected.logits, precision, rounding=expected.rounding)))
+        rows.append(row_of(PREFILL, backend, logits, expected.logits, precision, rounding=expected.rounding))
         for index, (token, margin) in enumerate(zip(expected.greedy, expected.margins, strict=True)):
             if index:
                 logits = conversation.extend(prompt.embeddings[[expected.greedy[index - 1]]][None])
@@ -37,8 +35,7 @@ def compare_llm(decoder: LocalDecoder, prompt: Prompt, expected: LLMReference, p
                 wrong.append(f"id {index} is {chosen}, torch chose {token} by {margin:.3g}")
             ties += chosen != token and margin <= slack
     except NonFiniteError:
-        infinite = float("inf")
-        rows = rows or [Row(PREFILL, backend, expected.logits.shape, infinite, infinite, allowed, False, NOT_FINITE)]
+        rows = rows or [not_finite(PREFILL, backend, expected.logits.shape, precision, expected.rounding)]
         wrong.append(NOT_FINITE)
     count = len(expected.greedy)
     note = wrong[0] if wrong else f"{count - ties} of {count} equal" + (f", {ties} ties" if ties else "")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bundle
 from runtime.bundle.graph_file import read_graph
-from runtime.bundle.graphs import file_of
-from runtime.bundle.tensors import EMBEDDINGS, MASK, PAST, POSITIONS
+from runtime.bundle.graphs import EMBEDDINGS, MASK, PAST, POSITIONS, file_of
 from runtime.core.errors import BundleError
 from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
 from runtime.tools import liveness
@@ -104,16 +103,14 @@ def _sizes(bundle: Bundle, graph: str, chunk: int = PREFILL_CHUNK) -> dict[str, 
     if graph != DECODER:
         return {}
     context = bundle.max_context
-    held = _positions(read_graph(bundle.model(graph)))
+    inputs = read_graph(bundle.model(graph)).graph.input
+    caches = [
+        value.type.tensor_type.shape.dim for value in inputs if value.name.startswith(PAST)
+    ]  # [1, heads, positions, head dim]
+    held = min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)
     if context > held:
         raise BundleError(
             f"the decoder graph's caches hold {held:,} positions, the manifest says {context:,}; export the bundle again"
         )
     chunk = min(chunk, context)
     return {EMBEDDINGS: {1: chunk}, POSITIONS: {1: chunk}, MASK: {1: context}}
-
-
-def _positions(decoder: ModelProto) -> int:
-    """How many positions its caches [1, kv heads, positions, head dim] hold; 0 where it has none."""
-    caches = [value.type.tensor_type.shape.dim for value in decoder.graph.input if value.name.startswith(PAST)]
-    return min((dims[2].dim_value for dims in caches if len(dims) == 4), default=0)

@@ -12,18 +12,18 @@ error = max |got - expected| / max |expected|, see runtime/tools/compare.py, whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.core.errors import BundleError, UserError
+from runtime.core.errors import BundleError, EngineError, UserError
 from runtime.core.progress import step
 from runtime.engine import BACKENDS, EngineOptions, backend_class, placed
 from runtime.llm.decoder import LocalDecoder
 from runtime.prompt import Prompt
 from runtime.tools import reference
+from runtime.tools.compare import Row
 from runtime.tools.llm_rows import compare_llm
-from runtime.tools.rows import Row
 from runtime.tools.table import table
 from runtime.tools.vision_rows import compare_vision
 
@@ -43,13 +43,7 @@ class ParityReport:
         return bool(self.rows) and all(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "bundle": self.bundle,
-            "precision": self.precision,
-            "ok": self.ok,
-            "rows": [row.as_dict() for row in self.rows],
-            "not_run": self.not_run,
-        }
+        return asdict(self) | {"ok": self.ok, "rows": [row.as_dict() for row in self.rows]}
 
 
 def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions = EngineOptions()) -> ParityReport:
@@ -64,18 +58,14 @@ def parity(bundle: Bundle, backends: Sequence[str] = (), options: EngineOptions 
         # --device is for backends that have the choice; TensorRT has only the GPU
         only_gpu = backend.startswith("tensorrt")
         here = replace(options, device="cuda") if only_gpu else placed(bundle, backend, options)
-        reason = None if backends else kind.unavailable(here.device)
-        if reason is None:
-            try:
-                rows += _compare_backend(bundle, backend, here)
-            except BundleError:
+        try:
+            if not backends and (reason := kind.unavailable(here.device)) is not None:
+                raise EngineError(reason)
+            rows += _compare_backend(bundle, backend, here)
+        except UserError as error:
+            if backends or isinstance(error, BundleError):
                 raise
-            except UserError as error:
-                if backends:
-                    raise
-                reason = str(error)
-        if reason is not None:
-            not_run[backend] = reason
+            not_run[backend] = str(error)
     return ParityReport(str(bundle.path), bundle.manifest.precision, tuple(rows), not_run)
 
 

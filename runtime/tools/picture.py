@@ -62,7 +62,9 @@ def look(bundle: Bundle, video: str | Path, options: EngineOptions = EngineOptio
     for index in range(1, len(spec)):
         if kinds[index - 1 : index + 1] == ["ptg", "nsp"]:
             # PTG passes its summaries alone: NSP weighs them in the places of the frames that they replace
-            seen[index] = _placed(_grid(seen[index - 1], manifest.grid), seen[index], levels[index - 1])
+            frames = _grid(seen[index - 1], manifest.grid).copy()
+            frames[sorted(levels[index - 1])] = seen[index]
+            seen[index] = frames
 
     def of_frames(kind: str) -> int | None:
         """The first stage of a kind, if it sees the sampled frames and not another number of them."""
@@ -106,14 +108,6 @@ def nsp_weights(norms: np.ndarray, nsp: NSPOptions) -> np.ndarray:
     weights = np.full(logits.shape, np.nan, np.float32)
     weights[:, : rows * window, : columns * window] = shares.reshape(frames, rows * window, columns * window)
     return weights[:, ring : ring + norms.shape[1], ring : ring + norms.shape[2]]
-
-
-def _placed(clip: np.ndarray, summaries: np.ndarray, levels: dict[int, list[int]]) -> np.ndarray:
-    if not levels:
-        return clip
-    placed = clip.copy()
-    placed[sorted(levels)] = summaries
-    return placed
 
 
 def _grid(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -32,7 +32,10 @@ _INK, _PALE = "#1b1f24", "#6b7280"
 
 def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOptions = EngineOptions()) -> Picture:
     """Write the PNG `out` and return what it shows. UserError for a video that can't be read or a missing package."""
-    _matplotlib()
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise missing_package("matplotlib", "drawing a plot", "plot") from None
     picture = look(bundle, video, options)
     figure = draw(picture)
     with atomic_file(Path(out)) as temporary:
@@ -42,7 +45,6 @@ def plot(bundle: Bundle, video: str | Path, out: str | Path, options: EngineOpti
 
 def draw(picture: Picture) -> Figure:
     """The figure: blocks of up to 8 frames, each block with its rows; scales and legend at the foot."""
-    _matplotlib()
     from matplotlib.figure import Figure
 
     frames = len(picture.norms)
@@ -153,10 +155,3 @@ def _text(figure: Figure, x: float, y: float, text: str, align: str = "left", mi
 
 def _color(level: int) -> str:
     return _LEVEL_COLORS[(level - 1) % len(_LEVEL_COLORS)]
-
-
-def _matplotlib() -> None:
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise missing_package("matplotlib", "drawing a plot", "plot") from None

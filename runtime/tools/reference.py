@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.bundle import Bundle
-from runtime.bundle.arrays import read_array
+from runtime.bundle.files import read_array
 from runtime.core.errors import BundleError, missing_package
 from runtime.prompt import PromptIds
 

@@ -8,7 +8,7 @@ T frames, H, W patch rows and columns, C encoder width, D hidden, N visual token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from runtime.engine import EngineOptions
 from runtime.engine.onnx import OnnxEngine
 
 VISUAL_TOKENS = "visual_tokens"  # the vision graph's output, the last stage
+_COMPRESSION = "compress/"  # begins the names of the stages that compress
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,41 @@ class Stages:
     def selected(self) -> frozenset[str]:
         """Stages whose rows are a choice: the first compression stage that leaves no grid, and all after it."""
         names = list(self.ranks)
-        first = next((at for at, name in enumerate(names) if is_compression(name) and self.ranks[name] == 2), len(names))
+        first = next((at for at, name in enumerate(names) if name.startswith(_COMPRESSION) and self.ranks[name] == 2), len(names))
         return frozenset(names[first:])
 
 
 def first_compression(names: Sequence[str]) -> int:
     """The index of the first compression stage among the stages' names; 0 where there is none."""
-    return next((at for at, name in enumerate(names) if is_compression(name)), 0)
-
-
-def is_compression(stage: str) -> bool:
-    return stage.startswith("compress/")
+    return next((at for at, name in enumerate(names) if name.startswith(_COMPRESSION)), 0)
 
 
 def run_stages(
     bundle: Bundle, pixel_values: np.ndarray, options: EngineOptions = EngineOptions(), names: Iterable[str] | None = None
 ) -> Stages:
     """Run pixel_values [T, 3, h, w] float32 through ONNX Runtime and keep the outputs of the stages `names` (None for all)."""
-    tensors = {stage.name: stage.tensor for stage in bundle.manifest.stages if stage.graph == VISION}
-    engine, tensors = _engine(bundle, tensors, options)
-    wanted = list(tensors) if names is None else list(names)
+    path = bundle.model(VISION)
+    model = read_graph(path, inline=True)  # compression may be a function, for a plugin to replace
+    # a tensor of an inlined function has the number of the call behind its name
+    written = {name.partition("__")[0]: name for node in model.graph.node for name in node.output}
+    already = {output.name for output in model.graph.output}
+    shown = {}
+    for stage in bundle.manifest.stages:
+        if stage.graph != VISION:
+            continue
+        if stage.tensor not in written:
+            named = f'"{stage.tensor}", which the manifest names for {stage.name}'
+            raise BundleError(f"{path} has no tensor {named}; export the bundle again")
+        tensor = shown[stage.name] = written[stage.tensor]
+        if tensor not in already:  # ONNX Runtime infers type and shape of an output that has only a name
+            model.graph.output.add(name=tensor)
+            already.add(tensor)
+    engine = OnnxEngine.load(model.SerializeToString(), options, path.parent)
     try:
         (spec,) = engine.inputs
         outputs = engine.run({spec.name: pixel_values.astype(spec.dtype, copy=False)})
         ranks = {output.name: len(output.shape) for output in engine.outputs}
     finally:
         engine.close()
-    return Stages({name: outputs[tensors[name]] for name in wanted}, {name: ranks[tensor] for name, tensor in tensors.items()})
-
-
-def _engine(bundle: Bundle, tensors: Mapping[str, str], options: EngineOptions) -> tuple[OnnxEngine, dict[str, str]]:
-    """The engine with every stage as an output, and {stage: that output's name}."""
-    path = bundle.model(VISION)
-    model = read_graph(path, inline=True)  # compression may be a function, for a plugin to replace
-    # a tensor of an inlined function has the number of the call behind its name
-    written = {name.partition("__")[0]: name for node in model.graph.node for name in node.output}
-    already = {output.name for output in model.graph.output}
-    found = {}
-    for stage, tensor in tensors.items():
-        if tensor not in written:
-            raise BundleError(f'{path} has no tensor "{tensor}", which the manifest names for {stage}; export the bundle again')
-        found[stage] = written[tensor]
-        if found[stage] not in already:  # ONNX Runtime infers type and shape of an output that has only a name
-            model.graph.output.add(name=found[stage])
-            already.add(found[stage])
-    return OnnxEngine.load(model.SerializeToString(), options, path.parent), found
+    wanted = shown if names is None else names
+    return Stages({name: outputs[shown[name]] for name in wanted}, {name: ranks[tensor] for name, tensor in shown.items()})

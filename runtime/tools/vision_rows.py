@@ -15,8 +15,7 @@ from runtime.bundle import VISION, VISION_LOOP, Bundle
 from runtime.core.progress import step
 from runtime.engine import EngineOptions
 from runtime.tools import reference
-from runtime.tools.compare import compare
-from runtime.tools.rows import Row, row_of
+from runtime.tools.compare import Row, row_of
 from runtime.tools.stages import VISUAL_TOKENS, Stages, first_compression, run_stages
 from runtime.vision.engine import open_vision
 
@@ -60,9 +59,8 @@ def compare_vision(bundle: Bundle, backend: str, options: EngineOptions) -> list
 
         with step("computing the vision encoder in float16"):
             names = list(inner.ranks)
-            last = names[first_compression(names) - 1]
-            selected = VISUAL_TOKENS in inner.selected
-            rows += float16_rows.compare_vision_float16(bundle.path, feed, inner.tensors[last], truth, selected)
+            last = inner.tensors[names[first_compression(names) - 1]]
+            rows += float16_rows.compare_vision_float16(bundle.path, feed, last, truth, VISUAL_TOKENS in inner.selected)
     return rows
 
 
@@ -82,23 +80,18 @@ def _judge(
         rows: dict[str, Row] = {}
 
         def judge(torch: IterationResult, engine: IterationResult) -> dict[str, Row]:
-            rows.update({name: judge_stage(name, engine[name], torch[name]) for name in engine})
+            rows.update({name: judge_stage(name, np.asarray(engine[name]), np.asarray(torch[name])) for name in engine})
             return rows
 
         def judge_stage(name: str, array: np.ndarray, truth: np.ndarray) -> Row:
-            array, truth = np.asarray(array), np.asarray(truth)
             selected = (VISUAL_TOKENS if name == BATCHED else name) in stages.selected
             if strides[name] == 1 and truth.size == array.size and truth.ndim == 1:
                 truth = truth.reshape(array.shape)  # stages.json keeps stages flat
-            difference = compare(array, truth, precision, selected, strides[name], rounding)
-            return row_of(name, backend, array, difference, precision if selected else None)
+            how = {"selected": selected, "stride": strides[name], "rounding": rounding}
+            return row_of(name, backend, array, truth, precision, **how)
 
-        runs = RunResults(
-            [
-                ("torch", [IterationResult(outputs=dict(expected), runner_name="torch")]),
-                (backend, [IterationResult(outputs=dict(got), runner_name=backend)]),
-            ]
-        )
+        both = {"torch": expected, backend: got}
+        runs = RunResults([(name, [IterationResult(outputs=dict(of), runner_name=name)]) for name, of in both.items()])
         agreed = bool(Comparator.compare_accuracy(runs, compare_func=judge))
     assert agreed == all(rows.values()), "Polygraphy's verdict is the table's"
     return list(rows.values())

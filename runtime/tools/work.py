@@ -1,14 +1,11 @@
-"""How much work a bundle's stages are: operations and bytes, counted from the graphs.
+"""How much work a bundle's stages take: operations and bytes, counted from the graphs.
 
     vision_work(bundle)             encoding and compressing one clip
     prefill_work(bundle, S)         a prompt of S positions
     decode_work(bundle, P)          one token after P positions
 
-Operations are two for each multiply-add of a matrix product or convolution; the rest of a transformer is small beside them. Bytes are what
-memory must give at the least: each weight once a pass (once a frame where frames run one by one would be more than a cache spares), the
-clip, the tokens, and the cache that attention reads.
-
-T frames, S prompt positions, P positions read, K inputs, N outputs of a layer.
+Operations are two for each multiply-add of a matrix product or convolution; the rest of a transformer is small beside them. Bytes are the
+least that memory must deliver: each weight once a pass, the clip, the tokens, and the cache that attention reads.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from runtime.bundle import DECODER, VISION, Bundle
-from runtime.bundle.tensors import PRESENT, cache_names
+from runtime.bundle.graphs import PRESENT, cache_names
 from runtime.llm.decoder import PREFILL_CHUNK
 from runtime.tools import liveness
 
@@ -38,12 +35,12 @@ def vision_work(bundle: Bundle) -> Work:
     """One clip; bytes with the weights read once."""
     model = liveness.load(bundle.model(VISION))
     graph, shapes = model.graph, liveness.shapes(model.graph)
-    quantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    quantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = "fp16" if bundle.manifest.precision == "fp16" else "fp32"
     operations = dict.fromkeys(("int8", floats), 0.0)
     for node in graph.node:
-        quantised_both = all(name in quantised for name in node.input[:2])
-        operations["int8" if quantised_both else floats] += _operations(node, shapes)
+        quantized_both = all(name in quantized for name in node.input[:2])
+        operations["int8" if quantized_both else floats] += _operations(node, shapes)
     clip = liveness.value_bytes(graph.input[0]) or 0
     features = bundle.manifest.patch_tokens * bundle.manifest.hidden_size * (2 if floats == "fp16" else 4)
     return Work({name: count for name, count in operations.items() if count}, liveness.weights(model) + clip + 2 * features)
@@ -86,7 +83,7 @@ def _decoder(bundle: Bundle) -> tuple[int, int, int]:
 
 
 def _stored(graph: onnx.GraphProto) -> set[str]:
-    """Weights, in float or dequantised."""
+    """Weights, in float or dequantized."""
     constants = {tensor.name for tensor in graph.initializer}
     return constants | {
         node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and constants.issuperset(node.input)

@@ -18,10 +18,9 @@ from export.options import ExportOptions
 from export.pipeline import export_bundle
 from export.quantize.report import Report
 from export.surgeon import PassReport
-from runtime.bundle.manifest import LLMInfo, Preprocessing, PromptInfo, StageTensor
-from runtime.bundle.records import read
+from runtime.bundle.manifest import LLMInfo, Preprocessing, PromptInfo, StageTensor, read
 from runtime.core.errors import ExportError, SpecError, UserError
-from runtime.tools.rows import Row
+from runtime.tools.compare import Row
 
 CHECKPOINT = SimpleNamespace(id="somebody/checkpoint", demo=False)
 REPORT = Report("int8", 0.01, 0.05, "clips", [])

@@ -13,7 +13,7 @@ from export import verify
 from runtime.bundle import Bundle
 from runtime.core.errors import ExportError
 from runtime.engine import EngineOptions
-from runtime.tools.rows import Row
+from runtime.tools.compare import Row
 
 LOGITS = np.array([1.0, -10.0, 4.0], np.float32)
 

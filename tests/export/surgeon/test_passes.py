@@ -13,7 +13,7 @@ from torch import nn
 
 from export.surgeon import ON_REQUEST, PASSES, PassReport, run_passes
 from export.surgeon.names import DECODER_RULES, VISION_RULES, path_of_scope
-from runtime.bundle.records import written
+from runtime.bundle.manifest import written
 from runtime.core.errors import ExportError
 
 

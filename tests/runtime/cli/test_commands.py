@@ -72,10 +72,10 @@ def tools(commands: Commands) -> Commands:
             "build --backend tensorrt --target sm87 --plugin aot --force",
             ["bundle", BuildOptions("tensorrt", target="sm87", force=True, plugin="aot")],
         ),
-        ("bench", ["bundle", BenchOptions(engine=EngineOptions("cuda"))]),
+        ("bench", ["bundle", BenchOptions()]),
         (
             "bench --video c.mp4 --rounds 2 --max-new-tokens 3 --backend openvino --threads 4 --bf16",
-            ["bundle", BenchOptions(Path("c.mp4"), 2, 3, "openvino", EngineOptions("cuda", 4, True))],
+            ["bundle", BenchOptions(Path("c.mp4"), 2, 3, "openvino", EngineOptions("auto", 4, True))],
         ),
         ("tune", ["bundle", 3]),
         ("tune --rounds 4", ["bundle", 4]),

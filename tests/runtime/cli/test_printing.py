@@ -18,8 +18,8 @@ from runtime.core.progress import log
 from runtime.engine import EngineOptions
 from runtime.llm.sampling import Sampling
 from runtime.server.options import MIB
+from runtime.tools.compare import Row
 from runtime.tools.parity import ParityReport
-from runtime.tools.rows import Row
 from runtime.watch import Observation, WatchOptions
 
 

@@ -37,7 +37,7 @@ class Machine:
         monkeypatch.setattr(bench, "time", stand_in)
         monkeypatch.setattr(bench, "VisionEncoder", SimpleNamespace(open=self.open_vision))
         monkeypatch.setattr(bench, "LocalDecoder", SimpleNamespace(open=self.open_decoder))
-        monkeypatch.setattr(bench, "place", lambda bundle, backend, options: SimpleNamespace(options=self.placed(backend, options)))
+        monkeypatch.setattr(bench, "placed", lambda bundle, backend, options: self.placed(backend, options))
         monkeypatch.setattr(bench, "sample_frames", self.sample)
         monkeypatch.setattr(bench, "Prompt", lambda bundle: self)
         reference = SimpleNamespace(

@@ -14,9 +14,9 @@ import pytest
 from runtime.core.errors import NonFiniteError
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools import float16_rows
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_llm_float16, compare_vision_float16
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row
 
 PIXELS = np.float16([[1, 2, 3], [4, 0, 6]])
 FEATURES = PIXELS + np.float16(1)
@@ -91,16 +91,10 @@ def test_engines_run_the_graphs_as_they_are_written_and_are_closed(tmp_path: Pat
     given = directory(tmp_path, vision_encoder=ENCODER, vision_compressor=COMPRESSOR)
     compare_vision_float16(given, PIXELS, FEATURES[:, None], TOKENS, False)
     assert opened == [{"data": tmp_path, "as_written": True}] * 2 and len(closed) == 2
-    float16_rows._engine(tmp_path, "vision.encoder").close()
-    assert opened[2:] == [{"data": tmp_path, "as_written": True}]
-
-
-def test_a_graph_is_read_without_its_weights(tmp_path: Path) -> None:
-    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]>\n{WHOLE}')
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float16([1]), "one"))
-    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    (tmp_path / "weights").unlink()
-    assert float16_rows._structure(tmp_path / "a.onnx").graph.name == "g"
+    (tmp_path / "llm").mkdir()
+    directory(tmp_path / "llm", decoder=ENCODER)
+    float16_rows._decoder_engine(SimpleNamespace(path=tmp_path), "llm/decoder").close()
+    assert opened[2:] == [{"data": tmp_path / "llm", "as_written": True}]
 
 
 class Llm:
@@ -111,7 +105,7 @@ class Llm:
         self.error = error
         self.embeddings = np.arange(14, dtype=np.float32).reshape(7, 2)
         self.engine = SimpleNamespace(backend="onnx", close=lambda: self.log.append("closed"))
-        monkeypatch.setattr(float16_rows, "_engine", lambda path, graph: (path, graph))
+        monkeypatch.setattr(float16_rows, "_decoder_engine", lambda bundle, graph: (bundle.path, graph))
         monkeypatch.setattr(float16_rows, "Prompt", lambda bundle: self)
         monkeypatch.setattr(float16_rows, "LocalDecoder", lambda bundle, engine: self.log.append(engine) or self)
         monkeypatch.setattr(float16_rows, "SlotDecoder", lambda bundle, engine, slots: self.log.append((*engine, slots)) or self)
@@ -176,13 +170,12 @@ def test_a_batch_that_is_not_finite_is_a_row(tmp_path: Path, monkeypatch: pytest
     llm = Llm(monkeypatch, NonFiniteError("nan"))
     row = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected())
     infinite = float("inf")
-    assert row == Row("llm/batch", "onnx", (3,), infinite, infinite, 0.03, False, float16_rows.NOT_FINITE)
+    assert row == Row("llm/batch", "onnx", (3,), infinite, infinite, 0.03, False, "values that are not finite")
     assert llm.log[-1] == "slots closed"
 
 
 def test_a_batch_may_be_off_by_what_the_reference_itself_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(float16_rows, "compare", lambda *arguments, **more: more["rounding"])
-    monkeypatch.setattr(float16_rows, "row_of", lambda *arguments: arguments)
+    monkeypatch.setattr(float16_rows, "row_of", lambda *arguments, **how: how)
     llm = Llm(monkeypatch)
-    *_, rounding = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected(rounding=0.5))
-    assert rounding == 0.5
+    how = float16_rows._compare_batch(SimpleNamespace(path=tmp_path), llm.embeddings, expected(rounding=0.5))
+    assert how == {"rounding": 0.5}

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
+import onnx.parser
 import pytest
 from cache_graph import save_cache_graph
 from manifests import WITHOUT_LLM, bundle_of
@@ -41,8 +42,14 @@ def test_a_manifest_can_t_say_more_positions_than_the_caches_hold(tmp_path, cont
         memory._sizes(of_context(tmp_path, context, 8), "llm/decoder")
 
 
-def test_a_decoder_without_caches_holds_nothing():
-    assert memory._positions(onnx.ModelProto()) == 0
+def test_a_decoder_without_caches_holds_nothing(tmp_path):
+    here = of_context(tmp_path, 8, 8)
+    onnx.save(
+        onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 20]> g (float[1] x) => (float[1] y) { y = Neg(x) }'),
+        here.model("llm/decoder"),
+    )
+    with pytest.raises(BundleError, match="caches hold 0 positions"):
+        memory._sizes(here, "llm/decoder")
 
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("int8", 4), ("int4", 4)])

@@ -20,8 +20,8 @@ from runtime.bundle import Bundle, write_manifest
 from runtime.core.errors import BundleError, EngineError
 from runtime.engine import EngineOptions, Placement
 from runtime.tools import parity, reference, vision_rows
+from runtime.tools.compare import Row
 from runtime.tools.llm_rows import compare_llm
-from runtime.tools.rows import Row
 from runtime.tools.stages import Stages, run_stages
 
 ONE_THREAD = EngineOptions(threads=1)

@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 from export.demo import CHECKPOINT
 from runtime.__main__ import main
 from runtime.core.errors import EngineError
-from runtime.tools import machines, predict
-from runtime.tools.machines import MACHINES, Machine
+from runtime.tools import predict
+from runtime.tools.predict import MACHINES, Machine
 from runtime.tools.work import Work, decode_work, prefill_work, vision_work
 
 CONFIG = json.loads((CHECKPOINT / "config.json").read_text())
@@ -198,7 +198,7 @@ def engines(monkeypatch):
     """Runs take a quarter of a second."""
     engines = Engines()
     monkeypatch.setattr("runtime.engine.onnx.OnnxEngine", engines)
-    monkeypatch.setattr(machines, "_fastest", lambda run: (run(), 0.25)[1])
+    monkeypatch.setattr(predict.timeit, "repeat", lambda run, **times: [9.0, run() or 0.25])
     return engines
 
 
@@ -206,10 +206,10 @@ def test_this_cpu_is_measured_by_a_product_of_an_encoders_size_in_each_precision
     """SigLIP's: 27 x 27 patches, 1152 features, 4304 of its MLP."""
     made = []
     monkeypatch.setattr(
-        machines, "_product", lambda *given: made.append(given) or SimpleNamespace(SerializeToString=lambda: given[0])
+        predict, "_product", lambda *given: made.append(given) or SimpleNamespace(SerializeToString=lambda: given[0])
     )
-    monkeypatch.setattr(machines, "_read_rate", lambda: 7.0)
-    machine = machines.measured()
+    monkeypatch.setattr(predict, "_read_rate", lambda: 7.0)
+    machine = predict.measured()
     assert made == [(precision, 27 * 27, 1152, 4304) for precision in ("fp32", "int8")]
     assert engines.loaded == ["fp32", "int8"] and engines.closed == 2
     assert [feeds["x"].shape for feeds in engines.fed] == [(1, 729, 1152)] * 2 and engines.fed[0]["x"].dtype == np.float32
@@ -219,7 +219,7 @@ def test_this_cpu_is_measured_by_a_product_of_an_encoders_size_in_each_precision
 
 
 def test_memory_is_measured_by_a_row_times_a_matrix(engines):
-    assert machines._read_rate(6) == 6 * 6 * 4 / 0.25
+    assert predict._read_rate(6) == 6 * 6 * 4 / 0.25
     (feeds,) = engines.fed
     assert {name: array.shape for name, array in feeds.items()} == {"x": (1, 6), "w": (6, 6)} and engines.closed == 1
     model = onnx.load_from_string(engines.loaded[0])
@@ -232,7 +232,7 @@ def test_memory_is_measured_by_a_row_times_a_matrix(engines):
 
 def test_the_product_of_int8_is_one_of_numbers_that_both_were_rounded():
     x = np.array([[[0.5, -0.31, 3.0], [10.0, -10.0, 0.02]]], np.float32)
-    exact, rounded = machines._product("fp32", 2, 3, 5), machines._product("int8", 2, 3, 5)
+    exact, rounded = predict._product("fp32", 2, 3, 5), predict._product("int8", 2, 3, 5)
     for model in (exact, rounded):
         onnx.checker.check_model(model, full_check=True)
     held = {tensor.name: numpy_helper.to_array(tensor) for model in (exact, rounded) for tensor in model.graph.initializer}
@@ -244,8 +244,11 @@ def test_the_product_of_int8_is_one_of_numbers_that_both_were_rounded():
     np.testing.assert_allclose(got, 0.03 * steps @ (0.01 * held["w8"]), rtol=1e-4)
 
 
-def test_the_fastest_of_five_calls_counts_after_one_to_warm_up(monkeypatch):
+def test_the_fastest_of_five_calls_counts_after_one_to_warm_up(monkeypatch, engines):
     clock, calls = [100.0], iter([1.0, 9.0, 7.0, 5.0, 8.0, 6.0])  # seconds; a seventh call would fail
-    monkeypatch.setattr(machines.time, "perf_counter", lambda: clock[0])
-    assert machines._fastest(lambda: clock.__setitem__(0, clock[0] + next(calls))) == 5.0
+    monkeypatch.undo()
+    monkeypatch.setattr("runtime.engine.onnx.OnnxEngine", engines)
+    monkeypatch.setattr(engines, "run", lambda feeds: clock.__setitem__(0, clock[0] + next(calls)))
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+    assert predict._seconds(onnx.ModelProto(), {}) == 5.0
     assert next(calls, None) is None

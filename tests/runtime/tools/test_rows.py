@@ -15,10 +15,9 @@ from runtime.core.errors import NonFiniteError
 from runtime.engine import EngineOptions
 from runtime.prompt import PromptIds
 from runtime.tools import float16_rows, parity, vision_rows
-from runtime.tools.compare import Difference
+from runtime.tools.compare import Row, row_of
 from runtime.tools.llm_rows import compare_llm
 from runtime.tools.reference import LLMReference
-from runtime.tools.rows import Row, row_of
 from runtime.tools.stages import Stages
 
 INF = float("inf")
@@ -26,20 +25,21 @@ INF = float("inf")
 
 class TestRow:
     @pytest.mark.parametrize(
-        ("got", "error", "selected", "note"),
+        ("got", "precision", "selected", "note"),
         [
-            ([1.0, 2.0], 0.25, None, ""),
-            ([1.0, np.nan], INF, "fp32", "values that are not finite"),
-            ([np.inf, 2.0], INF, None, "values that are not finite"),
-            ([1.0, 2.0], INF, "fp32", "not the shape of torch's output"),
-            ([1.0, 2.0], 0.25, "fp32", "12.5% other rows, 0.5% allowed"),
-            ([1.0, 2.0], 0.25, "int8", "12.5% other rows, 30.0% allowed"),
+            ([[1.0, 2.0]] * 8, "fp32", False, ""),
+            ([[1.0, np.nan]] * 8, "fp32", True, "values that are not finite"),
+            ([[np.inf, 2.0]] * 8, "fp32", False, "values that are not finite"),
+            ([[1.0, 2.0]], "fp32", True, "not the shape of torch's output"),
+            ([[1.0, 2.0]] * 8, "fp32", True, "12.5% other rows, 0.5% allowed"),
+            ([[1.0, 2.0]] * 8, "int8", True, "12.5% other rows, 30.0% allowed"),
         ],
     )
-    def test_a_note_says_what_is_odd(self, got, error, selected, note):
-        difference = Difference(error=error, absent=0.125, ok=True, allowed=0.5, max_abs=3.0)
-        row = row_of("vision/encoder", "onnx", np.array([got]), difference, selected)
-        assert row == Row("vision/encoder", "onnx", (1, 2), 3.0, error, 0.5, True, note)
+    def test_a_note_says_what_is_odd(self, got, precision, selected, note):
+        expected = np.array([[1.0, 2.0]] * 7 + [[5.0, 6.0]])  # whose last row is no other's
+        row = row_of("vision/encoder", "onnx", np.array(got), expected, precision, selected=selected)
+        assert (row.stage, row.backend, row.shape, row.note) == ("vision/encoder", "onnx", np.array(got).shape, note)
+        assert row.ok == (precision == "int8") and np.isinf(row.error) == ("not" in note)
 
     def test_json_has_no_number_that_is_not_finite(self):
         row = Row("a", "onnx", (2, 3), INF, float("nan"), 0.5, False, "odd")

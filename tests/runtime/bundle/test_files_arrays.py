@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusal import naming
 
-from runtime.bundle.arrays import read_array
+from runtime.bundle.files import read_array
 from runtime.core.errors import BundleError
 
 
