@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.core.interrupts import leave_on_ctrl_c
 
@@ -58,9 +58,11 @@ def summary(result: ExportResult) -> str:
     """A few lines for a person: what was written, the checks, the passes that rewrote something."""
     values = result.as_dict()
     ratio = values["patch_tokens"] / values["tokens_per_clip"]
+    vision, llm = values["precision"], values["llm_precision"]
+    precision = vision if vision == llm else f"vision {vision}, LLM {llm}"
     lines = [
         f"{values['bundle']}: {values['frames']} frames, {values['patch_tokens']} patch tokens -> {values['tokens_per_clip']} visual tokens "
-        f"({ratio:.1f}:1), {_precisions(values)}, {values['bytes'] / 1e6:.1f} MB",
+        f"({ratio:.1f}:1), {precision}, {values['bytes'] / 1e6:.1f} MB",
         f"compression  {values['compression']['spec']} {values['compression']['place']}",
     ]
     for report in values["passes"]:
@@ -69,11 +71,6 @@ def summary(result: ExportResult) -> str:
     lines += [f"TensorRT     {check}: {outcome}" for check, outcome in values["tensorrt"].items()]
     lines += [f"verified     {row['stage']:<24} error {row['error']:.1e}" for row in values["verified"]]
     return "\n".join(lines)
-
-
-def _precisions(values: dict[str, Any]) -> str:
-    vision, llm = values["precision"], values["llm_precision"]
-    return vision if vision == llm else f"vision {vision}, LLM {llm}"
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ class Checkpoint:
         if not file.exists():
             return None
         try:
-            if is_lfs_pointer(file):
-                raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run git lfs pull, or download it again")
+            refuse_lfs_pointer(file)
             values = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{file} can't be read: {error.strerror}; copy the checkpoint again") from None
@@ -64,7 +63,7 @@ class Checkpoint:
         return values
 
     def adapter(self) -> str:
-        """Says of a directory with nothing but an adapter what it is and what to do with it."""
+        """Describes a directory that holds nothing but an adapter, and says what to do with it."""
         base = (self.json(ADAPTER) or {}).get("base_model_name_or_path")
         return (
             f"an adapter without its base model{f' {base}' if isinstance(base, str) and base else ''} ({ADAPTER}); merge the two "
@@ -77,10 +76,11 @@ class Checkpoint:
             _download(self.id, tuple(patterns), self.path.name)  # a snapshot's directory is named after its commit
 
 
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether the file is a pointer, as a clone without Git LFS has it."""
+def refuse_lfs_pointer(file: Path) -> None:
+    """CheckpointError where a clone without Git LFS left a pointer in the file's place."""
     with file.open("rb") as opened:
-        return opened.read(len(_LFS)) == _LFS
+        if opened.read(len(_LFS)) == _LFS:
+            raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run git lfs pull, or download it again")
 
 
 def open_checkpoint(source: str | None) -> Checkpoint:

@@ -31,7 +31,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from runtime.bundle.graphs import PAST, PRESENT, cache_names
 from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ExportError
 
@@ -75,10 +74,6 @@ class Decoder(nn.Module):
         """Zeroed past tensors, two a layer, in the parameters' dtype."""
         shape = (1, self.kv_heads, self.max_context, self.head_dim)
         return [torch.zeros(shape, dtype=self.lm_head.weight.dtype) for _ in range(2 * len(self.layers))]
-
-    def tensor_names(self) -> tuple[list[str], list[str]]:
-        """(past names, present names), in the order of `forward`."""
-        return cache_names(PAST, len(self.layers)), cache_names(PRESENT, len(self.layers))
 
     def info(self, attention: str, precision: str) -> LLMInfo:
         """The manifest's `llm`."""

@@ -55,25 +55,24 @@ class FrameInput(nn.Module):
         self.source, self.size = source, processor.size
         self.across = _Pass(source[1], self.size[1], processor.resample)
         self.down = _Pass(source[0], self.size[0], processor.resample, from_left=True)
-        self.down_first = False
-        self._find_order(processor)
+        self.down_first = self._find_order(processor)
         # Plain attributes, not buffers: `.half()` must leave them alone.
         self.factor = float(preprocessing.rescale_factor)
         self.mean, self.std = (torch.tensor(value)[:, None, None] for value in processor.mean_and_std)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         levels = frames.float().permute(0, 3, 1, 2)  # [T, 3, h, w]; TensorRT casts uint8 at the input and does nothing else with it
-        return (self._resize(levels) * self.factor - self.mean) / self.std  # [T, 3, h', w']
+        return (self._resize(levels, self.down_first) * self.factor - self.mean) / self.std  # [T, 3, h', w']
 
-    def _resize(self, levels: torch.Tensor) -> torch.Tensor:
-        return self.across(self.down(levels)) if self.down_first else self.down(self.across(levels))
+    def _resize(self, levels: torch.Tensor, down_first: bool) -> torch.Tensor:
+        return self.across(self.down(levels)) if down_first else self.down(self.across(levels))
 
-    def _find_order(self, processor: Preprocessor) -> None:
-        """Set the order of the passes that makes of probes what Pillow makes of them.
+    def _find_order(self, processor: Preprocessor) -> bool:
+        """Whether the pass along columns comes first: the order that turns probes into what Pillow turns them into.
 
         The order shows where a pass rounds: in noise between black and white, which clips, or in noise of all levels, which has ties.
-        The two may agree on every probe where the result has a few pixels; then Pillow 13's order is used, which runs along columns
-        first where that leaves it less to do (the condition was found by trying; earlier releases never do).
+        Where the result has few pixels, both orders may agree on every probe. Then Pillow 13's order is used, which runs along
+        columns first if that leaves it less to do (the condition was found by trial; earlier releases never do).
         """
         (height, width), (new_height, new_width) = self.source, self.size
         columns_first = new_height < height and height - new_height > 2 * (width - new_width)
@@ -81,18 +80,16 @@ class FrameInput(nn.Module):
         rng = np.random.default_rng(0)
         for number in range(_PROBES if self.across.changes and self.down.changes else 1):
             levels = rng.integers(0, 256, (*self.source, 3), np.uint8)
-            probe = levels if number % 2 else np.where(levels > 127, np.uint8(255), np.uint8(0))
-            expected = torch.from_numpy(processor.resize(probe).copy()).permute(2, 0, 1).float()
-            orders = [order for order in orders if torch.equal(self._of_probe(probe, order), expected)]
+            image = levels if number % 2 else np.where(levels > 127, np.uint8(255), np.uint8(0))
+            probe, expected = (
+                torch.from_numpy(shown).permute(2, 0, 1).float() for shown in (image, processor.resize(image).copy())
+            )
+            orders = [order for order in orders if torch.equal(self._resize(probe, order), expected)]
             if len(orders) < 2:
                 break
         if not orders:
             raise ExportError("this release of Pillow resizes in a way that the graph does not support; use --input pixels")
-        self.down_first = orders[0]
-
-    def _of_probe(self, probe: np.ndarray, down_first: bool) -> torch.Tensor:
-        self.down_first = down_first
-        return self._resize(torch.from_numpy(probe).float().permute(2, 0, 1))
+        return orders[0]
 
 
 class _Pass(nn.Module):

@@ -20,9 +20,8 @@ import onnx
 import torch
 
 from export import reference
-from export.component import Component, base_dtype, check_tensorrt
+from export.component import Component, base_dtype, check_tensorrt, make_manifest
 from export.decoder import Decoder
-from export.manifest import make_manifest
 from export.plan import CHAT_TEMPLATE, Plan
 from export.quantize import llm_precision
 from export.quantize.clips import Clips
@@ -32,16 +31,17 @@ from export.quantize.qdq import rows_to_int8
 from export.quantize.report import Report
 from export.surgeon import run_passes
 from export.trace import trace_decoder
-from export.verify import StageResult, verify_batch, verify_float16, verify_llm
+from export.verify import verify_batch, verify_float16, verify_llm
 from runtime.bundle import DECODER, DECODER_BATCH, Bundle
 from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import LLMInfo, PassReport
 from runtime.core.progress import step
 from runtime.prompt.embeddings import ROWS, SCALES
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_llm_float16
 from runtime.tools.reference import LLMReference
 
-_STAND_IN = 64  # visual tokens of the reference prompt at most where there is no vision encoder
+_STAND_IN = 64  # most visual tokens in the reference prompt where there is no vision encoder
 
 
 def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) -> Component:
@@ -60,9 +60,9 @@ def export_llm(directory: Path, plan: Plan, visual_tokens: np.ndarray | None) ->
     decoder = Decoder(causal_lm, llm.max_context, options.attention)
     info = decoder.info(options.attention, dtype)
     with step("tracing the LLM"):
-        traced = trace_decoder(copy.deepcopy(decoder).half() if dtype == "fp16" else decoder, path, options.attention)
+        model = trace_decoder(copy.deepcopy(decoder).half() if dtype == "fp16" else decoder, path, options.attention)
     with step("surgeon passes on the LLM"):
-        model, passes = run_passes(traced.model, graph=DECODER, directory=path.parent, precision=dtype)
+        model, passes = run_passes(model, graph=DECODER, directory=path.parent, precision=dtype)
         onnx.save(model, str(path))
     embeddings = causal_lm.get_input_embeddings().weight  # [V, D]
     table = embeddings.detach().numpy()
@@ -110,7 +110,7 @@ def _bundle(directory: Path, plan: Plan, info: LLMInfo) -> Bundle:
     return Bundle(directory, make_manifest(plan, Component(), Component(llm=info), files=files))
 
 
-def _compare(bundle: Bundle, expected: LLMReference) -> list[StageResult]:
+def _compare(bundle: Bundle, expected: LLMReference) -> list[Row]:
     with step(f"comparing the LLM in {bundle.manifest.llm_precision} with torch"):
         return verify_llm(bundle, expected)
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.families import family
-from export.options import ExportOptions
+from export.options import ExportOptions, check_options
 from export.plan import make_plan
-from export.preflight import check_options
 from runtime.bundle import MANIFEST, Bundle, foreign_files, write_manifest
 from runtime.bundle.manifest import written
 from runtime.core.errors import ExportError
@@ -62,9 +61,8 @@ def export_bundle(options: ExportOptions) -> ExportResult:
     checkpoint = open_checkpoint(options.checkpoint)
     if checkpoint.demo:
         log(f"exporting the small checkpoint that ships with this package; for a real one: --checkpoint {kind.HUB_ID}")
-    from export.component import Component
+    from export.component import Component, make_manifest
     from export.llm import export_llm
-    from export.manifest import make_manifest
     from export.quantize import report
     from export.vision import export_vision
     from export.weights import weights_sha256
@@ -82,7 +80,7 @@ def export_bundle(options: ExportOptions) -> ExportResult:
             report.write(directory, vision.quantized | llm.quantized)
         with step("hashing the bundle"):
             manifest = write_manifest(directory, make_manifest(plan, vision, llm, digest))
-    verified = [result.as_dict() for result in vision.verified + llm.verified]
+    verified = [{"stage": row.stage, "error": row.error, "ok": row.ok} for row in vision.verified + llm.verified]
     return ExportResult(Bundle(out, manifest), verified, vision.tensorrt | llm.tensorrt, plan.not_applied)
 
 

@@ -1,8 +1,8 @@
 """What an export will write, from the checkpoint's JSON files, tokenizer and chat template, then the headers of its weight files.
 
-Everything that these make impossible is refused here, cheapest first, before a weight is read. What can still fail afterwards is in
-the weights' values, in the machine (memory, disk) or a bug of ours: a graph that does not compute what torch computes, a pass that
-finds nothing to rewrite.
+Everything that these make impossible is refused here, cheapest checks first, before a weight is read. What can still fail
+afterwards lies in the weights' values, in the machine (memory, disk), or is a bug of ours: a graph that does not compute what torch
+computes, a pass that finds nothing to rewrite.
 
 T frames, N visual tokens, H, W patch rows and columns.
 """
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from export.families import LLMInfo, VisionInfo
 from export.families.chat import Chat, settings_not_applied
-from export.options import ExportOptions
-from export.preflight import check_frames, check_several_frames
+from export.options import MOST_FRAMES, ExportOptions, check_several_frames
 from runtime.bundle.manifest import Preprocessing, PromptInfo
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 from runtime.core.progress import log
@@ -53,7 +52,7 @@ class Plan:
     options: ExportOptions
     family: ModuleType  # see export/families/__init__.py
     checkpoint: Checkpoint
-    preset: str  # preset or spec, as it was asked for
+    preset: str  # preset or spec, as the user wrote it
     compress: Compressor
     vision: VisionInfo
     frames: int  # T
@@ -93,8 +92,10 @@ def make_plan(options: ExportOptions, family: ModuleType, checkpoint: Checkpoint
 
 def _plan_llm(options: ExportOptions, checkpoint: Checkpoint, info: LLMInfo, tokens: int, published: str) -> LLMPlan:
     question, around = check_prompt(checkpoint, info, published)
-    prompt = replace(info.chat.as_prompt(), chat_template=CHAT_TEMPLATE, around_question=around)
-    return LLMPlan(info.chat, prompt, question, _max_context(options.max_context, tokens, len(question), info.max_positions))
+    chat = info.chat
+    ends, penalty = tuple(chat.eos_token_ids), chat.repetition_penalty
+    prompt = PromptInfo(CHAT_TEMPLATE, chat.video_token, chat.video_token_id, ends, penalty, around_question=around)
+    return LLMPlan(chat, prompt, question, _max_context(options.max_context, tokens, len(question), info.max_positions))
 
 
 def check_prompt(checkpoint: Checkpoint, llm: LLMInfo, published: str) -> tuple[PromptIds, tuple[str, str] | None]:
@@ -141,7 +142,7 @@ def _is_placeholder(token: int, checkpoint: Checkpoint) -> bool:
 def _log_settings(checkpoint: Checkpoint, chat: Chat) -> list[str]:
     """Log which settings of generation_config.json the runtime applies and which it does not; the names of the latter."""
     file, names = checkpoint.path / "generation_config.json", settings_not_applied(checkpoint)
-    if chat.repetition_penalty != 1:
+    if chat.repetition_penalty is not None:
         log(f"{file}: repetition_penalty {chat.repetition_penalty:g} goes into the bundle")
     if names:
         log(
@@ -154,7 +155,9 @@ def _log_settings(checkpoint: Checkpoint, chat: Chat) -> list[str]:
 def _frames(options: ExportOptions, vision: VisionInfo, checkpoint: Checkpoint) -> int:
     if options.frames is not None:
         return options.frames
-    check_frames(vision.frames, f"{checkpoint.path}: num_frames of its preprocessor config")
+    if vision.frames > MOST_FRAMES:
+        named = f"{checkpoint.path}: num_frames of its preprocessor config is {vision.frames}"
+        raise ExportError(f"{named}, expected at most {MOST_FRAMES}; pass --frames")
     check_several_frames(options, vision.frames)
     return vision.frames
 
@@ -168,8 +171,6 @@ def _max_context(chosen: int | None, tokens: int, prompt_ids: int, limit: int) -
         )
     if chosen is None:
         return min(limit, -(-max(needed, tokens + _ANSWER_POSITIONS) // 256) * 256)
-    if chosen <= tokens:
-        raise ExportError(f"--max-context is {chosen}, the clip alone has {tokens} visual tokens; expected more than that")
     if chosen < needed:
         raise ExportError(
             f"--max-context is {chosen}, the clip has {tokens} visual tokens and a short question and answer {needed - tokens}; "

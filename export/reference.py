@@ -1,4 +1,4 @@
-"""What torch computes for a fixed input, stage by stage, with the libraries' own modules: what a bundle is compared with.
+"""What torch computes for a fixed input, stage by stage, with the libraries' own modules; a bundle is compared with it.
 
 Written to `reference/` in Polygraphy's formats, so that the stock command checks a bundle too:
     polygraphy run vision.onnx --onnxrt --load-inputs reference/inputs.json --load-outputs reference/torch.json
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from export.families import VisionModel
-from export.float64 import in_float64
 from export.stages import Vision, run_parts
 from runtime.media.preprocess import Preprocessor
 from runtime.prompt import PromptIds
@@ -143,6 +143,41 @@ def _margin(logits: torch.Tensor, token: int) -> float:
 
 def _error(rounded: torch.Tensor, exact: torch.Tensor) -> float:
     return float((rounded - exact).abs().max() / exact.abs().max())
+
+
+@contextmanager
+def in_float64(module: nn.Module) -> Iterator[None]:
+    """Let every submodule that owns parameters compute in float64; afterwards they are as before. Inputs must be float64.
+
+    There is no float64 copy of the module: parameters are widened where they are used, one submodule at a time, which takes twice
+    the memory of the largest. Gradients are off. A library's own float32 islands (the RMSNorm of transformers computes in float32
+    whatever its input is) stay; for Qwen2 they are 1e-7 of the logits.
+    """
+    kept: dict[nn.Module, dict[str, torch.Tensor]] = {}
+
+    def widen(owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept[owner] = {name: parameter.data for name, parameter in owner.named_parameters(recurse=False)}
+        for parameter in owner.parameters(recurse=False):
+            parameter.data = parameter.data.double()
+        return tuple(map(_double, args)), {name: _double(value) for name, value in kwargs.items()}
+
+    def restore(owner: nn.Module, *_: Any) -> None:
+        for name, data in kept.pop(owner).items():
+            owner.get_parameter(name).data = data
+
+    owners = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    handles = [owner.register_forward_pre_hook(widen, with_kwargs=True) for owner in owners]
+    handles += [owner.register_forward_hook(restore, always_call=True) for owner in owners]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def save_vision(directory: Path, expected: VisionReference, input_name: str) -> dict[str, int]:

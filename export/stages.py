@@ -104,6 +104,11 @@ class Vision(nn.Module):
         return (output for _, output in self.compress.outputs(patches.unflatten(1, self.grid)))
 
 
+def tensor_of(stage: str) -> str:
+    """The output of the traced graph that holds what a stage computes."""
+    return stage if stage == VISUAL_TOKENS else f"{stage}/output"
+
+
 def run_parts(parts: Iterable[Part], x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, output) of every stage, each part computed from the one before it."""
     for part in parts:

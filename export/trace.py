@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ import torch
 from torch import nn
 
 from export.decoder import OPSET, Decoder
-from export.stages import Vision
-from runtime.bundle.graphs import EMBEDDINGS, LOGITS, MASK, POSITIONS
+from export.stages import Vision, tensor_of
+from runtime.bundle.graphs import EMBEDDINGS, LOGITS, MASK, PAST, POSITIONS, PRESENT, cache_names
 from runtime.tools.stages import VISUAL_TOKENS
 
 if TYPE_CHECKING:
@@ -29,42 +28,27 @@ if TYPE_CHECKING:
 INLINE_BYTES = 64 << 20  # weights up to this size stay inside the .onnx file
 
 
-@dataclass(frozen=True)
-class Traced:
-    """model: structure, weights beside `path`; stages: {stage name: tensor name}, still graph outputs."""
-
-    model: onnx.ModelProto
-    stages: dict[str, str]
+def trace_vision(vision: Vision, inputs: torch.Tensor, path: Path, opset: int) -> onnx.ModelProto:
+    """Write the vision graph for pixel values or frames; its stages are extra outputs."""
+    outputs = [VISUAL_TOKENS, *map(tensor_of, vision.stage_names())]
+    return _trace(vision, (inputs,), path, opset, [vision.input_name], outputs)
 
 
-def trace_vision(vision: Vision, inputs: torch.Tensor, path: Path, opset: int) -> Traced:
-    """Write the vision graph for pixel values or frames; its stages are extra outputs named as they are."""
-    stages = {name: f"{name}/output" for name in vision.stage_names()}
-    model = _trace(vision, (inputs,), path, opset, [vision.input_name], [VISUAL_TOKENS, *stages.values()])
-    return Traced(model, stages)
-
-
-def trace_decoder(decoder: Decoder, path: Path, attention: str) -> Traced:
+def trace_decoder(decoder: Decoder, path: Path, attention: str) -> onnx.ModelProto:
     """Write the decoder graph, S and P dynamic."""
     dynamic = torch.export.Dim.DYNAMIC
     start, length = 5, 7  # any two numbers that no fixed size equals
     dtype = decoder.lm_head.weight.dtype
-    past, (past_names, present_names) = decoder.empty_cache(), decoder.tensor_names()
+    past, layers = decoder.empty_cache(), len(decoder.layers)
     args = (
         torch.zeros(1, length, decoder.hidden_size, dtype=dtype),
         torch.arange(start, start + length)[None],
         past,
         torch.ones(1, start + length, dtype=torch.int64),
     )
-    shapes = {
-        EMBEDDINGS: {1: dynamic},
-        POSITIONS: {1: dynamic},
-        "past": [None] * len(past),
-        MASK: {1: dynamic},
-    }
-    inputs = [EMBEDDINGS, POSITIONS, *past_names, MASK]
-    model = _trace(decoder, args, path, OPSET[attention], inputs, [LOGITS, *present_names], shapes)
-    return Traced(model, {})
+    shapes = {EMBEDDINGS: {1: dynamic}, POSITIONS: {1: dynamic}, "past": [None] * len(past), MASK: {1: dynamic}}
+    inputs = [EMBEDDINGS, POSITIONS, *cache_names(PAST, layers), MASK]
+    return _trace(decoder, args, path, OPSET[attention], inputs, [LOGITS, *cache_names(PRESENT, layers)], shapes)
 
 
 def _trace(
@@ -98,14 +82,11 @@ def _trace(
 @contextlib.contextmanager
 def _quiet():
     """Keep the exporter's messages about its conversions off the user's terminal."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -27,17 +27,18 @@ from export.quantize.clips import Clips
 from export.quantize.layers import save, with_weights
 from export.quantize.report import Report
 from export.quantize.vision import quantize_vision
-from export.stages import Vision
+from export.stages import Vision, tensor_of
 from export.surgeon import run_passes
 from export.surgeon.graph import drop_outputs
 from export.surgeon.split import split
 from export.trace import trace_vision
-from export.verify import StageResult, verify_float16, verify_frame_by_frame, verify_vision
+from export.verify import verify_float16, verify_frame_by_frame, verify_vision
 from runtime.bundle import VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP
 from runtime.bundle.graphs import file_of
 from runtime.bundle.manifest import PassReport, StageTensor
 from runtime.core.progress import step
 from runtime.engine.onnx import OnnxEngine
+from runtime.tools.compare import Row
 from runtime.tools.float16_rows import compare_vision_float16
 from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
@@ -53,10 +54,10 @@ def export_vision(directory: Path, plan: Plan) -> Component:
     inputs, pixels = reference.make_clip(source, plan.frames, plan.input)
     with step("tracing the vision encoder"):
         module = copy.deepcopy(vision).half() if dtype == "fp16" else vision
-        traced = trace_vision(module, _tensor(inputs, dtype), directory / file_of(VISION), OPSET[options.attention])
+        model = trace_vision(module, _tensor(inputs, dtype), directory / file_of(VISION), OPSET[options.attention])
         del module
     with step("surgeon passes on the vision encoder"):
-        model, passes = run_passes(traced.model, graph=VISION, directory=directory, precision=dtype)
+        model, passes = run_passes(model, graph=VISION, directory=directory, precision=dtype)
     with step("running torch for reference"):
         outputs = dict(reference.stages(vision, source, pixels))
         expected = reference.VisionReference(inputs, outputs, reference.vision_rounding(source, pixels))
@@ -68,10 +69,11 @@ def export_vision(directory: Path, plan: Plan) -> Component:
         verified, tokens = _compare(model, directory, vision, expected, "int8")
 
     write = _write_split if options.split else _write_loop
-    graphs, reports = write(drop_outputs(model, ()), directory, plan, list(traced.stages.values()))
+    stage_outputs = [tensor_of(stage) for stage in vision.stage_names()]
+    graphs, reports = write(drop_outputs(model, ()), directory, plan, stage_outputs)
     passes += reports
-    # last, because inside the function that a plugin may replace nothing can be looked at any more
-    final, reports = _fuse(drop_outputs(model, traced.stages.values()), directory, VISION, plan)
+    # last, because nothing inside a function that a plugin may replace can be an output of the graph
+    final, reports = _fuse(drop_outputs(model, stage_outputs), directory, VISION, plan)
     onnx.save(final, str(directory / file_of(VISION)))
     passes += reports
     tensorrt: dict[str, str] = {}
@@ -89,13 +91,13 @@ def export_vision(directory: Path, plan: Plan) -> Component:
             remedy = "--precision fp32 (with --llm-precision fp16, if only its vision encoder does)"
             verified += verify_float16(rows, remedy)
     every = reference.save_vision(directory / "reference", expected, vision.input_name)
-    stages = [StageTensor(name, VISION, traced.stages.get(name, name), every[name], expected.rounding) for name in outputs]
+    stages = [StageTensor(name, VISION, tensor_of(name), every[name], expected.rounding) for name in outputs]
     return Component(passes, verified, tensorrt, quantized, stages, outputs[VISUAL_TOKENS])
 
 
 def _compare(
     model: onnx.ModelProto, directory: Path, vision: Vision, expected: reference.VisionReference, precision: str
-) -> tuple[list[StageResult], np.ndarray]:
+) -> tuple[list[Row], np.ndarray]:
     """Compare a graph whose stages are outputs with torch; the rows, and the graph's visual tokens."""
     with step(f"comparing the vision encoder in {precision} with torch"):
         engine = OnnxEngine.load(model.SerializeToString(), data=directory)
@@ -126,7 +128,7 @@ def _write_loop(model: onnx.ModelProto, directory: Path, plan: Plan, stages: lis
 
 
 def _write_split(model: onnx.ModelProto, directory: Path, plan: Plan, stages: list[str]) -> tuple[list[str], list[PassReport]]:
-    """Write the graphs of one frame and of the features of T; their names."""
+    """Write the graphs of one frame and of the features of T frames; their names."""
     looped, _ = run_passes(model, ["frame_loop"], graph=VISION_LOOP, directory=directory, required=["frame_loop"])
     encoder, compressor = split(drop_outputs(looped, stages), plan.vision.grid)
     note = f"{len(compressor.graph.node)} nodes left for the compressor"

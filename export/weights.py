@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from export.checkpoint import ADAPTER, Checkpoint, is_lfs_pointer
+from export.checkpoint import ADAPTER, Checkpoint, refuse_lfs_pointer
 from runtime.core.errors import CheckpointError
 from runtime.core.files import sha256_of
 
@@ -107,13 +107,10 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 
 def _method(quantization: Any) -> str:
     """ "quantized (awq, 4 bits)" of a quantization_config."""
-    if not isinstance(quantization, dict):
-        return "quantized"
-    method = quantization.get("quant_method")
-    if not isinstance(method, str):
-        method = "bitsandbytes" if any("load_in" in key for key in quantization) else None
-    bits = quantization.get("bits", quantization.get("w_bit"))
-    about = [*([method] if method else []), *([f"{bits} bits"] if type(bits) is int else [])]
+    values = quantization if isinstance(quantization, dict) else {}
+    method = values.get("quant_method", "bitsandbytes" if any("load_in" in key for key in values) else None)
+    bits = values.get("bits", values.get("w_bit"))
+    about = [*([method] if isinstance(method, str) else []), *([f"{bits} bits"] if type(bits) is int else [])]
     return f"quantized ({', '.join(about)})" if about else "quantized"
 
 
@@ -199,9 +196,8 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     for file in weight_files(checkpoint):
-        if is_lfs_pointer(file):
-            raise CheckpointError(f"{file} is a Git LFS pointer, not the file itself; run git lfs pull, or download it again")
         try:
+            refuse_lfs_pointer(file)
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():  # noqa: SIM118 - a safe_open is not a mapping
                     yield key, shard

@@ -2,14 +2,12 @@
 
     make(spec, frames, height, width)   nn.Module, [T, H, W, D] -> [num_tokens, D]
     expand(spec or preset)              the spec with every option written out, as the manifest stores it
-    presets(), stage_options()          what there is, for `python -m export --list`
+    presets(), STAGES                   what there is, for `python -m export --list`
 
 A new stage is one file (a `Stage` with its `Options`) and one line in STAGES; the grammar, the help and the checks follow from it.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass, fields
 
 from export.compress.avgpool import AvgPool
 from export.compress.bilinear import Bilinear
@@ -38,7 +36,7 @@ PRESETS = {
     "llava-ov": "bilinear:stride=2",
     "uniform": "avgpool:window=2",
     "norm": "nsp:window=2",
-    "norm-9x": "nsp:window=3",  # ours: an odd grid that three divides loses no edge (benchmarks/RESULTS.md)
+    "norm-9x": "nsp:window=3",  # ours: an odd grid that three divides loses no edge (benchmarks/results/accuracy.md)
     "st-gridpool": "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2",
     "st-gridpool-8x": "ptg:sizes=4/4/4,strides=2/4/8+nsp:window=2+topk:keep=0.5",
     "grid-topk": "segmean:levels=2+topk:keep=0.25,cell=6",
@@ -46,15 +44,6 @@ PRESETS = {
     "vidcom2": "vidcom2:keep=0.25",
 }
 DEFAULT_PRESET = "st-gridpool"
-
-
-@dataclass(frozen=True)
-class OptionHelp:
-    """One option of a stage, as the grammar writes it."""
-
-    name: str
-    default: str
-    help: str
 
 
 def make(spec: str, frames: int, height: int, width: int) -> Compressor:
@@ -75,34 +64,5 @@ def presets() -> dict[str, str]:
     return {name: expand(text) for name, text in PRESETS.items()}
 
 
-def stage_options() -> dict[str, list[OptionHelp]]:
-    """{stage: its options}, in the order in which the expanded spec writes them."""
-    return {
-        name: [OptionHelp(f.name, _spec.format_value(f.default), f.metadata["help"]) for f in fields(stage.Options)]
-        for name, stage in STAGES.items()
-    }
-
-
-def stage_help() -> dict[str, str]:
-    """{stage: one line on what it does}: the first line of its file."""
-    import sys
-
-    return {name: (sys.modules[stage.__module__].__doc__ or "").strip().splitlines()[0] for name, stage in STAGES.items()}
-
-
 def _parse(spec: str) -> list[_spec.Parsed]:
     return _spec.parse(spec, {name: stage.Options for name, stage in STAGES.items()}, PRESETS)
-
-
-__all__ = [
-    "DEFAULT_PRESET",
-    "PRESETS",
-    "STAGES",
-    "Compressor",
-    "OptionHelp",
-    "expand",
-    "make",
-    "presets",
-    "stage_help",
-    "stage_options",
-]

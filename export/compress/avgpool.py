@@ -21,7 +21,6 @@ class AvgPoolOptions:
 class AvgPool(Stage):
     framewise = True
     Options = AvgPoolOptions
-    options: AvgPoolOptions
 
     def __init__(self, options: AvgPoolOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)

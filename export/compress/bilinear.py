@@ -23,7 +23,6 @@ class BilinearOptions:
 class Bilinear(Stage):
     framewise = True
     Options = BilinearOptions
-    options: BilinearOptions
 
     def __init__(self, options: BilinearOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)

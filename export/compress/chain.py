@@ -30,7 +30,6 @@ class Compressor(nn.Module):
             )
         self.spec = spec
         self.grid_in = (frames, height, width)
-        self.num_tokens = frames * height * width
         self._names = unique_names([kind for kind, _, _ in stages])
         grid: tuple[int, int, int] | None = self.grid_in
         for index, (kind, make_stage, options) in enumerate(stages):

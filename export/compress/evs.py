@@ -2,7 +2,7 @@
 
 A token that looks like the one at its place in the frame before adds nothing new: the score of a token is 1 - cosine similarity to
 it, all of the first frame is kept, and the K highest scores of the clip stay, in raster order. The paper scores pixel patches;
-serving stacks that ship the method score embeddings, which is what a stage after the encoder sees, and so does this one. K is the
+serving stacks that ship the method score embeddings, and so does this stage, which sees nothing else after the encoder. K is the
 constant that they compute from the pruning rate q = 1 - keep.
 
 T frames, H, W patch rows and columns, D hidden, K tokens kept.
@@ -28,7 +28,6 @@ class EVSOptions:
 
 class EVS(Stage):
     Options = EVSOptions
-    options: EVSOptions
     select = True
 
     def __init__(self, options: EVSOptions, frames: int, height: int, width: int):

@@ -20,7 +20,6 @@ from plugins.op import NSPOptions
 class NSP(Stage):
     framewise = True
     Options = NSPOptions
-    options: NSPOptions
 
     def __init__(self, options: NSPOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)

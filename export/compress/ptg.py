@@ -26,7 +26,6 @@ class PTG(Stage):
     """`written` lists, per level, the frames that the level replaces."""
 
     Options = PTGOptions
-    options: PTGOptions
 
     def __init__(self, options: PTGOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
@@ -103,12 +102,9 @@ class _Resize(nn.Module):
 
     def __init__(self, layout: tuple[int, int], frames: list[int], height: int, width: int):
         super().__init__()
-        self.down: torch.Tensor
-        self.across: torch.Tensor
-        self.frames: torch.Tensor
-        self.register_buffer("down", _area_resize(height, math.ceil(height / layout[0])), persistent=False)
-        self.register_buffer("across", _area_resize(width, math.ceil(width / layout[1])), persistent=False)
-        self.register_buffer("frames", torch.tensor(frames, dtype=torch.int64), persistent=False)
+        self.down = nn.Buffer(_area_resize(height, math.ceil(height / layout[0])), persistent=False)
+        self.across = nn.Buffer(_area_resize(width, math.ceil(width / layout[1])), persistent=False)
+        self.frames = nn.Buffer(torch.tensor(frames, dtype=torch.int64), persistent=False)
         step = frames[1] - frames[0] if len(frames) > 1 else 1
         evenly = bool(frames) and frames == list(range(frames[0], frames[-1] + 1, step))
         self.evenly = slice(frames[0], frames[-1] + 1, step) if evenly else None
@@ -136,8 +132,7 @@ class _Level(nn.Module):
         for source in self.sources:
             rows = torch.tensor([row for s, row in gathered if s == source])
             self.register_buffer(f"rows_{source}", rows, persistent=False)
-        self.order: torch.Tensor
-        self.register_buffer("order", torch.tensor([gathered.index(read) for read in reads]), persistent=False)
+        self.order = nn.Buffer(torch.tensor([gathered.index(read) for read in reads]), persistent=False)
         self.layout = layout
         self.grid = (height, width)
 

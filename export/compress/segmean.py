@@ -2,8 +2,8 @@
 
 Level 1 replaces each two adjacent frames by their mean (an odd last frame stays alone), every further level spans twice the frames
 of the one before and uses only every other group; a group must be complete. The means are per position and weighted by the token
-norms. Fine and coarse grids come out in the order of the last frame that they cover, the finer first. The article leaves the number
-of levels and the order of equals open; both are ours.
+norms. Fine and coarse grids come out in the order of the last frame that they cover, the finer first. The article leaves open
+how many levels there are and which of two grids with the same last frame comes first; both choices are ours.
 
 Sums of a level are sums of two sums of the level before, so the clip is read once.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from export.compress.stage import Stage, token_norm
 from plugins.spec import option
@@ -30,7 +31,6 @@ class SegMean(Stage):
     """`spans` lists the (first, last) frames behind each frame that comes out."""
 
     Options = SegMeanOptions
-    options: SegMeanOptions
 
     def __init__(self, options: SegMeanOptions, frames: int, height: int, width: int):
         super().__init__(options, frames, height, width)
@@ -44,8 +44,7 @@ class SegMean(Stage):
             found += [(start + span - 1, level, start) for start in range(0, frames - span + 1, 2 * span)]
         arrival = sorted(range(len(found)), key=lambda i: found[i])
         self.spans = [(found[i][2], found[i][0]) for i in arrival]
-        self.arrival: torch.Tensor
-        self.register_buffer("arrival", torch.tensor(arrival), persistent=False)
+        self.arrival = nn.Buffer(torch.tensor(arrival), persistent=False)
         self.set_grid(len(found), height, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,7 @@ class TopMask(nn.Module):
     def __init__(self, *dims: int):
         super().__init__()
         self.prefix = _PrefixCounts(*dims)
-        self.ways: torch.Tensor
-        self.register_buffer("ways", torch.arange(WAYS, dtype=torch.int32), persistent=False)
+        self.ways = nn.Buffer(torch.arange(WAYS, dtype=torch.int32), persistent=False)
 
     def forward(self, scores: torch.Tensor, budget: torch.Tensor | int) -> torch.Tensor:
         """budget: one int for every group, or a float32 [G, 1] of whole numbers, 0 and the group's size included."""
@@ -61,8 +60,7 @@ class RasterIndex(nn.Module):
         super().__init__()
         self.grid = (frames, height, width)
         self.prefix = _PrefixCounts(frames, height, width)
-        self.rank: torch.Tensor
-        self.register_buffer("rank", torch.arange(count, dtype=torch.int32), persistent=False)
+        self.rank = nn.Buffer(torch.arange(count, dtype=torch.int32), persistent=False)
 
     def forward(self, mask: torch.Tensor) -> torch.Tensor:
         frames, height, width = self.grid

@@ -33,12 +33,11 @@ class Stage(nn.Module):
         super().__init__()
         self.options = options
         self.grid_in = (frames, height, width)
-        self.grid_out: tuple[int, int, int] | None = self.grid_in
-        self.num_tokens = frames * height * width
+        self.set_grid(frames, height, width)
 
     def set_grid(self, frames: int, height: int, width: int) -> None:
         """Declare the grid that comes out."""
-        self.grid_out = (frames, height, width)
+        self.grid_out: tuple[int, int, int] | None = (frames, height, width)
         self.num_tokens = frames * height * width
 
     def set_selected(self, count: int) -> None:

@@ -1,6 +1,6 @@
 """Static top-k with a coverage floor, the article's select stage: [T, H, W, D] -> [K, D], K = T * floor(keep * H * W).
 
-The article's text leaves the numbers open; the defaults here are ours. Scores are the token norms, z-normalised per frame. Every
+The article names no numbers; the defaults here are ours. Scores are the token norms, z-normalised per frame. Every
 coverage cell (cell x cell patches, smaller at the far edges) of every frame keeps its best token: the floor. The rest of K goes to
 the highest scores of the whole clip. A kept token then becomes the norm-weighted mean of itself and the dropped tokens of its cell
 (a segment mean), where dropped tokens more than `sigma` deviations below their frame's mean weigh nothing: a weight of zero, never
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from export.compress.selection import RasterIndex, TopMask
 from export.compress.stage import Stage, kept, refuse_misfit, token_norm
@@ -32,7 +33,6 @@ class TopKOptions:
 
 class TopK(Stage):
     Options = TopKOptions
-    options: TopKOptions
     select = True
 
     def __init__(self, options: TopKOptions, frames: int, height: int, width: int):
@@ -48,13 +48,10 @@ class TopK(Stage):
         self.set_selected(frames * per_frame)
         self.best = TopMask(frames, height, width)
         self.index = RasterIndex(frames, height, width, self.num_tokens)
-        self.member: torch.Tensor
-        self.slot: torch.Tensor
-        self.position: torch.Tensor
-        self.register_buffer("member", torch.arange(cells)[:, None] == cell_of, persistent=False)  # [C, M]
         slots = torch.arange(frames)[:, None] * cells + cell_of
-        self.register_buffer("position", torch.arange(height * width, dtype=torch.int32), persistent=False)
-        self.register_buffer("slot", slots.flatten(), persistent=False)  # [T * M] -> row among [T * C]
+        self.member = nn.Buffer(torch.arange(cells)[:, None] == cell_of, persistent=False)  # [C, M]
+        self.position = nn.Buffer(torch.arange(height * width, dtype=torch.int32), persistent=False)
+        self.slot = nn.Buffer(slots.flatten(), persistent=False)  # [T * M] -> row among [T * C]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         frames, height, width = self.grid_in

@@ -35,7 +35,6 @@ class VidCom2Options:
 
 class VidCom2(Stage):
     Options = VidCom2Options
-    options: VidCom2Options
     select = True
 
     def __init__(self, options: VidCom2Options, frames: int, height: int, width: int):

@@ -108,7 +108,7 @@ def _original(config: dict[str, Any]) -> str:
 def reading_config(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn what the library raises while it makes a config, or an empty module of one, into a CheckpointError.
 
-    The config is wrong then, and the library says so with exceptions of many kinds.
+    A wrong config makes the library raise exceptions of many kinds.
     """
     try:
         yield

@@ -1,17 +1,16 @@
 """What a Hugging Face checkpoint says besides its weights: chat template, special tokens, generation, preprocessing.
 
-The files differ between releases of transformers; each is looked for where any of them wrote it.
+Releases of transformers differ in which file holds what; each value is looked for wherever some release wrote it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from export.checkpoint import Checkpoint
 from runtime.bundle import REPETITION_PENALTIES
-from runtime.bundle.manifest import RESAMPLING, Preprocessing, PromptInfo, read
+from runtime.bundle.manifest import RESAMPLING, Preprocessing, read
 from runtime.bundle.schema import check
 from runtime.core.errors import BundleError, CheckpointError
 
@@ -25,12 +24,7 @@ class Chat:
     video_token: str
     video_token_id: int
     eos_token_ids: list[int]
-    repetition_penalty: float  # 1 for none
-
-    def as_prompt(self) -> PromptInfo:
-        """The manifest's `prompt`, with the template's text in place of its file."""
-        penalty = self.repetition_penalty if self.repetition_penalty != 1 else None
-        return PromptInfo(self.template, self.video_token, self.video_token_id, tuple(self.eos_token_ids), penalty)
+    repetition_penalty: float | None  # None where answers need none
 
 
 def read_chat(checkpoint: Checkpoint, video_token_id: Any, vocabulary: int, published: str) -> Chat:
@@ -159,18 +153,18 @@ def _eos_token_ids(checkpoint: Checkpoint) -> list[int]:
     return ids
 
 
-def _repetition_penalty(checkpoint: Checkpoint) -> float:
-    """That of generation_config.json, 1 where it has none."""
+def _repetition_penalty(checkpoint: Checkpoint) -> float | None:
+    """That of generation_config.json; None where it has none, or 1."""
     penalty = (checkpoint.json("generation_config.json") or {}).get("repetition_penalty")
     if penalty is None:
-        return 1.0
+        return None
     least, most = REPETITION_PENALTIES
     if type(penalty) not in (int, float) or not least <= penalty <= most:
         raise CheckpointError(
             f"{checkpoint.path / 'generation_config.json'}: repetition_penalty is {penalty!r}; "
             f"expected a number from {least:g} to {most:g}, 1 for none"
         )
-    return float(penalty)
+    return float(penalty) if penalty != 1 else None
 
 
 def _chat_template(checkpoint: Checkpoint) -> tuple[str, str]:
@@ -182,17 +176,17 @@ def _chat_template(checkpoint: Checkpoint) -> tuple[str, str]:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} can't be read ({error}); copy the checkpoint's own") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        for template in _templates((checkpoint.json(name) or {}).get("chat_template")):
+        template = _default_template((checkpoint.json(name) or {}).get("chat_template"))
+        if template is not None:
             return template, name
     raise CheckpointError(f"{checkpoint.path} has no chat template; expected chat_template.jinja or chat_template.json")
 
 
-def _templates(value: Any) -> Iterator[str]:
-    """The template of a config's entry, which may be a list of named ones: "default" is meant there."""
-    if isinstance(value, str):
-        yield value
+def _default_template(value: Any) -> str | None:
+    """The template in a config's entry: its text, or the one named "default" in {name: text} or [{"name": …, "template": text}]."""
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default"]
+        value = entries[0].get("template") if entries else None
     elif isinstance(value, dict):
-        yield from _templates(value.get("default"))
-    elif isinstance(value, list):
-        named = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
-        yield from (template for entry in named for template in _templates(entry.get("template")))
+        value = value.get("default")
+    return value if isinstance(value, str) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ _RENAMES = [
     (re.compile(r"^language_model\.model\."), "language_model."),
     (re.compile(r"^vision_tower\.vision_model\."), "vision_tower."),
 ]
-_PARTS = ("vision_tower.", "multi_modal_projector.", "image_newline", "language_model.", "lm_head.")
+_VISION_KEYS = ("vision_tower.", "multi_modal_projector.", "image_newline")
+_LLM_KEYS = ("language_model.", "lm_head.")
 # Buffers in old files, and SigLIP's pooling head, which LLaVA-OneVision does not use.
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$|position_ids$|^vision_tower\.head\.")
 
@@ -74,7 +76,6 @@ def describe_llm(checkpoint: Checkpoint) -> LLMInfo:
     """What the configs say of Qwen2 and its prompt; CheckpointError names what can't be exported."""
     config = _config(checkpoint)
     _refuse_sliding_window(checkpoint, config.text_config)
-    _refuse_longrope(checkpoint, config.text_config)
     _refuse_rotation(checkpoint, config.text_config)
     _refuse_epsilon(checkpoint, "rms_norm_eps", config.text_config.rms_norm_eps)
     with reading_config(checkpoint), torch.device("meta"):
@@ -154,18 +155,13 @@ def _refuse_sliding_window(checkpoint: Checkpoint, text: Any) -> None:
     raise _config_error(checkpoint, f"{layers}, the export supports full attention only", remedy)
 
 
-def _refuse_longrope(checkpoint: Checkpoint, text: Any) -> None:
-    """The decoder's rotation is one table of positions; longrope has another one for long prompts than for short ones."""
-    kind = (text.rope_parameters or {}).get("rope_type")
-    if kind == "longrope":
-        remedy = "the export needs one that does not: default, linear, dynamic, yarn or llama3"
-        raise _config_error(checkpoint, f"the rope_type of the LLM is {kind}, which rotates by the prompt's length", remedy)
-
-
 def _refuse_rotation(checkpoint: Checkpoint, text: Any) -> None:
-    """A rope_theta or factor of 0, below it or NaN gives frequencies that are not finite, and then no logit is."""
+    """longrope has two tables of positions, the decoder one; a rope_theta or factor that is not above 0 makes no logit finite."""
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+    if (text.rope_parameters or {}).get("rope_type") == "longrope":
+        remedy = "the export needs one that does not: default, linear, dynamic, yarn or llama3"
+        raise _config_error(checkpoint, "the LLM's rope_type is longrope, which rotates by the prompt's length", remedy)
     with reading_config(checkpoint):
         rotary = Qwen2RotaryEmbedding(text)
     if not (rotary.inv_freq.isfinite().all() and math.isfinite(rotary.attention_scaling)):
@@ -246,14 +242,6 @@ class _ReferenceEncoder(nn.Module):
         return torch.cat([states[layer] for layer in self.layers], dim=-1)  # [T, H*W, C]
 
 
-def _vision_name(key: str) -> str | None:
-    return _canonical(key, ("vision_tower.", "multi_modal_projector.", "image_newline"))
-
-
-def _llm_name(key: str) -> str | None:
-    return _canonical(key, ("language_model.", "lm_head."))
-
-
 def _tied(config: Any) -> dict[str, str]:
     return {"lm_head.weight": "language_model.embed_tokens.weight"} if config.tie_word_embeddings else {}
 
@@ -262,6 +250,9 @@ def _canonical(key: str, wanted: tuple[str, ...]) -> str | None:
     """Today's name of a weight, None for what no model uses and for known parts that are not `wanted`."""
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
-    if _UNUSED.search(key) or (key.startswith(_PARTS) and not key.startswith(wanted)):
+    if _UNUSED.search(key) or (key.startswith(_VISION_KEYS + _LLM_KEYS) and not key.startswith(wanted)):
         return None
     return key
+
+
+_vision_name, _llm_name = partial(_canonical, wanted=_VISION_KEYS), partial(_canonical, wanted=_LLM_KEYS)

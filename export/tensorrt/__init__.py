@@ -1,4 +1,4 @@
-"""Does the TensorRT of a given release support this graph? Two answers without that TensorRT:
+"""Does a given release of TensorRT support this graph? Two answers that do not need that release:
 
 check(model, "10.3")     from the parser's published operator table: each unsupported node, with the reason
 require(model, "10.3")   the same as an ExportError that names the first one

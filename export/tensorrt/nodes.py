@@ -1,33 +1,32 @@
 """Each node of a graph against the operator table of a TensorRT release.
 
 Local functions are inlined first, as the parser does: a call of `gridpool::StGridPool` is as good as the body of its function.
-Types come from ONNX's shape inference, for which the weights are left out.
+Types come from ONNX's shape inference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 import onnx.inliner
 import onnx.shape_inference
-from onnx import NodeProto, TensorProto
+import onnx_ir as ir
 
-from export.tensorrt.limits import LIMITS, View
+from export.tensorrt.limits import LIFTED, LIMITS, tensor_at
 from export.tensorrt.operators import PARSERS, RELEASES, release_of
-from export.tensorrt.tensors import Tensors, subgraphs, without_weights
 from runtime.core.errors import ExportError
 
 _TYPES = {  # element types that the parser's table calls by another name than ONNX
-    TensorProto.FLOAT: "FP32",
-    TensorProto.FLOAT16: "FP16",
-    TensorProto.BFLOAT16: "BF16",
-    TensorProto.FLOAT8E4M3FN: "FP8",
-    TensorProto.FLOAT4E2M1: "FP4",
+    ir.DataType.FLOAT: "FP32",
+    ir.DataType.FLOAT16: "FP16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.FLOAT8E4M3FN: "FP8",
+    ir.DataType.FLOAT4E2M1: "FP4",
 }
 _DATA_INPUT = {"Where": 1, "OneHot": 2}  # which input has the type that the table means; the first of all others
-_DATA_OUTPUT = {"Constant", "ConstantOfShape", "EyeLike", "Cast"}  # operators whose output has it (too)
+_DATA_OUTPUT = {"Constant", "ConstantOfShape", "EyeLike"}  # operators whose output has it instead
 _TYPE_FREE = {"If", "Loop", "Scan"}  # the nodes of their bodies are checked instead
 
 
@@ -55,17 +54,13 @@ def check(model: onnx.ModelProto, release: str) -> list[Unsupported]:
         for where, version in _opsets(model)
         if not parser.min_opset <= version <= parser.max_opset
     ]
-    light = without_weights(model)
-    inlined = onnx.inliner.inline_local_functions(light) if light.functions else light
+    inlined = onnx.inliner.inline_local_functions(model) if model.functions else model
     inlined = onnx.shape_inference.infer_shapes(inlined)
-    tensors = Tensors()
-    tensors.read(inlined.graph)
-    functions = {(function.domain, function.name): function for function in inlined.functions}
-    for node in _walk(inlined.graph.node, functions, tensors):
-        why = why_not(node, release, tensors)
-        if why:
-            found.append(Unsupported(node.name or next(iter(node.output), "(unnamed)"), node.op_type, why))
-    return found
+    for node in inlined.graph.node:
+        node.name = node.name or node.output[0]  # onnx_ir would make one up
+    read = ir.from_proto(inlined)
+    judged = ((node, why_not(node, release)) for node in _nodes(read.graph, read.functions))
+    return found + [Unsupported(node.name or "", node.op_type, why) for node, why in judged if why]
 
 
 def require(model: onnx.ModelProto, release: str) -> None:
@@ -79,49 +74,38 @@ def require(model: onnx.ModelProto, release: str) -> None:
     raise ExportError(f"TensorRT {release} does not support {found[0]}{more}; export {remedy}")
 
 
-def why_not(node: NodeProto, release: str, tensors: Tensors) -> str | None:
+def why_not(node: ir.Node, release: str) -> str | None:
     """Why the parser of `release`, one of RELEASES, does not support a node; None where it does."""
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         return f'"{node.domain}" is not an ONNX domain and the model has no function of that name: it would need a plugin'
     types = PARSERS[release].operators.get(node.op_type)
     if types is None:
         return f"TensorRT {release} has no such operator"
-    for name in _data_tensors(node):
-        if name not in tensors.types:
-            continue
-        kind = _TYPES.get(tensors.types[name], TensorProto.DataType.Name(tensors.types[name]))
+    for name, kind in _data_types(node):
         if kind == "DOUBLE" and node.op_type not in ("Cast", "CastLike", "Constant"):
             return f"{name} is DOUBLE, which TensorRT computes in FP32: cast it in the graph"
         if kind not in types and kind != "DOUBLE":
             return f"{name} is {kind}; expected {', '.join(sorted(types))}"
-    limit = LIMITS.get(node.op_type)
-    return limit(View(node, tensors, release)) if limit else None
+    lifted = node.op_type in LIFTED and RELEASES.index(release) >= RELEASES.index(LIFTED[node.op_type])
+    return None if lifted or node.op_type not in LIMITS else LIMITS[node.op_type](node)
 
 
-def _data_tensors(node: NodeProto) -> list[str]:
+def _data_types(node: ir.Node) -> Iterator[tuple[str | None, str]]:
+    """(name, type) of the tensors whose type the table means, as far as it is known."""
     if node.op_type in _TYPE_FREE:
-        return []
-    index = _DATA_INPUT.get(node.op_type, 0)
-    names = list(node.output[:1]) if node.op_type in _DATA_OUTPUT else []
-    if node.op_type not in ("Constant", "ConstantOfShape", "EyeLike") and index < len(node.input):
-        names.append(node.input[index])
-    return [name for name in names if name]
+        return
+    data = node.outputs[0] if node.op_type in _DATA_OUTPUT else tensor_at(node, _DATA_INPUT.get(node.op_type, 0))
+    tensors = [node.outputs[0], data] if node.op_type == "Cast" else [data]
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype:
+            yield tensor.name, _TYPES.get(tensor.dtype, tensor.dtype.name)
 
 
-def _walk(nodes: Iterable[NodeProto], functions: dict, tensors: Tensors) -> Iterator[NodeProto]:
-    """All nodes, those of subgraphs and of functions that could not be inlined included."""
-    for node in nodes:
-        function = functions.get((node.domain, node.op_type))
-        if function is not None:  # of another opset than the model: its types are unknown here
-            inner = Tensors()
-            for part in function.node:
-                inner.read_node(part)
-            yield from _walk(function.node, functions, inner)
-            continue
-        yield node
-        for attribute in node.attribute:
-            for graph in subgraphs(attribute):
-                yield from _walk(graph.node, functions, tensors)
+def _nodes(graph: ir.Graph | ir.Function, functions: Mapping[ir.OperatorIdentifier, ir.Function]) -> Iterator[ir.Node]:
+    """All nodes, those of subgraphs included, and of functions that could not be inlined (of another opset than the model)."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        function = functions.get(node.op_identifier())
+        yield from [node] if function is None else _nodes(function, functions)
 
 
 def _opsets(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:

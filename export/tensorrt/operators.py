@@ -58,42 +58,12 @@ _OF_10_3 = _operators(
         Reshape ReverseSequence Shape Size Slice Split Squeeze Tile Transpose Trilu Unsqueeze Where
         """,
     ),
-    (
-        "FP32 FP16",
-        """
-        DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign
-        """,
-    ),
-    (
-        "BOOL",
-        """
-        And Not Or Xor
-        """,
-    ),
-    (
-        "FP32 FP16 BF16 INT32 INT64 UINT8 BOOL",
-        """
-        Cast CastLike
-        """,
-    ),
-    (
-        "INT8 INT4 FP8",
-        """
-        DequantizeLinear
-        """,
-    ),
-    (
-        "FP32 FP16 BF16 INT8 INT32 INT64",
-        """
-        Gelu
-        """,
-    ),
-    (
-        "FP32 FP16 BF16 FP8 INT32 INT64",
-        """
-        Mean
-        """,
-    ),
+    ("FP32 FP16", "DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign"),
+    ("BOOL", "And Not Or Xor"),
+    ("FP32 FP16 BF16 INT32 INT64 UINT8 BOOL", "Cast CastLike"),
+    ("INT8 INT4 FP8", "DequantizeLinear"),
+    ("FP32 FP16 BF16 INT8 INT32 INT64", "Gelu"),
+    ("FP32 FP16 BF16 FP8 INT32 INT64", "Mean"),
 )
 
 _OF_10_13 = _OF_10_3 | _operators(
@@ -125,12 +95,8 @@ def release_of(version: str) -> str:
     """The newest known release that is not newer than `version`: "10.7" -> "10.3"; a bare major means its newest release."""
     known = {release: tuple(map(int, release.split("."))) for release in RELEASES}
     match = re.fullmatch(r"(\d+)(?:\.(\d+)(?:\.\d+)*|\.x)?", version.strip())
-    if match:
-        major = int(match[1])
-        same = [release for release in RELEASES if known[release][0] == major]
-        if match[2] is None and same:
-            return same[-1]
-        not_newer = [release for release in RELEASES if known[release] <= (major, int(match[2] or 0))]
-        if same and not_newer:
+    if match and int(match[1]) in {major for major, _ in known.values()}:
+        not_newer = [release for release in RELEASES if known[release] <= (int(match[1]), float(match[2] or "inf"))]
+        if not_newer:
             return not_newer[-1]
     raise ExportError(f'no table for TensorRT "{version}"; known: {", ".join(RELEASES)} and the versions between them')

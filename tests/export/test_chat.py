@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from refusal import naming
 
-from export.families.chat import read_chat, read_preprocessing, settings_not_applied
-from runtime.bundle.manifest import PromptInfo
+from export.families.chat import Chat, read_chat, read_preprocessing, settings_not_applied
 from runtime.core.errors import CheckpointError
 
 SIZE = {"height": 30, "width": 40}
@@ -126,12 +125,12 @@ class TestChat:
         return read_chat(checkpoint(given, config=config), 4, vocabulary, "a/published")
 
     def test_the_video_token_the_ends_and_no_penalty(self) -> None:
-        assert self.read().as_prompt() == PromptInfo("T", "<video>", 4, (2,))
+        assert self.read() == Chat("T", "chat_template.json", "<video>", 4, [2], None)
 
     @pytest.mark.parametrize(("penalty", "given"), [(1e-3, 1e-3), (1e3, 1e3), (1.1, 1.1), (2, 2.0)])
-    def test_a_penalty_goes_into_the_prompt(self, penalty: float, given: float) -> None:
+    def test_a_penalty_is_read(self, penalty: float, given: float) -> None:
         chat = self.read(generation_config={"eos_token_id": 2, "repetition_penalty": penalty})
-        assert chat.as_prompt().repetition_penalty == given and type(chat.repetition_penalty) is float
+        assert chat.repetition_penalty == given and type(chat.repetition_penalty) is float
 
     @pytest.mark.parametrize("penalty", [9.9e-4, 1001])
     def test_a_penalty_that_logits_do_not_bear_is_refused(self, penalty: float) -> None:
@@ -173,7 +172,7 @@ class TestChat:
     )
     def test_a_penalty_of_1_is_none(self, generation: dict[str, Any]) -> None:
         chat = self.read(generation_config=generation)
-        assert chat.repetition_penalty == 1 and chat.as_prompt().repetition_penalty is None
+        assert chat.repetition_penalty is None
 
     @pytest.mark.parametrize(
         "value",
@@ -186,7 +185,7 @@ class TestChat:
             self.read(chat_template=entry, tokenizer_config=None)
 
     def test_the_default_is_found_behind_entries_of_other_kinds(self) -> None:
-        entries = ["x", None, {"name": "rag", "template": "R"}, {"name": "default", "template": {"default": "D"}}]
+        entries = ["x", None, {"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
         assert self.read(chat_template={"chat_template": entries}).template == "D"
 
     def test_ends_are_those_of_the_generation_config_else_of_the_llm(self) -> None:

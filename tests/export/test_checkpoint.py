@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from refusal import naming
 
 from export import checkpoint as module
-from export.checkpoint import ADAPTER, Checkpoint, is_lfs_pointer, open_checkpoint
+from export.checkpoint import ADAPTER, Checkpoint, open_checkpoint, refuse_lfs_pointer
 from export.demo import CHECKPOINT
 from runtime.core.errors import CheckpointError
 
@@ -129,7 +130,8 @@ class TestFiles:
     )
     def test_a_pointer_of_git_lfs_is_told_by_its_first_words(self, tmp_path, content, pointer):
         (tmp_path / "f").write_bytes(content)
-        assert is_lfs_pointer(tmp_path / "f") is pointer
+        with pytest.raises(CheckpointError, match=naming(tmp_path / "f", "git lfs pull")) if pointer else nullcontext():
+            refuse_lfs_pointer(tmp_path / "f")
 
     def test_a_config_counts_though_an_adapter_lies_beside_it(self, tmp_path):
         for name in ("config.json", ADAPTER):

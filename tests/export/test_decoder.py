@@ -39,7 +39,7 @@ def graph(request, llm, tmp_path_factory):
     attention, precision = request.param
     decoder = Decoder(copy.deepcopy(llm), CAPACITY, attention)
     path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-    model = trace_decoder(decoder.half() if precision == "fp16" else decoder, path, attention).model
+    model = trace_decoder(decoder.half() if precision == "fp16" else decoder, path, attention)
     return attention, precision, path, model
 
 

@@ -233,12 +233,9 @@ def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mi
     assert called == [(mix, torch.float32)]
 
 
-def test_names_and_the_empty_cache():
+def test_the_manifests_entry_and_the_empty_cache():
     made = decoder(3).half()
     assert made.info("standard", "fp16") == LLMInfo(3, KV_HEADS, WIDTH, 9, "standard", "fp16")
-    past, present = made.tensor_names()
-    assert past == [f"past_key_values.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]
-    assert present == [f"present.{n}.{half}" for n in (0, 1, 2) for half in ("key", "value")]
     cache = made.empty_cache()
     assert [(part.shape, part.dtype) for part in cache] == [((1, KV_HEADS, CAPACITY, WIDTH), torch.float16)] * 6
     assert not any(part.any() for part in cache)

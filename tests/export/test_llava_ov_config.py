@@ -48,27 +48,28 @@ def test_a_window_as_wide_as_the_context_is_full_attention(values):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "named"),
     [
-        ({"layer_types": SLIDING, "sliding_window": 99}, "2 of the LLM's 3 layers are of type sliding_attention (sliding_window 99), the"),
-        ({"layer_types": SLIDING}, "2 of the LLM's 3 layers are of type sliding_attention (sliding_window None), the"),
-        ({"layer_types": ["chunked_attention", *SLIDING], "sliding_window": 100}, "1 of the LLM's 3 layers are of type chunked_attention, the"),
-        ({"layer_types": ["chunked_attention", *SLIDING], "sliding_window": 9}, "3 of the LLM's 3 layers are of type chunked_attention, the"),
+        ({"layer_types": SLIDING, "sliding_window": 99}, ["2 of the LLM's 3 layers", "sliding_attention (sliding_window 99)"]),
+        ({"layer_types": SLIDING}, ["2 of the LLM's 3 layers", "sliding_attention (sliding_window None)"]),
+        ({"layer_types": ["chunked_attention", *SLIDING], "sliding_window": 100}, ["1 of the LLM's 3 layers", "chunked_attention"]),
+        ({"layer_types": ["chunked_attention", *SLIDING], "sliding_window": 9}, ["3 of the LLM's 3 layers", "chunked_attention"]),
     ],
-)  # fmt: skip
-def test_other_attention_is_refused_by_its_kind(values, said):
-    with pytest.raises(CheckpointError) as raised:
+)
+def test_other_attention_is_refused_by_its_kind(values, named):
+    with pytest.raises(CheckpointError, match=naming("C/config.json", *named)):
         llava_ov._refuse_sliding_window(C, text(**values))
-    assert str(raised.value).startswith(f"C/config.json: {said} export supports full attention only")
 
 
 @pytest.mark.parametrize("parameters", [None, {}, {"rope_type": "yarn"}, {"rope_type": "longrope"}])
-def test_of_the_rotations_longrope_alone_depends_on_the_prompts_length(parameters):
+def test_of_the_rotations_longrope_alone_depends_on_the_prompts_length(monkeypatch, parameters):
+    made = SimpleNamespace(inv_freq=torch.ones(2), attention_scaling=1.0)
+    monkeypatch.setattr("transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding", lambda config: made)
     if parameters != {"rope_type": "longrope"}:
-        llava_ov._refuse_longrope(C, text(rope_parameters=parameters))
+        llava_ov._refuse_rotation(C, text(rope_parameters=parameters))
     else:
         with pytest.raises(CheckpointError, match=naming("rope_type", "longrope")):
-            llava_ov._refuse_longrope(C, text(rope_parameters=parameters))
+            llava_ov._refuse_rotation(C, text(rope_parameters=parameters))
 
 
 @pytest.mark.parametrize(
@@ -180,9 +181,7 @@ def test_the_config_of_the_right_family_is_passed_on(monkeypatch):
 def test_what_the_library_raises_about_a_config_is_said_in_one_line_and_our_own_errors_pass():
     with pytest.raises(CheckpointError) as raised, reading_config(C):
         raise ValueError("two\n lines")
-    assert str(raised.value).startswith(
-        "C/config.json does not describe a model that transformers can make (ValueError: two lines); copy"
-    )
+    assert naming("C/config.json", "ValueError: two lines").match(str(raised.value))
     with pytest.raises(ExportError, match=r"^ours$"), reading_config(C):
         raise ExportError("ours")
     with reading_config(C):
@@ -190,20 +189,19 @@ def test_what_the_library_raises_about_a_config_is_said_in_one_line_and_our_own_
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "named"),
     [
-        ({"text_config": "x"}, "text_config is 'x'; expected a JSON object"),
-        ({"vision_config": [1]}, "vision_config is [1]; expected a JSON object"),
-        ({"text_config": {"model_type": "llama"}}, 'text_config is of model_type "llama"; llava-ov knows "qwen2"'),
-        ({"vision_config": {"model_type": "clip"}}, 'vision_config is of model_type "clip"; llava-ov knows "siglip_vision_model"'),
-        ({"text_config": {"num_hidden_layers": 1001}}, "text_config has num_hidden_layers 1001; expected at most 1000"),
+        ({"text_config": "x"}, ["text_config", "'x'", "object"]),
+        ({"vision_config": [1]}, ["vision_config", "[1]", "object"]),
+        ({"text_config": {"model_type": "llama"}}, ["text_config", '"llama"', '"qwen2"']),
+        ({"vision_config": {"model_type": "clip"}}, ["vision_config", '"clip"', '"siglip_vision_model"']),
+        ({"text_config": {"num_hidden_layers": 1001}}, ["text_config", "num_hidden_layers", 1001, 1000]),
     ],
 )
-def test_parts_of_another_kind_are_refused(monkeypatch, config, said):
+def test_parts_of_another_kind_are_refused(monkeypatch, config, named):
     monkeypatch.setattr(llava_ov, "check_model_type", lambda checkpoint, expected: {"model_type": expected} | config)
-    with pytest.raises(CheckpointError) as raised:
+    with pytest.raises(CheckpointError, match=naming("C/config.json", *named)):
         llava_ov._config(C)
-    assert str(raised.value).startswith(f"C/config.json: {said}")
 
 
 @pytest.mark.parametrize(
@@ -240,39 +238,34 @@ def test_the_halves_of_the_shipped_checkpoint_are_described(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("part", "values", "said"),
+    ("part", "values", "named"),
     [
-        (None, {"vision_feature_select_strategy": "default"}, 'vision_feature_select_strategy is "default"'),
-        (None, {"vision_feature_layer": 4}, "vision_feature_layer is [4], the encoder has 3 layers"),
-        ("vision_config", {"num_channels": 4}, "the encoder takes 4 channels; expected 3"),
-        ("vision_config", {"num_channels": 1}, "the encoder takes 1 channels; expected 3"),
-        ("vision_config", {"num_attention_heads": 0}, "the encoder has 0 attention heads; expected at least 1"),
-        ("vision_config", {"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; expected"),
-        ("vision_config", {"image_size": 140}, "frames are resized to [126, 126], the encoder takes [140, 140]"),
-        (None, {"projector_hidden_act": "swosh"}, "does not describe a model that transformers can make"),
+        (None, {"vision_feature_select_strategy": "default"}, ["vision_feature_select_strategy", '"default"', '"full"']),
+        (None, {"vision_feature_layer": 4}, ["vision_feature_layer", "[4]", "3 layers"]),
+        ("vision_config", {"num_channels": 4}, ["4 channels", 3]),
+        ("vision_config", {"num_channels": 1}, ["1 channels", 3]),
+        ("vision_config", {"num_attention_heads": 0}, ["0 attention heads", 1]),
+        ("vision_config", {"layer_norm_eps": -1.0}, ["layer_norm_eps", "-1.0"]),
+        ("vision_config", {"image_size": 140}, ["[126, 126]", "[140, 140]"]),
+        (None, {"projector_hidden_act": "swosh"}, ["config.json", "swosh"]),
     ],
 )
-def test_an_encoder_that_can_not_be_exported_is_refused(monkeypatch, part, values, said):
-    with pytest.raises(CheckpointError) as raised:
+def test_an_encoder_that_can_not_be_exported_is_refused(monkeypatch, part, values, named):
+    with pytest.raises(CheckpointError, match=naming(*named)):
         llava_ov.describe_vision(shipped(monkeypatch, part, **values))
-    assert said in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "named"),
     [
-        (
-            {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8, "num_hidden_layers": 3},
-            "layers are of type sliding_attention",
-        ),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "give rotations that are not finite"),
-        ({"rms_norm_eps": math.inf}, "rms_norm_eps is inf; expected"),
-        ({"hidden_act": "swosh"}, "does not describe a model that transformers can make"),
-        ({"num_key_value_heads": 3}, "4 attention heads can't share 3 KV heads evenly"),
-        ({"vocab_size": 2}, "none of them a token of the LLM (its vocab_size is 2)"),
+        ({"layer_types": ["sliding_attention"] * 3, "sliding_window": 8, "num_hidden_layers": 3}, ["sliding_attention"]),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, ["rope_parameters", "rotations", "finite"]),
+        ({"rms_norm_eps": math.inf}, ["rms_norm_eps", "inf"]),
+        ({"hidden_act": "swosh"}, ["config.json", "swosh"]),
+        ({"num_key_value_heads": 3}, ["4 attention heads", "3 KV heads"]),
+        ({"vocab_size": 2}, ["eos_token_id", "vocab_size is 2"]),
     ],
 )
-def test_an_llm_that_can_not_be_exported_is_refused(monkeypatch, values, said):
-    with pytest.raises(CheckpointError) as raised:
+def test_an_llm_that_can_not_be_exported_is_refused(monkeypatch, values, named):
+    with pytest.raises(CheckpointError, match=naming(*named)):
         llava_ov.describe_llm(shipped(monkeypatch, "text_config", **values))
-    assert said in str(raised.value)

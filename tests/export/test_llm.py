@@ -57,7 +57,7 @@ def directory(tmp_path, stub):
     (tmp_path / "tokenizer.json").write_text("tokens")
     (tmp_path / "b" / "llm").mkdir(parents=True)
     stub("Decoder", lambda causal_lm, context, attention: Decoder(2, 2))
-    stub("trace_decoder", lambda module, *more: SimpleNamespace(model=module.weight.dtype), slice(0))
+    stub("trace_decoder", lambda module, *more: module.weight.dtype, slice(0))
     stub(
         "run_passes",
         lambda model, *names, graph, directory, precision=None: (GRAPH, [(graph, model if precision else names)]),

@@ -10,6 +10,7 @@ import weakref
 import numpy as np
 import onnx
 import pytest
+from refusal import naming
 
 from export import component, llm, vision
 from export.__main__ import main
@@ -103,10 +104,10 @@ def test_what_the_parsers_say_of_a_graph_is_told(tmp_path, monkeypatch, errors, 
         "vision: operators of TensorRT 11.1": "all nodes supported",
         "vision: parser of TensorRT-RTX": said,
     }
-    with pytest.raises(ExportError, match=r"TensorRT 10\.15 .* node y \(Swish\)"):
+    with pytest.raises(ExportError, match=naming("TensorRT 10.15", "node y (Swish)")):
         component.check_tensorrt(tmp_path, "vision", "10.15")
     monkeypatch.setattr(component, "parse_with_rtx", lambda path: ["the first", "the second"])
-    with pytest.raises(ExportError, match=r"vision\.onnx: the first$"):
+    with pytest.raises(ExportError, match=naming("vision.onnx", "the first")):
         component.check_tensorrt(tmp_path, "vision", None)
 
 
@@ -151,7 +152,7 @@ def test_a_vision_graph_that_differs_is_refused_with_the_first_stage_that_does(t
         return trace(wrong, *args)
 
     monkeypatch.setattr(vision, "trace_vision", traced_wrong)
-    with pytest.raises(ExportError, match=f"^{stage} differs between torch and ONNX Runtime"):
+    with pytest.raises(ExportError, match=f"^{stage} differs"):
         _export(tmp_path, only="vision", frames=2)
     assert not list(tmp_path.iterdir())
 
@@ -165,7 +166,7 @@ def test_a_decoder_that_differs_is_refused(tmp_path, monkeypatch):
         return trace(wrong, *args)
 
     monkeypatch.setattr(llm, "trace_decoder", traced_wrong)
-    with pytest.raises(ExportError, match=r"^llm/prefill differs between transformers and ONNX Runtime"):
+    with pytest.raises(ExportError, match=r"^llm/prefill differs"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 
@@ -182,16 +183,13 @@ def test_a_graph_for_a_batch_that_differs_is_refused(tmp_path, monkeypatch):
         return model, reports
 
     monkeypatch.setattr(llm, "run_passes", run_wrong)
-    with pytest.raises(ExportError, match=r"^llm/batch differs between torch and ONNX Runtime"):
+    with pytest.raises(ExportError, match=r"^llm/batch differs"):
         _export(tmp_path, only="llm")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_standard_variant_is_refused_for_a_jetsons_parser_with_its_opset(tmp_path):
-    with pytest.raises(
-        ExportError,
-        match=r"^--attention standard needs ONNX opset 24, TensorRT 10\.3 supports up to 20; export with --attention portable",
-    ):
+    with pytest.raises(ExportError, match=naming("--attention standard", "opset 24", "TensorRT 10.3", 20, "--attention portable")):
         _export(tmp_path, only="llm", attention="standard", tensorrt="10.3")
     assert not list(tmp_path.iterdir())
 

@@ -59,6 +59,9 @@ class FakeVision(torch.nn.Linear):
         self.place, self.selected, self.grid, self.input_name = place, selected, (9, 7), "pixel_values"
         self.features = "vision/projector" if place == "after-projector" else "vision/encoder"
 
+    def stage_names(self) -> list[str]:
+        return ["vision/encoder", "vision/projector"]
+
 
 def plan(**options: Any) -> SimpleNamespace:
     return SimpleNamespace(
@@ -84,14 +87,13 @@ CASES = {
 def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, selected):
     chosen = plan(**options)
     module = FakeVision(chosen.options.place, selected)
-    traced = SimpleNamespace(model="traced", stages={"vision/encoder": "e/output", "vision/projector": "p/output"})
     precision, split = options.get("precision", "fp32"), options.get("split", False)
     dtype = "fp16" if precision == "fp16" else "fp32"
     graphs = ["vision.encoder", "vision.compressor"] if split else ["vision.loop"]
     engines: list[Any] = []
     running = Closing()
     stub("Vision", SimpleNamespace(eval=lambda: module))
-    stub("trace_vision", traced, slice(2, 4))
+    stub("trace_vision", "traced", slice(2, 4))
     stub("run_passes", lambda model, *names, **more: ("with stages", ["passes"]))
     stub("_compare", lambda model, *more: ([f"rows {more[-1]}"], f"tokens {more[-1]}"))
     stub("_quantize", ("quantized", ["quantize"], REPORT))
@@ -133,7 +135,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
         ("_compare", "with stages", tmp_path, module, EXPECTED, dtype),
         *(again if precision == "int8" else []),
         ("drop_outputs",),
-        (write, f"{final} without 0", tmp_path, chosen, ["e/output", "p/output"]),
+        (write, f"{final} without 0", tmp_path, chosen, ["vision/encoder/output", "vision/projector/output"]),
         ("drop_outputs",),
         ("_fuse", f"{final} without 2", tmp_path, "vision", chosen),
         *(("check_tensorrt", tmp_path, graph, options.get("tensorrt")) for graph in (["vision", *graphs] if split else ["vision"])),
@@ -147,7 +149,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
     assert made.passes == ["passes", *(["quantize"] if precision == "int8" else []), "split" if split else "loop", "fuse"]
     assert made.quantized == ({"vision": REPORT} if precision == "int8" else {})
     assert made.tensorrt == dict.fromkeys(["vision", *graphs] if split else ["vision"], "parsed")
-    tensors = zip(OUTPUTS, ("e/output", "p/output", "visual_tokens"), (1, 2, 3), strict=True)
+    tensors = zip(OUTPUTS, ("vision/encoder/output", "vision/projector/output", "visual_tokens"), (1, 2, 3), strict=True)
     assert made.stages == [StageTensor(name, "vision", tensor, every, 0.25) for name, tensor, every in tensors]
     assert made.visual_tokens is OUTPUTS["visual_tokens"]
     assert onnx.load(str(tmp_path / "vision.onnx")).producer_name == "a model"

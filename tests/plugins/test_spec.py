@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.compress import PRESETS, STAGES, expand, make, presets, stage_help, stage_options
+from export.compress import PRESETS, STAGES, expand, make, presets
+from export.listing import listing_text, options_table
 from plugins.errors import SpecError
 from plugins.spec import Parsed, format, parse, unique_names
 
@@ -129,16 +131,14 @@ def test_an_empty_clip_is_refused():
 
 
 def test_the_listing_names_every_option_with_its_default_and_help():
-    listed = stage_options()
-    assert {name: [o.name for o in options] for name, options in listed.items()}["nsp"] == [
-        "window",
-        "temperature",
-        "order",
-        "padding",
-    ]
-    assert next(o.default for o in listed["ptg"] if o.name == "strides") == "2/4/8"
-    assert all(o.help for options in listed.values() for o in options)
-    assert all(line.endswith(".") for line in stage_help().values()) and stage_help().keys() == STAGES.keys()
+    listed = options_table()["stages"]
+    assert listed.keys() == STAGES.keys()
+    assert list(listed["nsp"]) == ["window", "temperature", "order", "padding"] and listed["ptg"]["strides"] == "2/4/8"
+    lines = listing_text().splitlines()
+    for name, options in listed.items():
+        (at,) = [number for number, line in enumerate(lines) if re.fullmatch(rf"  {name} +\S.*\.", line)]
+        for (option, default), line in zip(options.items(), lines[at + 1 :], strict=False):
+            assert re.fullmatch(rf"    {option}={default} +\S.*", line)
 
 
 def test_stages_of_another_kind_are_accepted_unread_on_request():

@@ -19,7 +19,7 @@ from export.plan import _max_context, make_plan
 from runtime.bundle.manifest import Preprocessing
 from runtime.core.errors import BundleError, CheckpointError, ExportError, PromptError
 
-CHAT = Chat("{{ text }}", "template.json", "<video>", 4, [2], 1)
+CHAT = Chat("{{ text }}", "template.json", "<video>", 4, [2], None)
 PREPROCESSING = Preprocessing((126, 126), "bicubic", 1 / 255, 0.5, 0.5)
 
 
@@ -104,18 +104,16 @@ def test_frames_are_taken_in_the_size_asked_for(seen, text: str, size: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("frames", "options", "message"),
+    ("frames", "options", "named"),
     [
-        (0, {}, "checkpoint: num_frames of its preprocessor config is 0, expected 1 to 1024; pass --frames"),
-        (1025, {}, "checkpoint: num_frames of its preprocessor config is 1025, expected 1 to 1024; pass --frames"),
-        (1, {"split": True}, "--split splits a clip into frames, and a clip has 1 frame here; pass --frames 2 or more"),
-        (1, {"precision": "int8"}, "--precision int8 splits a clip into frames, and a clip has 1 frame here; pass --frames 2 or more"),
+        (1025, {}, ["checkpoint", "num_frames", 1025, 1024, "--frames"]),
+        (1, {"split": True}, ["--split", "1 frame", "--frames 2"]),
+        (1, {"precision": "int8"}, ["--precision int8", "1 frame", "--frames 2"]),
     ],
-)  # fmt: skip
-def test_frames_of_the_checkpoint_that_do_not_do(seen, frames: int, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ExportError) as refused:
+)
+def test_frames_of_the_checkpoint_that_do_not_do(seen, frames: int, options: dict[str, Any], named: list[Any]) -> None:
+    with pytest.raises(ExportError, match=naming(*named)):
         plan(seen, frames, options)
-    assert str(refused.value) == message
     assert plan(seen, frames, options | {"frames": 2}).frames == 2
 
 
@@ -182,29 +180,25 @@ def test_the_last_token_without_an_embedding_is_named(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "error", "message"),
+    ("step", "error", "named"),
     [
-        ("tokenizer", BundleError("t is not a tokenizer"), r"^t is not a tokenizer$"),
-        ("render", PromptError("it refuses"), r"^checkpoint/template\.json: it refuses$"),
-        ("around", PromptError("it refuses"), r"^checkpoint/template\.json: it refuses$"),
-        (
-            "ids",
-            PromptError("no clip"),
-            r"^checkpoint/template\.json: no clip; a part .* must become <video>: .* such as somebody/published$",
-        ),
+        ("tokenizer", BundleError("t is not a tokenizer"), ["t is not a tokenizer"]),
+        ("render", PromptError("it refuses"), ["checkpoint/template.json", "it refuses"]),
+        ("around", PromptError("it refuses"), ["checkpoint/template.json", "it refuses"]),
+        ("ids", PromptError("no clip"), ["checkpoint/template.json", "no clip", "<video>", "somebody/published"]),
     ],
 )
-def test_a_prompt_that_can_not_be_made_is_the_checkpoints_fault(monkeypatch, step, error, message) -> None:
-    with pytest.raises(CheckpointError, match=message):
+def test_a_prompt_that_can_not_be_made_is_the_checkpoints_fault(monkeypatch, step, error, named) -> None:
+    with pytest.raises(CheckpointError, match=naming(*named)):
         check(monkeypatch, {"a": 0}, (step, error))
 
 
 @pytest.mark.parametrize(
     ("penalty", "names", "said"),
     [
-        (1, [], []),
+        (None, [], []),
         (1.25, [], ["checkpoint/generation_config.json: repetition_penalty 1.25 goes into the bundle"]),
-        (1, ["a", "b"], ["warning: checkpoint/generation_config.json sets a, b, which the runtime does not apply: its answers can differ "
+        (None, ["a", "b"], ["warning: checkpoint/generation_config.json sets a, b, which the runtime does not apply: its answers can differ "
                          "from those of transformers' generate"]),
     ],
 )  # fmt: skip
@@ -245,15 +239,15 @@ class TestContext:
         assert got == expected and type(got) is int
 
     @pytest.mark.parametrize(
-        ("chosen", "tokens", "prompt", "limit", "message"),
+        ("chosen", "tokens", "prompt", "limit", "named"),
         [
-            (None, 81, 4, 100, "the clip has 81 visual tokens, the LLM was trained for 100 positions; use fewer"),
-            (80, 80, 4, 200, "--max-context is 80, the clip alone has 80 visual tokens; expected more than that"),
-            (81, 80, 4, 200, "a short question and answer 20; expected at least 100"),
-            (99, 80, 4, 200, "--max-context is 99, the clip has 80 visual tokens and a short question and answer 20; expected at least 100"),
-            (201, 80, 4, 200, "--max-context is 201, the LLM was trained for at most 200 positions"),
+            (None, 81, 4, 100, ["81 visual tokens", "100 positions", "--frames", "--compress"]),
+            (80, 80, 4, 200, ["--max-context", 80, "80 visual tokens", 20, 100]),
+            (81, 80, 4, 200, ["--max-context", 81, "80 visual tokens", 20, 100]),
+            (99, 80, 4, 200, ["--max-context", 99, "80 visual tokens", 20, 100]),
+            (201, 80, 4, 200, ["--max-context", 201, 200]),
         ],
-    )  # fmt: skip
-    def test_one_without_it_is_refused(self, chosen: int | None, tokens: int, prompt: int, limit: int, message: str) -> None:
-        with pytest.raises(ExportError, match=message):
+    )
+    def test_one_without_it_is_refused(self, chosen: int | None, tokens: int, prompt: int, limit: int, named: list[Any]) -> None:
+        with pytest.raises(ExportError, match=naming(*named)):
             _max_context(chosen, tokens, prompt, limit)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusal import change_config, change_json
+from refusal import change_config, change_json, naming
 
 from export.checkpoint import open_checkpoint
 from export.families import family
@@ -55,7 +55,7 @@ class TestLLM:
         factors = [1.0] * 16
         longrope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors, "factor": 4.0}
         change_config(checkpoint, "text_config", rope_parameters=longrope | {"original_max_position_embeddings": 1024})
-        assert f"{checkpoint / 'config.json'}: the rope_type of the LLM is longrope" in refusal()
+        assert naming(checkpoint / "config.json", "rope_type", "longrope").match(refusal())
 
     @pytest.mark.parametrize(
         "rope",
@@ -106,7 +106,7 @@ class TestVision:
             ({"resample": 9}, "resample is 9"),
             ({"rescale_factor": 10**400}, "rescale_factor is 1000000"),
             ({"image_mean": 10**400}, "image_mean is 1000000"),
-            ({"num_frames": 5000}, "num_frames of its preprocessor config is 5000, expected 1 to 1024; pass --frames"),
+            ({"num_frames": 5000}, "num_frames of its preprocessor config is 5000"),
         ],
     )
     def test_preprocessing(self, checkpoint: Path, refusal: Callable[..., str], values: dict[str, Any], message: str) -> None:

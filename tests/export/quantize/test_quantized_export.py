@@ -159,7 +159,7 @@ def test_the_users_clips_calibrate_and_the_error_is_measured_on_frames_held_out(
     [
         ({"llm_precision": "int3"}, "--llm-precision is"),
         ({"precision": "int4"}, "precision is"),
-        ({"error_budget": 0.0}, "--error-budget is 0"),
+        ({"error_budget": 0.0}, "error_budget is 0"),
         ({"calibrate": "/nowhere"}, "is not a directory"),
     ],
 )

@@ -33,7 +33,7 @@ def llm():
 @pytest.fixture(scope="module", params=["portable", "standard"])
 def batched(request, llm, tmp_path_factory):
     path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-    model = trace_decoder(Decoder(copy.deepcopy(llm), CAPACITY, request.param), path, request.param).model
+    model = trace_decoder(Decoder(copy.deepcopy(llm), CAPACITY, request.param), path, request.param)
     model, _ = run_passes(model, graph="llm/decoder", directory=path.parent)
     return run_passes(model, ["batch"], graph="llm/decoder.batch", directory=path.parent)
 

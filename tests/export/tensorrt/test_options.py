@@ -10,8 +10,7 @@ import pytest
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from export.decoder import Decoder
-from export.options import ExportOptions
-from export.preflight import check_options
+from export.options import ExportOptions, check_options
 from export.quantize.layers import find_layers, with_weights
 from export.quantize.qdq import w4, w8
 from export.surgeon import run_passes
@@ -37,7 +36,7 @@ class TestOptions:
                 )  # fmt: skip
                 decoder = Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 32, attention)
                 path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-                traced = trace_decoder(decoder.half() if precision == "fp16" else decoder, path, attention).model
+                traced = trace_decoder(decoder.half() if precision == "fp16" else decoder, path, attention)
                 made[attention, precision], _ = run_passes(
                     traced, None, graph="llm/decoder", directory=path.parent, precision=precision
                 )

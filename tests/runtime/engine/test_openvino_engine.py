@@ -49,7 +49,7 @@ def decoder_of_40(tmp_path_factory):
         max_position_embeddings=64, tie_word_embeddings=False,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("decoder") / "decoder.onnx"
-    model = trace_decoder(Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 40, "portable"), path, "portable").model
+    model = trace_decoder(Decoder(Qwen2ForCausalLM(config).eval().requires_grad_(False), 40, "portable"), path, "portable")
     onnx.save(run_passes(model, graph="llm/decoder", directory=path.parent)[0], path)
     return path
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from export.float64 import in_float64
+from export.reference import in_float64
 
 
 class Nested(nn.Module):
