@@ -16,19 +16,36 @@
 T frames, H, W patch rows and columns, C features of a patch, D hidden, N visual tokens, S prompt positions, V vocabulary.
 """
 
-from runtime.bundle.bundle import Bundle as Bundle
-from runtime.bundle.files import MANIFEST as MANIFEST
-from runtime.bundle.files import foreign_files as foreign_files
-from runtime.bundle.files import write_manifest as write_manifest
-from runtime.bundle.graphs import BATCH as BATCH
-from runtime.bundle.graphs import COMPONENTS as COMPONENTS
-from runtime.bundle.graphs import DECODER as DECODER
-from runtime.bundle.graphs import DECODER_BATCH as DECODER_BATCH
-from runtime.bundle.graphs import GRAPHS as GRAPHS
-from runtime.bundle.graphs import VISION as VISION
-from runtime.bundle.graphs import VISION_COMPRESSOR as VISION_COMPRESSOR
-from runtime.bundle.graphs import VISION_ENCODER as VISION_ENCODER
-from runtime.bundle.graphs import VISION_LOOP as VISION_LOOP
-from runtime.bundle.manifest import REPETITION_PENALTIES as REPETITION_PENALTIES
-from runtime.bundle.manifest import SCHEMA_VERSION as SCHEMA_VERSION
-from runtime.bundle.manifest import Manifest as Manifest
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.files import MANIFEST, foreign_files, write_manifest
+from runtime.bundle.graphs import (
+    BATCH,
+    COMPONENTS,
+    DECODER,
+    DECODER_BATCH,
+    GRAPHS,
+    VISION,
+    VISION_COMPRESSOR,
+    VISION_ENCODER,
+    VISION_LOOP,
+)
+from runtime.bundle.manifest import REPETITION_PENALTIES, SCHEMA_VERSION, Manifest
+
+__all__ = [
+    "BATCH",
+    "COMPONENTS",
+    "DECODER",
+    "DECODER_BATCH",
+    "GRAPHS",
+    "MANIFEST",
+    "REPETITION_PENALTIES",
+    "SCHEMA_VERSION",
+    "VISION",
+    "VISION_COMPRESSOR",
+    "VISION_ENCODER",
+    "VISION_LOOP",
+    "Bundle",
+    "Manifest",
+    "foreign_files",
+    "write_manifest",
+]
