@@ -4,9 +4,9 @@
              least on calibration frames, their channels equalized before (export/quantize/vision.py, equalize.py)
     LLM      int8 or int4 weights, activations in float: int8 per output channel, int4 in blocks along the input (export/quantize/llm.py)
 
-Both follow one rule (`meet_budget`, export/quantize/layers.py): all layers are quantised, the error of the component is measured on clips that it was
-not calibrated on, and while that is over the budget the layers with the largest error go up a step. The bundle's quantization.json
-says which and why.
+Both follow one rule (`meet_budget`, export/quantize/layers.py): all layers are quantised, the error of the component is measured on
+clips that it was not calibrated on, and while that is over the budget the layers with the largest error go up a step. The bundle's
+quantization.json says which and why.
 
 ONNX Runtime's quantiser rounds the weights and writes the nodes; the choice of ranges, the equalization, the budget, and the details
 that let the engines' fusions find the nodes are ours.
