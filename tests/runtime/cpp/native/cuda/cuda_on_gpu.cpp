@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../message_of.hpp"
 #include "backend.hpp"
 #include "cuda.hpp"
 
@@ -27,16 +28,6 @@ void fact(const char* name, bool holds, const std::string& seen = "") {
 }
 
 bool begins_with(const std::string& text, const std::string& prefix) { return text.compare(0, prefix.size(), prefix) == 0; }
-
-template <typename Work>
-std::string message_of(const Work& work) {
-  try {
-    work();
-  } catch (const EngineError& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
 
 /// Device memory that holds `values`, and what it holds now.
 class Bytes {
@@ -99,7 +90,7 @@ void failed_capture() {
   const cuda::Stream stream;
   const std::vector<char> ones(8, 1), half = {0, 0, 0, 0, 1, 1, 1, 1};
   Bytes bytes(stream, ones);
-  std::string why = message_of([&] {
+  std::string why = message_of<EngineError>([&] {
     const cuda::Graph graph(stream, [&] {
       bytes.zero(8);
       throw EngineError("no");
@@ -107,7 +98,7 @@ void failed_capture() {
   });
   fact("a launch that throws in capture says why", why == "no", why);
   fact("nothing of it runs, and the stream goes on", bytes.now() == ones);
-  why = message_of([&] {
+  why = message_of<EngineError>([&] {
     const cuda::Graph graph(stream, [&] { stream.synchronize(); });  // what a capture forbids
   });
   fact("a call that CUDA refuses in capture is CUDA's words", begins_with(why, "running the engine: CUDA says operation not permitted when"), why);
@@ -119,10 +110,10 @@ void failed_capture() {
 
 void too_much() {
   const cuda::Stream stream;
-  std::string why = message_of([] { cuda::allocate(kTooMuch); });
+  std::string why = message_of<EngineError>([] { cuda::allocate(kTooMuch); });
   fact("too much memory is CUDA's words", why == "allocating 1099511627776 MiB on the GPU: CUDA says out of memory (error 2)", why);
   fact("that is not left for the next call", cudaPeekAtLastError() == cudaSuccess);
-  why = message_of([] { cuda::allocate_host(kTooMuch); });
+  why = message_of<EngineError>([] { cuda::allocate_host(kTooMuch); });
   fact("too much page-locked memory is an error too", begins_with(why, "page-locking 1099511627776 MiB: CUDA says "), why);
   fact("that is not left for the next call either", cudaPeekAtLastError() == cudaSuccess);
   const std::vector<char> ones(8, 1);
