@@ -10,15 +10,17 @@
 | logits                   | [1, 1, V]        | float   | of the last position                                       |
 | present.L.key            | [1, K, M, d]     | float   | and .value; bind the buffer of the past for an in-place update |
 
-Two variants of the same maths. `portable` (ScatterElements, grouped MatMul and Softmax; opset 20 and below) runs in
+Three variants of the same maths. `portable` (ScatterElements, grouped MatMul and Softmax; opset 20 and below) runs in
 ONNX Runtime, OpenVINO and TensorRT from 10.3. `standard` (TensorScatter, Attention, RotaryEmbedding,
 RMSNormalization; opset 24) is what newer TensorRT fuses. The cache is sliced to P before it is read, because ONNX
 Runtime does not skip masked rows, and the mask is an explicit bool, because TensorRT ignores `nonpad_kv_seqlen`.
+`flash` has the operators of `standard`, in float16, with a causal Attention over all of the cache, of which `nonpad_kv_seqlen`
+rows are filled: the form that ONNX Runtime's flash kernel takes, on CUDA alone. There a mask can't hide a row between others.
 
 In float16 the rotation of query and key, the attention scores and their softmax are computed in float32, as fused attention
-kernels do: with the biases of published Qwen2 checkpoints q·k reaches 7e4, where float16 has steps of 32. Projections, cache,
-and the weighted sum of the values stay float16; `standard` then writes the attention out like `portable`. A float32 graph has
-no Cast for this.
+kernels do: with the biases of published Qwen2 checkpoints q·k reaches 7e4, where float16 has steps of 32. ONNX Runtime's CPU
+provider has the scores of a float16 Attention in float16, so `standard` then writes it out like `portable`, and `flash` does not
+run there. Projections, cache, and the weighted sum of the values stay float16. A float32 graph has no Cast for this.
 
 S prompt positions, P positions read, M cache capacity, D hidden, V vocabulary, A heads, K KV heads, d head width.
 """
@@ -34,7 +36,7 @@ from torch.nn import functional
 from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import ExportError
 
-OPSET = {"portable": 20, "standard": 24}
+OPSET = {"portable": 20, "standard": 24, "flash": 24}
 _MASKED = -1e30  # added to a float32 score: no real score is as low, and a row without any position stays finite
 
 
@@ -50,6 +52,7 @@ class Decoder(nn.Module):
             )
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.flash = attention == "flash"
         self.max_context, self.hidden_size, self.vocab_size = max_context, config.hidden_size, config.vocab_size
         self.rotary = _Rotary(llm.model.rotary_emb, max_context, attention)
         self.layers = nn.ModuleList(_Layer(layer, self, attention) for layer in llm.model.layers)
@@ -59,14 +62,17 @@ class Decoder(nn.Module):
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, past: list[torch.Tensor], attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        read = attention_mask.shape[1]
-        causal = torch.arange(read, device=position_ids.device)[None, None] <= position_ids[..., None]  # [1, S, P]
-        mask = (causal & (attention_mask[:, None] != 0)).unsqueeze(1)  # [1, 1, S, P]
+        if self.flash:
+            seen = torch.minimum(position_ids[:, -1] + 1, attention_mask.sum(1))  # [1], rows of the cache that are filled
+        else:
+            read = attention_mask.shape[1]
+            causal = torch.arange(read, device=position_ids.device)[None, None] <= position_ids[..., None]  # [1, S, P]
+            seen = (causal & (attention_mask[:, None] != 0)).unsqueeze(1)  # [1, 1, S, P]
         rotate = self.rotary(position_ids)
         hidden, present = inputs_embeds, []
         for index, layer in enumerate(self.layers):
             kept = 1 if index + 1 == len(self.layers) else None  # of the last layer only the last position is needed
-            hidden, key, value = layer(hidden, position_ids, rotate, past[2 * index], past[2 * index + 1], mask, kept)
+            hidden, key, value = layer(hidden, position_ids, rotate, past[2 * index], past[2 * index + 1], seen, kept)
             present += [key, value]
         return (self.lm_head(self.norm(hidden)), *present)
 
@@ -88,9 +94,10 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = _Norm(source.post_attention_layernorm, attention)
         self.mlp = source.mlp
 
-    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept):
-        """kept: how many of the S positions, from the end, go on; all write their keys and values."""
-        mixed, key, value = self.self_attn(self.input_layernorm(x), position_ids, rotate, past_key, past_value, mask, kept)
+    def forward(self, x, position_ids, rotate, past_key, past_value, seen, kept):
+        """seen: a mask [1, 1, S, P], in `flash` the number of filled rows [1].
+        kept: how many of the S positions, from the end, go on; all write their keys and values."""
+        mixed, key, value = self.self_attn(self.input_layernorm(x), position_ids, rotate, past_key, past_value, seen, kept)
         x = (x if kept is None else x[:, -kept:]) + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
@@ -101,10 +108,10 @@ class _Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = source.q_proj, source.k_proj, source.v_proj, source.o_proj
         self.heads, self.kv_heads, self.head_dim = decoder.heads, decoder.kv_heads, decoder.head_dim
         self.scale = source.scaling
-        self.standard = attention == "standard"
+        self.standard, self.flash = attention != "portable", attention == "flash"
 
-    def forward(self, x, position_ids, rotate, past_key, past_value, mask, kept):
-        length, read = x.shape[1], mask.shape[-1]
+    def forward(self, x, position_ids, rotate, past_key, past_value, seen, kept):
+        length = x.shape[1]
 
         def split(projected: torch.Tensor, heads: int) -> torch.Tensor:
             return projected.view(1, length, heads, self.head_dim).transpose(1, 2)  # [1, heads, S, d]
@@ -115,10 +122,14 @@ class _Attention(nn.Module):
         key = self._write(past_key, key.to(x.dtype), position_ids)
         value = self._write(past_value, split(self.v_proj(x), self.kv_heads), position_ids)
         if kept is not None:
-            query, mask = query[:, :, -kept:], mask[:, :, -kept:]
-        # Attention in float16 rounds its scores by definition, and TensorRT-RTX 1.7.1 can't build one in float32 between Casts.
-        mix = self._mix_standard if self.standard and x.dtype == torch.float32 else self._mix_portable
-        mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)  # [1, A, S or kept, d]
+            query = query[:, :, -kept:]
+        if self.flash:
+            mixed = self._mix_flash(query.to(value.dtype), key, value, seen)  # [1, A, S or kept, d]
+        else:
+            read, mask = seen.shape[-1], seen if kept is None else seen[:, :, -kept:]
+            # Attention in float16 rounds its scores by definition, and TensorRT-RTX 1.7.1 can't build one in float32 between Casts.
+            mix = self._mix_standard if self.standard and x.dtype == torch.float32 else self._mix_portable
+            mixed = mix(query, key[:, :, :read], value[:, :, :read], mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _write(self, past: torch.Tensor, new: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -133,6 +144,12 @@ class _Attention(nn.Module):
 
     def _mix_standard(self, query, key, value, mask):
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=True)
+
+    def _mix_flash(self, query, key, value, filled):
+        # The last query sees all rows that are filled, each one before it a row less: causal from the lower right.
+        attrs = {"is_causal": 1, "scale": float(self.scale)}
+        inputs = (query, key, value, None, None, None, filled)
+        return torch.onnx.ops.symbolic("Attention", inputs, attrs=attrs, dtype=query.dtype, shape=query.shape, version=24)
 
     def _mix_portable(self, query, key, value, mask):
         length, read, group = query.shape[2], key.shape[2], self.heads // self.kv_heads
@@ -153,7 +170,7 @@ class _Rotary(nn.Module):
         width = cos.shape[-1] // 2
         self.register_buffer("cos", cos[0, :, :width].contiguous())
         self.register_buffer("sin", sin[0, :, :width].contiguous())
-        self.standard = attention == "standard"
+        self.standard = attention != "portable"
 
     def _apply(self, fn, recurse=True):
         return self  # decoder.half() converts the weights and leaves the tables in float32
@@ -178,7 +195,7 @@ class _Norm(nn.Module):
     def __init__(self, source: nn.Module, attention: str):
         super().__init__()
         self.weight, self.eps = source.weight, source.variance_epsilon
-        self.standard = attention == "standard"
+        self.standard = attention != "portable"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.standard:

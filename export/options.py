@@ -42,7 +42,7 @@ class ExportOptions:
         above=0,
         at_most=100,
     )
-    attention: str = option("portable", "how the decoder's attention is written for export", choices=("portable", "standard"))
+    attention: str = option("portable", "how attention is written for export", choices=("portable", "standard", "flash"))
     tensorrt: str | None = option(
         None, "make a node that this TensorRT release's parser does not support an error, e.g. 10.3", metavar="VERSION"
     )
@@ -78,6 +78,8 @@ def check_options(options: ExportOptions) -> None:
     _refuse_without_effect(options)
     if options.frames is not None:
         check_several_frames(options, options.frames)
+    if options.attention == "flash":
+        _refuse_flash(options)
     if options.tensorrt is not None:
         _check_tensorrt(options, options.tensorrt)
 
@@ -93,6 +95,17 @@ def _refuse_without_effect(options: ExportOptions) -> None:
             ways = {"vision": "--precision int8", "llm": "--llm-precision int8 or int4"}
             remedy = f"pass {ways.get(options.only or '', ', or '.join(ways.values()))}, or leave it out"
             raise ExportError(f"--{name} is for quantisation, and nothing is quantised here; {remedy}")
+
+
+def _refuse_flash(options: ExportOptions) -> None:
+    """Refuse --attention flash where a kernel in float16 could not take the graphs."""
+    vision, llm = options.precision if options.only != "llm" else "fp16", options.of_llm if options.only != "vision" else "fp16"
+    if {vision, llm} != {"fp16"}:
+        raise ExportError(
+            f"--attention flash is for float16, and the vision encoder would be {vision}, the LLM {llm}; pass --precision fp16"
+        )
+    if options.tensorrt is not None:
+        raise ExportError("--attention flash is for ONNX Runtime's CUDA provider alone; for TensorRT pass portable or standard")
 
 
 def _check_tensorrt(options: ExportOptions, version: str) -> None:

@@ -49,7 +49,7 @@ def export_vision(directory: Path, plan: Plan) -> Component:
     options = plan.options
     dtype = base_dtype(options.precision)
     with step("reading the vision encoder"):
-        source = plan.family.load_vision(plan.checkpoint)
+        source = plan.family.load_vision(plan.checkpoint, options.attention)
     vision = Vision(source, plan.compress, options.place, plan.input).eval()
     inputs, pixels = reference.make_clip(source, plan.frames, plan.input)
     with step("tracing the vision encoder"):

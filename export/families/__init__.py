@@ -7,7 +7,7 @@ A family module offers
     describe_llm(checkpoint) -> LLMInfo          the same
     check_vision_weights(checkpoint)             from the headers of the weight files, refuses what does not belong to the config
     check_llm_weights(checkpoint, values=False)  the same; values: NaN and infinite ones too, which reads every weight
-    load_vision(checkpoint) -> VisionModel
+    load_vision(checkpoint, attention="portable") -> VisionModel, its encoder in that variant
     load_llm(checkpoint) -> nn.Module            the library's own causal LM (transformers), float32
 Each component is read alone, so that an export never has both in memory.
 """

@@ -105,7 +105,7 @@ def check_llm_weights(checkpoint: Checkpoint, values: bool = False) -> None:
         check_finite(checkpoint, _llm_name)
 
 
-def load_vision(checkpoint: Checkpoint) -> VisionModel:
+def load_vision(checkpoint: Checkpoint, attention: str = "portable") -> VisionModel:
     """SigLIP, projector and newline of a checkpoint. CheckpointError says what does not fit."""
     info, config = describe_vision(checkpoint), _config(checkpoint)
     layers = _feature_layers(checkpoint, config)
@@ -113,7 +113,7 @@ def load_vision(checkpoint: Checkpoint) -> VisionModel:
     load_weights(checkpoint, parts, _vision_name)
     return VisionModel(
         grid=info.grid,
-        encoder=SiglipEncoder(parts.vision_tower, layers),
+        encoder=SiglipEncoder(parts.vision_tower, layers, attention),
         reference_encoder=_ReferenceEncoder(parts.vision_tower, layers),
         projector=parts.multi_modal_projector,
         newline=parts.image_newline[None],

@@ -4,6 +4,9 @@ pixel_values [T, 3, h, w] float -> patch features [T, P, C]
 
 T frames, P patches a frame (H*W), C width, A heads, F MLP width. Layers after the last one that is needed, and
 post_layernorm, are left out.
+
+Attention is written out, with scores and softmax in float32 where the weights are float16, as in fused kernels. In the variant
+`flash` it is one Attention operator a layer, which ONNX Runtime's CUDA provider has such kernels for.
 """
 
 from __future__ import annotations
@@ -13,14 +16,17 @@ from torch import nn
 
 
 class SiglipEncoder(nn.Module):
-    """tower: transformers' SiglipVisionModel. layers: indices into its hidden states (0 is the embedding's output)."""
+    """tower: transformers' SiglipVisionModel. layers: indices into its hidden states (0 is the embedding's output).
 
-    def __init__(self, tower: nn.Module, layers: list[int]):
+    attention: a variant of export/decoder.py.
+    """
+
+    def __init__(self, tower: nn.Module, layers: list[int], attention: str = "portable"):
         super().__init__()
         count = len(tower.encoder.layers)
         self.wanted = [layer % (count + 1) for layer in layers]
         self.embeddings = _Embeddings(tower.embeddings)
-        self.layers = nn.ModuleList(_Layer(layer) for layer in tower.encoder.layers[: max(self.wanted)])
+        self.layers = nn.ModuleList(_Layer(layer, attention) for layer in tower.encoder.layers[: max(self.wanted)])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         states = [self.embeddings(pixel_values)]
@@ -42,10 +48,10 @@ class _Embeddings(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, source: nn.Module):
+    def __init__(self, source: nn.Module, attention: str):
         super().__init__()
         self.layer_norm1, self.layer_norm2 = source.layer_norm1, source.layer_norm2
-        self.self_attn = _Attention(source.self_attn)
+        self.self_attn = _Attention(source.self_attn, attention)
         self.mlp = source.mlp
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,20 +60,28 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, source: nn.Module):
+    def __init__(self, source: nn.Module, attention: str):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = source.q_proj, source.k_proj, source.v_proj, source.out_proj
         self.heads, self.head_dim, self.scale = source.num_heads, source.head_dim, source.scale
+        self.mix = self._mix_flash if attention == "flash" else self._mix_portable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        frames, patches, width = x.shape
+        return self.out_proj(self.mix(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+
+    def _mix_flash(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # [T, P, C] each: the operator divides them into heads itself, without Transposes.
+        heads = {"q_num_heads": self.heads, "kv_num_heads": self.heads}
+        return torch.onnx.ops.attention(query, key, value, scale=self.scale, **heads)[0]
+
+    def _mix_portable(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        frames, patches, width = query.shape
 
         def heads(projected: torch.Tensor) -> torch.Tensor:
             return projected.view(frames, patches, self.heads, self.head_dim).transpose(1, 2)  # [T, A, P, C/A]
 
         # Written out: the exporter's decomposition of scaled_dot_product_attention adds six nodes a layer and gains nothing.
-        # Scores and softmax are float32 where the weights are float16, as in fused attention kernels.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        query, key, value = heads(self.q_proj(x)).to(wide) * self.scale, heads(self.k_proj(x)).to(wide), heads(self.v_proj(x))
-        weights = (query @ key.transpose(2, 3)).softmax(-1).to(x.dtype)  # [T, A, P, P]
-        return self.out_proj((weights @ value).transpose(1, 2).reshape(frames, patches, width))
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scores = (heads(query).to(wide) * self.scale) @ heads(key).to(wide).transpose(2, 3)
+        weights = scores.softmax(-1).to(value.dtype)  # [T, A, P, P]
+        return (weights @ heads(value)).transpose(1, 2).reshape(frames, patches, width)

@@ -3,7 +3,7 @@
 3,584 squared float16 activations overflow (65504 / 3584 is an RMS of 4.3), and a softmax over norms of that size keeps two digits. So
 in the `compress` scope no reduction, softmax or power may run in float16, elsewhere no norm. Stages cast to float32 themselves
 (export/compress/stage.py, token_norm). LayerNormalization and RMSNormalization take their statistics in float32 by `stash_type`; the
-attention softmax of encoder and LLM is traced in float32 (export/decoder.py, export/families/siglip.py).
+attention softmax of encoder and LLM is traced in float32 or is inside an Attention (export/decoder.py, export/families/siglip.py).
 """
 
 from __future__ import annotations

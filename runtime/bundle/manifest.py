@@ -80,7 +80,7 @@ class LLMInfo:
     kv_heads: int = key("key and value heads of a layer", **_COUNT)
     head_dim: int = key("width of a head", **_COUNT)
     vocab_size: int | None = key("V", None, **_COUNT)
-    attention: str = key("portable, or standard for ONNX's Attention", "portable")
+    attention: str = key("portable, standard for ONNX's Attention, or flash for ONNX Runtime on CUDA alone", "portable")
     precision: str | None = key("of the weights; absent: the manifest's", None, enum=["fp32", "fp16", "int8", "int4"])
     block: int | None = key("weights that share a scale, of int4 alone", None, **_COUNT)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.bundle import Bundle
+from runtime.bundle import DECODER, DECODER_BATCH, Bundle
 from runtime.core.errors import EngineError, missing_package
 from runtime.engine import cuda
 from runtime.engine.protocol import EngineOptions, TensorSpec, check_available, check_feeds
@@ -91,6 +91,11 @@ class OnnxEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OnnxEngine:
+        if graph in (DECODER, DECODER_BATCH) and bundle.llm.attention == "flash" and options.on("cpu").device != "cuda":
+            raise EngineError(
+                f"{bundle.path}'s decoder has flash attention, which ONNX Runtime computes on cuda alone: its CPU provider rounds the "
+                "scores to float16; pass --device cuda where a GPU is, or export with --attention portable"
+            )
         return cls.load(bundle.model(graph), options)
 
     @classmethod

@@ -87,9 +87,9 @@ class OpenVINOEngine:
 
     @classmethod
     def open(cls, bundle: Bundle, graph: str, options: EngineOptions) -> OpenVINOEngine:
-        if graph in (DECODER, DECODER_BATCH) and bundle.llm.attention == "standard":
+        if graph in (DECODER, DECODER_BATCH) and bundle.llm.attention != "portable":
             raise EngineError(
-                f"openvino can't run {bundle.path}'s decoder with standard attention; export with --attention portable"
+                f"openvino can't run {bundle.path}'s decoder with {bundle.llm.attention} attention; export with --attention portable"
             )
         return cls.load(bundle.model(graph), options)
 

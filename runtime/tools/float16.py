@@ -3,8 +3,9 @@
 ONNX Runtime's CPU provider computes float16 graphs in float32 and rounds only where a value enters or leaves: it can't show
 what float16 does to a model. Here every node that computes reads its float16 inputs as float32, computes in float32, and its
 output is rounded to float16 by a Cast, which ONNX Runtime honours. That is what a GPU does that runs one kernel a
-node with float32 accumulators; fused kernels round less. Nodes that only move values are left alone, and an Attention in
-float16 is replaced by the function that defines it, because its scores are then float16 too.
+node with float32 accumulators; fused kernels round less. Nodes that only move values are left alone. An Attention counts as one
+kernel with float32 scores and softmax, as ONNX Runtime's on CUDA are (flash, memory-efficient and unfused); the operator's
+definition and the CPU provider have them in float16.
 
 Weights stay float16 in memory, and are widened one at a time while the graph runs.
 """
@@ -37,10 +38,6 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     types = _types(model)
-    nodes = (node for graph in _graphs(model.graph) for node in graph.node)
-    if any(node.op_type == "Attention" and types.get(node.input[0]) == _FLOAT16 for node in nodes):
-        model = onnx.inliner.inline_selected_functions(model, [("", "Attention")], inline_schema_functions=True)
-        types = _types(model)
     result = copy.deepcopy(model)
     for graph in _graphs(result.graph):
         _round(graph, types)

@@ -67,6 +67,13 @@ def test_where_no_release_takes_it_none_is_named(monkeypatch: pytest.MonkeyPatch
         ({"frames": 1, "split": True, "only": "llm"}, ["--split", "--only llm"]),
         ({"llm_precision": "int5"}, ["--llm-precision", "int5", "fp32, fp16, int8, int4", "16, 32, 64, 128, 256"]),
         ({"only": "visoin"}, ["only", "visoin", "vision, llm"]),
+        ({"attention": "flash"}, ["--attention flash", "float16", "--precision fp16"]),
+        ({"attention": "flash", "precision": "fp16", "llm_precision": "int4"}, ["--attention flash", "the LLM int4"]),
+        (
+            {"attention": "flash", "only": "vision", "llm_precision": "fp16"},
+            ["--attention flash", "the vision encoder would be fp32"],
+        ),
+        ({"attention": "flash", "precision": "fp16", "tensorrt": "11.1"}, ["--attention flash", "TensorRT", "standard"]),
     ],
 )
 def test_an_option_that_is_refused_is_named_with_what_is_expected(options: dict[str, Any], named: list[str]) -> None:

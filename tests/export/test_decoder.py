@@ -32,7 +32,10 @@ def llm():
     return _llm()
 
 
-@pytest.fixture(scope="module", params=[("portable", "fp32"), ("standard", "fp32"), ("portable", "fp16")], ids="-".join)
+VARIANTS = [("portable", "fp32"), ("standard", "fp32"), ("portable", "fp16"), ("flash", "fp16")]
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids="-".join)
 def graph(request, llm, tmp_path_factory):
     import copy
 
@@ -92,7 +95,9 @@ def test_the_cache_is_updated_in_place(graph):
 
 
 def test_masked_positions_do_not_count(graph, llm):
-    _, precision, path, _ = graph
+    attention, precision, path, _ = graph
+    if attention == "flash":
+        pytest.skip("flash attention has no mask, but a number of filled rows")
     embeddings = torch.randn(1, 12, 48, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(1, 12, dtype=torch.long)
     mask[0, 3:6] = 0
@@ -134,7 +139,19 @@ def test_only_a_float16_graph_has_casts_for_the_scores(graph):
         assert casts <= 4 + norms * (attention == "portable")  # of the mask and the shapes, and the exporter's own in norms
     scores = next(node for node in model.graph.node if node.op_type in ("Softmax", "Attention"))
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    assert kinds[scores.input[0]] == onnx.TensorProto.FLOAT
+    assert kinds[scores.input[0]] == (onnx.TensorProto.FLOAT16 if attention == "flash" else onnx.TensorProto.FLOAT)
+
+
+def test_flash_attention_is_causal_over_the_whole_cache(graph):
+    attention, _, _, model = graph
+    nodes = [node for node in model.graph.node if node.op_type == "Attention"]
+    if attention != "flash":
+        assert not any(len(node.input) > 6 for node in nodes), "TensorRT ignores the number of filled rows"
+        return
+    assert len(nodes) == LAYERS and not any(node.op_type in ("MatMul", "Slice") and "scores" in node.name for node in nodes)
+    for index, node in enumerate(nodes):
+        assert list(node.input[1:6]) == [f"present.{index}.key", f"present.{index}.value", "", "", ""]
+        assert node.input[6] == nodes[0].input[6] and {a.name: a.i for a in node.attribute}["is_causal"] == 1
 
 
 def test_opset_and_shapes_are_the_contract(graph):

@@ -81,7 +81,7 @@ def rotated(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def test_opsets_are_those_that_the_targets_take():
-    assert OPSET == {"portable": 20, "standard": 24}
+    assert OPSET == {"portable": 20, "standard": 24, "flash": 24}
 
 
 @pytest.mark.parametrize("attention", ["portable", "standard"])
@@ -186,15 +186,15 @@ def test_a_prompt_in_two_pieces_goes_through_every_layer_with_its_own_cache():
         assert not written[0, :, 5:].any()
 
 
-@pytest.mark.parametrize("attention", ["portable", "standard"])
-def test_the_standard_spelling_alone_calls_the_standard_operators(monkeypatch, attention):
+@pytest.mark.parametrize("attention", ["portable", "standard", "flash"])
+def test_the_portable_spelling_alone_calls_no_standard_operators(monkeypatch, attention):
     called = []
     monkeypatch.setattr(torch.onnx.ops, "rotary_embedding", lambda x, *tables: called.append("rotary_embedding") or x)
     monkeypatch.setattr(functional, "rms_norm", lambda x, *rest: called.append("rms_norm") or x)
     made = decoder(1, attention)
     made.norm(torch.ones(1, 1, HIDDEN))
     made.rotary(torch.tensor([[0]]))(torch.ones(1, 1, 1, WIDTH))
-    assert called == (["rms_norm", "rotary_embedding"] if attention == "standard" else [])
+    assert called == ([] if attention == "portable" else ["rms_norm", "rotary_embedding"])
 
 
 def test_the_standard_cache_is_written_by_tensor_scatter_from_the_first_position(monkeypatch):
@@ -231,6 +231,23 @@ def test_the_standard_attention_is_for_float32(monkeypatch, attention, dtype, mi
     mask = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     module(torch.zeros(1, 2, HIDDEN, dtype=dtype), torch.tensor([[0, 1]]), lambda both: both, past, past, mask, None)
     assert called == [(mix, torch.float32)]
+
+
+@pytest.mark.parametrize(("positions", "read", "filled"), [([2, 3, 4], 5, 5), ([2, 3, 4], 9, 5), ([7], 5, 5)])
+def test_flash_attention_sees_the_rows_up_to_the_last_position_that_are_read(monkeypatch, positions, read, filled):
+    asked = []
+
+    def symbolic(name, inputs, *, attrs, dtype, shape, version):
+        asked.append((name, inputs[6:], attrs, version))
+        return torch.zeros(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch.onnx.ops, "symbolic", symbolic)
+    monkeypatch.setattr(_Attention, "_write", lambda self, past, new, ids: past)
+    made = decoder(2, "flash")
+    length = len(positions)
+    made(torch.zeros(1, length, HIDDEN), torch.tensor([positions]), made.empty_cache(), torch.ones(1, read, dtype=torch.long))
+    assert [(name, rows.tolist(), version) for name, (rows,), _, version in asked] == [("Attention", [filled], 24)] * 2
+    assert asked[0][2] == {"is_causal": 1, "scale": pytest.approx(0.7)}
 
 
 def test_the_manifests_entry_and_the_empty_cache():

@@ -45,6 +45,16 @@ def test_export_spelling_of_the_encoder_equals_transformers(vision, hf, pixels):
     torch.testing.assert_close(vision.reference_encoder(pixels), expected, rtol=0, atol=0)
 
 
+def test_flash_attention_in_the_encoder_is_one_operator_and_equals_the_written_out_one(vision, pixels, monkeypatch):
+    calls, attention = [], torch.onnx.ops.attention
+    monkeypatch.setattr(torch.onnx.ops, "attention", lambda *tensors, **more: calls.append(more) or attention(*tensors, **more))
+    flash = llava_ov.load_vision(open_checkpoint(None), "flash").encoder
+    torch.testing.assert_close(flash(pixels), vision.encoder(pixels), rtol=1e-5, atol=1e-4)
+    assert (
+        len(calls) == len(flash.layers) and calls[0]["q_num_heads"] == calls[0]["kv_num_heads"] == flash.layers[0].self_attn.heads
+    )
+
+
 def test_features_are_taken_before_post_layernorm(vision, hf, pixels):
     after = hf.model.vision_tower(pixels).last_hidden_state
     assert (vision.encoder(pixels) - after).abs().max() > 0.1

@@ -66,7 +66,7 @@ class FakeVision(torch.nn.Linear):
 def plan(**options: Any) -> SimpleNamespace:
     return SimpleNamespace(
         options=ExportOptions(**options),
-        family=SimpleNamespace(load_vision=lambda checkpoint: f"weights of {checkpoint}"),
+        family=SimpleNamespace(load_vision=lambda checkpoint, attention: f"{attention} weights of {checkpoint}"),
         checkpoint="a checkpoint",
         compress=SimpleNamespace(spec="ptg+evs"),
         vision=SimpleNamespace(grid=(9, 7)),
@@ -114,7 +114,7 @@ def test_the_steps_of_an_export(tmp_path, calls, stub, monkeypatch, options, sel
 
     made = vision.export_vision(tmp_path, chosen)
 
-    source, final = "weights of a checkpoint", "quantized" if precision == "int8" else "with stages"
+    source, final = f"{chosen.options.attention} weights of a checkpoint", "quantized" if precision == "int8" else "with stages"
     write = "_write_split" if split else "_write_loop"
     again = [
         ("_quantize", "with stages", tmp_path, module, chosen),

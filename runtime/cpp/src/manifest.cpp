@@ -139,6 +139,7 @@ Manifest manifest_from(const Json& m) {
   if (m["llm"].empty()) return result;
   result.layers = m["llm"]["layers"];
   result.max_context = m["limits"]["max_context"];
+  result.attention = m["llm"].value("attention", "portable");
   const Json& prompt = m["prompt"];
   result.prompt.video_token = prompt["video_token"];
   result.prompt.video_token_id = prompt["video_token_id"];

@@ -173,6 +173,11 @@ bool onnx_has_cuda(const Bundle& bundle, const EngineOptions& options) {
 }
 
 std::unique_ptr<Engine> open_onnx(const Bundle& bundle, const std::string& graph, const EngineOptions& options) {
+  if (graph == kDecoder && bundle.manifest().attention == "flash" && options.device == "cpu") {
+    throw EngineError(bundle.path().string() +
+                      "'s decoder has flash attention, which ONNX Runtime computes on cuda alone: its CPU provider rounds the scores to "
+                      "float16; pass --device cuda where a GPU is, or export with --attention portable");
+  }
   // On a CPU frames one by one are faster, and take less memory, than all at once.
   const bool one_by_one = options.device == "cpu" && graph == kVision && bundle.manifest().has_file("vision.loop.onnx");
   const fs::path model = bundle.file((one_by_one ? kVisionLoop : graph) + ".onnx");

@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from cache_graph import PAIRS, feeds, save_cache_graph
+from manifests import bundle_of
+from refusal import naming
 
+from runtime.bundle.manifest import LLMInfo
 from runtime.core.errors import EngineError
 from runtime.engine import EngineOptions, cuda
 from runtime.engine import onnx as onnx_engine
@@ -35,6 +38,26 @@ def test_a_state_is_updated_where_it_is(engine):
     expected = [[1, 2], [3, 4], [0, 0], [0, 0], [5, 6]]
     assert second.tolist() == [[[[2 * a, 2 * b] for a, b in expected]]]
     assert value.numpy().tolist() == [[expected]] and value.data_ptr() == address
+
+
+@pytest.mark.parametrize(
+    ("graph", "attention", "device", "runs"),
+    [
+        ("llm/decoder", "flash", "cpu", False),
+        ("llm/decoder.batch", "flash", "auto", False),
+        ("llm/decoder", "flash", "cuda", True),
+        ("llm/decoder", "standard", "cpu", True),
+        ("vision.loop", "flash", "cpu", True),
+    ],
+)
+def test_a_decoder_with_flash_attention_runs_on_cuda_alone(monkeypatch, graph, attention, device, runs):
+    monkeypatch.setattr(OnnxEngine, "load", lambda model, options: (model, options.device))
+    bundle, options = bundle_of(f"{graph}.onnx", llm=LLMInfo(1, 1, 1, attention=attention)), EngineOptions(device=device)
+    if runs:
+        assert OnnxEngine.open(bundle, graph, options) == (Path("b") / f"{graph}.onnx", device)
+    else:
+        with pytest.raises(EngineError, match=naming("flash", "--device cuda", "--attention portable")):
+            OnnxEngine.open(bundle, graph, options)
 
 
 def test_a_run_may_see_some_entries_of_a_batch(engine):

@@ -104,12 +104,13 @@ def test_a_cache_is_held_in_what_a_cpu_computes_in(tmp_path, bf16, stored, held)
     assert bits.view(np.float32)[0, 0, :3].tolist() == [[0, 0], [1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("attention", ["standard", "flash"])
 @pytest.mark.parametrize(
     ("graph", "runs"), [("vision", True), ("vision.loop", True), ("llm/decoder", False), ("llm/decoder.batch", False)]
 )
-def test_a_decoder_with_standard_attention_is_refused(monkeypatch, graph, runs):
+def test_a_decoder_with_other_than_portable_attention_is_refused(monkeypatch, graph, runs, attention):
     monkeypatch.setattr(OpenVINOEngine, "load", lambda model, options: (model, options.device))
-    portable, standard = (bundle_of(f"{graph}.onnx", llm=LLMInfo(1, 1, 1, attention=kind)) for kind in ("portable", "standard"))
+    portable, standard = (bundle_of(f"{graph}.onnx", llm=LLMInfo(1, 1, 1, attention=kind)) for kind in ("portable", attention))
     options = EngineOptions(device="cpu")
     opened = (Path("b") / f"{graph}.onnx", "cpu")
     assert OpenVINOEngine.open(portable, graph, options) == opened

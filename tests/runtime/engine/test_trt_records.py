@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +98,13 @@ def test_an_engine_is_kept_where_a_build_would_make_it_again(bundle: Bundle, cha
 )
 def test_which_graphs_are_built(bundle: Bundle, asked: tuple[str, ...], built: list[str]) -> None:
     assert trt_build._chosen_graphs(bundle, asked) == built
+
+
+def test_a_decoder_with_flash_attention_is_not_built(bundle: Bundle) -> None:
+    flash = replace(bundle, manifest=replace(bundle.manifest, llm=replace(bundle.llm, attention="flash")))
+    assert trt_build._chosen_graphs(flash, (VISION,)) == [VISION]
+    with pytest.raises(EngineError, match=naming("flash", "--attention portable")):
+        trt_build._chosen_graphs(flash, ())
 
 
 @pytest.mark.parametrize(

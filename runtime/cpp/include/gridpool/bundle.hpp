@@ -49,6 +49,7 @@ struct GRIDPOOL_API Manifest {
   int64_t hidden_size = 0;      ///< D
   int64_t layers = 0;           ///< of the LLM; 0 without one
   int64_t max_context = 0;      ///< KV positions; 0 without an LLM
+  std::string attention;        ///< variant of the decoder; "" without an LLM
   PromptSettings prompt;
 
   struct File {
