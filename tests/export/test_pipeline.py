@@ -18,8 +18,8 @@ from export.families import llava_ov
 from export.options import ExportOptions
 from export.pipeline import export_bundle
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
-from runtime.core.errors import ExportError
-from runtime.engine import open_engine
+from runtime.core.errors import EngineError, ExportError
+from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.tools.parity import parity
 
@@ -47,6 +47,18 @@ def test_every_choice_gives_a_bundle_that_agrees_with_torch(tmp_path, options, t
     report = parity(bundle, ["onnx"])
     assert report.ok, report.rows
     assert {row.stage for row in report.rows} >= {"vision/encoder", "vision/projector", "visual_tokens", "llm/greedy_ids"}
+
+
+def test_flash_attention_is_checked_in_float16_and_its_decoder_refused_without_cuda(tmp_path):
+    result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="fp16", attention="flash", frames=2))
+    bundle = Bundle.open(tmp_path / "b")
+    assert bundle.llm.attention == "flash" and bundle.manifest.opset == 24
+    checked = [row["stage"] for row in result.verified if row["stage"].startswith("llm/")]
+    assert checked == ["llm/prefill (float16)", "llm/greedy_ids (float16)", "llm/batch (float16)"]
+    for graph in (VISION, VISION_LOOP, DECODER):
+        assert b"Attention" in (bundle.path / f"{graph}.onnx").read_bytes()
+    with pytest.raises(EngineError, match=naming("flash", "--device cuda", "--attention portable")):
+        open_engine(bundle, DECODER, "onnx", EngineOptions("cpu"))
 
 
 def test_no_file_carries_paths_of_the_build_host(bundle):
