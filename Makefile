@@ -1,5 +1,5 @@
 # make demo   venv, pinned install, export, TensorRT build, parity, an answer about a clip
-# make test   the tests that fit a quarter of an hour, in WORKERS processes;  make test-slow  the rest;  make test-gpu  those that need an NVIDIA GPU
+# make test   the tests that fit a quarter of an hour;  make test-slow  the rest;  both in WORKERS processes;  make test-gpu  those that need an NVIDIA GPU
 # make cpp    the C++ runtime (runtime/cpp), into build/cpp
 # make docs   the documentation, into build/site;  make lint   ruff and mypy;  make bench  the tables of benchmarks/results
 PYTHON ?= python3
@@ -22,7 +22,7 @@ test: $(VENV)/.installed
 	$(PY) -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed
-	$(PY) -m pytest -m "slow and not gpu"
+	$(PY) -m pytest -m "slow and not gpu" -n $(WORKERS) --dist loadfile
 
 test-gpu: $(VENV)/.installed
 	$(PY) -m pytest -m gpu

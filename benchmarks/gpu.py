@@ -106,7 +106,11 @@ def all_steps(out: Path, device: str, engines: Path | None = None) -> list[Step]
     steps = [
         Step("facts", ("benchmarks/gpu_facts.py",), 30),
         Step("kernel", ("benchmarks/gpu_plugin.py", *(("--rounds", "2") if tiny else ())), 150),
-        Step("torch", ("benchmarks/gpu_speed.py", *(("--size", "tiny", "--frames", "4", "--rounds", "1") if tiny else ())), 300),
+        Step(
+            "torch",
+            ("benchmarks/gpu_speed.py", *(("--size", "tiny", "tiny-qwen3-vl", "--frames", "4", "--rounds", "2") if tiny else ())),
+            300,
+        ),
         Step("bundle", (ort, "--make", size, large, "--threads", half), 600, beside=True),
         Step("checks", ("benchmarks/gpu_memory_checks.py", "--jobs", str(min(14, os.cpu_count() or 2))), 300),
         Step("onnxruntime", (ort, "--demo", demo, "--parts", "parity", "placement", "options", "state", *_rounds(tiny)), 360),

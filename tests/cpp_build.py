@@ -41,7 +41,7 @@ def build(directory: Path, *options: str, targets: Iterable[str] = ()) -> Path:
     lacking = missing()
     if lacking:
         pytest.skip(f"the C++ runtime can't be built here: {lacking}; run runtime/cpp/install-packages.sh")
-    configure = ["cmake", "-S", SOURCES, "-B", directory, "-G", "Ninja", *options]
+    configure = ["cmake", "-S", SOURCES, "-B", directory, "-G", "Ninja", *_fetched_headers(), *options]
     wanted = [word for target in targets for word in ("--target", target)]
     compile_it = ["cmake", "--build", directory, "-j", str(os.cpu_count()), *wanted]
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,13 @@ def build(directory: Path, *options: str, targets: Iterable[str] = ()) -> Path:
         built = subprocess.run(compile_it, capture_output=True, text=True)
         assert built.returncode == 0, built.stdout[-8000:]
     return directory
+
+
+def _fetched_headers() -> list[str]:
+    """Options that name the headers which the build in BUILD fetched, so that no other build fetches them again."""
+    folders = {"ONNXRUNTIME": "libonnxruntime-dev", "VALIJSON": "libvalijson-dev"}
+    found = {name: BUILD / "headers" / folder / "usr" / "include" for name, folder in folders.items()}
+    return [f"-DGRIDPOOL_{name}_INCLUDE={path}" for name, path in found.items() if path.is_dir()]
 
 
 def onnxruntime_library() -> Path:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from process_ends import LONG, assert_ends, wait_until
 
@@ -189,14 +190,79 @@ def test_an_unknown_step_is_refused_with_those_there_are():
     assert "no step kernels; expected some of facts, kernel, torch, bundle" in done.stderr
 
 
-@pytest.mark.slow
-def test_every_step_runs_on_a_cpu_at_a_tiny_size(tmp_path):
-    command = [sys.executable, "benchmarks/gpu.py", "--out", str(tmp_path), "--device", "cpu"]
+@pytest.fixture(scope="module")
+def on_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of every step, tiny: its results, and the bundles that it made."""
+    out = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, "benchmarks/gpu.py", "--out", str(out), "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert {name: one["status"] for name, one in results.items()} == dict.fromkeys(results, "done"), done.stderr[-3000:]
-    assert list(results) == ["facts", "kernel", "torch", "bundle", "checks", "onnxruntime", "0.5b"]
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def _results(out: Path) -> dict[str, dict]:
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_every_step_runs_on_a_cpu_at_a_tiny_size(on_a_cpu):
+    status = {name: one["status"] for name, one in _results(on_a_cpu).items()}
+    assert status == dict.fromkeys(["facts", "kernel", "torch", "bundle", "checks", "onnxruntime", "0.5b"], "done")
+    assert list(status) == ["facts", "kernel", "torch", "bundle", "checks", "onnxruntime", "0.5b"]
+
+
+@pytest.mark.slow
+def test_the_programs_for_a_gpu_are_right_on_stand_ins(on_a_cpu):
+    assert [check["verdict"] for check in _results(on_a_cpu)["checks"]["data"]["checks"]] == ["passed", "passed"]
+
+
+@pytest.mark.slow
+def test_torch_is_timed_by_stages_that_add_up_to_the_first_token(on_a_cpu):
+    step = _results(on_a_cpu)["torch"]
+    report = step["data"]
+    assert report["not_compiled"] is None
+    assert [(block["size"], block["frames"], len(block["ways"])) for block in report["blocks"]] == [
+        ("tiny", 4, 4),
+        ("tiny-qwen3-vl", 4, 3),
+    ]
+    for block in report["blocks"]:
+        assert block["graph_breaks"] == 0
+        assert "it needs a GPU" in block["left_out"]["st-gridpool, kernel"]
+        decoded = {way["tokens"]: way["decode_seconds"] for way in block["ways"]}  # once for a number of tokens
+        assert sum(sum(way["first"]) for way in block["ways"]) + sum(decoded.values()) < block["wall_seconds"]
+        for way in block["ways"]:
+            seconds = way["seconds"]
+            assert {len(spent) for spent in seconds.values()} == {2} == {len(way["first"])}
+            assert way["first"] == [sum(stages) for stages in zip(*seconds.values(), strict=True)]
+            line = next(line for line in step["text"].splitlines() if line.startswith(f"| {block['size']} | 4 | {way['name']} |"))
+            assert float(line.split("|")[8]) == pytest.approx(1000 * float(np.median(way["first"])), rel=0.02, abs=0.6)
+    assert "compress" not in report["blocks"][0]["ways"][0]["seconds"]
+    assert [way["tokens"] for way in report["blocks"][0]["ways"]] == [65, 65, 64, 64]
+    assert [way["tokens"] for way in report["blocks"][1]["ways"]] == [32, 32, 8]
+
+
+@pytest.mark.slow
+def test_onnx_runtime_agrees_with_torch_and_keeps_the_rows_of_its_caches(on_a_cpu):
+    results = _results(on_a_cpu)
+    made = results["onnxruntime"]["data"]
+    assert made.keys() == {"parity", "placement", "options", "state"}
+    assert results["0.5b"]["data"].keys() == {"race", "prefill", "bench", "placement-large"}
+    assert "failed" not in results["onnxruntime"]["text"] + results["0.5b"]["text"]
+    assert all(made["parity"][f"parity of {name} on cpu"]["ok"] for name in ("fp32", "fp16", "fp32-standard", "fp16-standard"))
+    for name in ("fp32", "fp16-standard"):
+        caches = made["state"][f"KV cache of {name}, 64 positions read"]
+        assert all(measured["rows kept"] for measured in caches.values() if isinstance(measured, dict))
+
+
+@pytest.mark.slow
+def test_without_parts_onnx_runtime_runs_all_that_the_bundle_is_for(on_a_cpu, tmp_path):
+    numbers = tmp_path / "numbers.json"
+    options = ["--device", "cpu", "--size", "tiny", "--rounds", "1", "--bundle", str(on_a_cpu / "large" / "fp16")]
+    command = [sys.executable, "benchmarks/gpu_onnxruntime.py", *options, "--json", str(numbers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
+    assert json.loads(numbers.read_text()).keys() == {"bench", "placement-large", "race", "prefill", "options-large"}
 
 
 @pytest.mark.slow

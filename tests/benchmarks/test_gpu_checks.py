@@ -1,4 +1,4 @@
-"""The memory checks on a GPU: what a report of compute-sanitizer means, and the checks themselves on stand-ins for CUDA."""
+"""The memory checks on a GPU: what a report of compute-sanitizer means, and planted faults that are seen on stand-ins for CUDA."""
 
 from __future__ import annotations
 
@@ -229,17 +229,6 @@ def test_the_plan_names_every_tool_and_a_fault_planted_for_it():
 
 
 needs_compiler = pytest.mark.skipif(bool(gpu_programs.missing("cpu")), reason=f"needs {gpu_programs.missing('cpu')}")
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_the_programs_for_a_gpu_are_right_on_stand_ins(tmp_path: Path):
-    report = tmp_path / "checks.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_memory_checks.py"), "--device", "cpu", "--json", str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    checks = json.loads(report.read_text())["checks"]
-    assert done.returncode == 0, [(one["name"], one["words"], one["log"]) for one in checks]
-    assert [one["verdict"] for one in checks] == [PASSED, PASSED]
 
 
 @needs_compiler

@@ -30,7 +30,7 @@ void tokens(const TokensOptions& options) {
   const std::vector<int64_t>& shape = visual.tokens.shape;
   const std::string dtype = name_of(visual.tokens.dtype);
   print(common.json,
-        {{"shape", shape}, {"dtype", dtype}, {"frames", visual.clip.indices}, {"file", options.output}, {"seconds", json_of(visual.seconds)}},
+        {{"shape", shape}, {"dtype", dtype}, {"frames", visual.clip.indices}, {"file", options.output}, {"seconds", cli::json_of(visual.seconds)}},
         concat(options.output, ": visual_tokens [", shape.at(0), ", ", shape.at(1), "] ", dtype));
 }
 

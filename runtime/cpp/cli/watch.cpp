@@ -155,7 +155,7 @@ void watch(const WatchOptions& options) {
     if (lost) log(concat(when, lost, " frames arrived damaged or without the frames they refer to, and are left out"));
     if (common.json) {
       print_line({{"time", last}, {"text", answer.text}, {"ids", answer.ids}, {"frames", answer.frames}, {"dropped", dropped},
-                  {"seconds", json_of(answer.seconds)}});
+                  {"seconds", cli::json_of(answer.seconds)}});
     } else {
       std::printf("%8.1f s  %s\n", last, answer.text.c_str());
     }

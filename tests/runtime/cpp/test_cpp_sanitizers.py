@@ -1,4 +1,8 @@
-"""The C++ runtime under sanitizers, and fuzzed. Each needs a build of its own, so all of it is slow."""
+"""The C++ runtime under sanitizers, and fuzzed. Each set of sanitizers is a build of its own, so all of it is slow.
+
+Fuzzers find memory errors through AddressSanitizer, so they share its build. A sanitizer multiplies what a compiler has to do: each target is
+compiled as one file, at -O1.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,27 @@ from cpp_videos import check_mutated, write_files
 
 pytestmark = pytest.mark.slow
 
+MEMORY = "address,undefined"
 QUESTION = "which shape appears last ?"
 _QUIET = {"LSAN_OPTIONS": "", "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=1", "TSAN_OPTIONS": "halt_on_error=1"}
 
 
-@pytest.fixture(scope="module", params=["address,undefined", "thread"])
+def _sanitized(sanitizers: str) -> Path:
+    """A build under sanitizers; a finding ends the process with another exit code. clang also builds the fuzzers, under AddressSanitizer."""
+    options = [
+        f"-DGRIDPOOL_SANITIZE={sanitizers}",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DNDEBUG",
+    ]
+    options += ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0"]
+    if sanitizers == MEMORY and shutil.which("clang++"):
+        options += ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++", "-DGRIDPOOL_FUZZ=ON"]
+    return build(BUILD.with_name(f"cpp-{sanitizers.replace(',', '-')}"), *options)
+
+
+@pytest.fixture(scope="module", params=[MEMORY, "thread"])
 def sanitized(request: pytest.FixtureRequest) -> Path:
-    """A build under a sanitizer; a finding ends the process with another exit code."""
-    name = request.param.replace(",", "-")
-    return build(BUILD.with_name(f"cpp-{name}"), f"-DGRIDPOOL_SANITIZE={request.param}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    return _sanitized(request.param)
 
 
 @pytest.fixture
@@ -99,13 +115,7 @@ def test_resizing_odd_shapes_reads_nothing_outside(sanitized: Path, monkeypatch,
 def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
     if not shutil.which("clang++"):
         pytest.skip("no clang++ for libFuzzer; run runtime/cpp/install-packages.sh")
-    options = [
-        "-DCMAKE_CXX_COMPILER=clang++",
-        "-DGRIDPOOL_FUZZ=ON",
-        "-DGRIDPOOL_TESTS=OFF",
-        "-DGRIDPOOL_SANITIZE=address,undefined",
-    ]
-    directory = build(BUILD.with_name("cpp-fuzz"), *options, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", targets=[target])
+    directory = _sanitized(MEMORY)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     if target == "fuzz-manifest":
