@@ -113,7 +113,7 @@ def all_steps(out: Path, device: str, engines: Path | None = None) -> list[Step]
         ),
         Step("bundle", (ort, "--make", size, large, "--threads", half), 600, beside=True),
         Step("checks", ("benchmarks/gpu_memory_checks.py", "--jobs", str(min(14, os.cpu_count() or 2))), 300),
-        Step("onnxruntime", (ort, "--demo", demo, "--parts", "parity", "placement", "options", "state", *_rounds(tiny)), 360),
+        Step("onnxruntime", (ort, "--demo", demo, "--parts", "parity", "placement", "options", "state", *_rounds(tiny)), 450),
         Step(
             "0.5b", (ort, *of_size, "--parts", "race", "prefill", "bench", "placement-large", *_rounds(tiny)), 300, needs="bundle"
         ),

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_onnxruntime.py --make demo|0.5b|tiny DIR [--threads 8]
 
-`demo`: fp32 and fp16, both variants of the decoder, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in
+`demo`: fp32 and fp16, every variant of attention, side by side. `0.5b`: a random checkpoint and its export in fp16; start it in
 the background, early, on some of the cores. What is there already is kept. Prints the seconds of each step as JSON.
 """
 
@@ -23,7 +23,9 @@ DEMO = {
     "fp16": ("--precision", "fp16"),
     "fp32-standard": ("--precision", "fp32", "--attention", "standard"),
     "fp16-standard": ("--precision", "fp16", "--attention", "standard"),
+    "fp16-flash": ("--precision", "fp16", "--attention", "flash"),
 }
+CUDA_ALONE = ("fp16-flash",)  # no CPU runs its decoder
 MANIFEST = "manifest.json"
 
 

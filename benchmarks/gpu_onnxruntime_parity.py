@@ -1,6 +1,6 @@
 """Does ONNX Runtime's CUDA provider compute what torch computed, and which nodes does it leave to the CPU?
 
-Parity is `python -m runtime parity --backend onnx --device cuda` over demo bundles in fp32 and fp16, of both decoder variants.
+Parity is `python -m runtime parity --backend onnx --device cuda` over demo bundles in fp32 and fp16, of every variant of attention.
 Placement is read from ONNX Runtime's own profile of one run: the provider of every node, and the copies put between them.
 """
 

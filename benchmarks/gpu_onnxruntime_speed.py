@@ -142,7 +142,8 @@ def _runtime(bundle: Any, device: str) -> Contestant:
 
         return decode
 
-    return Contestant(f"ONNX Runtime, {bundle.manifest.precision}", lambda: vision.tokens(clip), prefill)
+    variant = "" if bundle.llm.attention == "portable" else f", {bundle.llm.attention} attention"
+    return Contestant(f"ONNX Runtime, {bundle.manifest.precision}{variant}", lambda: vision.tokens(clip), prefill)
 
 
 def _torch(torch: Any, bundle: Any, dtype_name: str, attention: str, args: argparse.Namespace) -> Contestant:

@@ -15,8 +15,15 @@ from runtime.core.errors import BundleError, ContextError, NonFiniteError
 from runtime.engine import Engine, EngineOptions, State, TensorSpec, open_engine
 
 # Positions in one run of the prefill, which bounds the score matrix to heads x chunk x P. On a CPU 512 are no faster; on a GPU 1,024
-# take 0.58 of the time of 256, and 2,048 hardly less (benchmarks/RESULTS.md).
-PREFILL_CHUNK, GPU_PREFILL_CHUNK = 256, 1024
+# take 0.58 of the time of 256, and 2,048 hardly less (benchmarks/RESULTS.md). Flash attention stores no scores.
+PREFILL_CHUNK, GPU_PREFILL_CHUNK, FLASH_PREFILL_CHUNK = 256, 1024, 8192
+
+
+def prefill_chunk(device: str, attention: str) -> int:
+    """Positions in one run of the prefill on `device`, of a decoder with `attention` (LLMInfo)."""
+    if device != "cuda":
+        return PREFILL_CHUNK
+    return FLASH_PREFILL_CHUNK if attention == "flash" else GPU_PREFILL_CHUNK
 
 
 def decoder_feeds(embeddings: np.ndarray, starts: Sequence[int], read: int | None = None) -> dict[str, np.ndarray]:
@@ -49,7 +56,7 @@ class DecoderStep:
             raise BundleError(
                 f"the decoder graph does not have the caches of {layers} layers that the manifest names; export the bundle again"
             )
-        self.chunk = GPU_PREFILL_CHUNK if engine.device == "cuda" else PREFILL_CHUNK
+        self.chunk = prefill_chunk(engine.device, bundle.llm.attention)
 
     def run(self, state: State, embeddings: np.ndarray, starts: Sequence[int], read: int | None = None) -> np.ndarray:
         """Append embeddings [B, S, D] of any float dtype, see `decoder_feeds`; return the last logits [B, V] float32."""

@@ -14,7 +14,7 @@ from runtime.bundle import DECODER, VISION, VISION_COMPRESSOR, VISION_LOOP, Bund
 from runtime.bundle.graph_file import read_graph
 from runtime.bundle.graphs import EMBEDDINGS, MASK, PAST, POSITIONS, file_of
 from runtime.core.errors import BundleError
-from runtime.llm.decoder import GPU_PREFILL_CHUNK, PREFILL_CHUNK
+from runtime.llm.decoder import PREFILL_CHUNK, prefill_chunk
 from runtime.tools import liveness
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def bundle_memory(bundle: Bundle, graphs: list[GraphMemory], decoder_on_gpu: int
         memory["KV cache"] = kv_cache_bytes(bundle)
     on_cpu = on_gpu = sum(memory.values())
     if decoder_on_gpu and DECODER in found:
-        memory[f"{DECODER} activations, {GPU_PREFILL_CHUNK:,} positions at a time on a GPU"] = decoder_on_gpu
+        chunk = prefill_chunk("cuda", bundle.llm.attention)
+        memory[f"{DECODER} activations, {chunk:,} positions at a time on a GPU"] = decoder_on_gpu
         on_gpu += decoder_on_gpu - found[DECODER].activations
     if looped is None:
         return memory | {"total": on_cpu} | ({"total on a GPU": on_gpu} if on_gpu != on_cpu else {})
@@ -87,7 +88,7 @@ def decoder_activations_on_gpu(bundle: Bundle) -> int:
     if not bundle.has_llm:
         return 0
     try:
-        return _loaded(bundle, DECODER, GPU_PREFILL_CHUNK)[1].bytes
+        return _loaded(bundle, DECODER, prefill_chunk("cuda", bundle.llm.attention))[1].bytes
     except ImportError:
         return 0
 

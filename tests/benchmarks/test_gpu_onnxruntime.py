@@ -150,6 +150,24 @@ def test_what_is_missing_is_said_and_shows_in_the_exit_status(tmp_path, argument
     assert words in done.stdout
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_demo_bundle_with_flash_attention_is_for_cuda_and_left_out_on_a_cpu(module, monkeypatch, tmp_path, capsys, device):
+    script, made = module("gpu_onnxruntime"), module("gpu_onnxruntime_bundles")
+
+    def make(kind, directory, *rest) -> int:
+        for name in made.DEMO:
+            (directory / name).mkdir()
+            (directory / name / "manifest.json").touch()
+        return 0
+
+    monkeypatch.setattr(made, "make", make)
+    report = module("gpu_onnxruntime_report").Report(None)
+    args = SimpleNamespace(demo=tmp_path, parts=["parity"], device=device, frames=FRAMES, threads=1)
+    names = [path.name for path in script._demo_bundles(args, report)]
+    assert names == ["fp32", "fp16", "fp32-standard", "fp16-standard", *(["fp16-flash"] if device == "cuda" else [])] and report.ok
+    assert ("fp16-flash is left out: its decoder runs on CUDA alone" in capsys.readouterr().err) == (device == "cpu")
+
+
 def test_a_parity_that_is_not_ok_fails_the_part(module, monkeypatch, bundle_path, capsys):
     from runtime.tools import parity
 

@@ -29,6 +29,11 @@ std::map<std::string, std::string> cache_pairs(const Engine& engine, int64_t lay
 
 }  // namespace
 
+int64_t prefill_chunk(const std::string& device, const std::string& attention) {
+  if (device != "cuda") return kPrefillChunk;
+  return attention == "flash" ? kFlashPrefillChunk : kGpuPrefillChunk;
+}
+
 LocalDecoder LocalDecoder::open(const Bundle& bundle, const std::string& backend, const EngineOptions& options) {
   return LocalDecoder(bundle, open_engine(bundle, kDecoder, backend, options));
 }
@@ -36,6 +41,7 @@ LocalDecoder LocalDecoder::open(const Bundle& bundle, const std::string& backend
 LocalDecoder::LocalDecoder(const Bundle& bundle, std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)),
       max_context_(bundle.manifest().max_context),
+      chunk_(prefill_chunk(engine_->device(), bundle.manifest().attention)),
       cache_pairs_(cache_pairs(*engine_, bundle.manifest().layers)) {
   for (const auto& spec : engine_->inputs()) {
     if (spec.name == "inputs_embeds") dtype_ = spec.dtype;

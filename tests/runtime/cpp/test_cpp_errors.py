@@ -83,6 +83,20 @@ def test_both_runtimes_refuse_and_name_what_is_wrong(words: str, named: str, cpp
         assert named in refusal(done)
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_both_runtimes_refuse_a_decoder_with_flash_attention_on_a_cpu(
+    device: str, cpp: Path, bundle_path: Path, clip: Path, tmp_path: Path
+):
+    if device == "auto" and Path("/dev/nvidia0").exists():
+        pytest.skip("needs a machine without a GPU")
+    manifest = json.loads((shutil.copytree(bundle_path, tmp_path / "flash") / "manifest.json").read_text(encoding="utf-8"))
+    manifest["llm"]["attention"] = "flash"
+    (tmp_path / "flash" / "manifest.json").write_text(json.dumps(manifest))
+    words = ("run", tmp_path / "flash", clip, QUESTION, "--device", device)
+    for done in (gridpool(cpp, *words), python(*words)):
+        assert all(named in refusal(done) for named in ("flash", "--device cuda", "--attention portable"))
+
+
 def test_help_is_printed_on_stdout(cpp: Path):
     for words in ((), ("run",), ("tokens",), ("bench",), ("watch",)):
         done = gridpool(cpp, *words, "--help", library=None)

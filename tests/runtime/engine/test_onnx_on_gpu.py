@@ -10,6 +10,7 @@ from runtime.bundle import DECODER_BATCH
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
 from runtime.llm.decoder import LocalDecoder
+from runtime.llm.slots import SlotDecoder
 from runtime.tools.parity import parity
 
 DEVICE = "cuda"
@@ -25,11 +26,34 @@ def fp16_bundle(tmp_path_factory):
     return export_bundle(ExportOptions(out=str(tmp_path_factory.mktemp("gpu") / "fp16"), precision="fp16")).bundle
 
 
-@pytest.mark.parametrize("which", ["bundle", "fp16_bundle"])
+@pytest.fixture(scope="module")
+def flash_bundle(tmp_path_factory):
+    from export.options import ExportOptions
+    from export.pipeline import export_bundle
+
+    out = tmp_path_factory.mktemp("gpu") / "fp16-flash"
+    return export_bundle(ExportOptions(out=str(out), precision="fp16", attention="flash")).bundle
+
+
+@pytest.mark.parametrize("which", ["bundle", "fp16_bundle", "flash_bundle"])
 def test_both_components_compute_what_torch_computed(request, which):
     report = parity(request.getfixturevalue(which), ["onnx"], EngineOptions(device=DEVICE))
     assert report.ok, report.rows
     assert {row.stage for row in report.rows} >= {"visual_tokens", "llm/prefill", "llm/greedy_ids"}
+
+
+def test_rows_of_a_batch_with_flash_attention_see_the_positions_that_each_has_filled(flash_bundle):
+    """Two conversations of different lengths, one step together: the logits that each has alone."""
+    options = EngineOptions(device=DEVICE)
+    slots = SlotDecoder(flash_bundle, open_engine(flash_bundle, DECODER_BATCH, "onnx", options), 3)
+    decoder = LocalDecoder.open(flash_bundle, "onnx", options)
+    rows = np.random.default_rng(2).normal(0, 0.1, (2, 7, flash_bundle.manifest.hidden_size)).astype(np.float32)
+    lengths = (6, 3)
+    for slot, length in enumerate(lengths):
+        slots.extend(slot, rows[slot, :length])
+    got = slots.step([0, 1], np.stack([row[length] for row, length in zip(rows, lengths, strict=True)]))
+    alone = [decoder.conversation().extend(row[None, : length + 1]) for row, length in zip(rows, lengths, strict=True)]
+    np.testing.assert_allclose(got, alone, rtol=0, atol=1e-2 * np.abs(alone).max())
 
 
 def test_conversations_take_turns(bundle):

@@ -30,8 +30,8 @@ class Engine:
         return {"logits": np.stack([feeds["position_ids"], feeds["inputs_embeds"][..., 0]], -1).astype(np.float16)}
 
 
-def opened(engine: Engine, max_context: int = 3000, layers: int = 2) -> DecoderStep:
-    return DecoderStep(bundle_of(max_context=max_context, llm=LLMInfo(layers, 1, 2)), engine)
+def opened(engine: Engine, max_context: int = 3000, layers: int = 2, attention: str = "portable") -> DecoderStep:
+    return DecoderStep(bundle_of(max_context=max_context, llm=LLMInfo(layers, 1, 2, attention=attention)), engine)
 
 
 def rows(batch: int, count: int) -> np.ndarray:
@@ -73,13 +73,27 @@ def test_a_run_takes_the_graph_s_dtype_and_returns_the_last_logits_in_float32():
 
 
 @pytest.mark.parametrize(
-    ("device", "chunks"), [("cpu", [256] * 4 + [1]), ("cuda", [1024, 1]), ("gpu", [256] * 4 + [1])]
-)  # gpu: OpenVINO's
-def test_a_chunk_is_256_positions_and_on_cuda_1024(device, chunks):
+    ("device", "attention", "chunks"),
+    [
+        ("cpu", "portable", [256] * 4 + [1]),
+        ("cpu", "flash", [256] * 4 + [1]),
+        ("gpu", "portable", [256] * 4 + [1]),  # OpenVINO's
+        ("cuda", "portable", [1024, 1]),
+        ("cuda", "standard", [1024, 1]),
+        ("cuda", "flash", [1025]),
+    ],
+)
+def test_a_chunk_is_256_positions_and_on_cuda_1024_or_with_flash_attention_more(device, attention, chunks):
     engine = Engine(device=device)
-    logits = opened(engine).prefill("the state", rows(1, 1025) % 512, 3)
+    logits = opened(engine, attention=attention).prefill("the state", rows(1, 1025) % 512, 3)
     assert [feeds["position_ids"].shape[1] for feeds in engine.fed] == chunks and logits.tolist() == [1027, 0]
     assert [feeds["position_ids"][0, 0] for feeds in engine.fed] == list(np.cumsum([3, *chunks[:-1]]))
+
+
+def test_flash_attention_on_cuda_takes_8192_positions_at_a_time():
+    engine = Engine(device="cuda")
+    opened(engine, 9000, attention="flash").prefill("the state", np.zeros((1, 8193, 2), np.float32), 0)
+    assert [feeds["position_ids"].shape[1] for feeds in engine.fed] == [8192, 1]
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_it_is_run():

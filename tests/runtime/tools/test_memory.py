@@ -84,6 +84,7 @@ def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
     assert memory.bundle_memory(SimpleNamespace(is_split=split, has_llm=llm), graphs) == expected
 
 
+@pytest.mark.parametrize(("attention", "chunk"), [("portable", "1,024"), ("standard", "1,024"), ("flash", "8,192")])
 @pytest.mark.parametrize(
     ("names", "on_gpu", "expected"),
     [
@@ -93,12 +94,20 @@ def test_the_memory_of_what_runs(monkeypatch, split, llm, names, expected):
         (["vision", "llm/decoder"], 0, {"total": 229}),  # not counted: onnx is not installed
     ],
 )  # fmt: skip
-def test_a_gpu_s_total_has_the_longer_pieces_that_it_prefills(monkeypatch, names, on_gpu, expected):
+def test_a_gpu_s_total_has_the_longer_pieces_that_it_prefills(monkeypatch, names, on_gpu, expected, attention, chunk):
     monkeypatch.setattr(memory, "kv_cache_bytes", lambda bundle: 7)
     graphs = [memory.GraphMemory(name, {}, 100 + at, 10 + at) for at, name in enumerate(names)]
-    found = memory.bundle_memory(SimpleNamespace(is_split=False, has_llm=True), graphs, on_gpu)
-    longer = {"llm/decoder activations, 1,024 positions at a time on a GPU": on_gpu} if on_gpu else {}
+    here = SimpleNamespace(is_split=False, has_llm=True, llm=LLMInfo(1, 1, 1, attention=attention))
+    found = memory.bundle_memory(here, graphs, on_gpu)
+    longer = {f"llm/decoder activations, {chunk} positions at a time on a GPU": on_gpu} if on_gpu else {}
     assert {part: count for part, count in found.items() if "CPU" in part or "GPU" in part or "total" in part} == longer | expected
+
+
+@pytest.mark.parametrize(("attention", "chunk"), [("portable", 1024), ("flash", 8192)])
+def test_a_gpu_s_activations_are_those_of_the_pieces_that_its_runtime_prefills(monkeypatch, attention, chunk):
+    monkeypatch.setattr(memory, "_loaded", lambda bundle, graph, positions: (None, SimpleNamespace(bytes=(graph, positions))))
+    assert memory.decoder_activations_on_gpu(bundle_of(llm=LLMInfo(1, 1, 1, attention=attention))) == ("llm/decoder", chunk)
+    assert memory.decoder_activations_on_gpu(bundle_of(**WITHOUT_LLM)) == 0
 
 
 @pytest.mark.parametrize(("graph", "weights"), [("vision", 111), ("vision.compressor", 100)])

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "gridpool/engine.hpp"
@@ -15,7 +16,11 @@
 namespace gridpool {
 
 /// Positions per run of the prefill, which bounds the score matrix to heads x chunk x P; as in runtime/llm/decoder.py.
-inline constexpr int64_t kPrefillChunk = 256, kGpuPrefillChunk = 1024;
+/// Flash attention stores no scores.
+inline constexpr int64_t kPrefillChunk = 256, kGpuPrefillChunk = 1024, kFlashPrefillChunk = 8192;
+
+/// Positions per run of the prefill on `device`, of a decoder with `attention` (the manifest's).
+GRIDPOOL_API int64_t prefill_chunk(const std::string& device, const std::string& attention);
 
 using Chooser = std::function<int64_t(const std::vector<float>&)>;  ///< logits [V] -> id
 
@@ -47,12 +52,13 @@ class GRIDPOOL_API LocalDecoder {
   Conversation conversation();
   Engine& engine() { return *engine_; }
   int64_t max_context() const { return max_context_; }
-  int64_t chunk() const { return engine_->device() == "cuda" ? kGpuPrefillChunk : kPrefillChunk; }
+  int64_t chunk() const { return chunk_; }
   DType dtype() const { return dtype_; }
 
  private:
   std::unique_ptr<Engine> engine_;
   int64_t max_context_;
+  int64_t chunk_;
   DType dtype_ = DType::float32;
   std::map<std::string, std::string> cache_pairs_;
 };

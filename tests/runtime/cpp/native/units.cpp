@@ -145,6 +145,14 @@ TEST(Engine, UnknownBackendsAndDevicesAreRefused) {
             "backend tensorrt can't run here: TensorRT engines run on a GPU, not on cpu; pass --device cuda");
 }
 
+TEST(Prefill, PiecesAreLongerOnAGpuAndLongestWithFlashAttention) {
+  EXPECT_EQ(prefill_chunk("cpu", "portable"), 256);
+  EXPECT_EQ(prefill_chunk("cpu", "flash"), 256);
+  EXPECT_EQ(prefill_chunk("cuda", "portable"), 1024);
+  EXPECT_EQ(prefill_chunk("cuda", "standard"), 1024);
+  EXPECT_EQ(prefill_chunk("cuda", "flash"), 8192);
+}
+
 TEST(CHeader, IsCAndReportsFailures) { EXPECT_EQ(c_header_works(), 1); }
 
 TEST(Clock, TakesUpANewClockAtAKeyframe) {
