@@ -24,7 +24,11 @@ from plugins.op import StGridPool
 from plugins.plan import make_plan
 from plugins.reference import st_gridpool
 
-CLIPS = ((32, 27, 27, 896), (16, 27, 27, 3584))  # T, H, W, D
+CLIPS = (
+    (32, 27, 27, 896),
+    (64, 27, 27, 896),
+    (16, 27, 27, 3584),
+)  # T, H, W, D; the middle one has more windows than one wave of blocks
 
 
 @dataclass(frozen=True)

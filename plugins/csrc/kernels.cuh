@@ -26,18 +26,19 @@ __global__ void __launch_bounds__(THREADS, resident_blocks(THREADS))
 
 // The kernel for a block of kBlocks from I on.
 template <class T, int ORDER, size_t I = 0>
-Kernel walking_kernel_for(int threads) {
+Kernel walking_kernel_for(const Choice& choice) {
   if constexpr (I + 1 < sizeof kBlocks / sizeof *kBlocks)
-    if (threads != kBlocks[I]) return walking_kernel_for<T, ORDER, I + 1>(threads);
+    if (choice.threads != kBlocks[I]) return walking_kernel_for<T, ORDER, I + 1>(choice);
+  if constexpr (kBlocks[I] <= kNarrowBlock)
+    if (choice.vectors == 1) return walking_kernel<T, ORDER, 1, 2, kBlocks[I]>;
   return walking_kernel<T, ORDER, 2, 2, kBlocks[I]>;
 }
 
 template <class T, int ORDER>
 Kernel kernel_of_order(const Choice& choice) {
   if (!choice.stages) return choice.window == 3 ? kernel<T, ORDER, 3> : kernel<T, ORDER, 0>;
-  if (choice.vectors == 1) return walking_kernel<T, ORDER, 1, 2, kBlocks[0]>;
   if (choice.stages == 1) return choice.threads == 384 ? walking_kernel<T, ORDER, 2, 1, 384> : walking_kernel<T, ORDER, 2, 1, 512>;
-  return walking_kernel_for<T, ORDER>(choice.threads);
+  return walking_kernel_for<T, ORDER>(choice);
 }
 
 }  // namespace

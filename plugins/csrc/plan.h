@@ -18,12 +18,18 @@ struct Choice {
 
 constexpr int kBlocks[] = {32, 64, 96, 128, 224, 256, 384, 512};  // threads of a block that walks, compiled in
 
+constexpr int kNarrowBlock = 128;  // the largest of them with one vector a thread
+constexpr int kFewWindows = 64;    // of a clip, for each multiprocessor
+
 constexpr int kDeclaredShared = 1024;  // at least the bytes of shared memory that a walking kernel declares itself
 
-// shared: bytes of shared memory that the GPU gives a block.
-inline Choice choose(int window, int vecs, int shared) {
+// shared: bytes of shared memory that the GPU gives a block. In a clip with too few windows to fill all multiprocessors a thread has one
+// vector of a token, so that more threads share a walk.
+inline Choice choose(const Args& args, int shared, int multiprocessors) {
+  const int window = args.window, vecs = args.vecs;
   if (window == 2 && vecs <= kMostVectors) {
-    Choice choice{2, vecs > 32 ? 2 : 1, 0, 1, 1};
+    const bool few = args.frames * args.rows * args.columns < kFewWindows * multiprocessors;
+    Choice choice{2, vecs <= (few ? kNarrowBlock : 32) ? 1 : 2, 0, 1, 1};
     for (int block : kBlocks)
       if (!choice.threads && block >= ceil_div(vecs, choice.vectors)) choice.threads = block;
     choice.stages = 2 * choice.stage_bytes() + kDeclaredShared <= shared ? 2 : 1;  // 1 only with blocks of 384 and 512 threads

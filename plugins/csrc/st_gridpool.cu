@@ -7,14 +7,15 @@ namespace gridpool {
 
 cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hidden, float temperature, float order, const void* x,
                    void* scratch, void* out, cudaStream_t stream) {
-  int device = 0, driver = 0, shared = 0;
+  int device = 0, driver = 0, shared = 0, multiprocessors = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
   if (status != cudaSuccess) return status;
 
   const Args args = plan.args(hidden, dtype == DType::kFloat ? 4 : 8, temperature, order);
-  const Choice choice = choose(args.window, args.vecs, shared);
+  const Choice choice = choose(args, shared, multiprocessors);
   const bool squares = order == 2.0f;
   const Kernel run = dtype == DType::kFloat  ? kernel_for<Float>(choice, squares)
                      : dtype == DType::kHalf ? kernel_for<Half>(choice, squares)

@@ -5,7 +5,7 @@
 //
 // PTG: a summary frame is never written. What its tiles show is pooled into scratch, and its windows read it there. Computing it on
 // the fly instead reads more tokens, because a cell is a mean of about 3x3 tokens and levels nest: at T=32, 27x27 and the default
-// levels 166,646 through the caches; 56,832 with scratch if windows and cells each read the clip; 36,852 if one walk makes both
+// levels 166,646 through the caches; 56,832 with scratch if windows and cells each read the clip; 38,132 if one walk makes both
 // (walk.cuh). DEPTH >= 0 selects on the fly: one launch and no scratch, for TensorRT's ahead-of-time plugins.
 //
 // NSP reads every byte once. Windows of 2x2: a walk keeps the tokens of a window in shared memory between the norms and the

@@ -11,7 +11,7 @@
 
 namespace gridpool {
 
-constexpr int kSteps = 7, kLateSteps = 3;  // the longest walk in an original frame, and in a summary
+constexpr int kSteps = 4, kLateSteps = 3;  // the longest walk in an original frame, and in a summary
 constexpr int kStepTokens = 6;             // of a step: by row, the first one above the window, and column
 
 // Whether a walk can make the cells of a pooled frame.

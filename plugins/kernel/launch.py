@@ -19,7 +19,7 @@ from plugins.driver import Device, call_driver, driver
 from plugins.errors import EngineError, SpecError
 from plugins.kernel.arrays import View, empty_like, stream_of, view
 from plugins.kernel.compile import KERNEL, compile_kernel
-from plugins.kernel.variants import BYTES, Args, Variant, args_of, launches, variant_for
+from plugins.kernel.variants import BYTES, Args, Variant, args_of, few_windows, launches, variant_for
 from plugins.op import StGridPool, not_covered, output_shape, spec_from_text
 from plugins.plan import Plan, make_plan
 
@@ -47,7 +47,7 @@ def st_gridpool(x: Any, spec: StGridPool | str, *, out: Any = None, stream: Any 
     if (target.shape, target.dtype, _device_of(target)) != (shape, source.dtype, gpu.ordinal):
         got = f"{target.dtype} {list(target.shape)} on GPU {_device_of(target)}"
         raise EngineError(f"out is {got}; expected {source.dtype} {list(shape)} on GPU {gpu.ordinal}")
-    call = _prepare(spec, source.shape, source.dtype, gpu.shared)
+    call = _prepare(spec, source.shape, source.dtype, gpu.shared, gpu.multiprocessors)
     with gpu.active(), gpu.scratch(call.scratch_bytes, handle) as scratch:
         gpu.launch(call, source.pointer, scratch, target.pointer, handle)
     return result
@@ -65,8 +65,9 @@ class _Call:
 
 
 @functools.cache
-def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str, shared: int) -> _Call:
-    plan, variant = make_plan(spec, *shape[:3]), variant_for(spec, shape[3], dtype, shared=shared)
+def _prepare(spec: StGridPool, shape: tuple[int, ...], dtype: str, shared: int, multiprocessors: int) -> _Call:
+    plan = make_plan(spec, *shape[:3])
+    variant = variant_for(spec, shape[3], dtype, shared=shared, few=few_windows(plan, multiprocessors))
     scratch = plan.scratch_tokens * shape[3] * BYTES[dtype]
     return _Call(plan, variant, args_of(plan, spec, shape[3], dtype), launches(plan, variant), scratch)
 
@@ -81,6 +82,7 @@ class _Gpu(Device):
             raise EngineError(f"GPU {ordinal} is of compute capability {major}.{minor}; expected 8.0 or newer, use the plain graph")
         self.target = f"sm_{major}{minor}"
         self.shared = self.attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.multiprocessors = self.attribute("MULTIPROCESSOR_COUNT")
         # programmatic dependent launch, where a driver can also capture it into a graph
         self.overlaps = self.capability >= (9, 0) and call_driver("cuDriverGetVersion") >= 12030
         self.kernel = functools.cache(self._kernel)

@@ -6,6 +6,7 @@ In: a spec, D, a dtype, a plan. Out: `Variant` (template arguments and block sha
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass, replace
 
 from plugins.op import StGridPool
@@ -16,8 +17,9 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 MIN_SHARED = 99 << 10  # bytes of shared memory that a block can have on any GPU of compute capability 8.0 and newer
 DECLARED_SHARED = 1024  # at least the bytes of it that a walking kernel declares itself: `kDeclaredShared` of csrc/plan.h
 BLOCKS = (32, 64, 96, 128, 224, 256, 384, 512)  # threads of a walk; `kBlocks` of csrc/plan.h
+NARROW_BLOCK, FEW_WINDOWS = 128, 64  # `kNarrowBlock` and `kFewWindows` of csrc/plan.h
 MAX_VECTORS = 1024  # of a token in a walk: `kMostVectors` of csrc/clip.cuh
-STEPS, LATE_STEPS = 7, 3  # of a walk: `kSteps`, `kLateSteps` of csrc/walk.cuh
+STEPS, LATE_STEPS = 4, 3  # of a walk: `kSteps`, `kLateSteps` of csrc/walk.cuh
 _MAX_THREADS = {2: 256, 3: 512}  # where tokens of a window stay in registers, by its side
 
 
@@ -44,11 +46,16 @@ class Variant:
         return self.stages * 6 * self.vectors * self.threads * 16
 
 
-def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH, shared: int = MIN_SHARED) -> Variant:
-    """The variant for D and a dtype; the same choice as `choose` of csrc/plan.h. shared: bytes that a block can have on the GPU."""
+def variant_for(
+    spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH, shared: int = MIN_SHARED, few: bool = False
+) -> Variant:
+    """The variant for D and a dtype; the same choice as `choose` of csrc/plan.h.
+
+    shared: bytes that a block can have on the GPU. few: the clip has too few windows to fill it, see `few_windows`.
+    """
     vecs, squares = hidden * BYTES[dtype] // 16, spec.order == 2
     if depth == SCRATCH and spec.window == 2 and vecs <= MAX_VECTORS:
-        vectors = 2 if vecs > 32 else 1
+        vectors = 1 if vecs <= (NARROW_BLOCK if few else 32) else 2
         threads = next(block for block in BLOCKS if block >= -(-vecs // vectors))
         twice = Variant(dtype, squares, depth, 2, vectors, threads, 1, stages=2)
         return twice if twice.shared_bytes + DECLARED_SHARED <= shared else replace(twice, stages=1)
@@ -57,6 +64,11 @@ def variant_for(spec: StGridPool, hidden: int, dtype: str, depth: int = SCRATCH,
     if threads > _MAX_THREADS.get(spec.window, 0) or (depth == SCRATCH and spec.window == 2):
         return Variant(dtype, squares, depth, window=0, vectors=1, threads=min(32 * -(-vecs // 32), 256), groups=1)
     return Variant(dtype, squares, depth, spec.window, vectors, threads, groups=max(1, 128 // threads))
+
+
+def few_windows(plan: Plan, multiprocessors: int) -> bool:
+    """Whether a clip has so few windows that a GPU is filled only where more threads share a walk."""
+    return math.prod(plan.shape) < FEW_WINDOWS * multiprocessors
 
 
 def resident_blocks(variant: Variant) -> int:

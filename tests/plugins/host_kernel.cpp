@@ -154,7 +154,7 @@ int main() {
   const int lanes = dtype == 0 ? 4 : 8;
   const Args args = plan.args(hidden, lanes, numbers[0], numbers[1]);
   const std::vector<Vec> x = read<Vec>(static_cast<size_t>(args.frames) * args.height * args.width * args.vecs);
-  Choice choice = choose(args.window, args.vecs, 99 << 10);
+  Choice choice = choose(args, 99 << 10, 0);
   if (way == 1) choice.window = choice.stages = 0;
   if (way == 2) choice.stages = 0;
   if (head[2]) choice.threads = head[2], choice.vectors = ceil_div(args.vecs, head[2]);

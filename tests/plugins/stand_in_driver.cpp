@@ -16,7 +16,14 @@ template <class T, int ORDER>
 static void run_one(const Choice& choice, const Args& args, const int* plan, const Vec* x, Vec* scratch, Vec* out, const Launch& at) {
   if (choice.window == 0) return run<T, ORDER, kScratch, 0, 1>(args, plan, x, scratch, out, at);
   if (choice.window == 3) return run<T, ORDER, kScratch, 3, 1>(args, plan, x, scratch, out, at);
-  if (choice.vectors == 1) return run_walks<T, ORDER, 1, 2, 32>(args, plan, x, scratch, out, at);
+  if (choice.vectors == 1) {
+    switch (choice.threads) {
+      case 32: return run_walks<T, ORDER, 1, 2, 32>(args, plan, x, scratch, out, at);
+      case 64: return run_walks<T, ORDER, 1, 2, 64>(args, plan, x, scratch, out, at);
+      case 96: return run_walks<T, ORDER, 1, 2, 96>(args, plan, x, scratch, out, at);
+      default: return run_walks<T, ORDER, 1, 2, 128>(args, plan, x, scratch, out, at);
+    }
+  }
   switch (choice.threads) {
     case 32: return run_walks<T, ORDER, 2, 2, 32>(args, plan, x, scratch, out, at);
     case 64: return run_walks<T, ORDER, 2, 2, 64>(args, plan, x, scratch, out, at);
@@ -42,6 +49,7 @@ static void launch(Index grid, Index block, const Choice& choice, const Args& ar
 }
 
 constexpr int kShared = 227 << 10;  // bytes that a block may ask for, of compute capability 9.0
+constexpr int kMultiprocessors = 1;
 
 using Pointer = unsigned long long;
 
@@ -55,8 +63,8 @@ extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = context, 0; }
-int cuDeviceGetAttribute(int* value, int attribute, int) {  // compute capability 9.0, shared memory of a block
-  return *value = attribute == 75 ? 9 : attribute == 97 ? kShared : 0, 0;
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  return *value = attribute == 75 ? 9 : attribute == 97 ? kShared : attribute == 16 ? kMultiprocessors : 0, 0;
 }
 int cuFuncSetAttribute(void*, int attribute, int value) { return attribute != 8 || value > kShared; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
@@ -75,7 +83,7 @@ int cuPointerGetAttribute(void* data, int, Pointer) { return *static_cast<int*>(
 int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** p,
                    void** extra) {
   const Args& args = *static_cast<Args*>(p[0]);
-  const Choice choice = choose(args.window, args.vecs, kShared);
+  const Choice choice = choose(args, kShared, kMultiprocessors);
   if (static_cast<int>(shared) != choice.shared_bytes()) return 1;
   if (choice.threads != static_cast<int>(bx) || choice.groups != static_cast<int>(by) || gy != 1 || gz != 1 || bz != 1 || extra || !stream) return 1;
   const char* dtype = getenv("STAND_IN_DTYPE");

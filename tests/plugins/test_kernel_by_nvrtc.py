@@ -14,7 +14,7 @@ from runtime.core.errors import EngineError
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
 
 # (window, D, dtype, order, depth): walks of one and two vectors a thread and one and two stages, two and four vectors held in registers,
-# the generic way; each dtype, each kind of norm
+# the generic way; each dtype, each kind of norm. A walk of up to 128 vectors is compiled for clips with few windows too.
 VARIANTS = [
     (2, 256, "bfloat16", 2, -1),
     (2, 3584, "bfloat16", 2, -1),
@@ -36,8 +36,12 @@ VARIANTS = [
 
 @pytest.mark.parametrize("target", [pytest.param(one, marks=[pytest.mark.slow] if one != "sm_90" else []) for one in TARGETS])
 def test_no_variant_spills_on_any_target(target: str, record_property):
-    for window, hidden, dtype, order, depth in VARIANTS:
-        variant = variant_for(StGridPool(window=window, order=order), hidden, dtype, depth)
+    variants = {
+        variant_for(StGridPool(window=window, order=order), hidden, dtype, depth, few=few): None
+        for window, hidden, dtype, order, depth in VARIANTS
+        for few in (False, True)
+    }
+    for variant in variants:
         compiled = compile_kernel(variant, target)
         record_property(f"{variant}", f"{compiled.registers} registers, {compiled.shared} bytes shared")
         assert compiled.registers > 0, "ptxas reported nothing: NVRTC may have found the code in its cache"

@@ -25,6 +25,7 @@ class Driver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN="shared",
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="multiprocessors",
     )
     CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES="dynamic")
     CUpointer_attribute = SimpleNamespace(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL="ordinal")
@@ -64,7 +65,7 @@ def test_the_driver_is_asked_for_the_device_of_an_array_only_where_the_array_doe
 
 
 def gpu(install, major, minor, version=13000):
-    attributes = {"major": major, "minor": minor, "shared": 227 << 10}
+    attributes = {"major": major, "minor": minor, "shared": 227 << 10, "multiprocessors": 132}
     driver = install(
         cuDeviceGet=lambda ordinal: f"device {ordinal}", cuDevicePrimaryCtxRetain=lambda device: f"context of {device}",
         cuDeviceGetAttribute=lambda name, device: attributes[name], cuDriverGetVersion=version, cuMemAllocAsync=4096, cuMemFreeAsync=None,
@@ -86,7 +87,7 @@ def gpu(install, major, minor, version=13000):
 def test_launches_overlap_from_hopper_and_driver_12_3_on(install, major, minor, version, target, overlaps):
     made, _ = gpu(install, major, minor, version)
     assert (made.ordinal, made.target, made.overlaps) == (2, target, overlaps)
-    assert made.shared == 227 << 10
+    assert (made.shared, made.multiprocessors) == (227 << 10, 132)
 
 
 def test_a_gpu_before_ampere_is_refused(install):
@@ -123,8 +124,8 @@ LAUNCHES = ((0, 3, 3, 1, 9), (3, 1, 1, 1, 2))  # first task, tasks of original f
 
 
 def test_what_a_call_needs_is_worked_out_once():
-    call = module._prepare(SPEC, SHAPE, "float32", SHARED)
-    assert module._prepare(SPEC, SHAPE, "float32", SHARED) is call
+    call = module._prepare(SPEC, SHAPE, "float32", SHARED, 1)
+    assert module._prepare(SPEC, SHAPE, "float32", SHARED, 1) is call
     assert call.variant == Variant("float32", False, -1, 2, 1, 32, 1, 2)
     assert call.plan == make_plan(SPEC, 3, 2, 3)
     # a pooled frame has three cells, a block each; windows are one walk
@@ -133,7 +134,7 @@ def test_what_a_call_needs_is_worked_out_once():
     assert (args.frames, args.height, args.width, args.rows, args.columns, args.window, args.padding) == (3, 2, 3, 1, 1, 2, 0)
     assert (args.vecs, args.tasks_at, args.versions_at, args.tiles_at, args.pools_at) == (4, 17, 37, 41, 43)
     assert (args.temperature, args.order, args.inverse_dim) == (3.0, 1.0, 1 / 16)
-    assert module._prepare(SPEC, SHAPE, "bfloat16", SHARED).scratch_bytes == 6 * 16 * 2
+    assert module._prepare(SPEC, SHAPE, "bfloat16", SHARED, 1).scratch_bytes == 6 * 16 * 2
 
 
 @pytest.mark.parametrize("overlaps", [True, False])
@@ -142,7 +143,7 @@ def test_the_kernel_is_launched_once_a_level_with_the_first_task_of_each(install
     driver, seen = _launching(install, monkeypatch)
     gpu = module._Gpu(0)
     gpu.overlaps = overlaps
-    call = module._prepare(SPEC, SHAPE, "float32", gpu.shared)
+    call = module._prepare(SPEC, SHAPE, "float32", gpu.shared, 1)
     for _ in range(2):
         gpu.launch(call, 11, 12, 13, 7)
     assert seen.uploaded == list(call.plan.ints)
@@ -183,7 +184,7 @@ def _launching(install, monkeypatch):
         seen.launches.append((kernel, *pointers, list((ctypes.c_int * 4).from_address(values[5])), args.temperature))
 
     driver = install(
-        cuDeviceGet=0, cuDevicePrimaryCtxRetain=0, cuDeviceGetAttribute=lambda name, device: {"major": 9, "minor": 0, "shared": SHARED}[name],
+        cuDeviceGet=0, cuDevicePrimaryCtxRetain=0, cuDeviceGetAttribute=lambda name, device: {"major": 9, "minor": 0, "shared": SHARED, "multiprocessors": 1}[name],
         cuDriverGetVersion=13000, cuModuleLoadData="module", cuModuleGetFunction="kernel", cuFuncSetAttribute=None, cuMemAlloc=4096, cuMemcpyHtoD=copy,
         cuLaunchKernelEx=launch,
     )  # fmt: skip
@@ -208,7 +209,12 @@ def queued(install, monkeypatch):
         return contextlib.nullcontext(512)
 
     gpu = SimpleNamespace(
-        ordinal=2, shared=SHARED, active=contextlib.nullcontext, scratch=scratch, launch=lambda *work: queued.append(work)
+        ordinal=2,
+        shared=SHARED,
+        multiprocessors=1,
+        active=contextlib.nullcontext,
+        scratch=scratch,
+        launch=lambda *work: queued.append(work),
     )
     install(cuPointerGetAttribute=lambda name, pointer: 2 if pointer < 65536 else 3)
     monkeypatch.setattr(module, "_gpu", lambda ordinal: gpu if ordinal == 2 else None)
@@ -218,7 +224,7 @@ def queued(install, monkeypatch):
 def test_a_call_is_queued_with_scratch_on_the_callers_stream(queued):
     x, out = on_gpu(SHAPE), on_gpu((3, 1, 1, 16), pointer=8192)
     assert module.st_gridpool(x, str(SPEC), out=out, stream=7) is out
-    assert queued == [(384, 7), (module._prepare(SPEC, SHAPE, "float32", SHARED), 4096, 512, 8192, 7)]
+    assert queued == [(384, 7), (module._prepare(SPEC, SHAPE, "float32", SHARED, 1), 4096, 512, 8192, 7)]
 
 
 def test_a_new_array_is_made_where_none_is_given(queued, monkeypatch):

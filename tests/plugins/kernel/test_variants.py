@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugins.kernel.variants import Variant, launches, resident_blocks, variant_for
+from plugins.kernel.variants import Variant, few_windows, launches, resident_blocks, variant_for
 from plugins.op import StGridPool
 from plugins.plan import make_plan
 
@@ -32,6 +32,23 @@ def test_windows_of_two_are_walked_two_vectors_a_thread(hidden: int, dtype: str,
     expected = Variant(dtype, True, -1, 2, vectors, threads, 1, stages)
     assert variant_for(StGridPool(), hidden, dtype, shared=shared << 10) == expected
     assert expected.shared_bytes == stages * 6 * vectors * threads * 16 <= shared << 10
+
+
+@pytest.mark.parametrize(
+    ("hidden", "chosen"),  # chosen: vectors, threads
+    [(256, (1, 32)), (264, (1, 64)), (896, (1, 128)), (1024, (1, 128)), (1032, (2, 96)), (3584, (2, 224))],
+)
+def test_a_clip_of_few_windows_is_walked_one_vector_a_thread_as_far_as_128_threads_go(hidden: int, chosen: tuple[int, int]):
+    vectors, threads = chosen
+    assert variant_for(StGridPool(), hidden, "bfloat16", few=True) == Variant("bfloat16", True, -1, 2, vectors, threads, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("frames", "multiprocessors", "few"), [(32, 132, True), (49, 132, True), (50, 132, False), (32, 16, False)]
+)
+def test_windows_are_few_below_64_for_each_multiprocessor(frames: int, multiprocessors: int, few: bool):
+    """13x13 windows a frame: 8,448 for 132 multiprocessors are those of 49.99 frames."""
+    assert few_windows(make_plan(StGridPool(), frames, 27, 27), multiprocessors) is few
 
 
 @pytest.mark.parametrize(
@@ -76,11 +93,11 @@ WALK = Variant("float16", True, -1, 2, 2, 32, 1, 2)
 
 @pytest.mark.parametrize(
     ("height", "width", "units"),
-    # one level tiles four frames as 2x2, of half the height and width; walks of 7 windows, in the summary of 3
+    # one level tiles four frames as 2x2, of half the height and width; walks of 4 windows, in the summary of 3
     [
-        (6, 10, (3, 6)),  # 3 rows of 5 windows and cells: a walk a row; the summary's windows: 2 walks a row
-        (7, 11, (4, 6)),  # 4 rows of 6 cells; the summary has 3 rows of 5 windows
-        (4, 32, (6, 12)),  # 2 rows of 16: 3 walks a row; 6 in the summary
+        (6, 8, (3, 6)),  # 3 rows of 4 windows and cells: a walk a row; the summary's windows: 2 walks a row
+        (7, 11, (8, 6)),  # 4 rows of 6 cells: 2 walks a row; the summary has 3 rows of 5 windows
+        (4, 32, (8, 12)),  # 2 rows of 16: 4 walks a row; 6 in the summary
     ],
 )
 def test_blocks_of_each_launch_of_walks(height, width, units):

@@ -16,7 +16,7 @@ cudaError_t launch(const Plan& plan, const int* device_plan, DType dtype, int hi
   static const char* const names[] = {"float32", "float16", "bfloat16"};
   setenv("STAND_IN_DTYPE", names[static_cast<int>(dtype)], 1);
   Args args = plan.args(hidden, dtype == DType::kFloat ? 4 : 8, temperature, order);
-  const Choice choice = choose(args.window, args.vecs, 227 << 10);
+  const Choice choice = choose(args, 227 << 10, 1);
   for (int number = 0; number < plan.launches(); ++number) {
     Launch launch = plan.launch(args, choice, number);
     const auto blocks = static_cast<unsigned>(plan.blocks(launch, number));

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from cpp_build import BUILD, SOURCES, build
+from cpp_build import BUILD, ONE_FILE_A_TARGET, SOURCES, build
 from video_files import pattern, write_video
 
 from runtime.bundle import Bundle
@@ -43,8 +43,13 @@ def program() -> Path:
     fetched = subprocess.run([SOURCES / "cmake" / "aarch64-sysroot.sh", SYSROOT], capture_output=True, text=True, timeout=300)
     if fetched.returncode:
         pytest.skip(f"apt could not bring the arm64 packages: {fetched.stderr[-300:]}")
-    options = ["--toolchain", str(SOURCES / "cmake" / "aarch64.cmake"), f"-DGRIDPOOL_SYSROOT={SYSROOT}", "-DGRIDPOOL_TESTS=OFF"]
-    return build(BUILD.with_name("cpp-aarch64"), *options, "-DCMAKE_PREFIX_PATH=/usr") / "gridpool"
+    toolchain = [
+        "--toolchain",
+        str(SOURCES / "cmake" / "aarch64.cmake"),
+        f"-DGRIDPOOL_SYSROOT={SYSROOT}",
+        "-DCMAKE_PREFIX_PATH=/usr",
+    ]
+    return build(BUILD.with_name("cpp-aarch64"), *toolchain, "-DGRIDPOOL_TESTS=OFF", *ONE_FILE_A_TARGET) / "gridpool"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_build import BUILD, build, gridpool, probe
+from cpp_build import BUILD, ONE_FILE_A_TARGET, build, gridpool, probe
 from cpp_libraries import list_file
 from cpp_videos import check_mutated, write_files
 
@@ -31,10 +31,9 @@ def _sanitized(sanitizers: str) -> Path:
         "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DNDEBUG",
     ]
-    options += ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=0"]
     if sanitizers == MEMORY and shutil.which("clang++"):
         options += ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++", "-DGRIDPOOL_FUZZ=ON"]
-    return build(BUILD.with_name(f"cpp-{sanitizers.replace(',', '-')}"), *options)
+    return build(BUILD.with_name(f"cpp-{sanitizers.replace(',', '-')}"), *options, *ONE_FILE_A_TARGET)
 
 
 @pytest.fixture(scope="module", params=[MEMORY, "thread"])
@@ -128,7 +127,7 @@ def test_fuzzing_finds_nothing(target: str, bundle_path: Path, tmp_path: Path):
         shutil.copyfile(bundle_path / "llm" / "tokenizer.json", corpus / "words")
         (corpus / "bytes").write_text(_byte_level())
     (tmp_path / "tokenizer.json").write_text(_byte_level())  # what fuzz-question reads
-    command = [directory / "fuzz" / target, "-max_total_time=20", "-timeout=10", "-rss_limit_mb=2048", "-max_len=20000", corpus]
+    command = [directory / "fuzz" / target, "-max_total_time=10", "-timeout=10", "-rss_limit_mb=2048", "-max_len=20000", corpus]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
 
