@@ -31,11 +31,13 @@ from runtime.tools.stages import VISUAL_TOKENS
 from runtime.vision.engine import VisionEngine
 
 
-def verify_vision(engine: OnnxEngine, vision: Vision, expected: VisionReference, precision: str) -> tuple[list[Row], np.ndarray]:
+def verify_vision(
+    engine: OnnxEngine, vision: Vision, expected: VisionReference, precision: str, remedy: str = ""
+) -> tuple[list[Row], np.ndarray]:
     """Compare a vision graph whose stages are outputs with torch; return the table and the graph's tokens.
 
     vision: the float32 module that the graph was traced from; the rounding of the reference counts for encoder and projector.
-    ExportError names the first stage that differs.
+    ExportError names the first stage that differs, and the remedy.
     """
     (spec,) = engine.inputs
     got = engine.run({spec.name: expected.inputs.astype(spec.dtype)})
@@ -50,7 +52,7 @@ def verify_vision(engine: OnnxEngine, vision: Vision, expected: VisionReference,
         for name, values in zip(part.names, torch_made, strict=True):
             tokens = got[tensor_of(name)]
             rounding = expected.rounding if name in (INPUT, ENCODER, PROJECTOR) else 0.0
-            results.append(_judge(name, tokens, values, precision, name in vision.selected, rounding))
+            results.append(_judge(name, tokens, values, precision, name in vision.selected, rounding, remedy))
         if part.flatten:
             tokens = tokens.reshape(-1, tokens.shape[-1])
     return results, tokens
@@ -98,9 +100,17 @@ def verify_batch(bundle: Bundle, rounding: float) -> Row:
     return _judge("llm/batch", got, expected, bundle.manifest.llm_precision, rounding=rounding)
 
 
-def _judge(name: str, got: np.ndarray, expected: np.ndarray, precision: str, selected: bool = False, rounding: float = 0.0) -> Row:
+def _judge(
+    name: str,
+    got: np.ndarray,
+    expected: np.ndarray,
+    precision: str,
+    selected: bool = False,
+    rounding: float = 0.0,
+    remedy: str = "",
+) -> Row:
     row = row_of(name, "onnx", got, expected, precision, selected=selected, rounding=rounding)
-    return _accepted([row], "differs between torch and ONNX Runtime", f"stages before it agree in {precision}; ")[0]
+    return _accepted([row], "differs between torch and ONNX Runtime", f"stages before it agree in {precision}; {remedy}")[0]
 
 
 def _accepted(rows: Sequence[Row], differs: str, more: str = "") -> list[Row]:

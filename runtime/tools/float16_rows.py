@@ -1,7 +1,8 @@
 """Rows of the parity table for a float16 bundle, computed as a device with float16 arithmetic computes it.
 
 The vision encoder runs on one frame, whatever T is, and the compression on the features of all frames, so the graph is covered in
-little more than a frame's time; the LLM runs on the reference prompt and a few greedy ids, alone and in a batch.
+little more than a frame's time; the LLM runs on the reference prompt and a few greedy ids, alone and in a batch. Cache rows that are
+not filled hold large values, as a conversation that was given up leaves some: a graph that reads one of them too many differs.
 
 T frames, H, W patch rows and columns, C features of a patch, N visual tokens, D hidden, S prompt positions.
 """
@@ -21,7 +22,7 @@ from runtime.bundle.graph_file import read_graph
 from runtime.bundle.graphs import SPLIT, file_of
 from runtime.core.errors import NonFiniteError
 from runtime.engine import TensorSpec
-from runtime.engine.onnx import OnnxEngine
+from runtime.engine.onnx import OnnxEngine, OnnxState
 from runtime.llm.decoder import LocalDecoder
 from runtime.llm.slots import SlotDecoder
 from runtime.prompt import Prompt
@@ -33,6 +34,8 @@ from runtime.tools.stages import VISUAL_TOKENS
 
 FRAME, BATCH = "vision/frame", "llm/batch"
 _GREEDY = 4  # ids that are compared; each reads all weights once
+_LONGER = 5  # positions of the other conversation of a batch beyond the prompt's
+_UNFILLED = 1000.0  # in rows of the values that are not filled
 _PRECISION = "fp16"
 
 
@@ -69,12 +72,13 @@ def compare_vision_float16(
 
 
 def _compare_batch(bundle: Bundle, prompt: np.ndarray, expected: LLMReference) -> Row:
-    """The logits after `prompt` [S, D] in a batch beside a shorter one."""
+    """The logits after `prompt` [S, D] in a batch beside a longer one, where the context has room for it."""
     decoder = SlotDecoder(bundle, _decoder_engine(bundle, DECODER_BATCH), 2)
+    longer = np.concatenate([prompt, prompt])[: min(len(prompt) + _LONGER, decoder.max_context - 1)]
     try:
-        decoder.extend(0, prompt[:5])
+        decoder.extend(0, longer)
         decoder.extend(1, prompt[:-1])
-        logits = decoder.step([0, 1], np.stack([prompt[5], prompt[-1]]))[1]
+        logits = decoder.step([0, 1], np.stack([prompt[0], prompt[-1]]))[1]
     except NonFiniteError:
         return not_finite(BATCH, OnnxEngine.backend, expected.logits.shape, _PRECISION)
     finally:
@@ -93,7 +97,18 @@ def _parts(directory: Path) -> list[onnx.ModelProto]:
 
 def _decoder_engine(bundle: Bundle, graph: str) -> Any:
     path = bundle.path / file_of(graph)
-    return _engine(read_graph(path), path.parent)
+    return _engine(read_graph(path), path.parent, _UsedCaches)
+
+
+class _UsedCaches(OnnxEngine):
+    """An engine whose new caches are not empty."""
+
+    def new_state(self, pairs: Mapping[str, str], batch: int = 1) -> OnnxState:
+        state = super().new_state(pairs, batch)
+        for name, cache in state.values.items():
+            if name.endswith(".value"):  # with keys of zero, their scores are among the real ones
+                cache.update_inplace(np.full_like(cache.numpy(), _UNFILLED))
+        return state
 
 
 def _run(model: onnx.ModelProto, data: Path, feed: Callable[[TensorSpec], np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -106,8 +121,8 @@ def _run(model: onnx.ModelProto, data: Path, feed: Callable[[TensorSpec], np.nda
         engine.close()
 
 
-def _engine(model: onnx.ModelProto, data: Path) -> Any:
-    return OnnxEngine.load(rounded(model).SerializeToString(), data=data, as_written=True)
+def _engine(model: onnx.ModelProto, data: Path, kind: type[OnnxEngine] = OnnxEngine) -> Any:
+    return kind.load(rounded(model).SerializeToString(), data=data, as_written=True)
 
 
 def _named(row: Row) -> Row:

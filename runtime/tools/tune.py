@@ -80,7 +80,7 @@ def choose(rows: list[Measured]) -> Choice:
     """The fastest, unless the default's spread explains the difference; EngineError where nothing ran."""
     ran = [row for row in rows if row.median is not None]
     if not ran:
-        raise EngineError("no backend could run: " + "; ".join(f"{row.backend}: {row.note}" for row in rows))
+        raise EngineError("no backend could run: " + "; ".join(dict.fromkeys(f"{row.backend}: {row.note}" for row in rows)))
     best = min(ran, key=lambda row: row.median or 0.0)
     usual = next((row for row in ran if (row.backend, row.threads) == (DEFAULT.backend, DEFAULT.threads)), None)
     if usual is not None and (best.median or 0.0) >= (usual.fastest or 0.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import shutil
 import weakref
 
 import numpy as np
@@ -17,10 +18,13 @@ from export.__main__ import main
 from export.families import llava_ov
 from export.options import ExportOptions
 from export.pipeline import export_bundle
+from export.verify import verify_float16
 from runtime.bundle import DECODER, DECODER_BATCH, VISION, VISION_COMPRESSOR, VISION_ENCODER, VISION_LOOP, Bundle
 from runtime.core.errors import EngineError, ExportError
 from runtime.engine import EngineOptions, open_engine
 from runtime.engine.onnx import OnnxEngine
+from runtime.tools import reference
+from runtime.tools.float16_rows import compare_llm_float16
 from runtime.tools.parity import parity
 
 
@@ -49,9 +53,14 @@ def test_every_choice_gives_a_bundle_that_agrees_with_torch(tmp_path, options, t
     assert {row.stage for row in report.rows} >= {"vision/encoder", "vision/projector", "visual_tokens", "llm/greedy_ids"}
 
 
-def test_flash_attention_is_checked_in_float16_and_its_decoder_refused_without_cuda(tmp_path):
-    result = export_bundle(ExportOptions(out=str(tmp_path / "b"), precision="fp16", attention="flash", frames=2))
-    bundle = Bundle.open(tmp_path / "b")
+@pytest.fixture(scope="module")
+def flash(tmp_path_factory):
+    out = tmp_path_factory.mktemp("flash") / "b"
+    return export_bundle(ExportOptions(out=str(out), precision="fp16", attention="flash", frames=2))
+
+
+def test_flash_attention_is_checked_in_float16_and_its_decoder_refused_without_cuda(flash):
+    bundle, result = Bundle.open(flash.bundle.path), flash
     assert bundle.llm.attention == "flash" and bundle.manifest.opset == 24
     checked = [row["stage"] for row in result.verified if row["stage"].startswith("llm/")]
     assert checked == ["llm/prefill (float16)", "llm/greedy_ids (float16)", "llm/batch (float16)"]
@@ -59,6 +68,44 @@ def test_flash_attention_is_checked_in_float16_and_its_decoder_refused_without_c
         assert b"Attention" in (bundle.path / f"{graph}.onnx").read_bytes()
     with pytest.raises(EngineError, match=naming("flash", "--device cuda", "--attention portable")):
         open_engine(bundle, DECODER, "onnx", EngineOptions("cpu"))
+
+
+def _not_causal(node: onnx.NodeProto) -> None:
+    next(one for one in node.attribute if one.name == "is_causal").i = 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "change", "stages"),
+    [
+        ("not causal", _not_causal, {"llm/prefill (float16)", "llm/batch (float16)"}),
+        ("a row too many", lambda node: node.input.__setitem__(6, "one more"), {"llm/prefill (float16)", "llm/batch (float16)"}),
+        ("a row too few", lambda node: node.input.__setitem__(6, "one less"), {"llm/prefill (float16)", "llm/batch (float16)"}),
+        ("the rows of the longest", lambda node: node.input.__setitem__(6, "of the mask"), {"llm/batch (float16)"}),
+    ],
+)
+def test_a_flash_decoder_that_sees_other_rows_fails_the_check_of_the_export(flash, tmp_path, wrong, change, stages):
+    bundle = flash.bundle
+    broken = Bundle(shutil.copytree(bundle.path, tmp_path / "b"), bundle.manifest)
+    for graph in (DECODER, DECODER_BATCH):
+        model = onnx.load(broken.model(graph))
+        nodes = [node for node in model.graph.node if node.op_type == "Attention"]
+        filled = nodes[0].input[6]
+        maker = next(index for index, node in enumerate(model.graph.node) if filled in node.output)
+        of_mask = next(node for node in model.graph.node if node.op_type == "ReduceSum").output[0]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.int64([1]), "a row"))
+        for operator, inputs, output in (
+            ("Add", [filled, "a row"], "one more"),
+            ("Sub", [filled, "a row"], "one less"),
+            ("Identity", [of_mask], "of the mask"),
+        ):
+            model.graph.node.insert(maker + 1, onnx.helper.make_node(operator, inputs, [output]))
+        for node in nodes:
+            change(node)
+        onnx.save(model, broken.model(graph))
+    rows = compare_llm_float16(broken, reference.llm(bundle))
+    assert {row.stage for row in rows if not row} >= stages, (wrong, rows)
+    with pytest.raises(ExportError, match=naming("float16 arithmetic")):
+        verify_float16(rows, "--llm-precision fp32")
 
 
 def test_no_file_carries_paths_of_the_build_host(bundle):

@@ -94,6 +94,15 @@ def test_every_stage_is_judged_in_the_order_of_the_graph(vision, right, place):
     assert tokens is answers["visual_tokens"] and engine.given["pixel_values"].dtype == np.float16
 
 
+def test_what_to_do_is_said_with_the_stage_that_differs(vision, right):
+    answers, reference = right
+    answers["vision/encoder/output"] = answers["vision/encoder/output"] + 9
+    with pytest.raises(ExportError, match=naming("vision/encoder", "pass --attention portable; nothing was written")):
+        verify.verify_vision(
+            Engine(answers), vision, VisionReference(PIXELS, reference, 0.0), "fp16", "pass --attention portable; "
+        )
+
+
 @pytest.mark.parametrize("stage", ["vision/encoder", "vision/projector", "compress/double", "visual_tokens"])
 def test_the_first_stage_that_differs_is_named(vision, right, place, stage):
     answers, reference = right

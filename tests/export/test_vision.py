@@ -183,8 +183,17 @@ def test_stages_are_compared_on_an_engine_that_is_closed_afterwards(tmp_path, mo
     monkeypatch.setattr(vision, "OnnxEngine", SimpleNamespace(load=lambda model, data: calls.append((model, data)) or engine))
     stub("verify_vision", (["rows"], "tokens"))
     assert vision._compare(GRAPH, tmp_path, "vision", EXPECTED, "fp16") == (["rows"], "tokens")
-    assert calls == [(GRAPH.SerializeToString(), tmp_path), ("verify_vision", engine, "vision", EXPECTED, "fp16")]
+    assert calls == [(GRAPH.SerializeToString(), tmp_path), ("verify_vision", engine, "vision", EXPECTED, "fp16", "")]
     assert engine.closed
+
+
+def test_an_encoder_with_flash_attention_that_differs_is_better_exported_without(tmp_path, monkeypatch, calls, stub):
+    monkeypatch.setattr(vision, "OnnxEngine", SimpleNamespace(load=lambda model, data: Closing()))
+    stub("verify_vision", (["rows"], "tokens"))
+    model = onnx.ModelProto()
+    model.graph.node.append(onnx.helper.make_node("Attention", ["q", "k", "v"], ["y"]))
+    vision._compare(model, tmp_path, "vision", EXPECTED, "fp16")
+    assert "float16: pass --attention portable; " in calls[-1][-1]
 
 
 def test_quantisation_sees_clips_as_the_graph_takes_them(tmp_path, calls, stub):

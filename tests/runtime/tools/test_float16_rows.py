@@ -100,10 +100,11 @@ def test_engines_run_the_graphs_as_they_are_written_and_are_closed(tmp_path: Pat
 class Llm:
     """Stand-ins for both decoders; log: what was opened, fed and closed."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None, context: int = 100):
         self.log: list = []
         self.error = error
         self.embeddings = np.arange(14, dtype=np.float32).reshape(7, 2)
+        self.max_context = context
         self.engine = SimpleNamespace(backend="onnx", close=lambda: self.log.append("closed"))
         monkeypatch.setattr(float16_rows, "_decoder_engine", lambda bundle, graph: (bundle.path, graph))
         monkeypatch.setattr(float16_rows, "Prompt", lambda bundle: self)
@@ -137,14 +138,17 @@ def expected(**more) -> LLMReference:
     return LLMReference("ids", "visual", np.float32([1, 2, 4]), [1, 2, 3, 4, 5], [0.1, 0.2, 0.3, 0.4, 0.5], **more)
 
 
-def test_the_decoder_is_compared_for_four_ids_and_beside_a_shorter_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("context", "beside"), [(100, 12), (13, 12), (12, 11), (8, 7)])
+def test_the_decoder_is_compared_for_four_ids_and_beside_a_longer_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: int, beside: int
+) -> None:
     here = SimpleNamespace(path=tmp_path)
     llm = Llm(monkeypatch)
     alone = [(tmp_path, "llm/decoder"), ([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], "fp16"), "closed"]
     assert [row.stage for row in compare_llm_float16(here, expected())] == ["llm/prefill (float16)"] and llm.log == alone
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "decoder.batch.onnx").touch()
-    llm = Llm(monkeypatch)
+    llm = Llm(monkeypatch, context=context)
     _, batch = compare_llm_float16(here, expected())
     assert (batch.stage, batch.backend, batch.shape, batch.max_abs, batch.tolerance) == (
         "llm/batch (float16)",
@@ -156,7 +160,7 @@ def test_the_decoder_is_compared_for_four_ids_and_beside_a_shorter_prompt(tmp_pa
     assert batch.ok
     prompt = [[2.0 * at, 2.0 * at + 1] for at in range(7)]
     assert llm.log[3:] == [
-        (tmp_path, "llm/decoder.batch", 2), (0, prompt[:5]), (1, prompt[:6]), ([0, 1], [prompt[5], prompt[6]]), "slots closed",
+        (tmp_path, "llm/decoder.batch", 2), (0, (2 * prompt)[:beside]), (1, prompt[:6]), ([0, 1], [prompt[0], prompt[6]]), "slots closed",
     ]  # fmt: skip
 
 
