@@ -46,7 +46,7 @@ class TestChoice:
     def test_where_nothing_runs_it_says_why(self):
         with pytest.raises(EngineError, match=naming("onnx: broken")):
             choose([row("onnx", 0)])
-        with pytest.raises(EngineError, match="^no backend could run: onnx: broken$"):  # once for all numbers of threads
+        with pytest.raises(EngineError, match=r"^no backend could run: onnx: broken$"):  # once for all numbers of threads
             choose([row("onnx", 0), row("onnx", 1)])
 
 
