@@ -80,7 +80,7 @@ class ClipEncoder:
     def encode(self, media: Media, clip: Clip, check: Callable[[], None]) -> EncodedClip:
         """Encode sampled frames. check() raises to stop before the encoder runs."""
         start = time.perf_counter()
-        pixel_values = self.vision.preprocessor.normalise(clip.frames)
+        pixel_values = self.vision.preprocessor.normalise(clip.frames, self.vision.engine.pixel_values.dtype)
         check()
         ready = time.perf_counter()
         outputs, manifest = self.vision.run(pixel_values), self.bundle.manifest

@@ -90,6 +90,8 @@ def bench(bundle: Bundle, options: BenchOptions = BenchOptions()) -> BenchReport
     vision = VisionEncoder.open(bundle, options.backend, engine_options) if VISION in graphs else None
     decoder = LocalDecoder.open(bundle, options.backend, engine_options) if DECODER in graphs else None
     load_seconds = time.perf_counter() - start
+    if vision is not None and pixels is not None:
+        pixels = pixels.astype(vision.engine.pixel_values.dtype, copy=False)  # as frames are normalised where a clip is read
     run = _Round(bundle, vision, decoder, pixels, options)
     seconds: dict[str, list[float]] = {}
     for number in range(options.rounds + 1):
@@ -186,7 +188,7 @@ class _Round:
             start = time.perf_counter()
             clip = sample_frames(self.options.video, self.bundle.manifest.frames, resize)  # each frame is resized as it comes
             decoded = time.perf_counter()
-            pixels = vision.preprocessor.normalise(clip.frames)
+            pixels = vision.preprocessor.normalise(clip.frames, vision.engine.pixel_values.dtype)
             stages["decode"] = decoded - start - sum(resizing)
             stages["preprocess"] = time.perf_counter() - decoded + sum(resizing)
         start = time.perf_counter()

@@ -46,11 +46,13 @@ def encoder(monkeypatch):
 
     def make(frames: int = 2, *outputs: str) -> ClipEncoder:
         def run(pixels):
+            assert pixels.dtype == np.float16, "what the graph takes, without a copy in another precision"
             everything = {"visual_tokens": pixels[:, :1] + 0.5, "token_norms": np.arange(frames * 6, dtype=np.float32)}
             return {name: everything[name] for name in outputs}
 
-        preprocessor = SimpleNamespace(resize=lambda frame: frame * 10, normalise=lambda frames: frames + 1)
-        vision = SimpleNamespace(preprocessor=preprocessor, run=run)
+        preprocessor = SimpleNamespace(resize=lambda frame: frame * 10, normalise=lambda frames, dtype: (frames + 1).astype(dtype))
+        engine = SimpleNamespace(pixel_values=SimpleNamespace(dtype=np.dtype(np.float16)))
+        vision = SimpleNamespace(preprocessor=preprocessor, run=run, engine=engine)
         manifest = SimpleNamespace(frames=frames, grid=[2, 3])
         bundle = SimpleNamespace(manifest=manifest, sha256=lambda graph: f"sum of {graph}")
         monkeypatch.setattr(clip_encoder, "open_with_norms", lambda *arguments: arguments)

@@ -32,7 +32,8 @@ class Machine:
 
     def __init__(self, monkeypatch):
         self.now, self.log, self.encodes = 100.0, [], iter([9.0, 1.0, 3.0, 2.0])
-        self.engine = SimpleNamespace(backend="onnx", device="cpu")
+        pixel_values = SimpleNamespace(dtype=np.dtype(np.float16))
+        self.engine = SimpleNamespace(backend="onnx", device="cpu", pixel_values=pixel_values)
         stand_in = SimpleNamespace(perf_counter=lambda: self.now)
         monkeypatch.setattr(bench, "time", stand_in)
         monkeypatch.setattr(bench, "VisionEncoder", SimpleNamespace(open=self.open_vision))
@@ -72,9 +73,9 @@ class Machine:
         self.spend(0.5)
         return frame
 
-    def normalise(self, frames):
+    def normalise(self, frames, dtype):
         self.spend(0.25)
-        return frames + 1
+        return (frames + 1).astype(dtype)
 
     def sample(self, video, count, each):
         self.log.append(("video", video, count))
@@ -84,6 +85,7 @@ class Machine:
         return SimpleNamespace(frames=np.full(3, 6.0))
 
     def tokens(self, pixels):
+        assert pixels.dtype == np.float16, "a conversion is no part of the run"
         self.log.append(("pixels", pixels.tolist()))
         self.spend(next(self.encodes))
         return np.zeros((4, 2))
