@@ -128,7 +128,7 @@ def _runtime(bundle: Any, device: str) -> Contestant:
 
     options = EngineOptions(device=device)
     vision, decoder = VisionEncoder.open(bundle, "onnx", options), LocalDecoder.open(bundle, "onnx", options)
-    clip, rows = reference.clip(bundle), Prompt(bundle).embeddings
+    clip, rows = reference.clip(bundle).astype(vision.engine.pixel_values.dtype), Prompt(bundle).embeddings
     embeddings = prompt_embeddings(bundle.manifest.tokens_per_clip + TEXT_POSITIONS, bundle.manifest.hidden_size)
 
     def prefill() -> Callable[[], Any]:
