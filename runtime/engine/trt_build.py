@@ -168,7 +168,7 @@ def _chosen_graphs(bundle: Bundle, graphs: tuple[str, ...]) -> list[str]:
         if graph not in has:
             raise EngineError(f'{bundle.path} has no graph "{graph}"{nearest(graph, has)}')
     chosen = list(dict.fromkeys(graphs)) or list(bundle.graphs("cuda"))
-    if DECODER in chosen and bundle.llm.attention == "flash":
+    if DECODER in chosen and bundle.has_llm and bundle.llm.attention == "flash":
         raise EngineError(
             f"{bundle.path}'s decoder has flash attention, whose number of filled cache rows TensorRT ignores: its logits would be wrong; "
             "export with --attention portable or standard"

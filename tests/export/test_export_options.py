@@ -60,7 +60,7 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         ("--tensorrt 9.9", ['"9.9"', "10.3"]),
         ("--precision fp8", ["--precision", "'fp8'"]),
         ("--place after", ["--place", "'after'"]),
-        ("--attention flash", ["--attention", "'flash'"]),
+        ("--attention sparse", ["--attention", "'sparse'"]),
         ("--only text", ["--only", "'text'"]),
         ("--error-budget little", ["--error-budget", "float", "'little'"]),
         ("--error-budget inf --precision int8", ["--error-budget", "inf", 0, 100]),
@@ -187,7 +187,7 @@ def test_frames_that_no_context_holds_say_both_numbers(refusal: Callable[..., st
     assert naming("5121 visual tokens", 4096, "--frames", "--compress").match(refusal("--frames", "320"))
 
 
-@pytest.mark.parametrize(("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "flash"), ("only", "text")])
+@pytest.mark.parametrize(("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "sparse"), ("only", "text")])
 def test_the_library_refuses_what_the_command_line_does_not_offer(tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(ExportError, match=f"^{option} is '{value}'"):
         export_bundle(ExportOptions(out=str(tmp_path / "out"), **{option: value}))
