@@ -187,7 +187,9 @@ def test_frames_that_no_context_holds_say_both_numbers(refusal: Callable[..., st
     assert naming("5121 visual tokens", 4096, "--frames", "--compress").match(refusal("--frames", "320"))
 
 
-@pytest.mark.parametrize(("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "sparse"), ("only", "text")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("precision", "fp64"), ("place", "after"), ("attention", "sparse"), ("only", "text")]
+)
 def test_the_library_refuses_what_the_command_line_does_not_offer(tmp_path: Path, option: str, value: str) -> None:
     with pytest.raises(ExportError, match=f"^{option} is '{value}'"):
         export_bundle(ExportOptions(out=str(tmp_path / "out"), **{option: value}))
