@@ -24,11 +24,8 @@ from plugins.op import StGridPool
 from plugins.plan import make_plan
 from plugins.reference import st_gridpool
 
-CLIPS = (
-    (32, 27, 27, 896),
-    (64, 27, 27, 896),
-    (16, 27, 27, 3584),
-)  # T, H, W, D; the middle one has more windows than one wave of blocks
+# T, H, W, D. The second has more windows than fill a large GPU at once, so a thread has two vectors of its tokens.
+CLIPS = ((32, 27, 27, 896), (64, 27, 27, 896), (16, 27, 27, 3584))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class VisionEncoder:
         return VisualTokens(tokens, clip, {"decode+preprocess": decoding, "encode+compress": encoding})
 
     def tokens(self, pixel_values: np.ndarray) -> np.ndarray:
-        """pixel_values [T, 3, h, w] float32 -> visual tokens [N, D] in the bundle's precision."""
+        """pixel_values [T, 3, h, w], float32 or the graph's dtype -> visual tokens [N, D] in the bundle's precision."""
         return self.run(pixel_values)["visual_tokens"]
 
     def run(self, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
